@@ -1,0 +1,156 @@
+"""Prepare ESC-50 (Piczak, ACM MM 2015): 16 kHz copies of the clips, and a training and an evaluation datafile a fold."""
+import csv
+import functools
+import io
+import json
+import sys
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import soundfile
+import torch
+import zipp
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / 'src'))
+from dataloader import available_cores  # noqa: E402
+from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
+from models.files import DownloadError, Url, atomic_write, download  # noqa: E402
+from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
+from utilities.labels import DataError, read_labels  # noqa: E402
+from utilities.results import write_json  # noqa: E402
+
+ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
+LABEL_FILE = HERE / 'data' / 'esc_class_labels_indices.csv'
+FOLDS = range(1, 6)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of meta/esc50.csv: a file below audio/, its fold (1 to 5) and its class index."""
+    filename: str
+    fold: int
+    target: int
+
+
+def dataset_root(source):
+    """The folder with meta/ and audio/ in `source`, a folder or a zip: itself, or the one folder in it."""
+    source = Path(source)
+    if not source.exists():
+        raise DataError(f'--data_dir {source} does not exist')
+    if source.is_file() and not zipfile.is_zipfile(source):
+        raise DataError(f'{source} is neither a folder nor a whole zip file')
+    top = source if source.is_dir() else zipp.Path(source)
+    for folder in (top, *sorted((entry for entry in top.iterdir() if entry.is_dir()), key=str)):
+        if (folder / 'meta' / 'esc50.csv').is_file():
+            return folder
+    raise DataError(f"{source} is not in ESC-50's layout: there is no meta/esc50.csv in it")
+
+
+def read_meta(root, labels):
+    """Read meta/esc50.csv and check every row against the label file. Returns a list of Clips; raises DataError."""
+    meta = root / 'meta' / 'esc50.csv'
+    clips = []
+    for line, row in enumerate(csv.DictReader(io.StringIO(meta.read_text(encoding='utf-8'))), start=2):
+        try:
+            clip = Clip(row['filename'], int(row['fold']), int(row['target']))
+            fits = clip.fold in FOLDS and labels.names[clip.target] == row['category']
+        except (KeyError, ValueError, TypeError, IndexError):
+            fits = False
+        if not fits or Path(clip.filename).name != clip.filename:
+            raise DataError(f'{meta}, line {line}: expected a file name, a fold from 1 to 5, and a target and category '
+                            f'as in {LABEL_FILE.name}, got {",".join(map(str, row.values()))}')
+        clips.append(clip)
+    if not clips:
+        raise DataError(f'{meta} lists no clips')
+    return clips
+
+
+def convert_all(source, clips, audio_dir):
+    """Write a 16 kHz copy of every clip that has none yet, with all cores. Raises AudioError for a broken one."""
+    audio_dir.mkdir(parents=True, exist_ok=True)
+    to_do = [clip.filename for clip in clips if not wav_path(audio_dir, clip).exists()]
+    with ProcessPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        jobs = pool.map(functools.partial(convert, source, audio_dir), to_do, chunksize=4)
+        for _ in tqdm(jobs, total=len(to_do), desc='resampling to 16 kHz', unit='clip', disable=None):
+            pass
+
+
+def convert(source, audio_dir, filename):
+    """Write one clip as a mono 16 kHz, 16-bit WAV."""
+    clip = cached_root(source) / 'audio' / filename
+    if not clip.is_file():
+        raise AudioError(f'{clip} is listed in meta/esc50.csv but is not there')
+    waveform = load_waveform(io.BytesIO(clip.read_bytes()), name=clip)
+    with atomic_write(audio_dir / Path(filename).with_suffix('.wav')) as partial:
+        soundfile.write(partial, waveform.numpy(), SAMPLE_RATE, subtype='PCM_16', format='WAV')
+
+
+# Opening a zip reads its whole table of contents: once a process, not once a clip.
+cached_root = functools.lru_cache(maxsize=1)(dataset_root)
+
+
+def wav_path(audio_dir, clip):
+    """Where the 16 kHz copy of a clip is."""
+    return audio_dir / Path(clip.filename).with_suffix('.wav')
+
+
+def write_datafiles(clips, labels, out_dir):
+    """Write esc_train_data_K.json and esc_eval_data_K.json for each fold K: fold K evaluates, the others train."""
+    entries = [(clip.fold, {'wav': str(wav_path(out_dir / 'audio_16k', clip)), 'labels': labels.mids[clip.target]})
+               for clip in clips]
+    (out_dir / 'datafiles').mkdir(exist_ok=True)
+    for fold in FOLDS:
+        for name, chosen in (('train', [entry for f, entry in entries if f != fold]),
+                             ('eval', [entry for f, entry in entries if f == fold])):
+            write_json(out_dir / 'datafiles' / f'esc_{name}_data_{fold}.json', {'data': chosen})
+
+
+def check_not_mixed(out_dir, source):
+    """Raise DataError where out_dir was prepared from another source, whose clips may have the same names."""
+    marker = out_dir / 'source.json'
+    before = json.loads(marker.read_text())['source'] if marker.exists() else source
+    if before != source:
+        raise DataError(f'{out_dir} was prepared from {before}, not from {source}: '
+                        f'give another folder with --prep_dir, or remove {out_dir / "audio_16k"} and {marker}')
+    write_json(marker, {'source': source})
+
+
+def check_zip(path, _):
+    """Raise ValueError where a download is not a whole zip file."""
+    if not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip() is not None:
+        raise ValueError('the download is not a whole zip file')
+
+
+def prepare(data_dir, out_dir):
+    """Prepare the dataset at data_dir, or a download of it, into out_dir; what is there already is kept."""
+    labels = read_labels(LABEL_FILE)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if data_dir is None:
+        data_dir = download([Url(ESC50_URL, out_dir / 'ESC-50-master.zip')], check_zip)
+    source = str(Path(data_dir).resolve())
+    clips = read_meta(dataset_root(source), labels)
+    check_not_mixed(out_dir, source)
+    convert_all(source, clips, out_dir / 'audio_16k')
+    write_datafiles(clips, labels, out_dir)
+    sizes = [sum(clip.fold == fold for clip in clips) for fold in FOLDS]
+    print(f'{len(clips)} clips of {len({clip.target for clip in clips})} classes, folds of '
+          f'{", ".join(map(str, sizes))} clips, ready in {out_dir}')
+
+
+def main():
+    """Entry point."""
+    parser = OptionParser(prog='prep_esc50.py', description=__doc__)
+    parser.add_argument('--data_dir', help="folder or zip in ESC-50's layout; without it ESC-50 is downloaded")
+    parser.add_argument('--prep_dir', type=Path, default=HERE / 'data', help='where the prepared data go')
+    args = parser.parse_args()
+    setup_logging()
+    with exit_on(AudioError, DataError, DownloadError):
+        prepare(args.data_dir, args.prep_dir.resolve())
+
+
+if __name__ == '__main__':
+    main()

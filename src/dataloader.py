@@ -1,0 +1,171 @@
+"""Datafile -> (fbank, labels) samples, the order in which an epoch visits them, and the batches made of them."""
+import contextlib
+import os
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from features import (Augmentation, add_noise_and_roll, draw_augmentation, fbank, fit_frames, load_waveform, mix,
+                      normalise, spec_augment)
+from utilities.labels import DataError, read_datafile, read_labels
+
+
+@dataclass(frozen=True)
+class AudioConf:
+    """How audio becomes samples: the keys of `audio_conf`.
+
+    num_mel_bins, target_length (frames): size of a sample. mean, std: statistics of the fbank, of AudioSet by default.
+    skip_norm: leave the fbank as it is, to compute such statistics. mode: 'train' augments, 'evaluation' does not.
+    freqm, timem: widest SpecAugment masks, in mel bins and frames. mixup: probability of mixing a sample with another.
+    noise: add noise and roll. dataset: a name for messages.
+    """
+    num_mel_bins: int
+    target_length: int
+    mode: str
+    mean: float = -4.2677393
+    std: float = 4.5689974
+    freqm: int = 0
+    timem: int = 0
+    mixup: float = 0.0
+    noise: bool = False
+    skip_norm: bool = False
+    dataset: str = 'dataset'
+
+    def __post_init__(self):
+        if self.mode not in ('train', 'evaluation', 'eval'):
+            raise DataError(f"audio_conf: mode must be 'train' or 'evaluation', got {self.mode!r}")
+
+    @classmethod
+    def from_dict(cls, audio_conf):
+        """Check the keys of a dict and make an AudioConf of it. Raises DataError for unknown or missing ones."""
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in audio_conf if key not in known]
+        if unknown:
+            raise DataError(f'audio_conf does not know {", ".join(map(str, unknown))}; its keys are {", ".join(known)}')
+        missing = [key for key in ('num_mel_bins', 'target_length', 'mode') if key not in audio_conf]
+        if missing:
+            raise DataError(f'audio_conf lacks {", ".join(missing)}')
+        return cls(**audio_conf)
+
+
+class SampleKey(NamedTuple):
+    """Which sample, and the three numbers that its randomness depends on; the sampler sends it to the workers."""
+    index: int
+    seed: int
+    epoch: int
+    position: int  # in the epoch's order, so that a clip drawn twice is augmented twice differently
+
+
+class AudiosetDataset(Dataset):
+    """Samples (fbank (target_length, num_mel_bins) float32, labels (classes,) float32) of a datafile.
+
+    dataset_json_file: a datafile; audio_conf: a dict with the fields of AudioConf; label_csv: a label file.
+    Labels are 1 for each of a sample's classes; mixed samples carry lam and 1 - lam instead, added where they meet.
+    In training, dataset[SampleKey] is the same wherever and whenever it is made; dataset[int] draws from torch's generator.
+    Raises DataError for files that cannot be used, and AudioError on reading a missing or broken recording.
+    """
+
+    def __init__(self, dataset_json_file, audio_conf, label_csv):
+        self.conf = AudioConf.from_dict(audio_conf)
+        self.labels = read_labels(label_csv)
+        self._class_index = self.labels.index()
+        self.datafile = read_datafile(dataset_json_file, self._class_index)
+
+    def __len__(self):
+        return len(self.datafile)
+
+    def __getitem__(self, key):
+        augmentation = self.augmentation(key)
+        index = key.index if isinstance(key, SampleKey) else key
+        with one_thread():
+            features = fit_frames(self.fbank(index, augmentation), self.conf.target_length)
+            features = spec_augment(features, augmentation)
+            if not self.conf.skip_norm:
+                features = normalise(features, self.conf.mean, self.conf.std)
+            return add_noise_and_roll(features, augmentation), self.targets(index, augmentation)
+
+    def augmentation(self, key):
+        """Draw the Augmentation of a sample: from its SampleKey, or from torch's generator for a bare index."""
+        if self.conf.mode != 'train':
+            return Augmentation()
+        if isinstance(key, SampleKey):
+            seed = (key.seed, key.epoch, key.position)
+        else:
+            seed = int(torch.randint(2 ** 63 - 1, ()))
+        return draw_augmentation(
+            np.random.default_rng(seed), samples=len(self), mixup=self.conf.mixup, freqm=self.conf.freqm,
+            timem=self.conf.timem, noise=self.conf.noise, num_mel_bins=self.conf.num_mel_bins,
+            target_frames=self.conf.target_length)
+
+    def fbank(self, index, augmentation):
+        """The fbank (frames, num_mel_bins) of a recording, mixed with its partner; not padded, masked or normalised."""
+        waveform = load_waveform(self.datafile.wavs[index])
+        if augmentation.partner is not None:
+            waveform = mix(waveform, load_waveform(self.datafile.wavs[augmentation.partner]), augmentation.lam)
+        return fbank(waveform, self.conf.num_mel_bins)
+
+    def targets(self, index, augmentation):
+        """Labels (classes,) float32 of a sample, shared with its mixup partner's."""
+        targets = self._multi_hot(index)
+        if augmentation.partner is None:
+            return targets
+        return augmentation.lam * targets + (1 - augmentation.lam) * self._multi_hot(augmentation.partner)
+
+    def _multi_hot(self, index):
+        targets = torch.zeros(len(self.labels))
+        targets[[self._class_index[mid] for mid in self.datafile.labels[index].split(',')]] = 1
+        return targets
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Compute as a worker does, on one thread: a sum over several threads rounds differently."""
+    threads = torch.get_num_threads()
+    if get_worker_info() is None:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class EpochSampler(Sampler):
+    """The order of one epoch, from (seed, epoch) alone: a permutation, or with weights as many draws with replacement.
+
+    Call set_epoch before iterating. weights: (samples,) or None. Yields SampleKeys.
+    """
+
+    def __init__(self, samples, seed, weights=None):
+        self.samples, self.seed, self.weights = samples, seed, weights
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        """Choose the epoch that the next iteration orders and augments."""
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.samples
+
+    def __iter__(self):
+        rng = np.random.default_rng((self.seed, self.epoch))
+        if self.weights is None:
+            order = rng.permutation(self.samples)
+        else:
+            order = rng.choice(self.samples, size=self.samples, p=self.weights / self.weights.sum())
+        for position, index in enumerate(order):
+            yield SampleKey(int(index), self.seed, self.epoch, position)
+
+
+def available_cores():
+    """CPU cores that this process may use: what a job scheduler left it, not what the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None):
+    """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores."""
+    workers = available_cores() if num_workers < 0 else num_workers
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
+                      pin_memory=pin_memory, persistent_workers=workers > 0)

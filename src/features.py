@@ -1,0 +1,153 @@
+"""Audio file -> waveform -> fbank, and the augmentation of both: functions on tensors that know of no dataset."""
+import functools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.signal
+import soundfile
+import torch
+import torchaudio
+
+SAMPLE_RATE = 16000  # Hz; what the published weights were trained on
+FRAME_LENGTH_MS = 25
+FRAME_SHIFT_MS = 10
+MIN_SAMPLES = SAMPLE_RATE * FRAME_LENGTH_MS // 1000  # one frame
+MIXUP_ALPHA = 10  # lambda ~ Beta(10, 10): PSLA (Gong et al., 2021), section III-C
+MAX_NOISE = 0.1  # the loudest noise, in units of the normalised fbank
+MAX_ROLL = 10  # frames
+# Elements of torchaudio's resampling kernel past which scipy resamples: near-coprime rates would take gigabytes.
+MAX_RESAMPLE_KERNEL = 10_000_000
+RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
+
+
+class AudioError(ValueError):
+    """An audio file that is missing, cannot be decoded or holds nothing to work with; the message names it."""
+
+
+def load_waveform(file, sample_rate=SAMPLE_RATE, name=None):
+    """Read an audio file in any format that soundfile knows: mono (mean of the channels), resampled.
+
+    file: a path or an open binary file; name: what to call it in messages. Returns (samples,) float32.
+    Raises AudioError where it is missing, not audio, empty, or holds NaN or infinite samples.
+    """
+    name = name or file
+    try:
+        samples, file_rate = soundfile.read(file, dtype='float32', always_2d=True)  # (samples, channels)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
+        raise AudioError(f'cannot read the audio file {name}: {str(error).strip()}') from None
+    if not len(samples):
+        raise AudioError(f'the audio file {name} holds no samples')
+    waveform = torch.from_numpy(samples.mean(axis=1))
+    if not torch.isfinite(waveform).all():
+        raise AudioError(f'the audio file {name} holds NaN or infinite samples')
+    return resample(waveform, file_rate, sample_rate)
+
+
+def resample(waveform, old_rate, new_rate):
+    """Resample (samples,) float32 from old_rate to new_rate, both in Hz and whole."""
+    if old_rate == new_rate:
+        return waveform
+    divisor = math.gcd(old_rate, new_rate)
+    up, down = new_rate // divisor, old_rate // divisor
+    if up * (down + 2 * RESAMPLE_ZEROS * max(1, down // up)) > MAX_RESAMPLE_KERNEL:
+        return torch.from_numpy(scipy.signal.resample_poly(waveform.numpy(), up, down).astype(np.float32))
+    return _resampler(old_rate, new_rate)(waveform)
+
+
+@functools.lru_cache(maxsize=8)
+def _resampler(old_rate, new_rate):
+    """torchaudio's resampler, its kernel built once for a pair of rates."""
+    return torchaudio.transforms.Resample(old_rate, new_rate, lowpass_filter_width=RESAMPLE_ZEROS)
+
+
+def mix(first, second, lam):
+    """Mixup of two waveforms: lam * first + (1 - lam) * second, the second zero-padded or cut to the first's length.
+
+    first, second: (samples,), each loses its own mean before and the mix its mean after. Returns (samples of first,).
+    """
+    first, second = first - first.mean(), second - second.mean()
+    second = torch.nn.functional.pad(second, (0, len(first) - len(second)))  # a negative length cuts
+    mixed = lam * first + (1 - lam) * second
+    return mixed - mixed.mean()
+
+
+def fbank(waveform, num_mel_bins):
+    """Log mel filterbank energies of a 16 kHz waveform (samples,), as Kaldi computes them. Returns (frames, num_mel_bins).
+
+    25 ms Hanning windows every 10 ms, no dither; the waveform's mean is subtracted first. Shorter than one window: no frames.
+    """
+    if len(waveform) < MIN_SAMPLES:
+        return torch.zeros(0, num_mel_bins)
+    waveform = waveform - waveform.mean()
+    return torchaudio.compliance.kaldi.fbank(
+        waveform.unsqueeze(0), htk_compat=True, sample_frequency=SAMPLE_RATE, use_energy=False, window_type='hanning',
+        num_mel_bins=num_mel_bins, dither=0.0, frame_length=FRAME_LENGTH_MS, frame_shift=FRAME_SHIFT_MS)
+
+
+def fit_frames(fbank, target_frames):
+    """Cut (frames, bins) to its first target_frames, or append zero frames."""
+    return torch.nn.functional.pad(fbank, (0, 0, 0, target_frames - len(fbank)))  # a negative length cuts
+
+
+def normalise(fbank, mean, std):
+    """Scale to about zero mean and 0.5 standard deviation, as the published weights expect: (fbank - mean) / (2 * std)."""
+    return (fbank - mean) / (2 * std)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The randomness of one training sample, drawn before anything is decoded; the defaults change nothing.
+
+    partner: index of the mixup partner in the dataset, or None. lam: weight of the sample itself in the mix.
+    freq_mask, time_mask: (start, width) in mel bins and frames. noise: loudness of the added noise, drawn from noise_seed.
+    roll: frames by which the sample is rolled.
+    """
+    partner: int | None = None
+    lam: float = 1.0
+    freq_mask: tuple[int, int] = (0, 0)
+    time_mask: tuple[int, int] = (0, 0)
+    noise: float = 0.0
+    noise_seed: int = 0
+    roll: int = 0
+
+
+def draw_augmentation(rng, *, samples, mixup, freqm, timem, noise, num_mel_bins, target_frames):
+    """Draw one sample's Augmentation from a numpy Generator.
+
+    samples: size of the dataset that partners come from; mixup: probability of a mix; freqm, timem: widest masks, in mel
+    bins and frames (SpecAugment, Park et al. 2019); noise: whether to add noise and roll.
+    """
+    mixed = rng.random() < mixup
+    return Augmentation(
+        partner=int(rng.integers(samples)) if mixed else None,
+        lam=float(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA)) if mixed else 1.0,
+        freq_mask=_draw_mask(rng, freqm, num_mel_bins),
+        time_mask=_draw_mask(rng, timem, target_frames),
+        noise=rng.random() * MAX_NOISE if noise else 0.0,
+        noise_seed=int(rng.integers(2 ** 63)) if noise else 0,
+        roll=int(rng.integers(-MAX_ROLL, MAX_ROLL)) if noise else 0)
+
+
+def _draw_mask(rng, max_width, size):
+    """(start, width) of a mask of at most max_width on an axis of that size, distributed as torchaudio's masks are."""
+    width = min(rng.random() * max_width, size)
+    return int(rng.random() * (size - width)), int(width)
+
+
+def spec_augment(fbank, augmentation):
+    """Fill one band of mel bins and one stretch of frames of (frames, bins) with 0. Returns a new tensor."""
+    fbank = fbank.clone()
+    start, width = augmentation.freq_mask
+    fbank[:, start:start + width] = 0
+    start, width = augmentation.time_mask
+    fbank[start:start + width] = 0
+    return fbank
+
+
+def add_noise_and_roll(fbank, augmentation):
+    """Add uniform noise to a normalised (frames, bins) and roll its frames."""
+    if augmentation.noise:
+        rng = np.random.default_rng(augmentation.noise_seed)
+        fbank = fbank + augmentation.noise * torch.from_numpy(rng.random(fbank.shape, dtype=np.float32))
+    return fbank.roll(augmentation.roll, dims=0) if augmentation.roll else fbank

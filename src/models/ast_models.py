@@ -1,0 +1,188 @@
+"""ASTModel: a timm DeiT that reads spectrograms (Gong, Chung, Glass: AST, Interspeech 2021, arXiv:2104.01778)."""
+import logging
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import weights
+
+PATCH_SIZE = 16  # mel bins and frames, AST paper, section 2.1
+DEIT = {
+    'tiny224': 'deit_tiny_distilled_patch16_224',
+    'small224': 'deit_small_distilled_patch16_224',
+    'base224': 'deit_base_distilled_patch16_224',
+    'base384': 'deit_base_distilled_patch16_384',
+}
+# Grid of the published AudioSet checkpoint: 128 mel bins, 1024 frames, both strides 10.
+AUDIOSET_INPUT = (128, 1024)
+AUDIOSET_STRIDES = (10, 10)
+
+logger = logging.getLogger(__name__)
+
+
+def patch_grid(fstride, tstride, input_fdim, input_tdim):
+    """Number of patches along (frequency, time) that fit input_fdim mel bins x input_tdim frames."""
+    return (input_fdim - PATCH_SIZE) // fstride + 1, (input_tdim - PATCH_SIZE) // tstride + 1
+
+
+def interpolate_grid(grid, size):
+    """Bilinear interpolation of a grid of embeddings (1, dim, f, t) to size (f, t)."""
+    return F.interpolate(grid, size=size, mode='bilinear', align_corners=False)
+
+
+def centre(old, new):
+    """The slice of an axis of length old that keeps its middle new entries."""
+    start = old // 2 - new // 2
+    return slice(start, start + new)
+
+
+def cut_or_interpolate(grid, size):
+    """Fit a grid (1, dim, f, t) to size (f, t), the time axis first: cut the centre or interpolate, as each axis needs."""
+    f, t = size
+    old_f, old_t = grid.shape[2:]
+    grid = grid[:, :, :, centre(old_t, t)] if t <= old_t else interpolate_grid(grid, (old_f, t))
+    return grid[:, :, centre(old_f, f), :] if f <= old_f else interpolate_grid(grid, (f, t))
+
+
+def resample_pos_embed(pos_embed, old_grid, new_grid, resize=cut_or_interpolate):
+    """Fit a positional embedding to another patch grid: cut the centre of an axis that shrinks, interpolate one that grows.
+
+    pos_embed: (1, 2 + old_f * old_t, dim), the first two rows for [CLS] and [DIST]. Grids are (f, t) in patches.
+    resize maps (1, dim, old_f, old_t) to (1, dim, new_f, new_t).
+    Returns (1, 2 + new_f * new_t, dim). Raises ValueError where pos_embed does not have old_grid's rows. AST paper, section 2.2.
+    """
+    old_f, old_t = old_grid
+    if pos_embed.shape[1] != 2 + old_f * old_t:
+        raise ValueError(f'positional embedding has {pos_embed.shape[1]} rows, a grid of {old_f} x {old_t} patches '
+                         f'and two tokens need {2 + old_f * old_t}')
+    tokens, patches = pos_embed[:, :2], pos_embed[:, 2:]
+    grid = patches.transpose(1, 2).reshape(1, -1, old_f, old_t)  # (1, dim, f, t)
+    grid = resize(grid, new_grid)
+    return torch.cat([tokens, grid.flatten(2).transpose(1, 2)], dim=1)  # (1, 2 + f * t, dim)
+
+
+class ASTModel(nn.Module):
+    """Audio Spectrogram Transformer: spectrogram (batch, frames, mel bins) in, logits (batch, label_dim) out.
+
+    The input is a log mel fbank, normalised to about zero mean and 0.5 standard deviation.
+
+    label_dim: number of classes. fstride, tstride: strides of the 16 x 16 patches, in mel bins and frames.
+    input_fdim, input_tdim: size of the input, in mel bins and frames; at least 16 each.
+    imagenet_pretrain: start from DeiT's ImageNet weights. audioset_pretrain: start from the 0.4593-mAP AudioSet
+    checkpoint, with a new head (base384 only, and imagenet_pretrain must be True, since the checkpoint began there).
+    model_size: tiny224, small224, base224 or base384. verbose: log a summary.
+
+    Set `autocast_dtype` (torch.bfloat16, torch.float16) to run the forward pass in mixed precision; None leaves it alone.
+
+    Raises ValueError for settings that do not go together and WeightsError for weights that cannot be had or do not fit.
+    """
+
+    def __init__(self, label_dim=527, fstride=10, tstride=10, input_fdim=128, input_tdim=1024,
+                 imagenet_pretrain=True, audioset_pretrain=False, model_size='base384', verbose=True):
+        super().__init__()
+        check_settings(label_dim, fstride, tstride, input_fdim, input_tdim,
+                       imagenet_pretrain, audioset_pretrain, model_size)
+        self.config = {'model_size': model_size, 'label_dim': label_dim, 'fstride': fstride, 'tstride': tstride,
+                       'input_fdim': input_fdim, 'input_tdim': input_tdim}
+        self.autocast_dtype = None
+        self.grid = patch_grid(fstride, tstride, input_fdim, input_tdim)
+        self.v = build_transformer(model_size, self.grid, (fstride, tstride), (input_fdim, input_tdim))
+        dim = self.v.embed_dim
+        self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, label_dim))
+        if audioset_pretrain:
+            self._start_from_audioset()
+        elif imagenet_pretrain:
+            self._start_from_imagenet()
+        if verbose:
+            logger.info('%s', self.summary(imagenet_pretrain, audioset_pretrain))
+
+    def forward(self, x):
+        """x: (batch, frames, mel bins), normalised. Returns logits (batch, label_dim)."""
+        frames, bins = self.config['input_tdim'], self.config['input_fdim']
+        if x.dim() != 3 or x.shape[1:] != (frames, bins):
+            raise ValueError(f'ASTModel expects (batch, {frames} frames, {bins} mel bins), got {tuple(x.shape)}; '
+                             f'pad or cut the input, or build the model with that input_tdim and input_fdim')
+        if self.autocast_dtype is None:
+            return self._logits(x)
+        # Entered here and not around the call: nn.DataParallel's threads do not inherit the caller's dtype.
+        with torch.autocast(x.device.type, dtype=self.autocast_dtype):
+            return self._logits(x).float()
+
+    def _logits(self, x):
+        x = x.unsqueeze(1).transpose(2, 3)  # (B, 1, F, T)
+        tokens = self.v.forward_features(x)  # (B, 2 + f * t, dim), after the last LayerNorm
+        embedding = (tokens[:, 0] + tokens[:, 1]) / 2  # (B, dim)
+        return self.mlp_head(embedding)
+
+    def _start_from_imagenet(self):
+        """Load DeiT: colour channels summed, positional embedding fitted. AST paper, section 2.2."""
+        size = self.config['model_size']
+        path = weights.find_or_download(weights.deit_file(DEIT[size]))
+        state = weights.without(weights.read_state_dict(path), weights.DEIT_HEADS)
+        with weights.naming(path):
+            state['patch_embed.proj.weight'] = state['patch_embed.proj.weight'].sum(dim=1, keepdim=True)
+            state['pos_embed'] = resample_pos_embed(state['pos_embed'], deit_grid(size), self.grid)
+        weights.load_strictly(self.v, state, path)
+
+    def _start_from_audioset(self):
+        """Load the 0.4593-mAP checkpoint but for its head, the positional embedding fitted to this model's grid."""
+        path = weights.find_or_download(weights.AUDIOSET)
+        state = weights.transformer_part(weights.read_state_dict(path))
+        strides = self.config['fstride'], self.config['tstride']
+        with weights.naming(path):
+            pos_embed, grid = state['pos_embed'], patch_grid(*AUDIOSET_STRIDES, *AUDIOSET_INPUT)
+            if strides != AUDIOSET_STRIDES:
+                strided_grid = patch_grid(*strides, *AUDIOSET_INPUT)
+                pos_embed, grid = resample_pos_embed(pos_embed, grid, strided_grid, interpolate_grid), strided_grid
+            state['pos_embed'] = resample_pos_embed(pos_embed, grid, self.grid)
+        weights.load_strictly(self.v, state, path)
+
+    def summary(self, imagenet_pretrain, audioset_pretrain):
+        """One line: size, weights, input, patches, parameters."""
+        start = 'AudioSet' if audioset_pretrain else 'ImageNet' if imagenet_pretrain else 'random'
+        f, t = self.grid
+        parameters = sum(p.numel() for p in self.parameters()) / 1e6
+        return (f'AST {self.config["model_size"]} from {start} weights: input {self.config["input_tdim"]} frames x '
+                f'{self.config["input_fdim"]} mel bins, {f} x {t} = {f * t} patches at strides '
+                f'{self.config["fstride"]} x {self.config["tstride"]}, {self.config["label_dim"]} classes, '
+                f'{parameters:.1f} M parameters')
+
+
+def check_settings(label_dim, fstride, tstride, input_fdim, input_tdim,
+                   imagenet_pretrain, audioset_pretrain, model_size):
+    """Raise ValueError where the settings of an ASTModel are out of range or contradict each other."""
+    if model_size not in DEIT:
+        raise ValueError(f'model_size must be one of {", ".join(DEIT)}, got {model_size!r}')
+    for name, value in (('label_dim', label_dim), ('fstride', fstride), ('tstride', tstride)):
+        if value < 1:
+            raise ValueError(f'{name} must be at least 1, got {value}')
+    for name, value in (('input_fdim', input_fdim), ('input_tdim', input_tdim)):
+        if value < PATCH_SIZE:
+            raise ValueError(f'{name} must be at least {PATCH_SIZE}, the size of a patch, got {value}')
+    if audioset_pretrain and not imagenet_pretrain:
+        raise ValueError('audioset_pretrain=True needs imagenet_pretrain=True: '
+                         'the AudioSet checkpoint was itself trained from ImageNet weights')
+    if audioset_pretrain and model_size != 'base384':
+        raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the AudioSet checkpoint, '
+                         f'got {model_size}')
+
+
+def build_transformer(model_size, grid, strides, input_size):
+    """The timm DeiT of model_size without its heads, for one channel, `grid` patches and overlapping strides.
+
+    grid: (f, t) in patches, strides and input_size: (frequency, time) in mel bins and frames. Random weights.
+    """
+    # timm sizes the positional embedding for patches that do not overlap, so ask for an image of that many patches.
+    v = timm.create_model(DEIT[model_size], pretrained=False, num_classes=0, in_chans=1,
+                          img_size=(grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE))
+    v.patch_embed.proj.stride = strides
+    v.patch_embed.img_size = input_size
+    return v
+
+
+def deit_grid(model_size):
+    """(f, t) patches of the DeiT that model_size names, on the images it was trained with."""
+    _, height, width = timm.get_pretrained_cfg(DEIT[model_size]).input_size
+    return height // PATCH_SIZE, width // PATCH_SIZE

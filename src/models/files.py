@@ -1,0 +1,116 @@
+"""Files that are whole or not there: written under a temporary name, downloaded into a scratch folder, then moved."""
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+STALL_SECONDS = 60  # a connection that sends nothing for so long is given up
+# wget.download writes into the working directory and has no time-out, hence a process of its own in a scratch folder.
+WGET = ('import runpy, socket; '
+        f'socket.setdefaulttimeout({STALL_SECONDS}); '
+        'runpy.run_module("wget", run_name="__main__")')
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Give a temporary path beside `path` to write to; on success it is synced and takes the place of `path`.
+
+    On an error the temporary file is removed and what was at `path` stays.
+    """
+    path = Path(path)
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        yield partial
+        with open(partial, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class DownloadError(OSError):
+    """No source could deliver the file; one line a source says why."""
+
+
+@dataclass(frozen=True)
+class Url:
+    """A file at a web address, to be stored at `destination`."""
+    address: str
+    destination: Path
+
+    def __str__(self):
+        return self.address
+
+    def fetch(self, folder):
+        """Download into folder and return the file's path; show wget's progress bar on a terminal."""
+        path = Path(folder) / 'download'
+        bar = None if sys.stdout.isatty() else subprocess.DEVNULL
+        done = subprocess.run([sys.executable, '-c', WGET, '-o', path.name, self.address], cwd=folder,
+                              stdout=bar, stderr=subprocess.PIPE, text=True)
+        if done.returncode or not path.is_file():
+            raise OSError((done.stderr.strip().split('\n') or ['no file came'])[-1])
+        return path
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """The weights of a Hugging Face model, to be stored at `destination`."""
+    hub_id: str
+    destination: Path
+    filename: str = 'model.safetensors'
+
+    def __str__(self):
+        return f'Hugging Face {self.hub_id}'
+
+    def fetch(self, folder):
+        """Download into folder and return the file's path. Honours HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."""
+        from huggingface_hub import hf_hub_download  # slow to import, and only needed here
+        return Path(hf_hub_download(self.hub_id, self.filename, local_dir=folder))
+
+
+def download(sources, check):
+    """Fetch the first of `sources` that works; returns the path at which it now is.
+
+    check(path, source) raises ValueError for a file that is not what it should be; it never reaches its destination.
+    Two processes do not download at once: the second waits and uses what the first has fetched.
+    Raises DownloadError where no source works or the folder cannot be written.
+    """
+    first = sources[0].destination
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f'{first}.lock'):
+            for source in sources:
+                if source.destination.is_file():
+                    return source.destination
+            return _fetch_first(sources, check)
+    except PermissionError as error:
+        raise DownloadError(f'  {first.parent} cannot be written: {error.strerror}') from None
+
+
+def _fetch_first(sources, check):
+    problems = []
+    for source in sources:
+        destination = source.destination
+        logger.info('downloading %s to %s', source, destination)
+        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f'.{destination.name}.') as scratch:
+            try:
+                path = source.fetch(scratch)
+                check(path, source)
+            except PermissionError:
+                raise
+            except Exception as error:  # the hub's library has dozens of its own; each means: try the next source
+                reason = str(error).strip().split('\n')[0]
+                problems.append(f'  {source}: {reason}')
+                logger.warning('%s failed: %s', source, reason)
+                continue
+            os.replace(path, destination)
+            return destination
+    raise DownloadError('\n'.join(problems))

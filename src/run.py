@@ -1,0 +1,196 @@
+"""Train and evaluate one AST experiment: the command line, the only place where options become settings."""
+import json
+import logging
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataloader import AudiosetDataset, EpochSampler, make_loader
+from features import AudioError
+from hardware import choose_device, choose_precision
+from models import ASTModel, WeightsError
+from models.ast_models import DEIT, check_settings
+from traintest import LOSSES, TrainingError, TrainSettings, average_weights, evaluate_best, train
+from utilities.cli import OptionParser, boolean, exit_on, number, setup_logging, whole
+from utilities.labels import DataError, read_sample_weights, weight_file
+from utilities.results import write_json
+
+# Options that a second start in the same exp_dir may change: they do not change what is computed.
+FREE_OPTIONS = ('num_workers', 'device', 'n_print_steps', 'dry_run')
+
+logger = logging.getLogger(__name__)
+
+
+def make_parser():
+    """All options, with the published defaults."""
+    parser = OptionParser(prog='run.py', description=__doc__)
+    add = parser.add_argument
+    add('--data_train', required=True, help='datafile of the training set')
+    add('--data_val', required=True, help='datafile of the validation set')
+    add('--data_eval', help='datafile of a test set, on which the best model is evaluated at the end')
+    add('--label_csv', required=True, help='label file: index,mid,display_name')
+    add('--n_class', type=whole(1), default=527, help='number of classes, as in the label file')
+    add('--model', choices=['ast'], default='ast', help='kind of model')
+    add('--model_size', choices=list(DEIT), default='base384', help='size of the model')
+    add('--dataset', default='audioset', help='name of the dataset, for messages, plots and the description of models')
+    add('--exp_dir', required=True, help='directory of this experiment')
+    add('--lr', '--learning_rate', type=number(above=0), default=0.001, help='learning rate')
+    add('--optim', choices=['adam', 'sgd'], default='adam', help='optimizer')
+    add('-b', '--batch_size', type=whole(1), default=12, help='samples in a training batch')
+    add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
+    add('--n_epochs', type=whole(1), default=1, help='epochs to train')
+    add('--lr_patience', type=whole(0), default=0,
+        help='epochs without a better metric after which the rate decays; 0 for a schedule of steps')
+    add('--n_print_steps', type=whole(1), default=100, help='steps from one report to the next')
+    add('--save_model', type=boolean, default=False, help="keep every epoch's model, not just the best")
+    add('--num_mel_bins', type=whole(16), default=128, help='mel bins of the fbank')
+    add('--audio_length', type=whole(16), default=1024, help='frames of 10 ms of the input')
+    add('--freqm', type=whole(0), default=0, help='widest frequency mask, in mel bins')
+    add('--timem', type=whole(0), default=0, help='widest time mask, in frames')
+    add('--mixup', type=number(0, 1), default=0, help='share of the training samples that are mixed with another')
+    add('--noise', type=boolean, default=False, help='add noise to the training samples and roll them in time')
+    add('--bal', type=str.lower, choices=['none', 'bal'], default='none',
+        help='bal: draw training samples by the weights beside the datafile')
+    add('--fstride', type=whole(1), default=10, help='stride of the patches in frequency')
+    add('--tstride', type=whole(1), default=10, help='stride of the patches in time')
+    add('--imagenet_pretrain', type=boolean, default=True, help="start from DeiT's ImageNet weights")
+    add('--audioset_pretrain', type=boolean, default=False, help='start from the 0.4593-mAP AudioSet checkpoint')
+    add('--dataset_mean', type=number(), default=-4.2677393, help='mean of the fbank')
+    add('--dataset_std', type=number(above=0), default=4.5689974, help='standard deviation of the fbank')
+    add('--metrics', choices=['acc', 'mAP'], default='mAP', help='main metric')
+    add('--loss', choices=list(LOSSES), default='BCE', help='loss function')
+    add('--warmup', type=boolean, default=False, help='raise the rate linearly over the first 1000 steps')
+    add('--lrscheduler_start', type=whole(1), default=2, help='epoch after which the rate first decays')
+    add('--lrscheduler_step', type=whole(1), default=1, help='epochs from one decay to the next')
+    add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5, help='factor of a decay')
+    add('--wa', type=boolean, default=False, help='average the weights of several epochs at the end')
+    add('--wa_start', type=whole(1), default=1, help='first epoch of the average')
+    add('--wa_end', type=whole(1), default=5, help='last epoch of the average')
+    add('--seed', type=whole(0), default=0, help='fixes the run: weights, order and augmentation')
+    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
+    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+    add('--grad_accum', type=whole(1), default=1, help='pieces in which a batch goes through the model, to save memory')
+    add('--clip_grad', type=number(0), default=0, help='largest norm of the gradient, 0 for no limit')
+    add('--dry_run', action='store_true', help='print the resolved settings and sizes, and stop')
+    return parser
+
+
+def check_options(parser, args):
+    """Stop with a sentence where options contradict each other."""
+    try:
+        check_settings(args.n_class, args.fstride, args.tstride, args.num_mel_bins, args.audio_length,
+                       args.imagenet_pretrain, args.audioset_pretrain, args.model_size)
+        choose_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.freqm > args.num_mel_bins:
+        parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
+    if args.timem > args.audio_length:
+        parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of --audio_length')
+    if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
+        parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, {args.wa_end}, {args.n_epochs}')
+
+
+def make_dataset(args, datafile, mode):
+    """A dataset of one of the experiment's datafiles; raises DataError where it does not go with the options."""
+    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': mode,
+                  'mean': args.dataset_mean, 'std': args.dataset_std, 'freqm': args.freqm, 'timem': args.timem,
+                  'mixup': args.mixup, 'noise': args.noise, 'dataset': args.dataset}
+    dataset = AudiosetDataset(datafile, audio_conf, args.label_csv)
+    if len(dataset.labels) != args.n_class:
+        raise DataError(f'--n_class is {args.n_class}, but {args.label_csv} lists {len(dataset.labels)} classes')
+    if args.loss == 'CE' and np.strings.count(dataset.datafile.labels, ',').any():
+        raise DataError(f'--loss CE needs one label a sample, but {datafile} has samples with several: use --loss BCE')
+    return dataset
+
+
+def make_loaders(args, device):
+    """Loaders of the training, validation and, where --data_eval is given, evaluation set."""
+    train_set = make_dataset(args, args.data_train, 'train')
+    weights = read_sample_weights(weight_file(args.data_train), len(train_set)) if args.bal == 'bal' else None
+    evaluation_files = [args.data_val] + ([args.data_eval] if args.data_eval else [])
+    evaluation_sets = [make_dataset(args, datafile, 'evaluation') for datafile in evaluation_files]
+    pin_memory = device.type == 'cuda'
+    return [make_loader(train_set, args.batch_size, args.num_workers, pin_memory,
+                        EpochSampler(len(train_set), args.seed, weights)),
+            *(make_loader(dataset, 2 * args.batch_size, args.num_workers, pin_memory) for dataset in evaluation_sets)]
+
+
+def make_model(args, pretrained=True):
+    """The model that the options describe, on the CPU."""
+    torch.manual_seed(args.seed)
+    return ASTModel(label_dim=args.n_class, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
+                    input_tdim=args.audio_length, imagenet_pretrain=args.imagenet_pretrain and pretrained,
+                    audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size)
+
+
+def log_settings(args, loaders, device, precision):
+    """Say once what is about to run."""
+    sizes = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(('training', 'validation', 'evaluation'), loaders))
+    logger.info('settings: %s', ' '.join(f'--{name} {value}' for name, value in vars(args).items()))
+    logger.info('samples: %s; %d steps an epoch; device %s, %s, %d data workers', sizes, len(loaders[0]), device,
+                str(precision or torch.float32).removeprefix('torch.'), loaders[0].num_workers)
+
+
+def is_finished(args):
+    """Whether exp_dir holds this very experiment, finished. Raises DataError where it holds one with other settings."""
+    exp_dir = Path(args.exp_dir)
+    if not (exp_dir / 'args.json').exists():
+        return False
+    before = json.loads((exp_dir / 'args.json').read_text())
+    changed = [f'--{name} {before.get(name)} -> {value}' for name, value in vars(args).items()
+               if name not in FREE_OPTIONS and before.get(name) != value]
+    if changed:
+        raise DataError(f'{exp_dir} holds an experiment with other settings ({", ".join(changed)}); '
+                        f'choose another --exp_dir or remove it')
+    if not (exp_dir / 'finished').exists():
+        logger.info('%s holds a run that was not finished: it starts again from its first epoch', exp_dir)
+        return False
+    return True
+
+
+def run(args):
+    """Run one experiment, or nothing where it is finished already."""
+    device = choose_device(args.device)
+    precision = choose_precision(args.amp, device)
+    loaders = make_loaders(args, device)
+    log_settings(args, loaders, device, precision)
+    if args.dry_run:
+        make_model(args, pretrained=False)
+        return
+    if is_finished(args):
+        logger.info('%s is finished already', args.exp_dir)
+        return
+    model = make_model(args).to(device)
+    model.autocast_dtype = precision
+    exp_dir = Path(args.exp_dir)
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    write_json(exp_dir / 'args.json', vars(args))
+    settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
+    description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
+                   'std': args.dataset_std, 'loss': args.loss}
+    results = train(model, device, loaders[0], loaders[1], settings, exp_dir, description)
+    best = results.best_epoch
+    logger.info('best epoch %d: %s %.4f; last epoch: %.4f', best, args.metrics, results.rows[best - 1][0],
+                results.rows[-1][0])
+    if args.wa:
+        average_weights(model, device, loaders[1], settings, exp_dir, description)
+    if args.data_eval:
+        evaluate_best(model, device, loaders[1:], settings, exp_dir)
+    (exp_dir / 'finished').touch()
+
+
+def main(argv=None):
+    """Entry point."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check_options(parser, args)
+    setup_logging()
+    with exit_on(AudioError, DataError, TrainingError, WeightsError):
+        run(args)
+
+
+if __name__ == '__main__':
+    main()

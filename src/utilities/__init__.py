@@ -1,0 +1,1 @@
+"""Small tools that the training and the recipes share, one subject a file."""

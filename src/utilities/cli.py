@@ -1,0 +1,96 @@
+"""What the entry points share: how options are spelled and checked, logging, and mistakes shown as one sentence."""
+import argparse
+import contextlib
+import logging
+import math
+import sys
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse with one form of every name (`--a-b` is `--a_b`), no abbreviations, and negative numbers as values."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        return super().parse_args(normalise_options(sys.argv[1:] if args is None else args), namespace)
+
+    def error(self, message):
+        self.exit(2, f'{self.prog}: {message} (--help lists the options)\n')
+
+
+def normalise_options(argv):
+    """Give option names underscores, and join a negative number to the option before it, which argparse would split off."""
+    normal = []
+    for token in argv:
+        if token.startswith('--') and len(token) > 2:
+            name, equals, value = token.partition('=')
+            normal.append('--' + name[2:].replace('-', '_') + equals + value)
+        elif normal and normal[-1].startswith('-') and '=' not in normal[-1] and _is_negative_number(token):
+            normal[-1] += ('=' if normal[-1].startswith('--') else '') + token
+        else:
+            normal.append(token)
+    return normal
+
+
+def _is_negative_number(token):
+    try:
+        return token.startswith('-') and float(token) <= 0
+    except ValueError:
+        return False
+
+
+def boolean(text):
+    """True or False, as the recipes write them."""
+    try:
+        return {'true': True, 'false': False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f'expected True or False, got {text!r}') from None
+
+
+def whole(minimum):
+    """An option type: whole numbers from `minimum` up."""
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < minimum:
+            raise argparse.ArgumentTypeError(f'expected a whole number of at least {minimum}, got {text!r}')
+        return value
+    return parse
+
+
+def number(minimum=-math.inf, maximum=math.inf, above=-math.inf):
+    """An option type: finite numbers within [minimum, maximum], and greater than `above`."""
+    bounds = [f'{word} {bound}' for word, bound in (('of at least', minimum), ('above', above), ('of at most', maximum))
+              if math.isfinite(bound)]
+
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not minimum <= value <= maximum or not value > above:
+            raise argparse.ArgumentTypeError(' '.join(['expected a number', ' and '.join(bounds)]).strip()
+                                             + f', got {text!r}')
+        return value
+    return parse
+
+
+def setup_logging():
+    """Log to standard error, a line a message, with the time."""
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
+    # Its requests are no news to somebody who trains a model.
+    logging.getLogger('httpx').setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def exit_on(*errors):
+    """End the program with the message of one of these errors, without a traceback, and exit code 1."""
+    try:
+        yield
+    except errors as error:
+        # An error that crossed from a dataloader's worker carries the worker's traceback before its own message.
+        message = str(error).rpartition(f'{type(error).__name__}: ')[2].strip()
+        sys.exit(f'error: {message}')

@@ -1,0 +1,116 @@
+"""Label files (index,mid,display_name) and datafiles ({"data": [{"wav": ..., "labels": "mid,mid"}]}), read and checked."""
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+STRINGS = np.dtypes.StringDType()
+
+
+class DataError(ValueError):
+    """A label file, datafile or setting of the data that cannot be used; the message names the file and the entry."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a label file, in the order of their indices: machine ids and names that people read."""
+    mids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self):
+        return len(self.mids)
+
+    def index(self):
+        """Class index of each mid."""
+        return {mid: i for i, mid in enumerate(self.mids)}
+
+
+def read_labels(path):
+    """Read a label file. Raises DataError where it is missing or malformed, or its indices are not 0, 1, 2, ..."""
+    try:
+        with open(path, newline='', encoding='utf-8') as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f'cannot read the label file {path}: {_reason(error)}') from None
+    if not {'index', 'mid', 'display_name'} <= set(reader.fieldnames or ()):
+        raise DataError(f'the label file {path} must begin with the line index,mid,display_name')
+    if not rows:
+        raise DataError(f'the label file {path} lists no classes')
+    for i, row in enumerate(rows):
+        if row['index'] != str(i) or not row['mid'] or row['display_name'] is None:
+            raise DataError(f'the label file {path}, line {i + 2}: expected index {i}, a mid and a name, '
+                            f'got {",".join(str(v) for v in row.values())}')
+    mids = tuple(row['mid'] for row in rows)
+    if len(set(mids)) < len(mids):
+        repeated = next(mid for i, mid in enumerate(mids) if mid in mids[:i])
+        raise DataError(f'the label file {path} lists {repeated} twice')
+    return Labels(mids, tuple(row['display_name'] for row in rows))
+
+
+@dataclass(frozen=True)
+class Datafile:
+    """The entries of a datafile, packed: two million are two arrays that worker processes share, not Python objects.
+
+    wavs: paths as written; labels: mids joined by commas. Both numpy StringDType, (entries,).
+    """
+    path: Path
+    wavs: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.wavs)
+
+
+def read_datafile(path, known_mids):
+    """Read a datafile whose labels must all be among known_mids.
+
+    Raises DataError for a missing, malformed or empty file, for an entry without wav or labels, for an unknown label.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            entries = json.load(file)['data']
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f'cannot read the datafile {path}, expected {{"data": [{{"wav": ..., "labels": ...}}, ...]}}: '
+                        f'{_reason(error)}') from None
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f'the datafile {path} lists no samples under "data"')
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) and entry[key] and '\0' not in entry[key]
+                                                  for key in ('wav', 'labels')):
+            raise DataError(f'the datafile {path}, entry {i}: expected "wav" and "labels", both non-empty text, '
+                            f'got {str(entry)[:200]}')
+        for mid in entry['labels'].split(','):
+            if mid not in known_mids:
+                raise DataError(f'the datafile {path}, entry {i} ({entry["wav"]}): '
+                                f'the label {mid!r} is not in the label file')
+    return Datafile(Path(path), np.array([entry['wav'] for entry in entries], dtype=STRINGS),
+                    np.array([entry['labels'] for entry in entries], dtype=STRINGS))
+
+
+def read_sample_weights(path, samples):
+    """Read a weight file (one number a sample) for weighted sampling. Returns (samples,) float64; raises DataError."""
+    try:
+        weights = np.loadtxt(path, dtype=np.float64, ndmin=1, delimiter=',')
+    except (OSError, ValueError) as error:
+        raise DataError(f'cannot read the weight file {path}: {_reason(error)}; '
+                        f'egs/audioset/gen_weight_file.py makes it from the datafile') from None
+    if weights.shape != (samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise DataError(f'the weight file {path} must hold {samples} non-negative numbers, one for each sample of its '
+                        f'datafile, got shape {weights.shape}; make it anew with egs/audioset/gen_weight_file.py')
+    return weights
+
+
+def weight_file(datafile):
+    """Path of the weight file that belongs to a datafile: `<datafile without .json>_weight.csv`."""
+    return Path(str(datafile).removesuffix('.json') + '_weight.csv')
+
+
+def _reason(error):
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, KeyError):
+        return f'there is no {error}'
+    return str(error).split('\n')[0]

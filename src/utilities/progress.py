@@ -1,0 +1,44 @@
+"""How far a loop is: a bar on a terminal, plain lines in a log file."""
+import logging
+import time
+from datetime import timedelta
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Count batches and the samples in them; `report` shows values, samples per second and the time left.
+
+    title: what is under way; batches: how many there will be. Use as a context manager.
+    """
+
+    def __init__(self, title, batches):
+        self.title, self.batches = title, batches
+        self.done = self.samples = 0
+        self.start = time.monotonic()
+        self.bar = tqdm(total=batches, desc=title, unit='batch', disable=None, leave=False)  # None: only on a terminal
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def advance(self, samples):
+        """Note that a batch of so many samples is done."""
+        self.done += 1
+        self.samples += samples
+        self.bar.update()
+
+    def report(self, **values):
+        """Show values (name -> text) beside the speed."""
+        seconds = time.monotonic() - self.start
+        text = ', '.join(f'{name} {value}' for name, value in values.items())
+        speed = f'{self.samples / max(seconds, 1e-9):.1f} samples/s'
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f'{text}, {speed}')
+            return
+        left = timedelta(seconds=round(seconds / self.done * (self.batches - self.done)))
+        logger.info('%s, step %d of %d: %s, %s, %s left', self.title, self.done, self.batches, text, speed, left)

@@ -1,0 +1,84 @@
+"""What an experiment leaves in exp_dir: the table of its epochs, predictions, curves, and single rows of numbers."""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from models.files import atomic_write
+from utilities.plots import plot_curves
+from utilities.stats import calculate_stats, summarise
+
+
+def result_columns(metric):
+    """Names of the columns of result.csv; metric is 'acc' or 'mAP'."""
+    return (metric, 'mAUC', 'precision', 'recall', 'd_prime', 'train_loss', 'valid_loss',
+            f'cum_{metric}', 'cum_mAUC', 'lr')
+
+
+def write_rows(path, rows):
+    """Write rows of numbers, comma-separated, for numpy.loadtxt; a flat list becomes one number a line."""
+    with atomic_write(path) as partial:
+        np.savetxt(partial, rows, delimiter=',', fmt='%.10g')
+
+
+def read_rows(path):
+    """Read a result.csv: (epochs, columns)."""
+    return np.loadtxt(path, delimiter=',', ndmin=2)
+
+
+def write_array(path, array):
+    """Write an array as .npy."""
+    with atomic_write(path) as partial, open(partial, 'wb') as file:
+        np.save(file, array)
+
+
+def write_figure(path, figure):
+    """Write a matplotlib Figure as .png."""
+    with atomic_write(path) as partial:
+        figure.savefig(partial, format='png', dpi=120)
+
+
+def write_json(path, value):
+    """Write a JSON file for people and programs."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(value, indent=1) + '\n')
+
+
+class Results:
+    """The epochs of an experiment so far: rows of result.csv, the ensemble of their predictions, the best of them.
+
+    exp_dir: where result.csv, curves.png and predictions/ go; metric: 'acc' or 'mAP', the main one.
+    """
+
+    def __init__(self, exp_dir, metric, title):
+        self.exp_dir, self.metric, self.title = Path(exp_dir), metric, title
+        self.rows = []
+        self.predictions_sum = 0.0
+        (self.exp_dir / 'predictions').mkdir(parents=True, exist_ok=True)
+
+    @property
+    def best_epoch(self):
+        """The epoch (from 1) with the best main metric, the earliest of equals."""
+        scores = [-math.inf if math.isnan(row[0]) else row[0] for row in self.rows]
+        return 1 + scores.index(max(scores))
+
+    def add(self, train_loss, evaluation, learning_rate):
+        """Take in an epoch. Returns the Metrics of its predictions and of the ensemble of all epochs so far."""
+        single = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
+        self.predictions_sum = self.predictions_sum + evaluation.predictions.astype(np.float64)
+        ensemble_predictions = self.predictions_sum / (len(self.rows) + 1)
+        ensemble = summarise(calculate_stats(ensemble_predictions, evaluation.targets))
+        self.rows.append([getattr(single, self.metric), single.mAUC, single.precision, single.recall, single.d_prime,
+                          train_loss, evaluation.loss, getattr(ensemble, self.metric), ensemble.mAUC, learning_rate])
+        self._write(evaluation, ensemble_predictions)
+        return single, ensemble
+
+    def _write(self, evaluation, ensemble_predictions):
+        predictions = self.exp_dir / 'predictions'
+        write_array(predictions / 'target.npy', evaluation.targets)
+        write_array(predictions / f'predictions_{len(self.rows)}.npy', evaluation.predictions)
+        write_array(predictions / 'cum_predictions.npy', ensemble_predictions.astype(np.float32))
+        write_rows(self.exp_dir / 'result.csv', self.rows)
+        columns = dict(zip(result_columns(self.metric), np.array(self.rows).T))
+        write_figure(self.exp_dir / 'curves.png', plot_curves(columns, self.metric, self.title))

@@ -1,0 +1,87 @@
+"""Metrics of audio classification: per class, and their means as the AST and PSLA papers report them."""
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.metrics import auc, confusion_matrix_at_thresholds
+
+# The published results thinned every curve to each 1000th point, and report the middle of what is left.
+CURVE_STEP = 1000
+
+
+def d_prime(area):
+    """Sensitivity index d' of an area under the ROC curve: sqrt(2) * the standard normal quantile (AST paper, PSLA)."""
+    return math.sqrt(2) * norm.ppf(area)
+
+
+def calculate_stats(output, target):
+    """Per-class statistics of predictions.
+
+    output: scores (samples, classes), any monotone measure. target: labels (samples, classes) of 0 and 1.
+    Returns a list with a dict a class: AP (average precision), auc (area under the ROC curve), acc (accuracy of the
+    arg-max, the same for every class), precisions and recalls (the curve, each 1000th point). A class without positives has
+    NaN for AP and auc and an empty curve, one without negatives NaN for auc.
+    Raises ValueError where the shapes differ.
+    """
+    output, target = np.asarray(output), np.asarray(target)
+    if output.shape != target.shape or output.ndim != 2:
+        raise ValueError(f'output and target must both be (samples, classes), got {output.shape} and {target.shape}')
+    acc = float(np.mean(output.argmax(axis=1) == target.argmax(axis=1)))
+    return [{**class_stats(output[:, k], target[:, k]), 'acc': acc} for k in range(target.shape[1])]
+
+
+def class_stats(scores, labels):
+    """AP, auc and the thinned precision-recall curve of one class: scores and labels (samples,)."""
+    if not labels.any():
+        return {'AP': math.nan, 'auc': math.nan, 'precisions': np.empty(0), 'recalls': np.empty(0)}
+    # Counts at each distinct score, the highest score first.
+    tns, fps, _, tps, _ = confusion_matrix_at_thresholds(labels, scores)
+    recall = tps / tps[-1]
+    precision = tps / np.maximum(tps + fps, 1)
+    average_precision = float(np.sum(np.diff(recall, prepend=0) * precision))
+    negatives = fps[-1]
+    area = float(auc(np.r_[0, fps / negatives], np.r_[0, recall])) if negatives else math.nan
+    # scikit-learn ended the curve at the first full recall when the results were published; it runs on since 1.1.
+    end = np.searchsorted(tps, tps[-1]) + 1
+    return {'AP': average_precision, 'auc': area,
+            'precisions': np.r_[precision[:end][::-1], 1][::CURVE_STEP],
+            'recalls': np.r_[recall[:end][::-1], 0][::CURVE_STEP]}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over the classes that have positives (mAP, mAUC, precision, recall), accuracy, d' of mAUC.
+
+    classes: how many there are; classes_without_positives: how many of them the means leave out.
+    """
+    mAP: float
+    mAUC: float
+    acc: float
+    precision: float
+    recall: float
+    d_prime: float
+    classes: int
+    classes_without_positives: int
+
+
+def summarise(stats):
+    """Metrics of the per-class statistics that calculate_stats returns."""
+    present = [s for s in stats if not math.isnan(s['AP'])]
+    area = mean_of(s['auc'] for s in present)
+    return Metrics(
+        mAP=mean_of(s['AP'] for s in present), mAUC=area, acc=stats[0]['acc'],
+        precision=mean_of(middle(s['precisions']) for s in present),
+        recall=mean_of(middle(s['recalls']) for s in present),
+        d_prime=float(d_prime(area)), classes=len(stats), classes_without_positives=len(stats) - len(present))
+
+
+def middle(curve):
+    """The middle point of a thinned curve."""
+    return curve[len(curve) // 2]
+
+
+def mean_of(values):
+    """Mean of the values that are not NaN; NaN where there are none."""
+    values = [value for value in values if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.nan

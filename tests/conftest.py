@@ -1,0 +1,54 @@
+"""Fixtures that the tests share: tiny recordings, label files and datafiles, made on the spot."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / 'tests' / 'golden'
+
+
+@pytest.fixture(scope='session')
+def root():
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope='session')
+def golden_json():
+    """Read one of the golden JSON files by name."""
+    return lambda name: json.loads((GOLDEN / name).read_text())
+
+
+@pytest.fixture
+def make_labels(tmp_path):
+    """Write a label file of n classes with mids /m/0, /m/1, ...; returns its path."""
+    def make(n, name='labels.csv'):
+        path = tmp_path / name
+        path.write_text('index,mid,display_name\n' + ''.join(f'{i},/m/{i},class {i}\n' for i in range(n)))
+        return path
+    return make
+
+
+@pytest.fixture
+def make_datafile(tmp_path):
+    """Write a datafile of (wav, labels) pairs; returns its path."""
+    def make(entries, name='data.json'):
+        path = tmp_path / name
+        path.write_text(json.dumps({'data': [{'wav': str(wav), 'labels': labels} for wav, labels in entries]}))
+        return path
+    return make
+
+
+@pytest.fixture
+def make_tone(tmp_path):
+    """Write a recording of a tone with a little noise; returns its path."""
+    def make(name, hertz=440.0, seconds=1.0, rate=16000, channels=1, seed=0):
+        t = np.arange(int(seconds * rate)) / rate
+        noise = np.random.default_rng(seed).standard_normal((len(t), channels))
+        samples = 0.4 * np.sin(2 * np.pi * hertz * t)[:, None] + 0.01 * noise
+        soundfile.write(tmp_path / name, samples, rate)
+        return tmp_path / name
+    return make
