@@ -39,10 +39,15 @@ def write_figure(path, figure):
         figure.savefig(partial, format='png', dpi=120)
 
 
+def write_text(path, text):
+    """Write a text file."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding='utf-8')
+
+
 def write_json(path, value):
     """Write a JSON file for people and programs."""
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, indent=1) + '\n')
+    write_text(path, json.dumps(value, indent=1) + '\n')
 
 
 class Results:

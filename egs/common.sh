@@ -1,0 +1,72 @@
+# What the recipes share: options, environment, stages. To be sourced by egs/*/run*.sh.
+#
+# A recipe lists its options, with their defaults, between a line `# Options ...` and a line `# End of options`; those
+# in a block `# Options of run.py` go to src/run.py under the same names.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# Options of run.py, the same in every recipe:
+model_size=base384        # tiny224, small224, base224 or base384
+seed=0                    # fixes the run
+device=auto               # auto, cpu, cuda (all GPUs), cuda:N or mps
+amp=auto                  # mixed precision: auto, bf16, fp16 or off
+num_workers=-1            # processes that load data; -1: one a core
+grad_accum=1              # pieces in which a batch goes through the model, to save memory
+clip_grad=0               # largest norm of the gradient; 0: no limit
+n_print_steps=100         # steps from one report to the next
+# End of options
+
+# The lines `name=default  # what it is` of the option blocks of common.sh and the recipe; $1 chooses among the blocks.
+option_lines() {
+    sed -n "/^# Options${1:-}/,/^# End of options/p" "$0" "${BASH_SOURCE[0]}" | grep -E '^[a-z][a-z0-9_]*='
+}
+
+option_names() { option_lines "$@" | sed 's/=.*//'; }
+
+usage() {
+    sed -n '2,/^[^#]/p' "$0" | sed -n '/^#SBATCH/d; s/^# \{0,1\}//p'
+    echo 'Options, with their defaults:'
+    option_lines | sed -E 's/^([a-z0-9_]*)=([^#]*[^# ])? *# (.*)/\1|\2|\3/' |
+        while IFS='|' read -r name default text; do printf '  --%-18s %-12s %s\n' "$name" "$default" "$text"; done
+}
+
+# Set the variable of every --name value or --name=value; dashes in a name are underscores.
+parse_options() {
+    local name value
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --help | -h) usage; exit 0 ;;
+            --*=*) name=${1%%=*} value=${1#*=} ;;
+            --*) name=$1; [ $# -gt 1 ] || refuse "$1 needs a value"; value=$2; shift ;;
+            *) refuse "unexpected argument: $1" ;;
+        esac
+        shift
+        name=${name#--} name=${name//-/_}
+        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names | grep -qx "$name" || refuse "unknown option: --$name"
+        printf -v "$name" %s "$value"
+    done
+}
+
+refuse() {
+    echo "${0##*/}: $1" >&2
+    usage >&2
+    exit 2
+}
+
+# Stage 0: PYTHON is the interpreter that runs everything, its environment made where there is none. Arguments are
+# requirements files besides the repository's own.
+setup_environment() {
+    local any_python
+    any_python=$(command -v python || command -v python3) || { echo 'there is no python on PATH' >&2; exit 1; }
+    PYTHON=$("$any_python" "$ROOT/egs/environment.py" "$ROOT/requirements.txt" "$@")
+}
+
+# RUN_OPTIONS is what the recipe passes on to src/run.py.
+collect_run_options() {
+    local name
+    RUN_OPTIONS=()
+    for name in $(option_names ' of run.py'); do RUN_OPTIONS+=("--$name=${!name}"); done
+}
+
+# Whether a stage lies between --stage and --stop_stage.
+in_stage() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]; }

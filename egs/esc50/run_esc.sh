@@ -1,0 +1,1 @@
+run_esc50.sh

@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Fine-tune AST on ESC-50 and report the mean accuracy of five folds: ./run_esc50.sh [--batch_size 48] ...
+#   stage 0  environment    stage 1  download and prepare the data    stage 2  train and evaluate the folds
+#   stage 3  summarise      Stages and folds that are done are skipped, so the same line goes on where it broke off.
+# Without network, GPU or weights, on synthetic sounds: ./run_esc50.sh --demo True
+#SBATCH --job-name=ast-esc50 --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+[ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
+[ -f "$HERE/../common.sh" ] || { echo "run or submit ${0##*/} in egs/esc50" >&2; exit 1; }
+. "$HERE/../common.sh"
+
+# Options of the recipe:
+stage=0                   # first stage to run
+stop_stage=3              # last stage to run
+demo=False                # True: ten classes of synthetic sounds, a tiny model from scratch
+data_dir=                 # folder or zip in ESC-50's layout; empty: download ESC-50
+prep_dir=                 # where prepared data go; empty: data, or data/demo in the demo
+exp_dir=                  # where results go; empty: below exp, named after the settings
+folds="1 2 3 4 5"         # folds to run
+# End of options
+
+# Options of run.py:
+dataset=esc50             # name of the dataset, in messages and plots
+imagenet_pretrain=True    # start from DeiT's ImageNet weights
+audioset_pretrain=True    # start from the 0.4593-mAP AudioSet checkpoint
+fstride=10                # stride of the patches in frequency
+tstride=10                # stride of the patches in time
+lr=                       # learning rate; empty: 1e-5, or 1e-4 without AudioSet pretraining
+n_epochs=25               # epochs to train
+batch_size=48             # samples in a training batch
+freqm=24                  # widest frequency mask, in mel bins
+timem=96                  # widest time mask, in frames
+mixup=0                   # share of the training samples that are mixed with another
+bal=none                  # bal: draw training samples by the weights beside the datafile
+noise=False               # add noise to the training samples and roll them in time
+dataset_mean=-6.6268077   # mean of the fbank
+dataset_std=5.358466      # standard deviation of the fbank
+num_mel_bins=128          # mel bins of the fbank
+audio_length=512          # frames of 10 ms of the input
+metrics=acc               # main metric: acc or mAP
+loss=CE                   # loss function: CE or BCE
+optim=adam                # optimizer: adam or sgd
+warmup=False              # raise the rate linearly over the first 1000 steps
+lr_patience=0             # above 0: decay when the metric has not risen for so many epochs
+lrscheduler_start=5       # epoch after which the rate first decays
+lrscheduler_step=1        # epochs from one decay to the next
+lrscheduler_decay=0.85    # factor of a decay
+wa=False                  # average the weights of epochs wa_start to wa_end at the end
+wa_start=1                # first epoch of the average
+wa_end=5                  # last epoch of the average
+save_model=False          # keep every epoch's model, not just the best
+# End of options
+
+demo_settings() {
+    dataset=demo model_size=tiny224 imagenet_pretrain=False audioset_pretrain=False fstride=16 tstride=16
+    audio_length=128 lr=3e-4 n_epochs=12 batch_size=16 freqm=24 timem=24 lrscheduler_start=8
+    exp_dir=$HERE/exp/demo prep_dir=$HERE/data/demo
+}
+
+parse_options "$@"
+if [ "$demo" = True ]; then
+    demo_settings
+    parse_options "$@" # what the user says goes before what the demo says
+fi
+if [ -z "$lr" ]; then
+    if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
+fi
+: "${prep_dir:=$HERE/data}"
+: "${exp_dir:=$HERE/exp/$dataset-$model_size-f$fstride-t$tstride-imagenet$imagenet_pretrain-audioset$audioset_pretrain-b$batch_size-lr$lr-seed$seed}"
+
+setup_environment
+if in_stage 1; then
+    if [ "$demo" = True ] && [ -z "$data_dir" ]; then
+        data_dir=$prep_dir/sounds
+        "$PYTHON" "$HERE/make_demo_data.py" --out_dir "$data_dir"
+    fi
+    "$PYTHON" "$HERE/prep_esc50.py" --prep_dir "$prep_dir" ${data_dir:+--data_dir "$data_dir"}
+fi
+if in_stage 2; then
+    collect_run_options
+    for fold in $folds; do
+        echo "fold $fold: $exp_dir/fold$fold"
+        "$PYTHON" "$ROOT/src/run.py" "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir/fold$fold" \
+            --data_train "$prep_dir/datafiles/esc_train_data_$fold.json" \
+            --data_val "$prep_dir/datafiles/esc_eval_data_$fold.json" \
+            --label_csv "$HERE/data/esc_class_labels_indices.csv" --n_class 50
+    done
+fi
+if in_stage 3; then
+    "$PYTHON" "$HERE/get_esc_result.py" --exp_dir "$exp_dir"
+fi
