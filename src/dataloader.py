@@ -64,7 +64,7 @@ class AudiosetDataset(Dataset):
 
     dataset_json_file: a datafile; audio_conf: a dict with the fields of AudioConf; label_csv: a label file.
     Labels are 1 for each of a sample's classes; mixed samples carry lam and 1 - lam instead, added where they meet.
-    In training, dataset[SampleKey] is the same wherever and whenever it is made; dataset[int] draws from torch's generator.
+    In training, dataset[SampleKey] is the same wherever it is made; dataset[int] draws from torch's generator.
     Raises DataError for files that cannot be used, and AudioError on reading a missing or broken recording.
     """
 

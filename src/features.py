@@ -62,7 +62,7 @@ def _resampler(old_rate, new_rate):
 
 
 def mix(first, second, lam):
-    """Mixup of two waveforms: lam * first + (1 - lam) * second, the second zero-padded or cut to the first's length.
+    """Mixup of two waveforms: lam * first + (1 - lam) * second, the second padded or cut to the first's length.
 
     first, second: (samples,), each loses its own mean before and the mix its mean after. Returns (samples of first,).
     """
@@ -73,9 +73,10 @@ def mix(first, second, lam):
 
 
 def fbank(waveform, num_mel_bins):
-    """Log mel filterbank energies of a 16 kHz waveform (samples,), as Kaldi computes them. Returns (frames, num_mel_bins).
+    """Log mel filterbank energies of a 16 kHz waveform (samples,), as Kaldi computes them.
 
-    25 ms Hanning windows every 10 ms, no dither; the waveform's mean is subtracted first. Shorter than one window: no frames.
+    25 ms Hanning windows every 10 ms, no dither; the waveform's mean is subtracted first.
+    Returns (frames, num_mel_bins), without any frames where the waveform is shorter than a window.
     """
     if len(waveform) < MIN_SAMPLES:
         return torch.zeros(0, num_mel_bins)
@@ -91,7 +92,7 @@ def fit_frames(fbank, target_frames):
 
 
 def normalise(fbank, mean, std):
-    """Scale to about zero mean and 0.5 standard deviation, as the published weights expect: (fbank - mean) / (2 * std)."""
+    """(fbank - mean) / (2 * std): about zero mean and 0.5 standard deviation, as the published weights expect."""
     return (fbank - mean) / (2 * std)
 
 
@@ -100,7 +101,7 @@ class Augmentation:
     """The randomness of one training sample, drawn before anything is decoded; the defaults change nothing.
 
     partner: index of the mixup partner in the dataset, or None. lam: weight of the sample itself in the mix.
-    freq_mask, time_mask: (start, width) in mel bins and frames. noise: loudness of the added noise, drawn from noise_seed.
+    freq_mask, time_mask: (start, width) in mel bins and frames. noise: loudness of the noise, drawn from noise_seed.
     roll: frames by which the sample is rolled.
     """
     partner: int | None = None
@@ -115,8 +116,8 @@ class Augmentation:
 def draw_augmentation(rng, *, samples, mixup, freqm, timem, noise, num_mel_bins, target_frames):
     """Draw one sample's Augmentation from a numpy Generator.
 
-    samples: size of the dataset that partners come from; mixup: probability of a mix; freqm, timem: widest masks, in mel
-    bins and frames (SpecAugment, Park et al. 2019); noise: whether to add noise and roll.
+    samples: size of the dataset that partners come from; mixup: probability of a mix; freqm, timem: widest masks, in
+    mel bins and frames (SpecAugment, Park et al. 2019); noise: whether to add noise and roll.
     """
     mixed = rng.random() < mixup
     return Augmentation(

@@ -54,7 +54,7 @@ def main(argv=None):
     add('--data_train', required=True, help='datafile of the training set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
     add('--num_mel_bins', type=whole(16), default=128, help='mel bins of the fbank')
-    add('--audio_length', type=whole(1), default=sys.maxsize, help='frames of each recording that count; all by default')
+    add('--audio_length', type=whole(1), default=sys.maxsize, help='frames of each recording that count')
     add('--mixup', type=number(0, 1), default=0, help='mix so many of the samples, as training would')
     add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
     args = parser.parse_args(argv)

@@ -30,8 +30,8 @@ def choose_device(name):
 def choose_precision(amp, device):
     """The autocast dtype that `--amp` asks for, or None for float32 throughout.
 
-    auto: bfloat16 on GPUs and CPUs that compute in it natively (a training step was measured 1.3 to 2.6 times as fast on a
-    CPU with avx512_bf16; without it, slower), float16 with a gradient scaler on older GPUs, float32 elsewhere.
+    auto: bfloat16 on GPUs and CPUs that compute in it natively (on a CPU with avx512_bf16 a training step was measured
+    1.3 to 2.6 times as fast), float16 with a gradient scaler on older GPUs, float32 elsewhere.
     """
     if amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[amp]
@@ -44,7 +44,7 @@ def choose_precision(amp, device):
 
 
 def parallelise(model, device):
-    """Wrap a model that is on `device` in nn.DataParallel where device is `cuda` without a number and there are several."""
+    """Wrap a model in nn.DataParallel where device is `cuda`, without a number, and there are several."""
     if device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1:
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)

@@ -128,7 +128,8 @@ def make_model(args, pretrained=True):
 
 def log_settings(args, loaders, device, precision):
     """Say once what is about to run."""
-    sizes = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(('training', 'validation', 'evaluation'), loaders))
+    names = ('training', 'validation', 'evaluation')
+    sizes = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(names, loaders))
     logger.info('settings: %s', ' '.join(f'--{name} {value}' for name, value in vars(args).items()))
     logger.info('samples: %s; %d steps an epoch; device %s, %s, %d data workers', sizes, len(loaders[0]), device,
                 str(precision or torch.float32).removeprefix('torch.'), loaders[0].num_workers)
@@ -153,15 +154,15 @@ def is_finished(args):
 
 def run(args):
     """Run one experiment, or nothing where it is finished already."""
+    if not args.dry_run and is_finished(args):
+        logger.info('%s is finished already', args.exp_dir)
+        return
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
     loaders = make_loaders(args, device)
     log_settings(args, loaders, device, precision)
     if args.dry_run:
         make_model(args, pretrained=False)
-        return
-    if is_finished(args):
-        logger.info('%s is finished already', args.exp_dir)
         return
     model = make_model(args).to(device)
     model.autocast_dtype = precision

@@ -31,8 +31,8 @@ class TrainingError(RuntimeError):
 class TrainSettings:
     """How an experiment trains, under the names of run.py's options.
 
-    metrics: 'acc' or 'mAP', which chooses the best epoch. loss: 'BCE' on multi-hot labels, 'CE' on a label distribution.
-    lr_patience: above 0, the rate is reduced when the metric has not risen for so many epochs, instead of in steps.
+    metrics: 'acc' or 'mAP', which chooses the best epoch. loss: 'BCE' on multi-hot labels, 'CE' on a distribution.
+    lr_patience: above 0, the rate decays when the metric has not risen for so many epochs, instead of in steps.
     grad_accum: pieces in which a batch goes through the model. clip_grad: largest gradient norm, 0 for no limit.
     """
     n_epochs: int
@@ -70,14 +70,15 @@ LOSSES = {'BCE': nn.BCEWithLogitsLoss, 'CE': nn.CrossEntropyLoss}
 
 
 class Schedule:
-    """The learning rate of every step: the rate of its epoch, times a linear warmup from 0 over the first 1000 steps."""
+    """The learning rate of every step: that of its epoch, times a linear warmup from 0 over the first 1000 steps."""
 
     def __init__(self, optimizer, settings):
         self.optimizer, self.settings = optimizer, settings
         self.epoch_lr = settings.lr
         self.step = 0
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, 'max', factor=settings.lrscheduler_decay, patience=settings.lr_patience)
+            optimizer, 'max', factor=settings.lrscheduler_decay, patience=settings.lr_patience,
+        ) if settings.lr_patience else None
 
     def start_step(self):
         """Set the rate of the step that is about to be taken."""
@@ -88,7 +89,7 @@ class Schedule:
     def end_epoch(self, epoch, metric):
         """Set the rate of the next epoch: after epoch `start` and every `step` epochs times decay, or on a plateau."""
         s = self.settings
-        if s.lr_patience:
+        if self.plateau:
             self._set(self.epoch_lr)
             self.plateau.step(metric)
             self.epoch_lr = self.current
@@ -157,13 +158,14 @@ class Trainer:
         return epoch_loss.mean()
 
     def step(self, fbanks, labels):
-        """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, not fetched."""
+        """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, a tensor."""
         self.schedule.start_step()
         total = torch.zeros((), device=self.device)
         pieces = min(self.settings.grad_accum, len(fbanks))
         for fbank, label in zip(fbanks.chunk(pieces), labels.chunk(pieces)):
             logits = self.parallel(fbank.to(self.device, non_blocking=True))
-            loss = self.loss_function(logits, label.to(self.device, non_blocking=True)) * (len(fbank) / len(fbanks))
+            loss = self.loss_function(logits, label.to(self.device, non_blocking=True))
+            loss = loss * (len(fbank) / len(fbanks))
             self.scaler.scale(loss).backward()
             total += loss.detach()
         if self.settings.clip_grad:
@@ -202,7 +204,8 @@ def validate(model, loader, device, loss, title='validation'):
 def train(model, device, train_loader, val_loader, settings, exp_dir, description):
     """Train for settings.n_epochs, and leave results and models in exp_dir.
 
-    train_loader has an EpochSampler. description: what save_checkpoint writes beside the weights; its `dataset` names plots.
+    train_loader has an EpochSampler. description: what save_checkpoint writes beside the weights; its `dataset` is the
+    title of the plots.
     Returns the Results. Raises TrainingError where the loss is no longer finite.
     """
     models = Path(exp_dir) / 'models'
@@ -229,11 +232,12 @@ def log_epoch(title, results, single, ensemble, seconds):
     """One line about an epoch."""
     metric = results.metric
     *_, train_loss, valid_loss, _, _, lr = results.rows[-1]
-    left_out = (f', {single.classes_without_positives} of {single.classes} classes without positives left out of the means'
-                if single.classes_without_positives else '')
-    logger.info('%s: %s %.4f (ensemble of epochs %.4f), mAUC %.4f, training loss %.4f, validation loss %.4f, lr %.3g, '
-                '%s, best so far epoch %d%s', title, metric, getattr(single, metric), getattr(ensemble, metric),
-                single.mAUC, train_loss, valid_loss, lr, timedelta(seconds=round(seconds)), results.best_epoch, left_out)
+    absent = single.classes_without_positives
+    left_out = f', {absent} of {single.classes} classes without positives left out of the means' if absent else ''
+    logger.info('%s: %s %.4f (ensemble of epochs %.4f), mAUC %.4f, training loss %.4f, validation loss %.4f, '
+                'lr %.3g, %s, best so far epoch %d%s', title, metric, getattr(single, metric),
+                getattr(ensemble, metric), single.mAUC, train_loss, valid_loss, lr, timedelta(seconds=round(seconds)),
+                results.best_epoch, left_out)
 
 
 def average_weights(model, device, val_loader, settings, exp_dir, description):

@@ -1,4 +1,4 @@
-"""Summarise the folds of ESC-50: accuracy at the best mean epoch and at the last, by class, and the confusion matrix."""
+"""Summarise the folds of ESC-50: accuracy at the best mean epoch and at the last, by class, confusion matrix."""
 import json
 import logging
 import re
@@ -63,7 +63,8 @@ def summarise_folds(exp_dir):
     write_rows(exp_dir / 'best_result.csv', mean[best])
     write_rows(exp_dir / 'acc_fold.csv', np.append(rows[:, best, 0], mean[best, 0]))
     columns = dict(zip(result_columns(metric), mean.T))
-    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, f'{settings["dataset"]}, mean of {len(folds)} folds'))
+    title = f'{settings["dataset"]}, mean of {len(folds)} folds'
+    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
     lines = [describe(folds, rows[:, best, 0], metric, f'epoch {best + 1}, the best of the mean'),
              describe(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
     return lines + write_confusion(exp_dir, *read_predictions(folds, best + 1))

@@ -1,4 +1,4 @@
-"""Prepare ESC-50 (Piczak, ACM MM 2015): 16 kHz copies of the clips, and a training and an evaluation datafile a fold."""
+"""Prepare ESC-50 (Piczak, ACM MM 2015): 16 kHz copies of the clips, a training and an evaluation datafile a fold."""
 import csv
 import functools
 import io

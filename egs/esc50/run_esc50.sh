@@ -67,7 +67,8 @@ if [ -z "$lr" ]; then
     if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
 fi
 : "${prep_dir:=$HERE/data}"
-: "${exp_dir:=$HERE/exp/$dataset-$model_size-f$fstride-t$tstride-imagenet$imagenet_pretrain-audioset$audioset_pretrain-b$batch_size-lr$lr-seed$seed}"
+: "${exp_dir:=$HERE/exp/$dataset-$model_size-f$fstride-t$tstride-imagenet$imagenet_pretrain-audioset$audioset_pretrain\
+-b$batch_size-lr$lr-seed$seed}"
 
 setup_environment
 if in_stage 1; then

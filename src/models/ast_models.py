@@ -39,7 +39,7 @@ def centre(old, new):
 
 
 def cut_or_interpolate(grid, size):
-    """Fit a grid (1, dim, f, t) to size (f, t), the time axis first: cut the centre or interpolate, as each axis needs."""
+    """Fit a grid (1, dim, f, t) to size (f, t), time first: cut the centre or interpolate, as each axis needs."""
     f, t = size
     old_f, old_t = grid.shape[2:]
     grid = grid[:, :, :, centre(old_t, t)] if t <= old_t else interpolate_grid(grid, (old_f, t))
@@ -47,11 +47,12 @@ def cut_or_interpolate(grid, size):
 
 
 def resample_pos_embed(pos_embed, old_grid, new_grid, resize=cut_or_interpolate):
-    """Fit a positional embedding to another patch grid: cut the centre of an axis that shrinks, interpolate one that grows.
+    """Fit a positional embedding to another patch grid: cut the centre of an axis that shrinks, else interpolate.
 
     pos_embed: (1, 2 + old_f * old_t, dim), the first two rows for [CLS] and [DIST]. Grids are (f, t) in patches.
     resize maps (1, dim, old_f, old_t) to (1, dim, new_f, new_t).
-    Returns (1, 2 + new_f * new_t, dim). Raises ValueError where pos_embed does not have old_grid's rows. AST paper, section 2.2.
+    Returns (1, 2 + new_f * new_t, dim). Raises ValueError where pos_embed does not have old_grid's rows.
+    AST paper, section 2.2.
     """
     old_f, old_t = old_grid
     if pos_embed.shape[1] != 2 + old_f * old_t:
@@ -74,9 +75,8 @@ class ASTModel(nn.Module):
     checkpoint, with a new head (base384 only, and imagenet_pretrain must be True, since the checkpoint began there).
     model_size: tiny224, small224, base224 or base384. verbose: log a summary.
 
-    Set `autocast_dtype` (torch.bfloat16, torch.float16) to run the forward pass in mixed precision; None leaves it alone.
-
-    Raises ValueError for settings that do not go together and WeightsError for weights that cannot be had or do not fit.
+    Set `autocast_dtype` (torch.bfloat16, torch.float16) for a forward pass in mixed precision; None leaves it alone.
+    Raises ValueError for settings that contradict each other, WeightsError for weights that cannot be had or do not fit.
     """
 
     def __init__(self, label_dim=527, fstride=10, tstride=10, input_fdim=128, input_tdim=1024,

@@ -54,7 +54,7 @@ def deit_file(deit_name):
 
 
 def weights_folders():
-    """Folders that are searched for weights, the one for downloads first: $TORCH_HOME if set, then pretrained_models/."""
+    """Folders searched for weights, the one for downloads first: $TORCH_HOME if set, then pretrained_models/."""
     torch_home = os.environ.get('TORCH_HOME')
     return ([Path(torch_home).expanduser()] if torch_home else []) + [REPOSITORY_FOLDER]
 
@@ -196,7 +196,7 @@ def load_checkpoint(model, path):
 
 
 def save_checkpoint(model, path, **description):
-    """Write an ASTModel's weights in the published layout (prefix `module.`), and beside them a .json that describes them.
+    """Write an ASTModel's weights in the published layout (prefix `module.`), and a .json that describes them.
 
     The description holds the model's own settings and what the caller adds (labels, mean, std, loss).
     """

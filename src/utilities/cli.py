@@ -20,7 +20,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def normalise_options(argv):
-    """Give option names underscores, and join a negative number to the option before it, which argparse would split off."""
+    """Give option names underscores, and join a negative number to the option before it: argparse would not."""
     normal = []
     for token in argv:
         if token.startswith('--') and len(token) > 2:

@@ -1,4 +1,4 @@
-"""Label files (index,mid,display_name) and datafiles ({"data": [{"wav": ..., "labels": "mid,mid"}]}), read and checked."""
+"""Label files (index,mid,display_name), datafiles ({"data": [{"wav": ..., "labels": "mid,mid"}]}), weight files."""
 import csv
 import json
 from dataclasses import dataclass
@@ -78,8 +78,8 @@ def read_datafile(path, known_mids):
     if not isinstance(entries, list) or not entries:
         raise DataError(f'the datafile {path} lists no samples under "data"')
     for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) and entry[key] and '\0' not in entry[key]
-                                                  for key in ('wav', 'labels')):
+        values = (entry.get('wav'), entry.get('labels')) if isinstance(entry, dict) else (None,)
+        if not all(isinstance(value, str) and value and '\0' not in value for value in values):
             raise DataError(f'the datafile {path}, entry {i}: expected "wav" and "labels", both non-empty text, '
                             f'got {str(entry)[:200]}')
         for mid in entry['labels'].split(','):

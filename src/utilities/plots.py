@@ -33,7 +33,7 @@ def plot_curves(columns, metric, title):
 
 
 def plot_confusion(matrix, names, title):
-    """Confusion matrix (classes, classes) of counts, rows the truth, coloured by the share of the row. Returns a Figure."""
+    """Confusion matrix (classes, classes) of counts, rows the truth, coloured by share of the row; a Figure."""
     size = max(5, 0.45 * len(names) + 2)
     figure = Figure(figsize=(size + 1, size), layout='constrained')
     axes = figure.subplots()

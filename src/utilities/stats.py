@@ -20,8 +20,8 @@ def calculate_stats(output, target):
 
     output: scores (samples, classes), any monotone measure. target: labels (samples, classes) of 0 and 1.
     Returns a list with a dict a class: AP (average precision), auc (area under the ROC curve), acc (accuracy of the
-    arg-max, the same for every class), precisions and recalls (the curve, each 1000th point). A class without positives has
-    NaN for AP and auc and an empty curve, one without negatives NaN for auc.
+    arg-max, the same for every class), precisions and recalls (the curve, each 1000th point). A class without
+    positives has NaN for AP and auc and an empty curve, one without negatives NaN for auc.
     Raises ValueError where the shapes differ.
     """
     output, target = np.asarray(output), np.asarray(target)

@@ -1,0 +1,57 @@
+"""Fixtures for the recipes: their scripts as modules, a small dataset in ESC-50's layout, and a shell to run them in."""
+import csv
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+@pytest.fixture(scope='session')
+def load_script(root):
+    """Import a script below egs/ as a module, by its path from the root."""
+    def load(path):
+        spec = importlib.util.spec_from_file_location(Path(path).stem, root / path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where multiprocessing looks the script's functions up
+        spec.loader.exec_module(module)
+        return module
+    return load
+
+
+@pytest.fixture
+def run_shell(tmp_path):
+    """Run a command as a user would in a terminal, with this very Python as `python`; returns the finished process."""
+    def run(command, cwd=tmp_path, **environment):
+        path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+        clean = {name: value for name, value in os.environ.items()
+                 if not name.startswith('SLURM') and name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
+        return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True,
+                              env={**clean, 'PATH': path, **environment})
+    return run
+
+
+@pytest.fixture
+def make_esc(tmp_path):
+    """Make a dataset in ESC-50's layout: two classes told apart by ear, one clip of each a fold; returns its folder."""
+    def make(name='esc', suffixes=('.wav', '.ogg', '.flac'), rate=22050, seconds=0.4):
+        folder = tmp_path / name
+        (folder / 'meta').mkdir(parents=True)
+        (folder / 'audio').mkdir()
+        rng = np.random.default_rng(0)
+        rows = []
+        for i, (fold, (target, category)) in enumerate((fold, label) for fold in range(1, 6)
+                                                       for label in ((0, 'dog'), (10, 'rain'))):
+            filename = f'{fold}-{i}-A-{target}{suffixes[i % len(suffixes)]}'
+            noise = rng.standard_normal(int(rate * seconds))
+            tone = np.sin(2 * np.pi * 440 * np.arange(len(noise)) / rate)
+            soundfile.write(folder / 'audio' / filename, 0.1 * (noise if target else tone), rate)
+            rows.append([filename, fold, target, category, True, i, 'A'])
+        with open(folder / 'meta' / 'esc50.csv', 'w', newline='') as file:
+            csv.writer(file).writerows([['filename', 'fold', 'target', 'category', 'esc10', 'src_file', 'take'], *rows])
+        return folder
+    return make

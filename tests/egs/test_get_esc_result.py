@@ -1,0 +1,71 @@
+"""The summary over folds: mean, best and last epoch, confusion matrix."""
+import json
+
+import numpy as np
+import pytest
+
+from utilities.labels import DataError
+
+
+@pytest.fixture(scope='module')
+def script(load_script):
+    return load_script('egs/esc50/get_esc_result.py')
+
+
+@pytest.fixture
+def make_fold(tmp_path):
+    """Write what a finished fold leaves: accuracies an epoch, and three clips predicted as the given classes."""
+    def make(fold, accuracies, predicted=(0, 1, 1), finished=True, metrics='acc'):
+        folder = tmp_path / f'fold{fold}'
+        (folder / 'predictions').mkdir(parents=True)
+        rows = [[accuracy] + [0.5] * 9 for accuracy in accuracies]
+        np.savetxt(folder / 'result.csv', rows, delimiter=',')
+        np.save(folder / 'predictions' / 'target.npy', np.eye(50)[[0, 1, 2]])
+        for epoch in range(1, len(accuracies) + 1):
+            np.save(folder / 'predictions' / f'predictions_{epoch}.npy', np.eye(50)[list(predicted)])
+        (folder / 'args.json').write_text(json.dumps(
+            {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50'}))
+        if finished:
+            (folder / 'finished').touch()
+    return make
+
+
+def test_the_best_epoch_is_chosen_on_the_mean_of_the_folds(script, make_fold, tmp_path):
+    make_fold(1, [0.1, 0.9, 0.5])
+    make_fold(2, [0.2, 0.3, 0.6])
+    lines = script.summarise_folds(tmp_path)
+    assert np.loadtxt(tmp_path / 'result.csv', delimiter=',')[:, 0] == pytest.approx([0.15, 0.6, 0.55])
+    assert np.loadtxt(tmp_path / 'best_result.csv')[0] == pytest.approx(0.6)
+    assert np.loadtxt(tmp_path / 'acc_fold.csv') == pytest.approx([0.9, 0.3, 0.6])
+    assert 'epoch 2, the best of the mean: mean acc 0.6000, standard deviation 0.3000' in lines[0]
+    assert 'epoch 3, the last: mean acc 0.5500, standard deviation 0.0500' in lines[1]
+
+
+def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(script, make_fold, tmp_path):
+    make_fold(1, [0.5])
+    make_fold(2, [0.5], predicted=(0, 0, 2))
+    script.summarise_folds(tmp_path)
+    assert (tmp_path / 'class_accuracy.csv').read_text().split() == [
+        'class,clips,accuracy', 'dog,2,1.0000', 'rooster,2,0.5000', 'pig,2,0.5000']
+    assert (tmp_path / 'confusion_matrix.png').read_bytes().startswith(b'\x89PNG')
+    assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_only_folds_that_ran_to_their_end_count(script, make_fold, tmp_path, caplog):
+    make_fold(1, [0.5])
+    make_fold(3, [0.9], finished=False)
+    script.summarise_folds(tmp_path)
+    assert np.loadtxt(tmp_path / 'acc_fold.csv') == pytest.approx([0.5, 0.5])
+    assert 'fold3 is not finished' in caplog.text
+
+
+def test_no_finished_fold_is_said(script, tmp_path):
+    with pytest.raises(DataError, match='no finished fold'):
+        script.summarise_folds(tmp_path)
+
+
+def test_folds_of_different_experiments_are_not_averaged(script, make_fold, tmp_path):
+    make_fold(1, [0.5])
+    make_fold(2, [0.5, 0.6])
+    with pytest.raises(DataError, match='--n_epochs'):
+        script.summarise_folds(tmp_path)

@@ -1,0 +1,94 @@
+"""The ESC-50 recipe as its users start it: from any directory, under either name, under sbatch, with its options."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+# A model and a schedule that take seconds, on the clips of make_esc.
+TINY = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--audioset_pretrain', 'False', '--fstride', '16',
+        '--tstride', '16', '--num_mel_bins', '32', '--freqm', '8', '--audio_length', '32', '--timem', '8',
+        '--n_epochs', '2', '--num_workers', '0', '--folds', '1 3']
+
+
+@pytest.fixture
+def recipe(root):
+    return root / 'egs' / 'esc50' / 'run_esc50.sh'
+
+
+def test_the_recipe_trains_and_summarises_from_another_directory(recipe, run_shell, make_esc, tmp_path):
+    make_esc("people's sounds")
+    done = run_shell([recipe.with_name('run_esc.sh'), '--data_dir', "people's sounds", '--prep-dir', 'prepared data',
+                      '--exp_dir=my results', *TINY])
+    assert done.returncode == 0, done.stderr
+    results = tmp_path / 'my results'
+    assert {path.name for path in results.iterdir()} == {
+        'fold1', 'fold3', 'result.csv', 'best_result.csv', 'acc_fold.csv', 'curves.png', 'confusion_matrix.png',
+        'class_accuracy.csv'}
+    assert np.loadtxt(results / 'result.csv', delimiter=',').shape == (2, 10)
+    assert np.loadtxt(results / 'acc_fold.csv').shape == (3,)
+    again = run_shell([recipe, '--data_dir', "people's sounds", '--prep_dir', 'prepared data', '--exp_dir', 'my results',
+                       *TINY])
+    assert again.returncode == 0 and again.stderr.count('is finished already') == 2
+
+
+def test_the_recipe_passes_its_options_on_under_their_names(recipe, run_shell, make_esc, tmp_path):
+    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY, '--folds', '2',
+                      '--lr', '2e-4', '--batch-size=5', '--loss', 'BCE', '--mixup', '0.5', '--seed', '3',
+                      '--dataset_mean', '-4.5', '--n_epochs', '1', '--stop_stage', '2'])
+    assert done.returncode == 0, done.stderr
+    options = json.loads((tmp_path / 'exp' / 'fold2' / 'args.json').read_text())
+    asked = {'lr': 2e-4, 'batch_size': 5, 'loss': 'BCE', 'mixup': 0.5, 'seed': 3, 'dataset_mean': -4.5, 'n_epochs': 1}
+    assert {name: options[name] for name in asked} == asked
+    assert not (tmp_path / 'exp' / 'result.csv').exists()
+
+
+def test_the_defaults_are_the_published_settings(recipe, run_shell, make_esc, tmp_path):
+    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', '--stop_stage', '2',
+                      '--device', 'cuda:99'])
+    said = ' '.join(run_shell([recipe, '--help']).stdout.split())
+    assert 'cuda:99' in done.stderr and not (tmp_path / 'exp').exists()
+    for default in ('--n_epochs 25', '--batch_size 48', '--freqm 24', '--timem 96', '--dataset_mean -6.6268077',
+                    '--dataset_std 5.358466', '--audio_length 512', '--lrscheduler_start 5', '--lrscheduler_decay 0.85'):
+        assert default in said
+
+
+def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, make_esc, tmp_path):
+    spool = tmp_path / 'spool'
+    spool.mkdir()
+    shutil.copy(recipe, spool / 'slurm_script')
+    words = [spool / 'slurm_script', '--data_dir', make_esc(), '--prep_dir', tmp_path / 'prep', '--stop_stage', '1']
+    done = run_shell(words, cwd=recipe.parent, SLURM_SUBMIT_DIR=str(recipe.parent), SLURM_JOB_ID='1')
+    assert done.returncode == 0, done.stderr
+    elsewhere = run_shell(words, cwd=tmp_path, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
+    assert elsewhere.returncode and 'submit slurm_script in egs/esc50' in elsewhere.stderr
+
+
+@pytest.mark.parametrize('words, reason', [
+    (['--bogus', '1'], 'unknown option: --bogus'),
+    (['--HERE', '/tmp'], 'unknown option: --HERE'),
+    (['--path;touch x', '1'], 'unknown option'),
+    (['--lr'], '--lr needs a value'),
+    (['5'], 'unexpected argument: 5'),
+])
+def test_a_wrong_option_stops_with_the_list_of_options(recipe, run_shell, words, reason):
+    done = run_shell([recipe, *words])
+    assert done.returncode == 2 and reason in done.stderr and '--batch_size' in done.stderr
+
+
+def test_a_value_is_never_run_as_code(recipe, run_shell, tmp_path):
+    run_shell([recipe, '--stop_stage', '0', '--exp_dir', '$(touch gotcha)`touch gotcha`;touch gotcha'])
+    assert not (tmp_path / 'gotcha').exists()
+
+
+def test_a_failed_stage_ends_the_recipe(recipe, run_shell, tmp_path):
+    done = run_shell([recipe, '--data_dir', tmp_path / 'nowhere', '--prep_dir', tmp_path / 'prep', *TINY])
+    assert done.returncode == 1 and 'does not exist' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_demo_settings_give_way_to_the_users(recipe, run_shell, make_esc, tmp_path):
+    done = run_shell([recipe, '--demo', 'True', '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp',
+                      '--n_epochs', '1', '--folds', '1'])
+    assert done.returncode == 0, done.stderr
+    options = json.loads((tmp_path / 'exp' / 'fold1' / 'args.json').read_text())
+    assert options['n_epochs'] == 1 and options['model_size'] == 'tiny224' and options['dataset'] == 'demo'

@@ -1,0 +1,71 @@
+"""Fixtures for the tests of the model and its weights: tiny models, weights' folders, other processes."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+from models import ASTModel
+
+TINY = {'model_size': 'tiny224', 'label_dim': 5, 'input_fdim': 32, 'input_tdim': 64,
+        'imagenet_pretrain': False, 'verbose': False}
+
+# Imports here may have set more, and what the user has set (TORCH_HOME, HF_..., proxies) would interfere.
+KEPT = ('PATH', 'LD_LIBRARY_PATH', 'HOME', 'USER', 'LANG', 'TMPDIR')
+
+
+@pytest.fixture(scope='session')
+def make_tiny():
+    """Build a tiny ASTModel with random weights, in eval mode; settings override those of TINY."""
+    return lambda **settings: ASTModel(**{**TINY, **settings}).eval()
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    """An empty folder that $TORCH_HOME names."""
+    folder = tmp_path / 'torch_home'
+    folder.mkdir()
+    monkeypatch.setenv('TORCH_HOME', str(folder))
+    return folder
+
+
+@pytest.fixture
+def hub_offline(monkeypatch):
+    """What HF_HUB_OFFLINE=1 does; the variable itself is read when huggingface_hub is imported."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """Addresses on this machine are asked directly, whatever proxy the environment names."""
+    for name in [name for name in os.environ if name.lower().endswith('_proxy')]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope='session')
+def start_python():
+    """Start python with arguments in another process; of this one's environment it has what KEPT names."""
+    started = []
+
+    def start(*arguments, cwd, **environment):
+        kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+        added = {name: str(value) for name, value in environment.items()}
+        started.append(subprocess.Popen([sys.executable, *map(str, arguments)], cwd=cwd, env={**kept, **added},
+                                        text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return started[-1]
+    yield start
+    for process in started:  # those that a failed test did not wait for
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope='session')
+def run_python(start_python):
+    """Run python as start_python does to its end; returns what it printed. A failure ends the test with its stderr."""
+    def run(*arguments, cwd, **environment):
+        process = start_python(*arguments, cwd=cwd, **environment)
+        out, err = process.communicate(timeout=120)
+        if process.returncode:
+            pytest.fail(f'exit code {process.returncode}:\n{err}')
+        return out
+    return run

@@ -1,0 +1,295 @@
+"""Files that are whole or not there, against a real HTTP server on this machine."""
+import errno
+import hashlib
+import os
+import subprocess
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from models import WeightsError, load_checkpoint, save_checkpoint
+from models.files import DownloadError, Url, atomic_write, download
+from models.weights import WeightsFile, find_or_download
+
+
+@dataclass
+class Page:
+    """What the server answers at a path. `length` overrides Content-Length; `may_answer` holds the answer back."""
+    body: bytes = b''
+    length: int | None = None
+    headers: dict = field(default_factory=dict)
+    asked: threading.Event = field(default_factory=threading.Event)
+    may_answer: threading.Event | None = None
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `pages` (path -> Page), 404 elsewhere; keeps the paths of the GET requests in `requests`."""
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.pages, self.requests = {}, []
+        self.address = f'http://127.0.0.1:{self.server_port}'
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        page = self.do_HEAD()
+        if page:
+            self.wfile.write(page.body)
+
+    def do_HEAD(self):
+        page = self.server.pages.get(self.path)
+        if page is None:
+            self.send_error(404)
+            return None
+        page.asked.set()
+        if page.may_answer:
+            page.may_answer.wait(60)
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(page.body) if page.length is None else page.length))
+        for name, value in page.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        return page
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(no_proxy):
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def anything(path, source):
+    """A check that every file passes."""
+
+
+def test_a_finished_write_takes_the_place_of_the_old_file(tmp_path):
+    (tmp_path / 'a.txt').write_text('old')
+    with atomic_write(tmp_path / 'a.txt') as partial:
+        partial.write_text('new')
+        assert (tmp_path / 'a.txt').read_text() == 'old'
+    assert (tmp_path / 'a.txt').read_text() == 'new'
+    assert os.listdir(tmp_path) == ['a.txt']
+
+
+def test_who_reads_the_old_file_meanwhile_reads_it_to_its_end(tmp_path):
+    (tmp_path / 'a.txt').write_text('old')
+    with open(tmp_path / 'a.txt') as reader:
+        with atomic_write(tmp_path / 'a.txt') as partial:
+            partial.write_text('new')
+        assert reader.read() == 'old'
+
+
+@pytest.mark.parametrize('old', ['old', None])
+def test_an_error_while_writing_leaves_what_was_there_and_nothing_else(old, tmp_path):
+    if old:
+        (tmp_path / 'a.txt').write_text(old)
+    with pytest.raises(ZeroDivisionError):
+        with atomic_write(tmp_path / 'a.txt') as partial:
+            partial.write_text('half of the ne')
+            raise ZeroDivisionError
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == ({'a.txt': old} if old else {})
+
+
+def test_a_download_lands_at_its_destination_with_nothing_beside_it_but_the_lock(server, tmp_path):
+    server.pages['/weights.pth?dl=1'] = Page(b'w' * 100_000)
+    destination = tmp_path / 'some' / 'new' / 'weights.pth'
+    found = download([Url(f'{server.address}/weights.pth?dl=1', destination)], anything)
+    assert found == destination
+    assert destination.read_bytes() == b'w' * 100_000
+    assert sorted(os.listdir(destination.parent)) == ['weights.pth', 'weights.pth.lock']
+
+
+def test_a_download_writes_nothing_into_the_working_directory(server, tmp_path, monkeypatch):
+    (tmp_path / 'cwd').mkdir()
+    monkeypatch.chdir(tmp_path / 'cwd')
+    server.pages['/a'] = Page(b'content')
+    download([Url(f'{server.address}/a', tmp_path / 'there' / 'a')], anything)
+    assert os.listdir(tmp_path / 'cwd') == []
+
+
+def test_a_missing_page_falls_back_to_the_second_source(server, tmp_path):
+    server.pages['/second'] = Page(b'from the second')
+    sources = [Url(f'{server.address}/first', tmp_path / 'a'), Url(f'{server.address}/second', tmp_path / 'b')]
+    assert download(sources, anything) == tmp_path / 'b'
+    assert (tmp_path / 'b').read_bytes() == b'from the second'
+    assert not (tmp_path / 'a').exists()
+
+
+def test_a_connection_cut_short_is_refused_and_leaves_nothing(server, tmp_path):
+    server.pages['/a'] = Page(b'half', length=8)
+    with pytest.raises(DownloadError, match='/a: .*4 out of 8 bytes'):
+        download([Url(f'{server.address}/a', tmp_path / 'a')], anything)
+    assert os.listdir(tmp_path) == ['a.lock']
+
+
+def test_a_download_that_its_check_refuses_leaves_nothing(server, tmp_path):
+    def refuse(path, source):
+        raise ValueError(f'{path.read_text()} is not what it should be')
+
+    server.pages['/a'] = Page(b'something')
+    with pytest.raises(DownloadError, match='/a: something is not what it should be'):
+        download([Url(f'{server.address}/a', tmp_path / 'a')], refuse)
+    assert os.listdir(tmp_path) == ['a.lock']
+
+
+def test_a_download_is_checked_beside_its_destination(server, tmp_path):
+    """Where a rename moves it in one step; between two file systems it could not."""
+    folders = []
+    server.pages['/a'] = Page(b'content')
+    download([Url(f'{server.address}/a', tmp_path / 'a')], lambda path, source: folders.append(path.parent.parent))
+    assert folders == [tmp_path]
+
+
+def test_a_failed_download_says_why_in_one_line_a_source(server, tmp_path):
+    server.pages['/second'] = Page(b'half', length=8)
+    sources = [Url(f'{server.address}/{name}', tmp_path / name) for name in ('first', 'second')]
+    with pytest.raises(DownloadError) as error:
+        download(sources, anything)
+    first, second = str(error.value).split('\n')
+    assert f'{server.address}/first: ' in first and '404' in first
+    assert f'{server.address}/second: ' in second
+
+
+def test_a_file_that_is_there_is_not_downloaded_again(server, tmp_path):
+    server.pages['/a'] = server.pages['/b'] = Page(b'new')
+    (tmp_path / 'b').write_bytes(b'old')
+    sources = [Url(f'{server.address}/{name}', tmp_path / name) for name in ('a', 'b')]
+    assert download(sources, anything) == tmp_path / 'b'
+    assert (tmp_path / 'b').read_bytes() == b'old'
+    assert server.requests == []
+
+
+@pytest.mark.parametrize('folder', ['file', 'file/below'])
+def test_a_folder_that_cannot_be_made_is_named(folder, server, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(DownloadError, match=str(tmp_path / folder)):
+        download([Url(f'{server.address}/a', tmp_path / folder / 'a')], anything)
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_that_cannot_be_written_is_named_with_the_reason(number, server, tmp_path, monkeypatch):
+    """Tests often run as root, whom no permission stops, so the system's answer to making a folder is made up."""
+    def refuse(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, 'mkdir', refuse)
+    with pytest.raises(DownloadError, match=f'{tmp_path / "folder"}.*{os.strerror(number)}'):
+        download([Url(f'{server.address}/a', tmp_path / 'folder' / 'a')], anything)
+
+
+DOWNLOAD = """
+import sys
+from pathlib import Path
+from files import HubFile, Url, download
+sources = {'url': Url, 'hub': HubFile}
+print('started', flush=True)
+print(download([sources[sys.argv[1]](sys.argv[2], Path(sys.argv[3]))], check=lambda path, source: None))
+"""
+
+
+def test_two_processes_at_once_download_once(server, tmp_path, root, start_python):
+    page = server.pages['/a'] = Page(b'content', may_answer=threading.Event())
+    arguments = ('-c', DOWNLOAD, 'url', f'{server.address}/a', tmp_path / 'a')
+    first = start_python(*arguments, cwd=root, PYTHONPATH=root / 'src' / 'models')
+    assert page.asked.wait(60)
+    second = start_python(*arguments, cwd=root, PYTHONPATH=root / 'src' / 'models')
+    assert second.stdout.readline() == 'started\n'
+    with pytest.raises(subprocess.TimeoutExpired):
+        second.wait(1)  # for the first
+    page.may_answer.set()
+    assert first.communicate(timeout=60)[0].split('\n')[1] == str(tmp_path / 'a')
+    assert second.communicate(timeout=60)[0] == f'{tmp_path / "a"}\n'
+    assert server.requests == ['/a']
+
+
+def hub_page(body, **settings):
+    """A Page with the headers that huggingface_hub asks of a hub."""
+    return Page(body, headers={'ETag': f'"{hashlib.sha256(body).hexdigest()}"', 'X-Repo-Commit': 'c' * 40}, **settings)
+
+
+def test_weights_from_the_hub_land_at_their_destination_and_in_no_cache(server, tmp_path, root, run_python):
+    server.pages['/someone/model/resolve/main/model.safetensors'] = hub_page(b'weights')
+    destination = tmp_path / 'weights' / 'a.safetensors'
+    run_python('-c', DOWNLOAD, 'hub', 'someone/model', destination, cwd=tmp_path, PYTHONPATH=root / 'src' / 'models',
+               HF_ENDPOINT=server.address, HF_HOME=tmp_path / 'cache')
+    assert destination.read_bytes() == b'weights'
+    assert sorted(os.listdir(destination.parent)) == ['a.safetensors', 'a.safetensors.lock']
+    assert not list(tmp_path.glob('cache/**/*.safetensors'))
+
+
+def test_weights_that_the_hub_lacks_are_a_download_error(server, tmp_path, root, start_python):
+    process = start_python('-c', DOWNLOAD, 'hub', 'someone/model', tmp_path / 'a.safetensors', cwd=tmp_path,
+                           PYTHONPATH=root / 'src' / 'models', HF_ENDPOINT=server.address, HF_HOME=tmp_path / 'cache')
+    assert 'DownloadError:   Hugging Face someone/model: ' in process.communicate(timeout=120)[1]
+    assert not (tmp_path / 'a.safetensors').exists()
+
+
+@pytest.fixture
+def checkpoint(make_tiny, tmp_path):
+    """(a tiny model, the bytes of its checkpoint)"""
+    model = make_tiny()
+    save_checkpoint(model, tmp_path / 'served.pth')
+    return model, (tmp_path / 'served.pth').read_bytes()
+
+
+def test_published_weights_are_downloaded_to_torch_home_and_load(server, checkpoint, make_tiny, torch_home,
+                                                                 hub_offline):
+    model, content = checkpoint
+    server.pages['/s/some.pth?dl=1'] = Page(content)
+    file = WeightsFile('ensemble/some.pth', f'{server.address}/s/some.pth?dl=1', 'nobody/nothing')
+    path = find_or_download(file)
+    loaded, x = make_tiny(), torch.rand(1, 64, 32)
+    load_checkpoint(loaded, path)
+    assert path == torch_home / 'ensemble' / 'some.pth'
+    assert torch.equal(loaded(x), model(x))
+    assert find_or_download(file) == path and len(server.requests) == 1
+
+
+@pytest.mark.parametrize('size', [lambda content: len(content) // 2, len], ids=['cut', 'cut-unnoticed'])
+def test_half_of_the_published_weights_is_never_trusted(size, server, checkpoint, torch_home, hub_offline):
+    content = checkpoint[1]
+    half = content[:len(content) // 2]
+    server.pages['/some.pth'] = Page(half, length=len(half) if size is len else len(content))
+    with pytest.raises(WeightsError, match='some.pth'):
+        find_or_download(WeightsFile('some.pth', f'{server.address}/some.pth', 'nobody/nothing'))
+    assert os.listdir(torch_home) == ['some.pth.lock']
+
+
+def test_a_web_page_in_place_of_weights_is_refused(server, torch_home, hub_offline):
+    server.pages['/some.pth'] = Page(b'<!DOCTYPE html><html>Sign in</html>')
+    with pytest.raises(WeightsError, match='not a readable checkpoint'):
+        find_or_download(WeightsFile('some.pth', f'{server.address}/some.pth', 'nobody/nothing'))
+    assert os.listdir(torch_home) == ['some.pth.lock']
+
+
+def test_weights_are_held_against_the_digest_in_their_name(server, checkpoint, torch_home, hub_offline):
+    digest = hashlib.sha256(checkpoint[1]).hexdigest()[:8]
+    server.pages[f'/deit-{digest}.pth'] = server.pages['/deit-00000000.pth'] = Page(checkpoint[1])
+    with pytest.raises(WeightsError, match='sha256 of the download does not start with 00000000'):
+        find_or_download(WeightsFile('deit-00000000.pth', f'{server.address}/deit-00000000.pth', 'nobody/nothing'))
+    named = WeightsFile(f'deit-{digest}.pth', f'{server.address}/deit-{digest}.pth', 'nobody/nothing')
+    assert find_or_download(named) == torch_home / f'deit-{digest}.pth'
+
+
+def test_where_the_first_source_fails_the_hub_delivers(server, tmp_path, root, run_python):
+    server.pages['/nobody/weights/resolve/main/model.safetensors'] = hub_page(save({'weight': torch.zeros(2)}))
+    code = ('from models.weights import WeightsFile, find_or_download, read_state_dict; '
+            f'file = WeightsFile("some.pth", "{server.address}/some.pth", "nobody/weights"); '
+            'print(find_or_download(file)); print(*read_state_dict(find_or_download(file)))')
+    printed = run_python('-c', code, cwd=root / 'src', HF_ENDPOINT=server.address, HF_HOME=tmp_path / 'cache',
+                         TORCH_HOME=tmp_path / 'home')
+    assert printed.split('\n')[:2] == [str(tmp_path / 'home' / 'some.safetensors'), 'weight']

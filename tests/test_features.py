@@ -1,0 +1,266 @@
+"""Recordings to waveforms to fbanks, and the augmentation of both."""
+import golden
+import numpy as np
+import pytest
+import scipy.signal
+import soundfile
+import torch
+import torchaudio
+
+from features import (MAX_NOISE, SAMPLE_RATE, Augmentation, AudioError, add_noise_and_roll, draw_augmentation, fbank,
+                      fit_frames, load_waveform, mix, normalise, resample, spec_augment)
+
+BINS, FRAMES = 128, 1024
+RATES = (8000, 22050, 44100, 48000)
+
+
+def golden_waveform(name, seconds):
+    """A waveform of golden.py as a reader of its 16-bit file gets it."""
+    return torch.from_numpy(golden.waveform(name, seconds)).float() / 32768
+
+
+def tone(hertz, seconds, rate):
+    """A sine of amplitude 0.4, (samples,)."""
+    return 0.4 * torch.sin(2 * torch.pi * hertz * torch.arange(int(seconds * rate)) / rate)
+
+
+def peak_hertz(waveform):
+    """The frequency of a 16 kHz waveform that carries most energy."""
+    spectrum = torch.fft.rfft(waveform * torch.hann_window(len(waveform))).abs()
+    return float(spectrum.argmax()) * SAMPLE_RATE / len(waveform)
+
+
+def draw(seed=0, **changes):
+    """An Augmentation drawn from a seed, everything on."""
+    settings = {'samples': 10, 'mixup': 0.5, 'freqm': 48, 'timem': 192, 'noise': True, 'num_mel_bins': BINS,
+                'target_frames': FRAMES}
+    return draw_augmentation(np.random.default_rng(seed), **{**settings, **changes})
+
+
+def draws(**changes):
+    """Two thousand Augmentations."""
+    return [draw(seed, **changes) for seed in range(2000)]
+
+
+@pytest.mark.parametrize('channels', [1, 2, 6])
+@pytest.mark.parametrize('rate', RATES)
+@pytest.mark.parametrize('suffix', ['wav', 'flac', 'ogg'])
+def test_a_tone_keeps_pitch_length_and_loudness_in_any_format(make_tone, suffix, rate, channels):
+    waveform = load_waveform(make_tone(f'tone.{suffix}', 1000, seconds=0.5, rate=rate, channels=channels))
+    assert waveform.dtype == torch.float32 and waveform.dim() == 1
+    assert len(waveform) == pytest.approx(0.5 * SAMPLE_RATE, abs=2)
+    assert peak_hertz(waveform) == pytest.approx(1000, abs=4)
+    assert float(waveform.std()) == pytest.approx(0.4 / 2 ** 0.5, rel=0.2)  # 5.1 Vorbis has a bass channel
+
+
+def test_an_open_file_is_read_as_its_path_is(make_tone):
+    path = make_tone('tone.flac', rate=44100)
+    with open(path, 'rb') as file:
+        assert torch.equal(load_waveform(file, name='upload'), load_waveform(path))
+
+
+def test_a_silent_channel_halves_the_waveform(tmp_path):
+    sound = tone(440, 0.5, SAMPLE_RATE).numpy()
+    soundfile.write(tmp_path / 'stereo.wav', np.stack([sound, np.zeros_like(sound)], axis=1), SAMPLE_RATE, 'FLOAT')
+    np.testing.assert_allclose(load_waveform(tmp_path / 'stereo.wav'), sound / 2, atol=1e-7)
+    assert len(sound) == 8000
+
+
+def test_opposite_channels_cancel(tmp_path):
+    sound = tone(440, 0.5, SAMPLE_RATE).numpy()
+    soundfile.write(tmp_path / 'stereo.wav', np.stack([sound, -sound], axis=1), SAMPLE_RATE, 'FLOAT')
+    assert not load_waveform(tmp_path / 'stereo.wav').any()
+
+
+@pytest.mark.parametrize('rate', [*RATES, 44099])
+def test_resampling_gives_what_recording_at_16_khz_would_have_given(rate):
+    edge = 200  # samples that the filter's ends disturb
+    resampled, recorded = resample(tone(1000, 1, rate), rate, SAMPLE_RATE), tone(1000, 1, SAMPLE_RATE)
+    assert len(resampled) == len(recorded)
+    assert float((resampled - recorded)[edge:-edge].abs().max()) < 0.005
+
+
+@pytest.mark.parametrize('rate', [*RATES, 44099])
+def test_resampling_agrees_with_scipy(rate):
+    sound = tone(440, 0.3, rate) + tone(2500, 0.3, rate)
+    divisor = np.gcd(rate, SAMPLE_RATE)
+    other = scipy.signal.resample_poly(sound.numpy(), SAMPLE_RATE // divisor, rate // divisor)
+    resampled = resample(sound, rate, SAMPLE_RATE).numpy()
+    assert len(resampled) == len(other)
+    assert np.abs(resampled - other)[200:-200].max() < 0.01
+
+
+def test_what_16_khz_cannot_hold_is_filtered_out_and_not_folded_back():
+    assert float(resample(tone(12000, 0.5, 48000), 48000, SAMPLE_RATE)[200:-200].abs().max()) < 0.01
+
+
+def test_coprime_rates_resample_in_bounded_memory():
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
+        resample(tone(440, 0.1, 11027), 11027, SAMPLE_RATE)
+    assert max(event.self_cpu_memory_usage for event in profile.key_averages()) < 100e6  # bytes
+
+
+def write_text(path):
+    path.write_text('no sound at all')
+
+
+def write_nothing(path):
+    soundfile.write(path, np.zeros(0), SAMPLE_RATE)
+
+
+def write_nan(path):
+    soundfile.write(path, np.array([0.1, np.nan, 0.2]), SAMPLE_RATE, 'FLOAT')
+
+
+def write_infinite(path):
+    soundfile.write(path, np.array([0.1, np.inf, 0.2]), SAMPLE_RATE, 'FLOAT')
+
+
+def leave_out(path):
+    path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize('write, reason', [
+    (leave_out, '(?i)no such file|does not exist|not found'), (write_text, None), (lambda path: path.mkdir(), None),
+    (write_nothing, 'no samples'), (write_nan, 'NaN'), (write_infinite, 'infinite')],
+    ids=['missing', 'text', 'directory', 'empty', 'nan', 'infinite'])
+def test_an_unusable_recording_is_named_with_the_reason(tmp_path, write, reason):
+    path = tmp_path / 'recording.wav'
+    write(path)
+    with pytest.raises(AudioError, match=reason) as error:
+        load_waveform(path)
+    assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_unusable_upload_is_called_by_the_name_it_was_given(tmp_path):
+    (tmp_path / 'scratch').write_text('no sound')
+    with open(tmp_path / 'scratch', 'rb') as file, pytest.raises(AudioError, match='dog.wav'):
+        load_waveform(file, name='dog.wav')
+
+
+def test_fbank_is_that_of_torchaudio():
+    waveform = golden_waveform('w05', 0.5)
+    other = torchaudio.compliance.kaldi.fbank(
+        (waveform - waveform.mean())[None], htk_compat=True, sample_frequency=16000, use_energy=False,
+        window_type='hanning', num_mel_bins=BINS, dither=0.0, frame_shift=10)
+    assert torch.equal(fbank(waveform, BINS), other)
+    assert other.shape == (48, BINS)
+
+
+def test_fbank_ignores_a_constant_offset():
+    waveform = golden_waveform('w05', 0.5)
+    torch.testing.assert_close(fbank(waveform + 0.25, BINS), fbank(waveform, BINS), atol=0.02, rtol=0)
+    assert fbank(waveform, 64).shape == (48, 64)
+
+
+@pytest.mark.parametrize('samples, frames', [(1, 0), (399, 0), (400, 1), (559, 1), (560, 2)])
+def test_frames_are_whole_windows_of_25_ms(samples, frames):
+    assert fbank(golden_waveform('w05', 0.5)[:samples], BINS).shape == (frames, BINS)
+
+
+@pytest.mark.parametrize('frames', [0, 3, 5, 9])
+def test_frames_are_cut_or_filled_up_with_zeros(frames):
+    fitted = fit_frames(torch.ones(frames, 4), 5)
+    assert fitted.shape == (5, 4)
+    assert fitted.sum(dim=1).tolist() == [4.0] * min(frames, 5) + [0.0] * (5 - min(frames, 5))
+
+
+def test_normalising_gives_zero_mean_and_half_a_standard_deviation():
+    values = normalise(torch.randn(2000, 32, generator=torch.Generator().manual_seed(0)) * 4.5 - 4.2, -4.2, 4.5)
+    assert float(values.mean()) == pytest.approx(0, abs=0.01)
+    assert float(values.std()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_long_and_a_short_recording_mix_as_published(golden_json):
+    case = golden_json('data.json')['mixup_long_short']
+    mixed = mix(golden_waveform('w10', 10), golden_waveform('w1', 1), case['lam'])
+    measured = golden.digest(fit_frames(fbank(mixed, BINS), case['target_length']))
+    assert measured['n'] == case['raw_fbank']['n']
+    assert measured['val'] == pytest.approx(case['raw_fbank']['val'], abs=1e-3)
+    assert measured['abs_sum'] == pytest.approx(case['raw_fbank']['abs_sum'], rel=1e-5)
+
+
+@pytest.mark.parametrize('length', [30, 100, 170])
+def test_mixup_pads_or_cuts_the_partner_after_removing_its_mean(length):
+    rng = np.random.default_rng(0)
+    first, second = rng.random(100).astype(np.float32), rng.random(length).astype(np.float32) + 3
+    partner = np.zeros(100)
+    partner[:min(length, 100)] = (second - second.mean())[:100]
+    expected = 0.7 * (first - first.mean()) + 0.3 * partner
+    mixed = mix(torch.from_numpy(first), torch.from_numpy(second), 0.7)
+    assert mixed.shape == (100,)
+    np.testing.assert_allclose(mixed, expected - expected.mean(), atol=1e-6)
+
+
+def test_a_mix_has_no_mean():
+    assert float(mix(torch.rand(100) + 1, torch.rand(30) - 5, 0.4).mean()) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_same_generator_draws_the_same_augmentation():
+    assert [draw(seed) for seed in range(20)] == [draw(seed) for seed in range(20)]
+    assert len({draw(seed) for seed in range(20)}) == 20
+
+
+def test_nothing_is_drawn_where_nothing_is_asked_for():
+    nothing = draw(mixup=0, freqm=0, timem=0, noise=False)
+    frames = torch.rand(FRAMES, BINS)
+    assert (nothing.partner, nothing.lam) == (None, 1.0)
+    assert torch.equal(add_noise_and_roll(spec_augment(frames, nothing), nothing), frames)
+
+
+def test_partners_are_uniform_and_as_frequent_as_mixup_says():
+    partners = [a.partner for a in draws(mixup=0.3) if a.partner is not None]
+    assert len(partners) == pytest.approx(600, abs=80)
+    assert np.bincount(partners, minlength=10) == pytest.approx(np.full(10, len(partners) / 10), rel=0.5)
+
+
+def test_lambda_follows_beta_10_10_where_a_sample_is_mixed_and_is_1_elsewhere():
+    drawn = draws(mixup=0.5)
+    lams = [a.lam for a in drawn if a.partner is not None]
+    assert {a.lam for a in drawn if a.partner is None} == {1.0}
+    assert np.mean(lams) == pytest.approx(0.5, abs=0.02)
+    assert np.std(lams) == pytest.approx((1 / 84) ** 0.5, abs=0.01)
+
+
+@pytest.mark.parametrize('kind, limit, size', [('freq_mask', 48, BINS), ('time_mask', 192, FRAMES),
+                                               ('time_mask', FRAMES, FRAMES)])
+def test_masks_stay_within_their_limit_and_reach_both_edges(kind, limit, size):
+    starts, widths = np.array([getattr(a, kind) for a in draws(timem=limit)]).T
+    assert widths.min() == 0 and limit - 3 <= widths.max() <= limit
+    assert starts.min() == 0 and size - 3 <= (starts + widths).max() <= size
+
+
+def test_a_mask_is_no_wider_than_the_input():
+    assert all(a.time_mask[1] <= 32 for a in draws(timem=500, target_frames=32))
+
+
+def test_masks_fill_one_band_and_one_stretch_with_zero():
+    before = torch.rand(20, 16) + 1
+    masked = spec_augment(before, Augmentation(freq_mask=(3, 4), time_mask=(15, 5)))
+    expected = before.clone()
+    expected[:, 3:7] = 0
+    expected[15:20] = 0
+    assert torch.equal(masked, expected)
+    assert before.min() >= 1
+
+
+def test_noise_and_roll_stay_within_their_ranges():
+    drawn = draws()
+    noises, rolls = [a.noise for a in drawn], [a.roll for a in drawn]
+    assert 0 <= min(noises) < 0.001 and 0.099 < max(noises) < MAX_NOISE == 0.1
+    assert set(rolls) == set(range(-10, 10))
+
+
+def test_noise_is_uniform_up_to_its_loudness():
+    silence = torch.zeros(200, 100)
+    noise = add_noise_and_roll(silence, Augmentation(noise=0.08, noise_seed=1))
+    assert 0 <= float(noise.min()) and float(noise.max()) < 0.08
+    assert float(noise.mean()) == pytest.approx(0.04, abs=0.001)
+    assert not torch.equal(noise, add_noise_and_roll(silence, Augmentation(noise=0.08, noise_seed=2)))
+
+
+@pytest.mark.parametrize('roll', [-10, 0, 9])
+def test_rolling_moves_frames_around_the_end(roll):
+    frames = torch.arange(30.0)[:, None].expand(30, 4)
+    rolled = add_noise_and_roll(frames, Augmentation(roll=roll))
+    assert rolled[:, 0].tolist() == [(i - roll) % 30 for i in range(30)]

@@ -1,0 +1,293 @@
+"""Experiments from the command line: what they leave, what they repeat, and what they say about mistakes."""
+import ast
+import json
+import logging
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+import run
+from dataloader import one_thread
+from models import read_state_dict
+from traintest import TrainSettings
+
+CLIPS = 12
+BASE = ('--data-train train.json --data-val val.json --label-csv labels.csv --n_class 3 --exp-dir exp --dataset demo '
+        '--num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
+        '--n-epochs 2 --batch-size 4 --lr 1e-4 --num-workers 0')
+EVERYTHING = '--mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --warmup True'
+PREDICTIONS = {'predictions/target.npy', 'predictions/cum_predictions.npy', 'predictions/predictions_1.npy',
+               'predictions/predictions_2.npy'}
+EXPERIMENT = PREDICTIONS | {'args.json', 'result.csv', 'curves.png', 'finished', 'models/best_audio_model.pth',
+                            'models/best_audio_model.json'}
+
+
+@pytest.fixture
+def exp_dir(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
+    """Work in a folder of tiny recordings, datafiles and labels, good and bad; returns where experiments go."""
+    monkeypatch.chdir(tmp_path)
+    make_labels(3)
+    clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i), f'/m/{i % 3}') for i in range(CLIPS)]
+    make_datafile(clips, 'train.json')
+    make_datafile(clips[:9], 'val.json')
+    make_datafile([*clips, (clips[0][0], '/m/0,/m/1')], 'several.json')
+    make_datafile([*clips, (clips[0][0], '/m/99')], 'unknown.json')
+    make_datafile([(tmp_path / 'gone.wav', '/m/0'), *clips], 'gone.json')
+    (tmp_path / 'train_weight.csv').write_text('\n'.join(str(1 + i) for i in range(CLIPS)))
+    return tmp_path / 'exp'
+
+
+@pytest.fixture
+def start(exp_dir):
+    """Run an experiment with further options, given as one text, in this process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def in_process(options=''):
+        with one_thread():  # quicker for a model of this size, by far on a busy machine
+            run.main([*BASE.split(), *options.split()])
+    yield in_process
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def refuse(start, capsys):
+    """Run an experiment that must stop with a mistake; returns the last line that the user sees."""
+    def stopped(options):
+        with pytest.raises(SystemExit) as stop:
+            start(options)
+        seen = capsys.readouterr().err
+        assert stop.value.code not in (0, None) and 'Traceback' not in seen
+        return stop.value.code if isinstance(stop.value.code, str) else seen.rstrip('\n').split('\n')[-1]
+    return stopped
+
+
+def files(folder):
+    """The files below a folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
+
+
+def test_an_experiment_leaves_its_results_its_best_model_and_nothing_else(start, exp_dir):
+    start()
+    assert files(exp_dir) == EXPERIMENT
+
+
+def test_result_csv_has_the_published_columns(start, exp_dir):
+    start('--lrscheduler_start 1')
+    table = np.loadtxt(exp_dir / 'result.csv', delimiter=',')
+    assert table.shape == (2, 10)
+    assert table[:, 9].tolist() == pytest.approx([1e-4, 5e-5])
+    assert (table[0, 7], table[0, 8]) == (table[0, 0], table[0, 1])
+
+
+def test_the_main_metric_is_the_one_asked_for(start, exp_dir):
+    start('--metrics acc --loss CE --n_epochs 1')
+    predictions, targets = (np.load(exp_dir / 'predictions' / f'{name}.npy') for name in ('predictions_1', 'target'))
+    accuracy = np.mean(predictions.argmax(axis=1) == targets.argmax(axis=1))
+    assert np.loadtxt(exp_dir / 'result.csv', delimiter=',')[0] == pytest.approx(accuracy)
+
+
+def test_the_best_model_is_described_beside_it(start, exp_dir):
+    start('--dataset-mean -5.5 --dataset_std 3')
+    description = json.loads((exp_dir / 'models' / 'best_audio_model.json').read_text())
+    assert description == {
+        'model_size': 'tiny224', 'label_dim': 3, 'fstride': 16, 'tstride': 16, 'input_fdim': 32, 'input_tdim': 32,
+        'dataset': 'demo', 'labels': {'mids': ['/m/0', '/m/1', '/m/2'], 'names': ['class 0', 'class 1', 'class 2']},
+        'mean': -5.5, 'std': 3.0, 'loss': 'BCE'}
+
+
+def test_the_options_are_kept(start, exp_dir):
+    start('--timem 7')
+    kept = json.loads((exp_dir / 'args.json').read_text())
+    assert set(kept) == set(vars(run.make_parser().parse_args(BASE.split())))
+    assert (kept['timem'], kept['lr'], kept['imagenet_pretrain'], kept['data_eval']) == (7, 1e-4, False, None)
+
+
+def test_the_number_of_workers_changes_nothing(start, exp_dir):
+    start(f'{EVERYTHING} --exp_dir exp/alone')
+    start(f'{EVERYTHING} --exp_dir exp/workers --num_workers 2')
+    alone, workers = (exp_dir / name / 'result.csv' for name in ('alone', 'workers'))
+    assert alone.read_bytes() == workers.read_bytes()
+
+
+def test_another_seed_is_another_run(start, exp_dir):
+    start(f'{EVERYTHING} --exp_dir exp/first --n_epochs 1 --seed 1')
+    start(f'{EVERYTHING} --exp_dir exp/second --n_epochs 1 --seed 2')
+    first, second = (exp_dir / name / 'result.csv' for name in ('first', 'second'))
+    assert first.read_bytes() != second.read_bytes()
+
+
+@pytest.mark.parametrize('options', ['--mixup 1', '--freqm 16', '--timem 16', '--noise True', '--bal bal',
+                                     '--warmup True', '--optim sgd', '--clip_grad 0.001', '--loss CE',
+                                     '--dataset_mean -3', '--dataset-std=9', '--lr 2e-4', '-b 6'])
+def test_an_option_of_training_changes_what_is_learned(start, exp_dir, options):
+    start('--n_epochs 1 --exp_dir exp/plain')
+    start(f'--n_epochs 1 --exp_dir exp/changed {options}')
+    heads = [read_state_dict(exp_dir / name / 'models' / 'best_audio_model.pth')['mlp_head.1.weight']
+             for name in ('plain', 'changed')]
+    assert not torch.equal(*heads)
+
+
+def test_data_eval_is_evaluated_with_the_best_model(start, exp_dir):
+    start('--data-eval train.json --metrics acc')
+    table, numbers = (np.loadtxt(exp_dir / name, delimiter=',') for name in ('result.csv', 'eval_result.csv'))
+    best = table[table[:, 0].argmax()]
+    assert numbers.shape == (4,)
+    assert numbers[:2] == pytest.approx(best[:2])
+    assert files(exp_dir) == EXPERIMENT | {'eval_result.csv'}
+
+
+def test_wa_leaves_the_averaged_model_and_its_numbers(start, exp_dir):
+    start('--wa True --wa_end 2')
+    assert np.loadtxt(exp_dir / 'wa_result.csv').shape == (5,)
+    assert files(exp_dir) == EXPERIMENT | {'wa_result.csv', 'models/audio_model_wa.pth', 'models/audio_model_wa.json'}
+
+
+def test_save_model_keeps_every_epoch(start, exp_dir):
+    start('--save-model True')
+    assert files(exp_dir) == EXPERIMENT | {f'models/audio_model.{epoch}.{suffix}' for epoch in (1, 2)
+                                           for suffix in ('pth', 'json')}
+
+
+def test_n_print_steps_sets_how_often_the_loss_is_reported(start, capsys):
+    start('--n_epochs 1 --n_print_steps 2')
+    reported = re.findall(r'step (\d+) of 3: loss', capsys.readouterr().err)
+    assert reported == ['2', '3']
+
+
+def test_a_dry_run_prints_sizes_and_leaves_nothing(start, exp_dir, capsys):
+    start('--dry-run --data_eval val.json')
+    printed = capsys.readouterr().err
+    assert 'training 12, validation 9, evaluation 9; 3 steps an epoch' in printed
+    assert '2 x 2 = 4 patches' in printed and '--lr 0.0001' in printed
+    assert not exp_dir.exists()
+
+
+def test_a_dry_run_needs_no_weights(start, exp_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'empty'))
+    start('--dry_run --imagenet_pretrain True --audioset_pretrain True --model_size base384')
+    assert not exp_dir.exists() and not (tmp_path / 'empty').exists()
+
+
+def test_a_finished_experiment_is_not_run_again(start, exp_dir, capsys):
+    start()
+    before = {name: (exp_dir / name).stat().st_mtime_ns for name in files(exp_dir)}
+    start('--num_workers 2 --n_print_steps 3')
+    assert 'exp is finished already' in capsys.readouterr().err
+    assert {name: (exp_dir / name).stat().st_mtime_ns for name in files(exp_dir)} == before
+
+
+def test_a_run_that_was_broken_off_can_be_started_again(start, exp_dir):
+    start()
+    table = (exp_dir / 'result.csv').read_bytes()
+    (exp_dir / 'finished').unlink()
+    start()
+    assert (exp_dir / 'result.csv').read_bytes() == table
+    assert files(exp_dir) == EXPERIMENT
+
+
+def test_other_settings_in_the_same_folder_are_named(start, refuse, exp_dir):
+    start('--n_epochs 1')
+    table = (exp_dir / 'result.csv').read_bytes()
+    message = refuse('--n_epochs 1 --lr 2e-4 --timem 5')
+    assert '--lr 0.0001 -> 0.0002' in message and '--timem 0 -> 5' in message and '--n_epochs' not in message
+    assert (exp_dir / 'result.csv').read_bytes() == table
+
+
+@pytest.mark.parametrize('options, reason', [
+    ('--no_such_option 1', 'no_such_option'),
+    ('--n_epoch 3', 'n_epoch'),
+    ('--n_class 4', '--n_class is 4.*labels.csv lists 3 classes'),
+    ('--loss CE --data-train several.json', 'one label a sample.*several.json'),
+    ('--loss CE --data-val several.json', 'one label a sample.*several.json'),
+    ('--wa True --wa_start 2 --wa_end 3', 'wa_start <= wa_end <= n_epochs, got 2, 3, 2'),
+    ('--wa True --wa_start 2 --wa_end 1', 'wa_start <= wa_end <= n_epochs, got 2, 1, 2'),
+    ('--freqm 33', '--freqm 33 .*32 mel bins'),
+    ('--timem 33', '--timem 33 .*32 frames'),
+    ('--audio_length 15', 'audio_length'),
+    ('--num_mel_bins 15', 'num_mel_bins'),
+    ('--model resnet', "--model.*'ast'"),
+    ('--model_size huge', '--model_size.*tiny224'),
+    ('--mixup 1.5', '--mixup.*at most 1'),
+    ('--warmup maybe', '--warmup.*True or False'),
+    ('--lr 0', '--lr.*above 0'),
+    ('--dataset_std -1', '--dataset_std.*above 0'),
+    ('--lrscheduler_decay 2', '--lrscheduler_decay'),
+    ('--imagenet_pretrain False --audioset_pretrain True', 'imagenet_pretrain=True'),
+    ('--device cuda:99', '--device cuda:99'),
+    ('--data-train nowhere.json', 'datafile nowhere.json.*No such file'),
+    ('--label-csv nowhere.csv', 'label file nowhere.csv.*No such file'),
+    ('--data-val unknown.json', "entry 12.*'/m/99'"),
+    ('--data-train val.json --bal bal', 'val_weight.csv.*gen_weight_file.py'),
+    ('--data-train gone.json', 'gone.wav'),
+    ('--data-val gone.json -w 1', 'gone.wav'),
+    ('--data-eval gone.json', 'gone.wav')])
+def test_a_mistake_is_one_sentence_and_leaves_nothing(refuse, exp_dir, options, reason):
+    message = refuse(options)
+    assert re.search(reason, message) and '\n' not in message
+    assert not exp_dir.exists()
+
+
+def test_an_exp_dir_that_is_a_file_is_refused_in_one_sentence(refuse, tmp_path):
+    message = refuse('--exp_dir labels.csv')
+    assert 'labels.csv' in message and '\n' not in message
+    assert (tmp_path / 'labels.csv').read_text().startswith('index,mid')
+
+
+@pytest.mark.parametrize('batch_size, reason', [(4, r'step 2\b'), (12, '')])
+def test_a_loss_that_is_no_number_stops_the_run_with_advice(refuse, exp_dir, batch_size, reason):
+    message = refuse(f'--lr 1e30 --batch_size {batch_size} --amp off')
+    assert re.search(reason, message) and 'finite' in message and 'lower --lr' in message
+    assert not (exp_dir / 'finished').exists()
+
+
+def in_subprocess(root, folder, options):
+    """Run src/run.py as a user does, in that folder."""
+    return subprocess.run([sys.executable, root / 'src' / 'run.py', *BASE.split(), *options.split()], cwd=folder,
+                          capture_output=True, text=True)
+
+
+def test_a_run_from_another_folder_exits_with_0(exp_dir, root, tmp_path):
+    done = in_subprocess(root, tmp_path, '--n_epochs 1 --num_workers -1')
+    assert done.returncode == 0, done.stderr
+    assert 'best epoch 1' in done.stderr and 'result.csv' in files(exp_dir)
+
+
+def test_a_worker_that_finds_a_broken_recording_ends_the_program_with_one_sentence(exp_dir, root, tmp_path):
+    (tmp_path / '7.wav').write_text('no sound')
+    done = in_subprocess(root, tmp_path, '--num_workers 2')
+    last_line = done.stderr.rstrip('\n').split('\n')[-1]
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert last_line.startswith('error: ') and '7.wav' in last_line
+
+
+def test_every_option_is_read_somewhere(root):
+    read = {field.name for field in fields(TrainSettings)}
+    for path in (root / 'src' / 'run.py', root / 'src' / 'traintest.py'):
+        read |= {node.attr for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'args'}
+    options = {action.dest for action in run.make_parser()._actions} - {'help'}
+    assert options - read == set()
+
+
+def test_every_setting_of_training_is_used(root):
+    source = (root / 'src' / 'traintest.py').read_text()
+    used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    assert {field.name for field in fields(TrainSettings)} - used == set()
+
+
+@pytest.mark.parametrize('name, value', [
+    ('n_class', 527), ('model', 'ast'), ('dataset', 'audioset'), ('lr', 0.001), ('optim', 'adam'), ('batch_size', 12),
+    ('n_epochs', 1), ('lr_patience', 0), ('n_print_steps', 100), ('fstride', 10), ('tstride', 10),
+    ('imagenet_pretrain', True), ('audioset_pretrain', False), ('dataset_mean', -4.2677393), ('dataset_std', 4.5689974),
+    ('audio_length', 1024), ('num_mel_bins', 128), ('lrscheduler_start', 2), ('lrscheduler_step', 1),
+    ('lrscheduler_decay', 0.5), ('wa_start', 1), ('wa_end', 5), ('num_workers', -1), ('model_size', 'base384')])
+def test_defaults_are_the_published_ones(name, value):
+    needed = '--data_train a --data_val b --label_csv c --exp_dir d'.split()
+    assert vars(run.make_parser().parse_args(needed))[name] == value

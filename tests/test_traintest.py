@@ -1,0 +1,377 @@
+"""Training: losses, schedule, gradients, and the models that are kept."""
+import dataclasses
+import json
+
+import golden
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from dataloader import EpochSampler, SampleKey, one_thread
+from models import ASTModel, read_state_dict
+from traintest import (Evaluation, Schedule, Trainer, TrainingError, TrainSettings, average_weights, evaluate_best,
+                       mean_state_dict, train, validate)
+from utilities.stats import calculate_stats, summarise
+
+CPU = torch.device('cpu')
+CLASSES, FRAMES, BINS = 3, 4, 5
+DEFAULTS = TrainSettings(
+    n_epochs=1, metrics='mAP', loss='BCE', optim='sgd', lr=0.1, lr_patience=0, warmup=False, lrscheduler_start=2,
+    lrscheduler_step=1, lrscheduler_decay=0.5, grad_accum=1, clip_grad=0, save_model=False, wa=False, wa_start=1,
+    wa_end=1, n_print_steps=100)
+DESCRIPTION = {'dataset': 'a test', 'labels': {'mids': ['/m/0'], 'names': ['dog']}, 'mean': -4.2, 'std': 4.5}
+
+
+class LinearModel(nn.Module):
+    """The smallest classifier that can stand in for an ASTModel; always the same weights."""
+
+    def __init__(self, autocast_dtype=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config, self.autocast_dtype = {'input_tdim': FRAMES}, autocast_dtype
+        self.layer = nn.Linear(FRAMES * BINS, CLASSES)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+
+
+class Samples(Dataset):
+    """Random spectrograms whose labels a linear model can learn, addressed as AudiosetDataset is."""
+
+    def __init__(self, count, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.fbanks = torch.randn(count, FRAMES, BINS, generator=generator)
+        self.labels = F.one_hot(torch.arange(count) % CLASSES, CLASSES).float()
+        self.fbanks[:, 0, :CLASSES] += self.labels
+
+    def __len__(self):
+        return len(self.fbanks)
+
+    def __getitem__(self, key):
+        index = key.index if isinstance(key, SampleKey) else key
+        return self.fbanks[index], self.labels[index]
+
+
+def settings(**changes):
+    """TrainSettings, the defaults but for some."""
+    return dataclasses.replace(DEFAULTS, **changes)
+
+
+def loaders(count=12):
+    """(training, validation) loaders of random samples."""
+    return (DataLoader(Samples(count), batch_size=4, sampler=EpochSampler(count, 0)),
+            DataLoader(Samples(count, seed=1), batch_size=8))
+
+
+def rates(chosen, metrics, steps=1):
+    """The learning rate of every step, over epochs that reach these metrics."""
+    schedule, seen = Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], chosen.lr), chosen), []
+    for epoch, metric in enumerate(metrics, start=1):
+        for _ in range(steps):
+            schedule.start_step()
+            seen.append(schedule.current)
+        schedule.end_epoch(epoch, metric)
+    return seen
+
+
+def update(count=7, **changes):
+    """The change of each parameter in one step on a batch of `count`, and the step's loss."""
+    model, data = LinearModel(), Samples(count)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    loss = Trainer(model, CPU, settings(**changes)).step(data.fbanks, data.labels)
+    return [after.detach() - old for after, old in zip(model.parameters(), before)], float(loss)
+
+
+@pytest.mark.parametrize('loss', ['BCE', 'CE'])
+def test_eight_clips_are_learned_by_heart(loss):
+    torch.manual_seed(0)
+    model = ASTModel(8, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+    fbanks, labels = golden.spectrogram('eight clips', 8, 32, 32), torch.eye(8)
+    trainer = Trainer(model, CPU, settings(optim='adam', lr=2e-4, loss=loss))
+    with one_thread():  # quicker for a model of this size, by far on a busy machine
+        losses = [trainer.run_epoch([(fbanks, labels)], f'epoch {epoch}') for epoch in range(30)]
+        evaluation = validate(model, [(fbanks, labels)], CPU, loss)
+    assert losses[-1] < losses[0] / 10
+    assert evaluation.predictions.argmax(axis=1).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize('changes, epochs, expected', [
+    ({'lr': 1e-5}, 5, [1e-5, 1e-5, 5e-6, 2.5e-6, 1.25e-6]),
+    ({'lr': 5e-5, 'lrscheduler_start': 10, 'lrscheduler_step': 5}, 21,
+     [5e-5] * 10 + [2.5e-5] * 5 + [1.25e-5] * 5 + [6.25e-6]),
+    ({'lr': 1e-5, 'lrscheduler_start': 5, 'lrscheduler_decay': 0.85}, 25,
+     [1e-5] * 5 + [1e-5 * 0.85 ** n for n in range(1, 21)])], ids=['AudioSet', 'balanced AudioSet', 'ESC-50'])
+def test_epochs_run_at_the_published_rates(changes, epochs, expected):
+    seen = rates(settings(**changes), [0.5] * epochs)
+    assert seen == pytest.approx(expected, rel=1e-9)
+
+
+def test_epoch_22_of_esc50_runs_at_the_published_rate():
+    seen = rates(settings(lr=1e-5, lrscheduler_start=5, lrscheduler_decay=0.85), [0.5] * 22)
+    assert seen[-1] == pytest.approx(1e-5 * 0.85 ** 17)
+
+
+def test_warmup_rises_linearly_from_0_over_1000_steps():
+    seen = rates(settings(lr=1e-3, warmup=True), [0.5], steps=1200)
+    assert seen == pytest.approx([1e-3 * min(1, step / 1000) for step in range(1200)])
+
+
+def test_warmup_is_a_factor_on_the_schedule():
+    seen = rates(settings(lr=1e-3, warmup=True, lrscheduler_start=1), [0.5] * 3, steps=400)
+    assert (seen[399], seen[400], seen[800]) == pytest.approx((0.399e-3, 0.2e-3, 0.2e-3))
+
+
+def test_a_plateau_decays_the_rate_instead_of_the_epochs():
+    seen = rates(settings(lr=1e-3, lr_patience=1, lrscheduler_start=1), [0.1, 0.2, 0.3, 0.3, 0.2, 0.4, 0.5])
+    assert seen == pytest.approx([1e-3] * 5 + [5e-4] * 2)
+
+
+def test_a_plateau_under_warmup_decays_the_full_rate():
+    seen = rates(settings(lr=1e-3, lr_patience=1, warmup=True), [0.3, 0.2, 0.1, 0.1], steps=400)
+    assert (seen[800], seen[1100], seen[1200]) == pytest.approx((0.8e-3, 1e-3, 0.5e-3))
+
+
+@pytest.mark.parametrize('loss, plain', [('BCE', F.binary_cross_entropy_with_logits), ('CE', F.cross_entropy)])
+def test_the_validation_loss_is_that_of_all_logits_at_once(loss, plain):
+    model, data = LinearModel(), Samples(10)
+    evaluation = validate(model, DataLoader(data, batch_size=4), CPU, loss)
+    with torch.no_grad():
+        assert evaluation.loss == pytest.approx(float(plain(model(data.fbanks), data.labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize('loss', ['BCE', 'CE'])
+def test_predictions_are_sigmoids_in_the_order_of_the_data(loss):
+    model, data = LinearModel(), Samples(10)
+    evaluation = validate(model, DataLoader(data, batch_size=4), CPU, loss)
+    np.testing.assert_allclose(evaluation.predictions, model(data.fbanks).sigmoid().detach(), atol=1e-6)
+    assert np.array_equal(evaluation.targets, data.labels)
+
+
+def test_validation_runs_in_evaluation_mode_and_training_in_training_mode():
+    model, seen = LinearModel(), []
+    model.register_forward_hook(lambda module, *_: seen.append(module.training))
+    trainer = Trainer(model, CPU, settings())
+    trainer.run_epoch(loaders()[0], 'training')
+    validate(model, loaders()[1], CPU, 'BCE')
+    trainer.run_epoch(loaders()[0], 'training')
+    assert seen == [True] * 3 + [False] * 2 + [True] * 3
+
+
+def test_cross_entropy_takes_the_label_distribution_of_mixes():
+    model, fbanks = LinearModel(), Samples(2).fbanks
+    labels = torch.tensor([[0.0, 0.6, 0.4], [0.3, 0.0, 0.7]])
+    expected = -(labels * model(fbanks).detach().log_softmax(dim=1)).sum(dim=1).mean()
+    loss = Trainer(model, CPU, settings(loss='CE')).step(fbanks, labels)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_training_loss_is_weighted_by_samples():
+    data = Samples(10)
+    trainer = Trainer(LinearModel(), CPU, settings(lr=1e-12))
+    loss = trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+    expected = F.binary_cross_entropy_with_logits(LinearModel()(data.fbanks).detach(), data.labels)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('n_print_steps', [1, 100])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value, n_print_steps):
+    data = Samples(20)
+    data.fbanks[9] = value
+    trainer = Trainer(LinearModel(), CPU, settings(n_print_steps=n_print_steps))
+    with pytest.raises(TrainingError, match=r'step 3\b.*--lr'):
+        trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+
+
+def test_validation_that_gives_no_numbers_stops_the_run(tmp_path):
+    train_loader, val_loader = loaders()
+    val_loader.dataset.fbanks[5] = float('nan')
+    with pytest.raises(TrainingError, match='finite'):
+        train(LinearModel(), CPU, train_loader, val_loader, settings(), tmp_path, DESCRIPTION)
+
+
+@pytest.mark.parametrize('pieces', [2, 3, 7, 100])
+@pytest.mark.parametrize('loss', ['BCE', 'CE'])
+def test_a_batch_in_pieces_gives_the_same_update_and_loss(loss, pieces):
+    (whole, whole_loss), (parts, parts_loss) = update(loss=loss), update(loss=loss, grad_accum=pieces)
+    for one, other in zip(whole, parts):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert parts_loss == pytest.approx(whole_loss, rel=1e-5)
+
+
+def test_a_batch_in_pieces_reaches_the_model_in_pieces():
+    model, sizes = LinearModel(), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    data = Samples(12)
+    Trainer(model, CPU, settings(grad_accum=3)).step(data.fbanks, data.labels)
+    assert sizes == [4, 4, 4]
+
+
+def test_the_gradient_is_clipped_to_its_largest_norm():
+    (free, _), (clipped, _) = update(lr=1.0), update(lr=1.0, clip_grad=0.01)
+    norms = [float(torch.cat([change.flatten() for change in changes]).norm()) for changes in (free, clipped)]
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_small_gradient_is_not_changed_by_clipping():
+    (free, _), (clipped, _) = update(), update(clip_grad=1000.0)
+    assert all(torch.equal(one, other) for one, other in zip(free, clipped))
+
+
+def test_every_step_starts_from_a_fresh_gradient():
+    model, data = LinearModel(), Samples(6)
+    trainer = Trainer(model, CPU, settings(lr=1e-12))
+    gradients = []
+    model.layer.weight.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
+    for _ in range(3):
+        trainer.step(data.fbanks, data.labels)
+    torch.testing.assert_close(gradients[2], gradients[0])
+    assert len(gradients) == 3
+
+
+def test_adam_has_the_published_constants():
+    optimizer = Trainer(LinearModel(), CPU, settings(optim='adam', lr=2e-4)).optimizer
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert [optimizer.defaults[name] for name in ('lr', 'betas', 'weight_decay')] == [2e-4, (0.95, 0.999), 5e-7]
+
+
+def test_sgd_has_a_momentum_of_0_9():
+    optimizer = Trainer(LinearModel(), CPU, settings(optim='sgd')).optimizer
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults['momentum'] == 0.9
+
+
+@pytest.mark.parametrize('dtype, enabled', [(torch.float16, True), (torch.bfloat16, False), (None, False)])
+def test_gradients_are_scaled_exactly_for_float16(dtype, enabled):
+    assert Trainer(LinearModel(dtype), CPU, settings()).scaler.is_enabled() is enabled
+
+
+def test_a_scaled_step_is_the_unscaled_one():
+    data, models = Samples(6), [LinearModel(), LinearModel(torch.float16)]
+    for model in models:
+        Trainer(model, CPU, settings(clip_grad=0.05)).step(data.fbanks, data.labels)
+    assert torch.allclose(models[0].layer.weight, models[1].layer.weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Train the linear model for three epochs; returns the settings, the model, the Results and the model folder."""
+    def run(**changes):
+        chosen, model = settings(n_epochs=3, **changes), LinearModel()
+        results = train(model, CPU, *loaders(), chosen, tmp_path, DESCRIPTION)
+        return chosen, model, results, tmp_path / 'models'
+    return run
+
+
+def names(folder):
+    """The files in a folder."""
+    return {path.name for path in folder.iterdir()}
+
+
+def pairs(*stems):
+    """The names of models and of the descriptions beside them."""
+    return {f'{stem}.{suffix}' for stem in stems for suffix in ('pth', 'json')}
+
+
+@pytest.mark.parametrize('changes, stems', [
+    ({}, ['best_audio_model']),
+    ({'save_model': True}, ['best_audio_model', 'audio_model.1', 'audio_model.2', 'audio_model.3']),
+    ({'wa': True, 'wa_start': 2, 'wa_end': 3}, ['best_audio_model', 'audio_model.2', 'audio_model.3'])],
+    ids=['neither', 'save_model', 'wa'])
+def test_only_the_models_that_somebody_needs_are_kept(trained, changes, stems):
+    *_, folder = trained(**changes)
+    assert names(folder) == pairs(*stems)
+
+
+def test_the_best_model_is_that_of_the_best_epoch(trained):
+    *_, results, folder = trained(save_model=True)
+    best, kept = (read_state_dict(folder / name) for name in ('best_audio_model.pth',
+                                                              f'audio_model.{results.best_epoch}.pth'))
+    assert results.best_epoch == 1 + int(np.argmax([row[0] for row in results.rows]))
+    assert all(torch.equal(best[name], kept[name]) for name in kept)
+
+
+def test_a_worse_epoch_does_not_replace_the_best_model(tmp_path, monkeypatch):
+    targets = Samples(12).labels.numpy()
+    guess, right, wrong = np.full_like(targets, 0.5), targets, 1 - targets
+    evaluations = iter(Evaluation(predictions, targets, 0.5) for predictions in (guess, right, wrong))
+    monkeypatch.setattr('traintest.validate', lambda *_: next(evaluations))
+    train(LinearModel(), CPU, *loaders(), settings(n_epochs=3, save_model=True), tmp_path, DESCRIPTION)
+    folder = tmp_path / 'models'
+    best, second = read_state_dict(folder / 'best_audio_model.pth'), read_state_dict(folder / 'audio_model.2.pth')
+    assert all(torch.equal(best[name], second[name]) for name in second)
+
+
+def test_models_are_saved_in_the_published_layout_and_described(trained):
+    *_, folder = trained()
+    state = torch.load(folder / 'best_audio_model.pth', weights_only=True)
+    assert set(state) == {'module.layer.weight', 'module.layer.bias'}
+    assert json.loads((folder / 'best_audio_model.json').read_text()) == {'input_tdim': FRAMES, **DESCRIPTION}
+
+
+def test_the_averaged_model_is_the_plain_mean(trained, tmp_path):
+    chosen, model, _, folder = trained(save_model=True, wa=True, wa_start=2, wa_end=3)
+    average_weights(model, CPU, loaders()[1], chosen, tmp_path, DESCRIPTION)
+    second, third, averaged = (read_state_dict(folder / f'audio_model{name}.pth') for name in ('.2', '.3', '_wa'))
+    for name in averaged:
+        torch.testing.assert_close(averaged[name], (second[name] + third[name]) / 2)
+    assert not torch.equal(second['layer.weight'], third['layer.weight'])
+
+
+def test_the_averaged_model_is_evaluated(trained, tmp_path):
+    chosen, model, _, folder = trained(wa=True, wa_start=1, wa_end=3)
+    average_weights(model, CPU, loaders()[1], chosen, tmp_path, DESCRIPTION)
+    averaged = LinearModel()
+    averaged.load_state_dict(read_state_dict(folder / 'audio_model_wa.pth'))
+    evaluation = validate(averaged, loaders()[1], CPU, 'BCE')
+    expected = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
+    assert np.loadtxt(tmp_path / 'wa_result.csv') == pytest.approx(
+        [expected.mAP, expected.mAUC, expected.precision, expected.recall, expected.d_prime])
+
+
+@pytest.mark.parametrize('save_model, stems', [
+    (False, ['best_audio_model', 'audio_model_wa']),
+    (True, ['best_audio_model', 'audio_model_wa', 'audio_model.1', 'audio_model.2', 'audio_model.3'])])
+def test_averaging_removes_the_epochs_models_unless_save_model_keeps_them(trained, tmp_path, save_model, stems):
+    chosen, model, _, folder = trained(save_model=save_model, wa=True, wa_start=1, wa_end=3)
+    average_weights(model, CPU, loaders()[1], chosen, tmp_path, DESCRIPTION)
+    assert names(folder) == pairs(*stems)
+
+
+def test_means_of_checkpoints_are_summed_without_loss(tmp_path):
+    values = [1e8, 1.0, -1e8, 3.0]
+    for i, value in enumerate(values):
+        torch.save({'module.w': torch.tensor([value])}, tmp_path / f'{i}.pth')
+    assert mean_state_dict([tmp_path / f'{i}.pth' for i in range(4)])['w'].tolist() == [1.0]
+
+
+def test_the_best_model_is_evaluated_on_both_sets(trained, tmp_path):
+    chosen, model, results, _ = trained()
+    val_loader, eval_loader = loaders()[1], DataLoader(Samples(30, seed=9), batch_size=8)
+    with torch.no_grad():
+        model.layer.weight.zero_()
+    evaluate_best(model, CPU, (val_loader, eval_loader), chosen, tmp_path)
+    numbers = np.loadtxt(tmp_path / 'eval_result.csv')
+    best = results.rows[results.best_epoch - 1]
+    assert numbers.shape == (4,)
+    assert numbers[:2] == pytest.approx(best[:2])
+    assert not np.allclose(numbers[2:], numbers[:2])
+
+
+def _keep_training_inputs(seen):
+    def hook(module, inputs):
+        if module.training:
+            seen.extend(inputs[0][:, 0, 0].tolist())
+    return hook
+
+
+def test_every_epoch_is_trained_in_another_order(tmp_path):
+    seen = []
+    train_loader, val_loader = loaders()
+    model = LinearModel()
+    model.register_forward_pre_hook(_keep_training_inputs(seen))
+    train(model, CPU, train_loader, val_loader, settings(n_epochs=2), tmp_path, DESCRIPTION)
+    assert sorted(seen[:12]) == sorted(seen[12:]) and seen[:12] != seen[12:]

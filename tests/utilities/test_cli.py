@@ -1,0 +1,148 @@
+"""How options are spelled and checked, and how mistakes are shown."""
+import argparse
+import logging
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from utilities.cli import OptionParser, boolean, exit_on, number, setup_logging, whole
+from utilities.labels import DataError
+
+
+@pytest.fixture
+def parse():
+    """Parse a command line, given as one text, with options of every kind."""
+    parser = OptionParser(prog='tool')
+    parser.add_argument('--data_train')
+    parser.add_argument('--dataset_mean', type=number())
+    parser.add_argument('--share', type=number(0, 1))
+    parser.add_argument('--lr', '--learning_rate', type=number(above=0))
+    parser.add_argument('-w', '--num_workers', type=whole(-1))
+    parser.add_argument('--save_model', type=boolean)
+    parser.add_argument('--dry_run', action='store_true')
+    return lambda text: parser.parse_args(text.split())
+
+
+@pytest.fixture
+def refuse(parse, capsys):
+    """Parse a command line that must be refused; returns what is written to standard error."""
+    def run(text):
+        with pytest.raises(SystemExit) as stop:
+            parse(text)
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+    return run
+
+
+@pytest.fixture
+def root_logger():
+    """The root logger, put back afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+class BrokenDataset(Dataset):
+    """Three samples that cannot be read."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise DataError('the recording dog.wav is broken')
+
+
+@pytest.mark.parametrize('text', ['--data-train a-b.json --num-workers 3', '--data_train a-b.json --num_workers 3',
+                                  '--data-train=a-b.json --num_workers=3', '--data_train=a-b.json -w 3',
+                                  '--data-train a-b.json -w3'])
+def test_both_spellings_of_an_option_mean_the_same(parse, text):
+    args = parse(text)
+    assert (args.data_train, args.num_workers) == ('a-b.json', 3)
+
+
+def test_an_alias_works_in_both_spellings(parse):
+    assert parse('--learning-rate 0.1') == parse('--learning_rate 0.1') == parse('--lr 0.1')
+
+
+@pytest.mark.parametrize('text', ['--data_tr a.json', '--data a.json', '--dry', '--num_workers_x 3', 'stray'])
+def test_abbreviated_and_unknown_options_are_refused(refuse, text):
+    message = refuse(text)
+    assert text.split()[0] in message
+
+
+@pytest.mark.parametrize('text, value', [('-4.2', -4.2), ('-4e-1', -0.4), ('-4E+1', -40), ('-.5', -0.5), ('-0', 0)])
+@pytest.mark.parametrize('form', ['--dataset-mean {}', '--dataset_mean={}', '--dataset_mean {}'])
+def test_negative_numbers_are_values(parse, form, text, value):
+    assert parse(f'{form.format(text)} --dry_run').dataset_mean == value
+
+
+@pytest.mark.parametrize('text', ['-w -1', '-w=-1', '-w-1', '--num_workers -1', '--num-workers=-1'])
+def test_a_negative_number_may_follow_a_short_option(parse, text):
+    assert parse(text).num_workers == -1
+
+
+@pytest.mark.parametrize('text, value', [('True', True), ('true', True), ('FALSE', False), ('False', False)])
+def test_booleans_are_words(parse, text, value):
+    assert parse(f'--save_model {text}').save_model is value
+
+
+@pytest.mark.parametrize('text', ['--save_model 1', '--save_model yes', '--save_model', '--num_workers -2',
+                                  '--num_workers 1.5', '--num_workers many', '--lr 0', '--lr -1', '--lr nan',
+                                  '--lr inf', '--lr -inf',
+                                  '--share 1.1', '--share -0.1', '--dataset_mean low', '--dry_run 3'])
+def test_a_value_out_of_range_is_refused_in_one_line_that_names_the_option(refuse, text):
+    message = refuse(text)
+    assert message.count('\n') == 1 and message.startswith('tool: ') and '--help' in message
+    assert text.split()[0] in message or text.split()[1] in message
+
+
+@pytest.mark.parametrize('kind, text, expected', [
+    (whole(1), '0', 'a whole number of at least 1'), (number(0, 1), '2', 'a number of at least 0 and of at most 1'),
+    (number(above=0), '0', 'a number above 0'), (number(), 'x', "a number, got 'x'"), (boolean, 'x', 'True or False')])
+def test_a_refused_value_is_quoted_with_what_was_expected(kind, text, expected):
+    with pytest.raises(argparse.ArgumentTypeError, match=expected) as error:
+        kind(text)
+    assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize('kind, text, value', [(whole(0), '0', 0), (number(0, 1), '1', 1), (number(0, 1), '0', 0),
+                                               (number(above=0), '1e-9', 1e-9)])
+def test_bounds_belong_to_the_range(kind, text, value):
+    assert kind(text) == value
+
+
+def test_help_lists_the_defaults(capsys):
+    parser = OptionParser(prog='tool')
+    parser.add_argument('--size', default=7, help='size of it')
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(['--help'])
+    assert stop.value.code == 0
+    assert 'size of it (default: 7)' in capsys.readouterr().out
+
+
+def test_a_mistake_ends_the_program_with_its_sentence():
+    with pytest.raises(SystemExit) as stop, exit_on(DataError):
+        raise DataError('a.json: no such file')
+    assert stop.value.code == 'error: a.json: no such file'
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(ZeroDivisionError), exit_on(DataError):
+        print(1 / 0)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_mistake_found_by_a_dataloaders_worker_is_the_same_sentence(workers):
+    with pytest.raises(SystemExit) as stop, exit_on(DataError):
+        next(iter(DataLoader(BrokenDataset(), num_workers=workers)))
+    assert stop.value.code == 'error: the recording dog.wav is broken'
+
+
+def test_log_lines_go_to_standard_error_with_the_time(capsys, root_logger):
+    setup_logging()
+    root_logger.info('hello')
+    captured = capsys.readouterr()
+    assert captured.out == ''
+    assert captured.err.endswith(' hello\n') and captured.err[:8].count(':') == 2

@@ -1,0 +1,111 @@
+"""Label files, datafiles and weight files: what is read, and what is said about those that cannot be."""
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from utilities.labels import DataError, read_datafile, read_labels, read_sample_weights, weight_file
+
+MIDS = {'/m/0': 0, '/m/1': 1}
+GOOD = {'wav': 'a.wav', 'labels': '/m/0'}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of that text or those bytes; returns its path."""
+    def make(content, name='file'):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+    return make
+
+
+def test_labels_keep_the_order_of_the_file(write):
+    labels = read_labels(write('index,mid,display_name\n0,/m/x,"Male speech, man speaking"\n1,/m/a,Élan\n'))
+    assert labels.mids == ('/m/x', '/m/a')
+    assert labels.names == ('Male speech, man speaking', 'Élan')
+    assert labels.index() == {'/m/x': 0, '/m/a': 1} and len(labels) == 2
+
+
+@pytest.mark.parametrize('content, reason', [
+    ('', 'must begin with the line index,mid,display_name'),
+    ('mid,name\n/m/0,a\n', 'must begin with the line index,mid,display_name'),
+    ('index,mid,display_name\n', 'no classes'),
+    ('index,mid,display_name\n1,/m/0,a\n', 'line 2: expected index 0'),
+    ('index,mid,display_name\n0,/m/0,a\n2,/m/1,b\n', 'line 3: expected index 1'),
+    ('index,mid,display_name\n0,/m/0\n', 'line 2'),
+    ('index,mid,display_name\n0,,a\n', 'line 2'),
+    ('index,mid,display_name\n0,/m/0,a\n1,/m/0,b\n', '/m/0 twice'),
+    (b'\xff\xfe\x00', 'cannot read')])
+def test_a_bad_label_file_is_named_with_the_reason(write, content, reason):
+    path = write(content)
+    with pytest.raises(DataError, match=reason) as error:
+        read_labels(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize('read', [read_labels, lambda path: read_datafile(path, MIDS),
+                                  lambda path: read_sample_weights(path, 1)])
+def test_a_missing_file_or_a_directory_is_named(tmp_path, read):
+    with pytest.raises(DataError, match=f'{tmp_path}/nowhere.*(No such file|not found)'):
+        read(tmp_path / 'nowhere')
+    with pytest.raises(DataError, match=f'{tmp_path}.*[Dd]irectory'):
+        read(tmp_path)
+
+
+def test_a_datafile_keeps_paths_and_labels_as_written(write):
+    entries = [{**GOOD, 'video_id': 'x'}, {'wav': 'ü b.flac', 'labels': '/m/1,/m/0'}]
+    datafile = read_datafile(write(json.dumps({'data': entries, 'made_by': 'hand'})), MIDS)
+    assert len(datafile) == 2
+    assert [datafile.wavs[i] for i in range(2)] == ['a.wav', 'ü b.flac']
+    assert [datafile.labels[i] for i in range(2)] == ['/m/0', '/m/1,/m/0']
+
+
+@pytest.mark.parametrize('content, reason', [
+    ('', 'cannot read'), ('{"data": [', 'cannot read'), ('[1]', 'cannot read'), ('{"entries": []}', "no 'data'"),
+    pytest.param('[' * 100000, 'cannot read', id='deep'), (b'\xff\xfe', 'cannot read'), ('{"data": {}}', 'no samples'),
+    ('{"data": []}', 'no samples')])
+def test_a_file_that_is_no_datafile_is_named_with_the_reason(write, content, reason):
+    path = write(content)
+    with pytest.raises(DataError, match=reason) as error:
+        read_datafile(path, MIDS)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize('entry, reason', [
+    ({'wav': 'b.wav'}, 'expected "wav" and "labels"'), ({'labels': '/m/0'}, 'expected "wav" and "labels"'),
+    ({**GOOD, 'wav': ''}, 'non-empty'), ({**GOOD, 'labels': ''}, 'non-empty'), ({**GOOD, 'labels': ['/m/0']}, 'text'),
+    ({**GOOD, 'wav': 3}, 'text'), ('a.wav', 'expected'), ({**GOOD, 'wav': 'a\0b.wav'}, 'expected'),
+    ({**GOOD, 'labels': '/m/0,/m/9'}, "a.wav.*'/m/9' is not in the label file"),
+    ({**GOOD, 'labels': '/m/0, /m/1'}, "' /m/1' is not in the label file"),
+    ({**GOOD, 'labels': '/m/0,'}, "'' is not in the label file")])
+def test_a_bad_entry_is_counted_and_quoted(write, entry, reason):
+    with pytest.raises(DataError, match=f'entry 1.*{reason}'):
+        read_datafile(write(json.dumps({'data': [GOOD, entry]})), MIDS)
+
+
+def test_weights_are_read_as_written(write):
+    assert read_sample_weights(write('1.5\n0\n20e-1\n'), 3).tolist() == [1.5, 0, 2]
+    assert read_sample_weights(write('7\n'), 1).tolist() == [7]
+
+
+@pytest.mark.parametrize('content', ['1\n2\n', '1\n2\n3\n4\n', '1\n-1\n2\n', '1\nnan\n2\n', '0\n0\n0\n',
+                                     '1\ntwo\n3\n'])
+def test_a_weight_file_that_does_not_fit_its_datafile_says_how_to_make_one(write, content):
+    path = write(content)
+    with pytest.raises(DataError, match='gen_weight_file.py') as error:
+        read_sample_weights(path, 3)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize('datafile, weights', [('data/train.json', 'data/train_weight.csv'),
+                                               ('train', 'train_weight.csv'),
+                                               ('a.json/b.json', 'a.json/b_weight.csv')])
+def test_the_weight_file_lies_beside_its_datafile(datafile, weights):
+    assert str(weight_file(datafile)) == weights
+
+
+def test_a_packed_datafile_reaches_a_spawned_process(write):
+    datafile = pickle.loads(pickle.dumps(read_datafile(write(json.dumps({'data': [GOOD] * 3})), MIDS)))
+    assert np.array_equal(datafile.wavs, ['a.wav'] * 3)

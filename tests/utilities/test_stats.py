@@ -1,0 +1,121 @@
+"""Metrics, against the published numbers and against scikit-learn."""
+import math
+
+import golden
+import numpy as np
+import pytest
+import scipy.stats
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from utilities.stats import calculate_stats, d_prime, summarise
+
+SEEDS = (7, 8)
+
+
+@pytest.fixture(params=SEEDS)
+def case(request, golden_json):
+    """A golden case: what is expected, and the statistics calculated."""
+    expected = next(case for case in golden_json('data.json')['stats'] if case['seed'] == request.param)
+    names = ('seed', 'samples', 'classes', 'rate')
+    return expected, calculate_stats(*golden.stats_case(*(expected[name] for name in names)))
+
+
+@pytest.fixture
+def sparse():
+    """(predictions, targets), (300, 5): ties everywhere, class 2 without positives, class 4 without negatives."""
+    predictions, targets = golden.stats_case(3, 300, 5, 0.2)
+    targets[:, 2], targets[:, 4] = 0, 1
+    return predictions.round(1), targets
+
+
+@pytest.mark.parametrize('name', ['AP', 'auc'])
+def test_per_class_numbers_are_the_published_ones(case, name):
+    expected, stats = case
+    assert [s[name] for s in stats] == pytest.approx(expected[name], abs=1e-9)
+
+
+def test_accuracy_is_the_published_one_in_every_class(case):
+    expected, stats = case
+    assert [s['acc'] for s in stats] == pytest.approx([expected['acc']] * expected['classes'], abs=1e-9)
+
+
+def test_the_middle_of_the_thinned_curves_is_the_published_one(case):
+    expected, stats = case
+    middles = [[s[name][len(s[name]) // 2] for s in stats] for name in ('precisions', 'recalls')]
+    assert middles[0] == pytest.approx(expected['mid_precision'], abs=1e-9)
+    assert middles[1] == pytest.approx(expected['mid_recall'], abs=1e-9)
+
+
+def test_the_summary_is_the_mean_over_the_classes(case):
+    expected, stats = case
+    summary = summarise(stats)
+    means = [np.mean(expected[name]) for name in ('AP', 'auc', 'mid_precision', 'mid_recall')]
+    assert [summary.mAP, summary.mAUC, summary.precision, summary.recall] == pytest.approx(means, abs=1e-9)
+    assert (summary.acc, summary.d_prime) == pytest.approx((expected['acc'], expected['d_prime']), abs=1e-9)
+    assert (summary.classes, summary.classes_without_positives) == (expected['classes'], 0)
+
+
+@pytest.mark.parametrize('decimals', [8, 1, 0])
+def test_numbers_equal_scikit_learns_with_and_without_ties(decimals):
+    predictions, targets = golden.stats_case(5, 500, 4, 0.1)
+    predictions = predictions.round(decimals)
+    stats = calculate_stats(predictions, targets)
+    for name, score in (('AP', average_precision_score), ('auc', roc_auc_score)):
+        assert [s[name] for s in stats] == pytest.approx(score(targets, predictions, average=None), abs=1e-9)
+
+
+def test_predictions_of_any_monotone_scale_give_the_same_numbers():
+    predictions, targets = golden.stats_case(5, 200, 4, 0.2)
+    first, second = (summarise(calculate_stats(scores, targets)) for scores in (predictions, 8 * predictions - 4))
+    assert (first.mAP, first.mAUC) == pytest.approx((second.mAP, second.mAUC), abs=1e-12)
+
+
+def test_float32_predictions_and_labels_are_welcome():
+    predictions, targets = golden.stats_case(5, 200, 4, 0.2)
+    stats = calculate_stats(predictions.astype(np.float32), targets.astype(np.float32))
+    assert [s['AP'] for s in stats] == pytest.approx([s['AP'] for s in calculate_stats(predictions, targets)], abs=1e-6)
+
+
+def test_a_class_without_positives_has_no_ap_and_no_auc(sparse):
+    stats = calculate_stats(*sparse)[2]
+    assert math.isnan(stats['AP']) and math.isnan(stats['auc'])
+    assert not len(stats['precisions']) and not len(stats['recalls'])
+
+
+def test_a_class_without_positives_is_left_out_of_the_means_and_counted(sparse):
+    predictions, targets = sparse
+    summary, present = summarise(calculate_stats(predictions, targets)), [0, 1, 3, 4]
+    others = summarise(calculate_stats(predictions[:, present], targets[:, present]))
+    assert (summary.classes, summary.classes_without_positives) == (5, 1)
+    assert (summary.mAP, summary.mAUC, summary.precision, summary.recall, summary.d_prime) == pytest.approx(
+        (others.mAP, others.mAUC, others.precision, others.recall, others.d_prime), abs=1e-12)
+
+
+def test_a_class_without_negatives_has_an_ap_of_1_and_no_auc(sparse):
+    stats = calculate_stats(*sparse)
+    assert stats[4]['AP'] == 1 and math.isnan(stats[4]['auc'])
+    assert summarise(stats).mAUC == pytest.approx(np.mean([stats[k]['auc'] for k in (0, 1, 3)]), abs=1e-12)
+
+
+def test_labels_without_any_positive_give_nan_and_no_crash():
+    summary = summarise(calculate_stats(np.random.default_rng(0).random((6, 3)), np.zeros((6, 3))))
+    assert math.isnan(summary.mAP) and math.isnan(summary.mAUC) and math.isnan(summary.d_prime)
+    assert summary.classes_without_positives == 3
+
+
+def test_perfect_predictions_score_1():
+    targets = np.eye(4)[[0, 1, 2, 3, 0, 1]]
+    summary = summarise(calculate_stats(targets * 0.5 + 0.2, targets))
+    assert (summary.mAP, summary.mAUC, summary.acc) == (1, 1, 1)
+
+
+@pytest.mark.parametrize('output, target', [((4, 3), (4, 2)), ((4, 3), (3, 3)), ((4,), (4,))])
+def test_arrays_that_do_not_match_are_refused(output, target):
+    with pytest.raises(ValueError, match='samples, classes'):
+        calculate_stats(np.zeros(output), np.ones(target))
+
+
+@pytest.mark.parametrize('area, expected', [(0.5, 0), (0.980985, 2.933840),
+                                            (0.9, 2 ** 0.5 * scipy.stats.norm.ppf(0.9))])
+def test_d_prime_is_the_normal_quantile_times_the_root_of_2(area, expected):
+    assert d_prime(area) == pytest.approx(expected, abs=1e-4)
