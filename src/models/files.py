@@ -37,7 +37,7 @@ def atomic_write(path):
 
 
 class DownloadError(OSError):
-    """No source could deliver the file; one line a source says why."""
+    """A source that did not deliver, or none that did; a line a source says why."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Url:
         done = subprocess.run([sys.executable, '-c', WGET, '-o', path.name, self.address], cwd=folder,
                               stdout=bar, stderr=subprocess.PIPE, text=True)
         if done.returncode or not path.is_file():
-            raise OSError((done.stderr.strip().split('\n') or ['no file came'])[-1])
+            raise DownloadError((done.stderr.strip() or 'no file came').split('\n')[-1])
         return path
 
 
@@ -91,7 +91,9 @@ def download(sources, check):
                 if source.destination.is_file():
                     return source.destination
             return _fetch_first(sources, check)
-    except PermissionError as error:
+    except DownloadError:
+        raise
+    except OSError as error:
         raise DownloadError(f'  {first.parent} cannot be written: {error.strerror}') from None
 
 
@@ -104,10 +106,8 @@ def _fetch_first(sources, check):
             try:
                 path = source.fetch(scratch)
                 check(path, source)
-            except PermissionError:
-                raise
             except Exception as error:  # the hub's library has dozens of its own; each means: try the next source
-                reason = str(error).strip().split('\n')[0]
+                reason = str(error.__cause__ or error).strip().split('\n')[0]
                 problems.append(f'  {source}: {reason}')
                 logger.warning('%s failed: %s', source, reason)
                 continue

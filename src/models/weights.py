@@ -3,14 +3,12 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from .files import DownloadError, HubFile, Url, atomic_write, download
@@ -109,16 +107,20 @@ def read_state_dict(path):
             state = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f'{path} does not exist') from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load raises nearly anything for a file that is none of its own
         reason = str(error).split('\n')[0]
         raise WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of file): {reason}; '
                            f'remove it and get it again') from None
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
         state = state['model']
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
         raise WeightsError(f'{path} holds no state dict (a mapping from names to tensors)')
     state = {name.removeprefix('module.'): value for name, value in state.items()}
-    return from_transformers(state) if any(name.startswith(TRANSFORMERS_PREFIX) for name in state) else state
+    if not any(name.startswith(TRANSFORMERS_PREFIX) for name in state):
+        return state
+    with naming(path):
+        return from_transformers(state)
 
 
 TRANSFORMERS_PREFIX = 'audio_spectrogram_transformer.'
@@ -136,18 +138,18 @@ TRANSFORMERS_NAMES = [  # the layout that `transformers` writes to disk for ASTF
     (r'classifier\.layernorm\.', 'mlp_head.0.'),
     (r'classifier\.dense\.', 'mlp_head.1.'),
 ]
-TRANSFORMERS_QUERY = re.compile(
-    r'audio_spectrogram_transformer\.encoder\.layer\.(\d+)\.attention\.attention\.query\.(weight|bias)')
+TRANSFORMERS_QKV = re.compile(r'audio_spectrogram_transformer\.encoder\.layer\.(\d+)\.attention\.attention\.'
+                              r'(query|key|value)\.(weight|bias)')
 
 
 def from_transformers(state):
     """Rename a state dict of transformers' ASTForAudioClassification to ours, its query, key and value joined."""
     renamed = {}
     for name, value in state.items():
-        if match := TRANSFORMERS_QUERY.fullmatch(name):
-            parts = [state[name.replace('.query.', f'.{part}.')] for part in ('query', 'key', 'value')]
-            renamed[f'v.blocks.{match[1]}.attn.qkv.{match[2]}'] = torch.cat(parts)
-        elif '.attention.attention.' not in name:
+        if match := TRANSFORMERS_QKV.fullmatch(name):
+            parts = [state[name.replace(f'.{match[2]}.', f'.{part}.')] for part in ('query', 'key', 'value')]
+            renamed[f'v.blocks.{match[1]}.attn.qkv.{match[3]}'] = torch.cat(parts)
+        else:
             for pattern, ours in TRANSFORMERS_NAMES:
                 name = re.sub(f'^{pattern}', ours, name)
             renamed[name] = value
