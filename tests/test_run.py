@@ -19,7 +19,7 @@ from traintest import TrainSettings
 CLIPS = 12
 BASE = ('--data-train train.json --data-val val.json --label-csv labels.csv --n_class 3 --exp-dir exp --dataset demo '
         '--num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
-        '--n-epochs 2 --batch-size 4 --lr 1e-4 --num-workers 0')
+        '--n-epochs 2 --batch-size 4 --lr 1e-4 --num-workers 0 --device cpu')
 EVERYTHING = '--mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --warmup True'
 PREDICTIONS = {'predictions/target.npy', 'predictions/cum_predictions.npy', 'predictions/predictions_1.npy',
                'predictions/predictions_2.npy'}
@@ -159,6 +159,11 @@ def test_n_print_steps_sets_how_often_the_loss_is_reported(start, capsys):
     start('--n_epochs 1 --n_print_steps 2')
     reported = re.findall(r'step (\d+) of 3: loss', capsys.readouterr().err)
     assert reported == ['2', '3']
+
+
+def test_validation_batches_are_twice_as_large(exp_dir):
+    args = run.make_parser().parse_args([*BASE.split(), '--data_eval', 'val.json'])
+    assert [loader.batch_size for loader in run.make_loaders(args, torch.device('cpu'))] == [4, 8, 8]
 
 
 def test_a_dry_run_prints_sizes_and_leaves_nothing(start, exp_dir, capsys):

@@ -1,6 +1,10 @@
-"""Synthesise a small stand-in for ESC-50, in its layout: the recipe's --demo True runs on it, without network."""
+"""Synthesise a small stand-in for ESC-50, in its layout: ten of its classes, for the recipe's --demo True.
+
+A sound is a function of a random generator and of t, the times of its samples in seconds; pitches are in Hz, rates a second.
+"""
 import csv
 import io
+import itertools
 import sys
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -22,7 +26,6 @@ SAMPLE_RATE = 44100  # Hz, as in ESC-50
 SHORTEST, LONGEST = 1.0, 1.5  # seconds; ESC-50's clips last 5
 LOUDEST_BACKGROUND, SOFTEST_BACKGROUND = -20, -40  # dB below the sound
 LOUDEST_PEAK, SOFTEST_PEAK = -3, -15  # dB below full scale
-MAX_CLIPS_PER_FOLD = 1000  # what the clip numbers have room for
 
 
 def noise(rng, t, low, high):
@@ -173,16 +176,21 @@ class Clip:
 
 
 def list_clips(clips_per_fold, seed, labels):
-    """The clips of the dataset. Their file names carry the seed, so that no clip of another seed is taken for one of them."""
-    return [Clip(f'{fold}-{number}-A-{target}.wav', fold, target, category, esc10=False, src_file=number, take='A')
-            for fold in FOLDS
-            for category, target in ((name, labels.names.index(name)) for name in SOUNDS)
-            for number in range(seed * MAX_CLIPS_PER_FOLD, seed * MAX_CLIPS_PER_FOLD + clips_per_fold)]
+    """The clips of the dataset, each with a random number for its src_file, from which alone synthesise draws.
+
+    File names hold that number, so that a clip of another seed is never taken for one of these.
+    """
+    clips = []
+    for fold, category, number in itertools.product(FOLDS, SOUNDS, range(clips_per_fold)):
+        target = labels.names.index(category)
+        src_file = int(np.random.SeedSequence((seed, fold, target, number)).generate_state(1)[0])
+        clips.append(Clip(f'{fold}-{src_file}-A-{target}.wav', fold, target, category, False, src_file, 'A'))
+    return clips
 
 
 def synthesise(clip):
-    """The samples of a clip, (samples,) within -1 and 1: its sound, a background, a level, drawn from its row alone."""
-    rng = np.random.default_rng((clip.src_file, clip.fold, clip.target))
+    """The samples of a clip, (samples,) within -1 and 1: the sound of its class before a background, at some level."""
+    rng = np.random.default_rng(clip.src_file)
     t = np.arange(int(rng.uniform(SHORTEST, LONGEST) * SAMPLE_RATE)) / SAMPLE_RATE
     sound = SOUNDS[clip.category](rng, t)
     background = coloured_noise(rng, t, slope=rng.uniform(0.5, 2)) * rms(sound)
@@ -195,20 +203,20 @@ def amplitude(decibels):
     return 10 ** (decibels / 20)
 
 
-def meta_text(clips):
-    """The text of meta/esc50.csv."""
+def meta_bytes(clips):
+    """What meta/esc50.csv holds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(field.name for field in fields(Clip))
     writer.writerows(map(astuple, clips))
-    return text.getvalue()
+    return text.getvalue().encode()
 
 
 def make(out_dir, clips_per_fold, seed):
-    """Write the dataset to out_dir; what is there already is kept. Raises DataError where out_dir holds another one."""
+    """Write the dataset to out_dir, but for what is there already. Raises DataError where out_dir holds another one."""
     clips = list_clips(clips_per_fold, seed, read_labels(LABEL_FILE))
     audio_dir, meta = out_dir / 'audio', out_dir / 'meta' / 'esc50.csv'
-    if meta.exists() and meta.read_text() != meta_text(clips):
+    if meta.exists() and meta.read_bytes() != meta_bytes(clips):
         raise DataError(f'{meta} lists other clips than these options make: choose another --out_dir, or remove {out_dir}')
     for folder in (audio_dir, meta.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +226,7 @@ def make(out_dir, clips_per_fold, seed):
                 soundfile.write(partial, synthesise(clip), SAMPLE_RATE, subtype='PCM_16', format='WAV')
     if not meta.exists():  # written last: where it is, all clips are
         with atomic_write(meta) as partial:
-            partial.write_text(meta_text(clips))
+            partial.write_bytes(meta_bytes(clips))
     print(f'{len(clips)} clips of {len(SOUNDS)} classes in {out_dir}')
 
 
@@ -226,7 +234,7 @@ def main():
     """Entry point."""
     parser = OptionParser(prog='make_demo_data.py', description=__doc__)
     parser.add_argument('--out_dir', type=Path, required=True, help='where meta/ and audio/ go')
-    parser.add_argument('--clips_per_fold', type=whole(1), default=6, help='clips of a class in each of the five folds')
+    parser.add_argument('--clips_per_fold', type=whole(1), default=8, help='clips of a class in each of the five folds')
     parser.add_argument('--seed', type=whole(0), default=0, help='fixes the clips')
     args = parser.parse_args()
     setup_logging()
