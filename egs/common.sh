@@ -13,7 +13,11 @@ amp=auto                  # mixed precision: auto, bf16, fp16 or off
 num_workers=-1            # processes that load data; -1: one a core
 grad_accum=1              # pieces in which a batch goes through the model, to save memory
 clip_grad=0               # largest norm of the gradient; 0: no limit
+grad_checkpointing=False  # recompute activations, to save memory
 n_print_steps=100         # steps from one report to the next
+resume=auto               # auto: go on from the checkpoint in exp_dir; none: start again
+checkpoint_minutes=15     # minutes from one checkpoint inside an epoch to the next
+force=False               # go on although settings have changed
 # End of options
 
 # The lines `name=default  # what it is` of the option blocks of common.sh and the recipe; $1 chooses among the blocks.
@@ -66,6 +70,36 @@ collect_run_options() {
     local name
     RUN_OPTIONS=()
     for name in $(option_names ' of run.py'); do RUN_OPTIONS+=("--$name=${!name}"); done
+}
+
+# Train: run src/run.py on exp_dir $1 with RUN_OPTIONS and further options. It runs in the background, since bash would
+# delay its traps for a child in the foreground. Where the run was asked to stop and wants to go on, end the recipe, and
+# within a Slurm job queue it again.
+train() {
+    local exp_dir=$1 status=0
+    shift
+    "$PYTHON" "$ROOT/src/run.py" "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir" "$@" &
+    RUN_PID=$!
+    # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at once.
+    trap 'kill -TERM "$RUN_PID" 2>/dev/null || true' INT TERM
+    trap 'kill -USR1 "$RUN_PID" 2>/dev/null || true' USR1
+    while true; do # a trapped signal ends `wait` before the program does
+        status=0
+        wait "$RUN_PID" || status=$?
+        kill -0 "$RUN_PID" 2>/dev/null || break
+    done
+    trap - INT TERM USR1
+    # The mark and not the exit code: launchers change codes.
+    if [ -e "$exp_dir/interrupted" ]; then
+        if [ -n "${SLURM_JOB_ID:-}" ] && command -v scontrol >/dev/null; then
+            echo "job $SLURM_JOB_ID is queued again to go on"
+            scontrol requeue "$SLURM_JOB_ID"
+        else
+            echo "stopped; the same command goes on" >&2
+        fi
+        exit 75
+    fi
+    return "$status"
 }
 
 # Whether a stage lies between --stage and --stop_stage.

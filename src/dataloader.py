@@ -1,6 +1,8 @@
 """Datafile -> (fbank, labels) samples, the order in which an epoch visits them, and the batches made of them."""
 import contextlib
+import multiprocessing
 import os
+import signal
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from features import (Augmentation, add_noise_and_roll, draw_augmentation, fbank, fit_frames, load_waveform, mix,
                       normalise, spec_augment)
+from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
 
 
@@ -92,7 +95,7 @@ class AudiosetDataset(Dataset):
         if self.conf.mode != 'train':
             return Augmentation()
         if isinstance(key, SampleKey):
-            seed = (key.seed, key.epoch, key.position)
+            seed = np.random.SeedSequence((key.seed, key.epoch), spawn_key=(key.position,))
         else:
             seed = int(torch.randint(2 ** 63 - 1, ()))
         return draw_augmentation(
@@ -140,14 +143,14 @@ class EpochSampler(Sampler):
 
     def __init__(self, samples, seed, weights=None):
         self.samples, self.seed, self.weights = samples, seed, weights
-        self.epoch = 0
+        self.epoch = self.start = 0
 
-    def set_epoch(self, epoch):
-        """Choose the epoch that the next iteration orders and augments."""
-        self.epoch = epoch
+    def set_epoch(self, epoch, start=0):
+        """Choose the epoch that the next iteration orders and augments, and the position in its order to begin at."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self):
-        return self.samples
+        return self.samples - self.start
 
     def __iter__(self):
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -155,8 +158,8 @@ class EpochSampler(Sampler):
             order = rng.permutation(self.samples)
         else:
             order = rng.choice(self.samples, size=self.samples, p=self.weights / self.weights.sum())
-        for position, index in enumerate(order):
-            yield SampleKey(int(index), self.seed, self.epoch, position)
+        for position in range(self.start, self.samples):
+            yield SampleKey(int(order[position]), self.seed, self.epoch, position)
 
 
 def available_cores():
@@ -168,4 +171,16 @@ def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None):
     """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores."""
     workers = available_cores() if num_workers < 0 else num_workers
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
-                      pin_memory=pin_memory, persistent_workers=workers > 0)
+                      pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=_leave_signals_to_parent)
+
+
+def _leave_signals_to_parent(_):
+    """Let a worker live through signals that a terminal or Slurm sends to the whole job: the main process ends it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_workers():
+    """Kill the workers that are left: Python would send them SIGTERM at its exit, and wait for ever."""
+    for worker in multiprocessing.active_children():
+        worker.kill()

@@ -1,6 +1,7 @@
 """Audio file -> waveform -> fbank, and the augmentation of both: functions on tensors that know of no dataset."""
 import functools
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,8 @@ def load_waveform(file, sample_rate=SAMPLE_RATE, name=None):
     try:
         samples, file_rate = soundfile.read(file, dtype='float32', always_2d=True)  # (samples, channels)
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
+        if isinstance(file, (str, os.PathLike)) and not os.path.isfile(file):
+            raise AudioError(f'the audio file {name} does not exist') from None
         raise AudioError(f'cannot read the audio file {name}: {str(error).strip()}') from None
     if not len(samples):
         raise AudioError(f'the audio file {name} holds no samples')

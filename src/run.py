@@ -1,24 +1,30 @@
 """Train and evaluate one AST experiment: the command line, the only place where options become settings."""
+import contextlib
 import json
 import logging
+import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
-from dataloader import AudiosetDataset, EpochSampler, make_loader
+from dataloader import AudiosetDataset, EpochSampler, end_workers, make_loader
 from features import AudioError
 from hardware import choose_device, choose_precision
 from models import ASTModel, WeightsError
 from models.ast_models import DEIT, check_settings
-from traintest import LOSSES, TrainingError, TrainSettings, average_weights, evaluate_best, train
+from models.files import WriteError
+from traintest import LOSSES, Interrupted, Run, TrainingError, TrainSettings, explained
 from utilities.cli import OptionParser, boolean, exit_on, number, setup_logging, whole
+from utilities.interrupt import EXIT_CODE, Interrupt
 from utilities.labels import DataError, read_sample_weights, weight_file
 from utilities.results import write_json
 
+MODELS = {'ast': ASTModel}
 # Options that a second start in the same exp_dir may change: they do not change what is computed.
-FREE_OPTIONS = ('num_workers', 'device', 'n_print_steps', 'dry_run')
+FREE_OPTIONS = ('num_workers', 'device', 'n_print_steps', 'checkpoint_minutes', 'resume', 'force', 'dry_run')
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +38,7 @@ def make_parser():
     add('--data_eval', help='datafile of a test set, on which the best model is evaluated at the end')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
     add('--n_class', type=whole(1), default=527, help='number of classes, as in the label file')
-    add('--model', choices=['ast'], default='ast', help='kind of model')
+    add('--model', choices=list(MODELS), default='ast', help='kind of model')
     add('--model_size', choices=list(DEIT), default='base384', help='size of the model')
     add('--dataset', default='audioset', help='name of the dataset, for messages, plots and the description of models')
     add('--exp_dir', required=True, help='directory of this experiment')
@@ -73,7 +79,12 @@ def make_parser():
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
     add('--grad_accum', type=whole(1), default=1, help='pieces in which a batch goes through the model, to save memory')
     add('--clip_grad', type=number(0), default=0, help='largest norm of the gradient, 0 for no limit')
-    add('--dry_run', action='store_true', help='print the resolved settings and sizes, and stop')
+    add('--grad_checkpointing', type=boolean, default=False, help='recompute activations, to save memory')
+    add('--resume', choices=['auto', 'none'], default='auto', help='auto: go on from the checkpoint in exp_dir')
+    add('--checkpoint_minutes', type=number(0), default=15, help='minutes from one checkpoint inside an epoch to the next')
+    add('--force', type=boolean, nargs='?', const=True, default=False, help='go on although settings have changed')
+    add('--dry_run', type=boolean, nargs='?', const=True, default=False,
+        help='print the resolved settings and sizes, and stop')
     return parser
 
 
@@ -121,9 +132,10 @@ def make_loaders(args, device):
 def make_model(args, pretrained=True):
     """The model that the options describe, on the CPU."""
     torch.manual_seed(args.seed)
-    return ASTModel(label_dim=args.n_class, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
-                    input_tdim=args.audio_length, imagenet_pretrain=args.imagenet_pretrain and pretrained,
-                    audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size)
+    return MODELS[args.model](
+        label_dim=args.n_class, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
+        input_tdim=args.audio_length, imagenet_pretrain=args.imagenet_pretrain and pretrained,
+        audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size)
 
 
 def log_settings(args, loaders, device, precision):
@@ -135,52 +147,104 @@ def log_settings(args, loaders, device, precision):
                 str(precision or torch.float32).removeprefix('torch.'), loaders[0].num_workers)
 
 
-def is_finished(args):
+@contextlib.contextmanager
+def claimed(exp_dir):
+    """Make exp_dir and keep other processes out of it; a directory in which nothing came to be is removed again.
+
+    Raises DataError where another process runs in it.
+    """
+    try:
+        exp_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f'--exp_dir {exp_dir} cannot be made: {error.strerror}') from None
+    lock = FileLock(exp_dir / 'lock')  # ends with its process, however that ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f'another process runs in {exp_dir}: wait for it, or choose another --exp_dir') from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (exp_dir / 'lock').unlink(missing_ok=True)
+        if not any(exp_dir.iterdir()):
+            exp_dir.rmdir()
+
+
+def is_finished(args, exp_dir):
     """Whether exp_dir holds this very experiment, finished. Raises DataError where it holds one with other settings."""
-    exp_dir = Path(args.exp_dir)
     if not (exp_dir / 'args.json').exists():
         return False
     before = json.loads((exp_dir / 'args.json').read_text())
-    changed = [f'--{name} {before.get(name)} -> {value}' for name, value in vars(args).items()
-               if name not in FREE_OPTIONS and before.get(name) != value]
-    if changed:
-        raise DataError(f'{exp_dir} holds an experiment with other settings ({", ".join(changed)}); '
-                        f'choose another --exp_dir or remove it')
+    changed = {name: value for name, value in vars(args).items()
+               if name not in FREE_OPTIONS and before.get(name) != value}
+    longer = changed.get('n_epochs', 0) > before.get('n_epochs', 0)
+    if set(changed) - ({'n_epochs'} if longer else set()) and not args.force:
+        differences = ', '.join(f'--{name} {before.get(name)} -> {value}' for name, value in changed.items())
+        raise DataError(f'{exp_dir} holds an experiment with other settings ({differences}); choose another --exp_dir, '
+                        f'or go on with the new ones by --force')
     if not (exp_dir / 'finished').exists():
-        logger.info('%s holds a run that was not finished: it starts again from its first epoch', exp_dir)
         return False
-    return True
+    if longer and not (exp_dir / 'checkpoint.pth').exists():
+        raise DataError(f'{exp_dir} is finished and kept no checkpoint to go on from, which --save_model True would have; '
+                        f'choose another --exp_dir to train longer')
+    return not longer
 
 
 def run(args):
     """Run one experiment, or nothing where it is finished already."""
-    if not args.dry_run and is_finished(args):
-        logger.info('%s is finished already', args.exp_dir)
-        return
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
-    loaders = make_loaders(args, device)
-    log_settings(args, loaders, device, precision)
     if args.dry_run:
+        log_settings(args, make_loaders(args, device), device, precision)
         make_model(args, pretrained=False)
         return
-    model = make_model(args).to(device)
-    model.autocast_dtype = precision
     exp_dir = Path(args.exp_dir)
-    exp_dir.mkdir(parents=True, exist_ok=True)
-    write_json(exp_dir / 'args.json', vars(args))
+    with claimed(exp_dir):
+        if args.resume == 'none':
+            forget(exp_dir)
+        if is_finished(args, exp_dir):
+            logger.info('%s is finished already', exp_dir)
+            return
+        loaders = make_loaders(args, device)
+        for loader in loaders:
+            loader.dataset[0]  # a wrong path is better noticed now than after the first epoch
+        log_settings(args, loaders, device, precision)
+        model = make_model(args).to(device)
+        model.autocast_dtype = precision
+        model.v.set_grad_checkpointing(args.grad_checkpointing)
+        write_json(exp_dir / 'args.json', vars(args))
+        for mark in ('finished', 'interrupted'):
+            (exp_dir / mark).unlink(missing_ok=True)
+        experiment(args, model, device, loaders, exp_dir)
+
+
+def forget(exp_dir):
+    """Remove what an earlier start left to go on from."""
+    for name in ('args.json', 'checkpoint.pth', 'finished', 'interrupted'):
+        (exp_dir / name).unlink(missing_ok=True)
+
+
+def experiment(args, model, device, loaders, exp_dir):
+    """Train, average and evaluate as the options say. On a signal, leave the mark `interrupted` and exit with 75."""
     settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
     description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
                    'std': args.dataset_std, 'loss': args.loss}
-    results = train(model, device, loaders[0], loaders[1], settings, exp_dir, description)
-    best = results.best_epoch
-    logger.info('best epoch %d: %s %.4f; last epoch: %.4f', best, args.metrics, results.rows[best - 1][0],
-                results.rows[-1][0])
-    if args.wa:
-        average_weights(model, device, loaders[1], settings, exp_dir, description)
-    if args.data_eval:
-        evaluate_best(model, device, loaders[1:], settings, exp_dir)
-    (exp_dir / 'finished').touch()
+    this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, Interrupt().listen())
+    try:
+        with explained():
+            this_run.train()
+            best, rows = this_run.results.best_epoch, this_run.results.rows
+            logger.info('best epoch %d: %s %.4f; last epoch: %.4f', best, args.metrics, rows[best - 1][0], rows[-1][0])
+            if args.wa:
+                this_run.average_weights()
+            if args.data_eval:
+                this_run.evaluate_best(loaders[2])
+        this_run.finish()
+    except Interrupted:
+        (exp_dir / 'interrupted').touch()
+        logger.info('%s wants to go on: start it again with the same options', exp_dir)
+        sys.exit(EXIT_CODE)
 
 
 def main(argv=None):
@@ -189,8 +253,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_options(parser, args)
     setup_logging()
-    with exit_on(AudioError, DataError, TrainingError, WeightsError):
-        run(args)
+    with exit_on(AudioError, DataError, TrainingError, WeightsError, WriteError):
+        try:
+            run(args)
+        finally:
+            end_workers()
 
 
 if __name__ == '__main__':

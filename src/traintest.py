@@ -1,5 +1,7 @@
 """Train, validate, average checkpoints: the loop of one experiment."""
+import contextlib
 import logging
+import math
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,22 +11,28 @@ import numpy as np
 import torch
 from torch import nn
 
+from checkpoint import Checkpoint
 from hardware import parallelise
 from models import load_checkpoint, read_state_dict, save_checkpoint
 from utilities.progress import Progress
-from utilities.results import Results, write_rows
+from utilities.results import Results, write_json, write_rows
 from utilities.stats import calculate_stats, summarise
 
 WARMUP_STEPS = 1000  # published schedule
 ADAM_BETAS = (0.95, 0.999)  # published, as is the weight decay
 WEIGHT_DECAY = 5e-7
 SGD_MOMENTUM = 0.9
+NOT_FINITE_ADVICE = 'try a lower --lr, --warmup True, --clip_grad 1 or --amp off'
 
 logger = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says at which step and what to try."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and has written its checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class TrainSettings:
     metrics: 'acc' or 'mAP', which chooses the best epoch. loss: 'BCE' on multi-hot labels, 'CE' on a distribution.
     lr_patience: above 0, the rate decays when the metric has not risen for so many epochs, instead of in steps.
     grad_accum: pieces in which a batch goes through the model. clip_grad: largest gradient norm, 0 for no limit.
+    checkpoint_minutes: how often a checkpoint is written inside an epoch.
     """
     n_epochs: int
     metrics: str
@@ -52,6 +61,7 @@ class TrainSettings:
     wa_start: int
     wa_end: int
     n_print_steps: int
+    checkpoint_minutes: float
 
     def averages(self, epoch):
         """Whether weight averaging needs the model of this epoch."""
@@ -105,6 +115,17 @@ class Schedule:
         for group in self.optimizer.param_groups:
             group['lr'] = rate
 
+    def state_dict(self):
+        """What a checkpoint keeps of it."""
+        plateau = self.plateau.state_dict() if self.plateau else None
+        return {'epoch_lr': self.epoch_lr, 'step': self.step, 'plateau': plateau}
+
+    def load_state_dict(self, state):
+        """Go back to a state of state_dict."""
+        self.epoch_lr, self.step = state['epoch_lr'], state['step']
+        if self.plateau:
+            self.plateau.load_state_dict(state['plateau'])
+
 
 class EpochLoss:
     """Mean loss over the samples of an epoch, kept on the device so that no step waits for it."""
@@ -127,35 +148,56 @@ class EpochLoss:
         """The mean so far. Raises TrainingError where the loss of a step was NaN or infinite."""
         if step := int(self.first_bad_step):
             raise TrainingError(f'the loss is no longer a finite number since step {step} of this epoch; '
-                                f'try a lower --lr, --warmup True, --clip_grad 1 or --amp off')
+                                f'{NOT_FINITE_ADVICE}')
         return float(self.total) / self.samples
+
+    def state_dict(self):
+        """What a checkpoint keeps of it; float64 holds every float32."""
+        return {'total': float(self.total), 'steps': self.steps, 'samples': self.samples}
+
+    def load_state_dict(self, state):
+        """Go back to a state of state_dict."""
+        self.total.fill_(state['total'])
+        self.steps, self.samples = state['steps'], state['samples']
 
 
 class Trainer:
-    """A model and all that training it changes: optimizer, gradient scaler, schedule.
+    """A model and all that training it changes: optimizer, gradient scaler, schedule, how far it has come.
 
-    model: an ASTModel on `device`, its autocast_dtype set.
+    model: an ASTModel on `device`, its autocast_dtype set. epoch: the one under way, from 1; loss.steps: how many of its
+    steps are done. seconds: the time that training took before this start.
     """
 
     def __init__(self, model, device, settings):
-        self.device, self.settings = device, settings
+        self.model, self.device, self.settings = model, device, settings
+        self.epoch, self.loss = 1, EpochLoss(device)
+        self.seconds, self.start = 0.0, time.monotonic()
         self.parallel = parallelise(model, device)
         self.loss_function = LOSSES[settings.loss]()
         self.optimizer = make_optimizer(model.parameters(), settings)
         self.schedule = Schedule(self.optimizer, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=model.autocast_dtype == torch.float16)
 
-    def run_epoch(self, loader, title):
-        """Train on every batch of loader, (fbank, labels). Returns the mean loss over the samples."""
+    def run_epoch(self, loader, title, after_step=lambda: None):
+        """Train on the batches of loader, (fbank, labels): those that the epoch has not seen yet.
+
+        Calls after_step() after each. Returns the mean loss over all samples of the epoch.
+        """
         self.parallel.train()
-        epoch_loss = EpochLoss(self.device)
-        with Progress(title, len(loader)) as progress:
-            for step, (fbanks, labels) in enumerate(loader, start=1):
-                epoch_loss.add(self.step(fbanks, labels), len(fbanks))
+        steps = self.loss.steps + len(loader)
+        with Progress(title, steps, done=self.loss.steps) as progress:
+            for fbanks, labels in loader:
+                self.loss.add(self.step(fbanks, labels), len(fbanks))
                 progress.advance(len(fbanks))
-                if step % self.settings.n_print_steps == 0 or step == len(loader):
-                    progress.report(loss=f'{epoch_loss.mean():.4f}', lr=f'{self.schedule.current:.3g}')
-        return epoch_loss.mean()
+                if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
+                    progress.report(loss=f'{self.loss.mean():.4f}', lr=f'{self.schedule.current:.3g}')
+                after_step()
+        return self.loss.mean()
+
+    def end_epoch(self, metric):
+        """Turn to the next epoch. metric: the main one of the epoch that ends, for a schedule that looks at it."""
+        self.schedule.end_epoch(self.epoch, metric)
+        self.epoch, self.loss = self.epoch + 1, EpochLoss(self.device)
 
     def step(self, fbanks, labels):
         """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, a tensor."""
@@ -176,6 +218,20 @@ class Trainer:
         self.optimizer.zero_grad()
         return total
 
+    def state_dict(self):
+        """What a checkpoint keeps of it."""
+        seconds = self.seconds + time.monotonic() - self.start
+        return {'epoch': self.epoch, 'seconds': seconds,
+                **{name: getattr(self, name).state_dict() for name in self.STATEFUL}}
+
+    def load_state_dict(self, state):
+        """Go back to a state of state_dict."""
+        self.epoch, self.seconds = state['epoch'], state['seconds']
+        for name in self.STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+
+    STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
+
 
 def make_optimizer(parameters, settings):
     """The optimizer that settings.optim names, with the published constants."""
@@ -185,8 +241,11 @@ def make_optimizer(parameters, settings):
 
 
 @torch.inference_mode()
-def validate(model, loader, device, loss, title='validation'):
-    """Evaluate a model on every sample of loader. loss: 'BCE' or 'CE'. Returns an Evaluation."""
+def validate(model, loader, device, loss, title='validation', after_batch=lambda: None):
+    """Evaluate a model on every sample of loader; call after_batch() after each batch.
+
+    loss: 'BCE' or 'CE'. Returns an Evaluation.
+    """
     model.eval()
     loss_function = LOSSES[loss]()
     total, predictions, targets = 0.0, [], []
@@ -197,35 +256,135 @@ def validate(model, loader, device, loss, title='validation'):
             predictions.append(logits.sigmoid())
             targets.append(labels)
             progress.advance(len(fbanks))
+            after_batch()
     targets = torch.cat(targets).numpy()
     return Evaluation(torch.cat(predictions).cpu().numpy(), targets, float(total) / len(targets))
 
 
-def train(model, device, train_loader, val_loader, settings, exp_dir, description):
-    """Train for settings.n_epochs, and leave results and models in exp_dir.
+@contextlib.contextmanager
+def explained():
+    """Turn failures that a user can do something about into a TrainingError that says what."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); put each batch through in pieces '
+                            f'(--grad_accum 4), recompute activations (--grad_checkpointing True) or take a smaller '
+                            f'--batch_size, and --force to go on from the checkpoint with them') from None
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error):
+            raise
+        raise TrainingError(f'a process that loads data died ({str(error).splitlines()[0]}): it was killed, or memory '
+                            f'or shared memory (/dev/shm) ran out; try fewer --num_workers, or 0') from None
+
+
+class Run:
+    """One experiment under way: it trains, evaluates and writes, and goes on from its checkpoint where there is one.
 
     train_loader has an EpochSampler. description: what save_checkpoint writes beside the weights; its `dataset` is the
-    title of the plots.
-    Returns the Results. Raises TrainingError where the loss is no longer finite.
+    title of the plots. interrupt: an Interrupt, looked at after every step and every batch of an evaluation.
     """
-    models = Path(exp_dir) / 'models'
-    models.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(model, device, settings)
-    results = Results(exp_dir, settings.metrics, description['dataset'])
-    for epoch in range(1, settings.n_epochs + 1):
-        start = time.monotonic()
-        train_loader.sampler.set_epoch(epoch)
-        title = f'epoch {epoch} of {settings.n_epochs}'
-        train_loss = trainer.run_epoch(train_loader, title)
-        evaluation = validate(trainer.parallel, val_loader, device, settings.loss, f'{title}, validation')
-        single, ensemble = results.add(train_loss, evaluation, trainer.schedule.current)
-        if results.best_epoch == epoch:
-            save_checkpoint(model, models / 'best_audio_model.pth', **description)
-        if settings.save_model or settings.averages(epoch):
-            save_checkpoint(model, models / f'audio_model.{epoch}.pth', **description)
-        log_epoch(title, results, single, ensemble, time.monotonic() - start)
-        trainer.schedule.end_epoch(epoch, results.rows[-1][0])
-    return results
+
+    def __init__(self, model, device, train_loader, val_loader, settings, exp_dir, description, interrupt):
+        self.model, self.device, self.settings = model, device, settings
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.exp_dir, self.description, self.interrupt = Path(exp_dir), description, interrupt
+        (self.exp_dir / 'models').mkdir(parents=True, exist_ok=True)
+        self.trainer = Trainer(model, device, settings)
+        self.results = Results(exp_dir, settings.metrics, description['dataset'])
+        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, trainer=self.trainer, results=self.results)
+
+    def train(self):
+        """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
+        if self.checkpoint.restore():
+            logger.info('going on in epoch %d after %d steps', self.trainer.epoch, self.trainer.loss.steps)
+            if self.results.rows:
+                self.write_epoch()
+        while self.trainer.epoch <= self.settings.n_epochs:
+            start = time.monotonic()
+            title = f'epoch {self.trainer.epoch} of {self.settings.n_epochs}'
+            self.train_loader.sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
+            train_loss = self.trainer.run_epoch(self.train_loader, title, self.after_step)
+            evaluation = self.evaluate(self.val_loader, f'{title}, validation')
+            if not math.isfinite(evaluation.loss):
+                raise TrainingError(f'{title}: the validation loss is no longer a finite number; {NOT_FINITE_ADVICE}')
+            single, ensemble = self.results.add(train_loss, evaluation, self.trainer.schedule.current)
+            self.trainer.end_epoch(self.results.rows[-1][0])
+            self.checkpoint.save()
+            self.write_epoch()
+            log_epoch(title, self.results, single, ensemble, time.monotonic() - start)
+
+    def write_epoch(self):
+        """Write what follows from the checkpoint at the end of an epoch; a run that broke off here writes it again."""
+        epoch = len(self.results.rows)
+        self.results.write()
+        if self.trainer.loss.steps:
+            return  # weights that have moved on; the epoch's own were written before they did
+        models = self.exp_dir / 'models'
+        if self.results.best_epoch == epoch:
+            save_checkpoint(self.model, models / 'best_audio_model.pth', **self.description)
+        if self.settings.save_model or self.settings.averages(epoch):
+            save_checkpoint(self.model, models / f'audio_model.{epoch}.pth', **self.description)
+
+    def after_step(self):
+        """Write a checkpoint where one is due, and stop where that was asked for."""
+        if self.interrupt.requested or self.checkpoint.is_due():
+            self.trainer.loss.mean()  # raises where the weights are no longer worth keeping
+            self.checkpoint.save()
+        self.stop_if_asked()
+
+    def stop_if_asked(self):
+        """Raise Interrupted where a signal asked for it."""
+        if self.interrupt.requested:
+            raise Interrupted
+
+    def evaluate(self, loader, title):
+        """The Evaluation of the model as it is. A signal stops it: what was trained before is kept in a checkpoint."""
+        def after_batch():
+            if self.interrupt.requested:
+                self.checkpoint.save()
+            self.stop_if_asked()
+        return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, after_batch)
+
+    def average_weights(self):
+        """Average the models of epochs wa_start to wa_end, evaluate the mean, write wa_result.csv, audio_model_wa.pth.
+
+        Leaves the averaged weights in the model. The epochs' own models go unless settings.save_model keeps them.
+        """
+        models, s = self.exp_dir / 'models', self.settings
+        paths = [models / f'audio_model.{epoch}.pth' for epoch in range(s.wa_start, s.wa_end + 1)]
+        self.model.load_state_dict(mean_state_dict(paths))
+        result = self.metrics_of(self.val_loader, 'averaged model')
+        save_checkpoint(self.model, models / 'audio_model_wa.pth', **self.description)
+        write_rows(self.exp_dir / 'wa_result.csv',
+                   [result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
+        logger.info('average of epochs %d to %d: mAP %.4f, acc %.4f, mAUC %.4f', s.wa_start, s.wa_end,
+                    result.mAP, result.acc, result.mAUC)
+
+    def evaluate_best(self, eval_loader):
+        """Evaluate the best epoch's model on the validation and the evaluation set and write eval_result.csv.
+
+        The file holds the main metric and mAUC of the one, then of the other.
+        """
+        load_checkpoint(self.model, self.exp_dir / 'models' / 'best_audio_model.pth')
+        row = []
+        for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader)):
+            result = self.metrics_of(loader, f'best model, {name} set')
+            row += [getattr(result, self.settings.metrics), result.mAUC]
+            logger.info('best model on the %s set: %s %.4f, mAUC %.4f', name, self.settings.metrics, *row[-2:])
+        write_rows(self.exp_dir / 'eval_result.csv', row)
+
+    def metrics_of(self, loader, title):
+        """Metrics of the model as it is, after training: a signal stops the evaluation, and it is done again."""
+        evaluation = validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, self.stop_if_asked)
+        return summarise(calculate_stats(evaluation.predictions, evaluation.targets))
+
+    def finish(self):
+        """Mark the experiment as finished, and remove what it needed only to go on; save_model keeps all of it."""
+        write_json(self.exp_dir / 'finished', {'seconds': round(self.trainer.state_dict()['seconds'], 1)})
+        if not self.settings.save_model:
+            self.checkpoint.remove()
+            for path in (self.exp_dir / 'models').glob('audio_model.[0-9]*'):
+                path.unlink()
 
 
 def log_epoch(title, results, single, ensemble, seconds):
@@ -240,27 +399,6 @@ def log_epoch(title, results, single, ensemble, seconds):
                 results.best_epoch, left_out)
 
 
-def average_weights(model, device, val_loader, settings, exp_dir, description):
-    """Average the models of epochs wa_start to wa_end, evaluate the mean, write wa_result.csv and audio_model_wa.pth.
-
-    Leaves the averaged weights in model. The epochs' own models are removed unless settings.save_model keeps them.
-    """
-    models = Path(exp_dir) / 'models'
-    paths = [models / f'audio_model.{epoch}.pth' for epoch in range(settings.wa_start, settings.wa_end + 1)]
-    model.load_state_dict(mean_state_dict(paths))
-    evaluation = validate(parallelise(model, device), val_loader, device, settings.loss, 'averaged model')
-    result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
-    save_checkpoint(model, models / 'audio_model_wa.pth', **description)
-    write_rows(Path(exp_dir) / 'wa_result.csv',
-               [result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
-    logger.info('average of epochs %d to %d: mAP %.4f, acc %.4f, mAUC %.4f', settings.wa_start, settings.wa_end,
-                result.mAP, result.acc, result.mAUC)
-    if not settings.save_model:
-        for path in paths:
-            path.unlink()
-            path.with_suffix('.json').unlink()
-
-
 def mean_state_dict(paths):
     """The mean of checkpoints, name by name, summed in float64. Returns a state dict without prefix."""
     total = {}
@@ -268,18 +406,3 @@ def mean_state_dict(paths):
         for name, value in read_state_dict(path).items():
             total[name] = total.get(name, 0) + value.double()
     return {name: (value / len(paths)).float() for name, value in total.items()}
-
-
-def evaluate_best(model, device, loaders, settings, exp_dir):
-    """Evaluate the best epoch's model on the validation and the evaluation set and write eval_result.csv.
-
-    loaders: the two sets' loaders. The file holds the main metric and mAUC of the one, then of the other.
-    """
-    load_checkpoint(model, Path(exp_dir) / 'models' / 'best_audio_model.pth')
-    row = []
-    for name, loader in zip(('validation', 'evaluation'), loaders):
-        evaluation = validate(parallelise(model, device), loader, device, settings.loss, f'best model, {name} set')
-        result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
-        row += [getattr(result, settings.metrics), result.mAUC]
-        logger.info('best model on the %s set: %s %.4f, mAUC %.4f', name, settings.metrics, *row[-2:])
-    write_rows(Path(exp_dir) / 'eval_result.csv', row)

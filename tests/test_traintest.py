@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloader import EpochSampler, SampleKey, one_thread
 from models import ASTModel, read_state_dict
-from traintest import (Evaluation, Schedule, Trainer, TrainingError, TrainSettings, average_weights, evaluate_best,
-                       mean_state_dict, train, validate)
+from traintest import Evaluation, Run, Schedule, Trainer, TrainingError, TrainSettings, mean_state_dict, validate
+from utilities.interrupt import Interrupt
 from utilities.stats import calculate_stats, summarise
 
 CPU = torch.device('cpu')
@@ -21,7 +21,7 @@ CLASSES, FRAMES, BINS = 3, 4, 5
 DEFAULTS = TrainSettings(
     n_epochs=1, metrics='mAP', loss='BCE', optim='sgd', lr=0.1, lr_patience=0, warmup=False, lrscheduler_start=2,
     lrscheduler_step=1, lrscheduler_decay=0.5, grad_accum=1, clip_grad=0, save_model=False, wa=False, wa_start=1,
-    wa_end=1, n_print_steps=100)
+    wa_end=1, n_print_steps=100, checkpoint_minutes=15)
 DESCRIPTION = {'dataset': 'a test', 'labels': {'mids': ['/m/0'], 'names': ['dog']}, 'mean': -4.2, 'std': 4.5}
 
 
@@ -66,6 +66,11 @@ def loaders(count=12):
             DataLoader(Samples(count, seed=1), batch_size=8))
 
 
+def start(model, exp_dir, chosen, data=None):
+    """A Run of a model on (training, validation) loaders."""
+    return Run(model, CPU, *(data or loaders()), chosen, exp_dir, DESCRIPTION, Interrupt())
+
+
 def rates(chosen, metrics, steps=1):
     """The learning rate of every step, over epochs that reach these metrics."""
     schedule, seen = Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], chosen.lr), chosen), []
@@ -90,9 +95,12 @@ def test_eight_clips_are_learned_by_heart(loss):
     torch.manual_seed(0)
     model = ASTModel(8, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
     fbanks, labels = golden.spectrogram('eight clips', 8, 32, 32), torch.eye(8)
-    trainer = Trainer(model, CPU, settings(optim='adam', lr=2e-4, loss=loss))
+    trainer = Trainer(model, CPU, settings(optim='adam', lr=2e-4, loss=loss, lrscheduler_start=100))
     with one_thread():  # quicker for a model of this size, by far on a busy machine
-        losses = [trainer.run_epoch([(fbanks, labels)], f'epoch {epoch}') for epoch in range(30)]
+        losses = []
+        for epoch in range(30):
+            losses.append(trainer.run_epoch([(fbanks, labels)], f'epoch {epoch}'))
+            trainer.end_epoch(metric=0.0)
         evaluation = validate(model, [(fbanks, labels)], CPU, loss)
     assert losses[-1] < losses[0] / 10
     assert evaluation.predictions.argmax(axis=1).tolist() == list(range(8))
@@ -190,7 +198,7 @@ def test_validation_that_gives_no_numbers_stops_the_run(tmp_path):
     train_loader, val_loader = loaders()
     val_loader.dataset.fbanks[5] = float('nan')
     with pytest.raises(TrainingError, match='finite'):
-        train(LinearModel(), CPU, train_loader, val_loader, settings(), tmp_path, DESCRIPTION)
+        start(LinearModel(), tmp_path, settings(), (train_loader, val_loader)).train()
 
 
 @pytest.mark.parametrize('pieces', [2, 3, 7, 100])
@@ -258,11 +266,12 @@ def test_a_scaled_step_is_the_unscaled_one():
 
 @pytest.fixture
 def trained(tmp_path):
-    """Train the linear model for three epochs; returns the settings, the model, the Results and the model folder."""
+    """Train the linear model for three epochs; returns the Run, the model, the Results and the model folder."""
     def run(**changes):
         chosen, model = settings(n_epochs=3, **changes), LinearModel()
-        results = train(model, CPU, *loaders(), chosen, tmp_path, DESCRIPTION)
-        return chosen, model, results, tmp_path / 'models'
+        this_run = start(model, tmp_path, chosen)
+        this_run.train()
+        return this_run, model, this_run.results, tmp_path / 'models'
     return run
 
 
@@ -299,7 +308,7 @@ def test_a_worse_epoch_does_not_replace_the_best_model(tmp_path, monkeypatch):
     guess, right, wrong = np.full_like(targets, 0.5), targets, 1 - targets
     evaluations = iter(Evaluation(predictions, targets, 0.5) for predictions in (guess, right, wrong))
     monkeypatch.setattr('traintest.validate', lambda *_: next(evaluations))
-    train(LinearModel(), CPU, *loaders(), settings(n_epochs=3, save_model=True), tmp_path, DESCRIPTION)
+    start(LinearModel(), tmp_path, settings(n_epochs=3, save_model=True)).train()
     folder = tmp_path / 'models'
     best, second = read_state_dict(folder / 'best_audio_model.pth'), read_state_dict(folder / 'audio_model.2.pth')
     assert all(torch.equal(best[name], second[name]) for name in second)
@@ -313,8 +322,8 @@ def test_models_are_saved_in_the_published_layout_and_described(trained):
 
 
 def test_the_averaged_model_is_the_plain_mean(trained, tmp_path):
-    chosen, model, _, folder = trained(save_model=True, wa=True, wa_start=2, wa_end=3)
-    average_weights(model, CPU, loaders()[1], chosen, tmp_path, DESCRIPTION)
+    this_run, *_, folder = trained(save_model=True, wa=True, wa_start=2, wa_end=3)
+    this_run.average_weights()
     second, third, averaged = (read_state_dict(folder / f'audio_model{name}.pth') for name in ('.2', '.3', '_wa'))
     for name in averaged:
         torch.testing.assert_close(averaged[name], (second[name] + third[name]) / 2)
@@ -322,8 +331,8 @@ def test_the_averaged_model_is_the_plain_mean(trained, tmp_path):
 
 
 def test_the_averaged_model_is_evaluated(trained, tmp_path):
-    chosen, model, _, folder = trained(wa=True, wa_start=1, wa_end=3)
-    average_weights(model, CPU, loaders()[1], chosen, tmp_path, DESCRIPTION)
+    this_run, *_, folder = trained(wa=True, wa_start=1, wa_end=3)
+    this_run.average_weights()
     averaged = LinearModel()
     averaged.load_state_dict(read_state_dict(folder / 'audio_model_wa.pth'))
     evaluation = validate(averaged, loaders()[1], CPU, 'BCE')
@@ -335,9 +344,10 @@ def test_the_averaged_model_is_evaluated(trained, tmp_path):
 @pytest.mark.parametrize('save_model, stems', [
     (False, ['best_audio_model', 'audio_model_wa']),
     (True, ['best_audio_model', 'audio_model_wa', 'audio_model.1', 'audio_model.2', 'audio_model.3'])])
-def test_averaging_removes_the_epochs_models_unless_save_model_keeps_them(trained, tmp_path, save_model, stems):
-    chosen, model, _, folder = trained(save_model=save_model, wa=True, wa_start=1, wa_end=3)
-    average_weights(model, CPU, loaders()[1], chosen, tmp_path, DESCRIPTION)
+def test_a_finished_run_removes_the_epochs_models_unless_save_model_keeps_them(trained, tmp_path, save_model, stems):
+    this_run, *_, folder = trained(save_model=save_model, wa=True, wa_start=1, wa_end=3)
+    this_run.average_weights()
+    this_run.finish()
     assert names(folder) == pairs(*stems)
 
 
@@ -349,11 +359,11 @@ def test_means_of_checkpoints_are_summed_without_loss(tmp_path):
 
 
 def test_the_best_model_is_evaluated_on_both_sets(trained, tmp_path):
-    chosen, model, results, _ = trained()
-    val_loader, eval_loader = loaders()[1], DataLoader(Samples(30, seed=9), batch_size=8)
+    this_run, model, results, _ = trained()
+    eval_loader = DataLoader(Samples(30, seed=9), batch_size=8)
     with torch.no_grad():
         model.layer.weight.zero_()
-    evaluate_best(model, CPU, (val_loader, eval_loader), chosen, tmp_path)
+    this_run.evaluate_best(eval_loader)
     numbers = np.loadtxt(tmp_path / 'eval_result.csv')
     best = results.rows[results.best_epoch - 1]
     assert numbers.shape == (4,)
@@ -373,5 +383,5 @@ def test_every_epoch_is_trained_in_another_order(tmp_path):
     train_loader, val_loader = loaders()
     model = LinearModel()
     model.register_forward_pre_hook(_keep_training_inputs(seen))
-    train(model, CPU, train_loader, val_loader, settings(n_epochs=2), tmp_path, DESCRIPTION)
+    start(model, tmp_path, settings(n_epochs=2), (train_loader, val_loader)).train()
     assert sorted(seen[:12]) == sorted(seen[12:]) and seen[:12] != seen[12:]

@@ -4,6 +4,7 @@
 #   stage 3  summarise      Stages and folds that are done are skipped, so the same line goes on where it broke off.
 # Without network, GPU or weights, on synthetic sounds: ./run_esc50.sh --demo True
 #SBATCH --job-name=ast-esc50 --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
+#SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
@@ -14,6 +15,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 stage=0                   # first stage to run
 stop_stage=3              # last stage to run
 demo=False                # True: ten classes of synthetic sounds, a tiny model from scratch
+clips_per_fold=8          # of each class, in the demo
 data_dir=                 # folder or zip in ESC-50's layout; empty: download ESC-50
 prep_dir=                 # where prepared data go; empty: data, or data/demo in the demo
 exp_dir=                  # where results go; empty: below exp, named after the settings
@@ -54,7 +56,8 @@ save_model=False          # keep every epoch's model, not just the best
 
 demo_settings() {
     dataset=demo model_size=tiny224 imagenet_pretrain=False audioset_pretrain=False fstride=16 tstride=16
-    audio_length=128 lr=3e-4 n_epochs=12 batch_size=16 freqm=24 timem=24 lrscheduler_start=8
+    num_mel_bins=64 audio_length=96 dataset_mean=-4.2677393 dataset_std=2 freqm=0 timem=0 noise=True
+    lr=2e-4 n_epochs=10 batch_size=8 lrscheduler_decay=0.6
     exp_dir=$HERE/exp/demo prep_dir=$HERE/data/demo
 }
 
@@ -74,7 +77,7 @@ setup_environment
 if in_stage 1; then
     if [ "$demo" = True ] && [ -z "$data_dir" ]; then
         data_dir=$prep_dir/sounds
-        "$PYTHON" "$HERE/make_demo_data.py" --out_dir "$data_dir"
+        "$PYTHON" "$HERE/make_demo_data.py" --out_dir "$data_dir" --clips_per_fold "$clips_per_fold"
     fi
     "$PYTHON" "$HERE/prep_esc50.py" --prep_dir "$prep_dir" ${data_dir:+--data_dir "$data_dir"}
 fi
@@ -82,7 +85,7 @@ if in_stage 2; then
     collect_run_options
     for fold in $folds; do
         echo "fold $fold: $exp_dir/fold$fold"
-        "$PYTHON" "$ROOT/src/run.py" "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir/fold$fold" \
+        train "$exp_dir/fold$fold" \
             --data_train "$prep_dir/datafiles/esc_train_data_$fold.json" \
             --data_val "$prep_dir/datafiles/esc_eval_data_$fold.json" \
             --label_csv "$HERE/data/esc_class_labels_indices.csv" --n_class 50

@@ -19,11 +19,15 @@ WGET = ('import runpy, socket; '
 logger = logging.getLogger(__name__)
 
 
+class WriteError(OSError):
+    """A file that cannot be written; the message names it. What was at its path before is still there."""
+
+
 @contextlib.contextmanager
 def atomic_write(path):
     """Give a temporary path beside `path` to write to; on success it is synced and takes the place of `path`.
 
-    On an error the temporary file is removed and what was at `path` stays.
+    On an error the temporary file is removed and what was at `path` stays; a full disk is a WriteError.
     """
     path = Path(path)
     partial = path.with_name(f'.{path.name}.partial')
@@ -32,6 +36,8 @@ def atomic_write(path):
         with open(partial, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}; is the disk full?') from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -32,10 +32,10 @@ def read_labels(path):
     try:
         with open(path, newline='', encoding='utf-8') as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            rows, columns = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f'cannot read the label file {path}: {_reason(error)}') from None
-    if not {'index', 'mid', 'display_name'} <= set(reader.fieldnames or ()):
+    if not {'index', 'mid', 'display_name'} <= set(columns):
         raise DataError(f'the label file {path} must begin with the line index,mid,display_name')
     if not rows:
         raise DataError(f'the label file {path} lists no classes')

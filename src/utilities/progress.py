@@ -11,14 +11,16 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Count batches and the samples in them; `report` shows values, samples per second and the time left.
 
-    title: what is under way; batches: how many there will be. Use as a context manager.
+    title: what is under way; batches: how many there are; done: how many of them an earlier start has done. Use as a
+    context manager.
     """
 
-    def __init__(self, title, batches):
-        self.title, self.batches = title, batches
-        self.done = self.samples = 0
+    def __init__(self, title, batches, done=0):
+        self.title, self.batches, self.before = title, batches, done
+        self.done, self.samples = done, 0
         self.start = time.monotonic()
-        self.bar = tqdm(total=batches, desc=title, unit='batch', disable=None, leave=False)  # None: only on a terminal
+        self.bar = tqdm(total=batches, desc=title, unit='batch', initial=done, leave=False,
+                        disable=None)  # None: only on a terminal
 
     def __enter__(self):
         return self
@@ -40,5 +42,5 @@ class Progress:
         if not self.bar.disable:
             self.bar.set_postfix_str(f'{text}, {speed}')
             return
-        left = timedelta(seconds=round(seconds / self.done * (self.batches - self.done)))
+        left = timedelta(seconds=round(seconds / (self.done - self.before) * (self.batches - self.done)))
         logger.info('%s, step %d of %d: %s, %s, %s left', self.title, self.done, self.batches, text, speed, left)

@@ -60,7 +60,8 @@ class Results:
         self.exp_dir, self.metric, self.title = Path(exp_dir), metric, title
         self.rows = []
         self.predictions_sum = 0.0
-        (self.exp_dir / 'predictions').mkdir(parents=True, exist_ok=True)
+        self.folder = self.exp_dir / 'predictions'
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def best_epoch(self):
@@ -68,22 +69,38 @@ class Results:
         scores = [-math.inf if math.isnan(row[0]) else row[0] for row in self.rows]
         return 1 + scores.index(max(scores))
 
+    def state_dict(self):
+        """What a checkpoint keeps of it; the predictions are on the disk already."""
+        return {'rows': self.rows}
+
+    def load_state_dict(self, state):
+        """Go back to the rows of a checkpoint, and read the predictions of their epochs."""
+        self.rows = state['rows']
+        self.predictions_sum = 0.0
+        for epoch in range(1, len(self.rows) + 1):
+            self.predictions_sum = self.predictions_sum + np.load(self._file(epoch)).astype(np.float64)
+
+    def _file(self, epoch):
+        return self.folder / f'predictions_{epoch}.npy'
+
     def add(self, train_loss, evaluation, learning_rate):
-        """Take in an epoch. Returns the Metrics of its predictions and of the ensemble of all epochs so far."""
+        """Take in an epoch and write its predictions; `write` writes the rest.
+
+        Returns the Metrics of its predictions and of the ensemble of all epochs so far.
+        """
         single = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
         self.predictions_sum = self.predictions_sum + evaluation.predictions.astype(np.float64)
         ensemble_predictions = self.predictions_sum / (len(self.rows) + 1)
         ensemble = summarise(calculate_stats(ensemble_predictions, evaluation.targets))
         self.rows.append([getattr(single, self.metric), single.mAUC, single.precision, single.recall, single.d_prime,
                           train_loss, evaluation.loss, getattr(ensemble, self.metric), ensemble.mAUC, learning_rate])
-        self._write(evaluation, ensemble_predictions)
+        write_array(self.folder / 'target.npy', evaluation.targets)
+        write_array(self._file(len(self.rows)), evaluation.predictions)
         return single, ensemble
 
-    def _write(self, evaluation, ensemble_predictions):
-        predictions = self.exp_dir / 'predictions'
-        write_array(predictions / 'target.npy', evaluation.targets)
-        write_array(predictions / f'predictions_{len(self.rows)}.npy', evaluation.predictions)
-        write_array(predictions / 'cum_predictions.npy', ensemble_predictions.astype(np.float32))
+    def write(self):
+        """Write result.csv, curves.png and the ensemble's predictions of the epochs so far."""
+        write_array(self.folder / 'cum_predictions.npy', (self.predictions_sum / len(self.rows)).astype(np.float32))
         write_rows(self.exp_dir / 'result.csv', self.rows)
         columns = dict(zip(result_columns(self.metric), np.array(self.rows).T))
         write_figure(self.exp_dir / 'curves.png', plot_curves(columns, self.metric, self.title))

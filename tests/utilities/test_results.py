@@ -29,6 +29,7 @@ def finished(request, tmp_path_factory, evaluations):
     results = Results(tmp_path_factory.mktemp('runs') / 'exp', request.param, 'my run')
     for epoch, evaluation in enumerate(evaluations, start=1):
         results.add(1 / epoch, evaluation, 1e-5 / epoch)
+        results.write()
     return results
 
 
@@ -55,6 +56,7 @@ def test_the_files_are_up_to_date_after_every_epoch(tmp_path, evaluations):
     results = Results(tmp_path, 'mAP', 'my run')
     for epoch, evaluation in enumerate(evaluations, start=1):
         results.add(0.5, evaluation, 1e-5)
+        results.write()
         assert read_rows(tmp_path / 'result.csv').shape == (epoch, 10)
 
 
@@ -84,6 +86,7 @@ def test_an_epoch_without_a_metric_is_not_the_best(tmp_path, evaluations):
     nothing = Evaluation(evaluations[0].predictions, np.zeros_like(evaluations[0].targets), 0.5)
     for evaluation in (nothing, evaluations[0]):
         results.add(0.5, evaluation, 1e-5)
+    results.write()
     assert results.best_epoch == 2
     assert np.isnan(np.loadtxt(tmp_path / 'result.csv', delimiter=',')[0, 0])
 

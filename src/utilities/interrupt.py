@@ -1,0 +1,27 @@
+"""Signals that ask a run to stop: noted at once, obeyed after the step that is under way."""
+import logging
+import signal
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm's end, Ctrl-C, a batch system's early warning
+EXIT_CODE = 75  # EX_TEMPFAIL: not done, to be tried again
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupt:
+    """Whether a stop signal has come: `requested`. A second SIGINT ends the process at once."""
+
+    def __init__(self):
+        self.requested = False
+
+    def listen(self):
+        """Handle the stop signals from now on. Only the main thread may call this."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, _):
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        logger.info('%s: stopping after this step', signal.Signals(number).name)
+        self.requested = True

@@ -1,0 +1,130 @@
+"""The recipe on a real Slurm: submitted from its directory, preempted in mid-training, queued again, finished."""
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = ('sbatch', 'munged', 'slurmctld', 'slurmd', 'scontrol', 'scancel', 'sinfo')
+pytestmark = pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)),
+                                reason='Slurm is not installed (Debian: apt-get install slurm-wlm munge)')
+
+CONFIGURATION = '''
+ClusterName=sandbox
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+SlurmdUser={user}
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/munge.sock,cred_expire=5
+CryptoType=crypto/munge
+SlurmctldPort=26817
+SlurmdPort=26818
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
+ReturnToService=2
+KillWait=5
+MinJobAge=600
+GresTypes=gpu
+SlurmdParameters=config_overrides
+EnforcePartLimits=ALL
+NodeName={host} NodeAddr=127.0.0.1 CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 \
+RealMemory=1000000 Gres=gpu:4 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+'''
+
+
+@pytest.fixture(scope='module')
+def slurm():
+    """A cluster of one node on this machine, four pretended GPUs included; returns the environment to use it in."""
+    folder = Path(tempfile.mkdtemp(prefix='slurm'))  # Unix sockets need a short path
+    host = socket.gethostname()
+    for name in ('state', 'spool', 'log', 'run', 'munge', 'fakedev', 'key'):
+        (folder / name).mkdir(mode=0o700 if name == 'key' else 0o755)
+    for i in range(4):
+        (folder / 'fakedev' / f'nvidia{i}').symlink_to('/dev/null')
+    key = folder / 'key' / 'munge.key'
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    user = subprocess.check_output(['id', '-un'], text=True).strip()
+    (folder / 'slurm.conf').write_text(CONFIGURATION.format(host=host, user=user, folder=folder))
+    (folder / 'gres.conf').write_text(f'NodeName={host} Name=gpu File={folder}/fakedev/nvidia[0-3]\n')
+    environment = {**os.environ, 'SLURM_CONF': str(folder / 'slurm.conf'),
+                   'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+    munge = [f'--{name}={folder}/munge/munged.{end}' for name, end in (('pid-file', 'pid'), ('log-file', 'log'),
+                                                                       ('seed-file', 'seed'))]
+    commands = [['munged', '-F', f'--key-file={key}', f'--socket={folder}/munge/munge.sock', *munge],
+                ['slurmctld', '-D', '-c', '-f', folder / 'slurm.conf'],
+                ['slurmd', '-D', '-N', host, '-f', folder / 'slurm.conf']]
+    daemons = []
+    for command in commands:
+        daemons.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        time.sleep(0.5)
+    wait_for(lambda: ask(environment, 'sinfo', '-h', '-o', '%t').startswith('idle'), 30, 'the node to be idle')
+    yield environment
+    ask(environment, 'scancel', '--user', user)
+    wait_for(lambda: not ask(environment, 'squeue', '-h'), 30, 'jobs to end')
+    for daemon in reversed(daemons):
+        daemon.terminate()
+        daemon.wait()
+    shutil.rmtree(folder)
+
+
+def ask(environment, *command):
+    """What a Slurm command prints."""
+    return subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True).stdout.strip()
+
+
+def wait_for(condition, seconds, what):
+    """Poll until condition() is true; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f'waited {seconds} s in vain for {what}')
+        time.sleep(0.2)
+
+
+def demo(tmp_path, exp_dir):
+    """The options of a short demo, on data that both runs share."""
+    return ['--demo', 'True', '--n_epochs', '3', '--folds', '1 2', '--n_print_steps', '1', '--clips_per_fold', '2',
+            '--prep_dir', tmp_path / 'prep', '--exp_dir', tmp_path / exp_dir, '--num_workers', '0']
+
+
+def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed(slurm, root, run_shell, tmp_path):
+    recipe = root / 'egs' / 'esc50'
+    undisturbed = run_shell([recipe / 'run_esc50.sh', *demo(tmp_path, 'undisturbed')])
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    log = tmp_path / 'log.txt'
+    job = subprocess.check_output(
+        [str(word) for word in ['sbatch', '--parsable', '--gres=gpu:1', '-c', '2', f'--output={log}', 'run_esc50.sh',
+                                *demo(tmp_path, 'job')]], cwd=recipe, env=slurm, text=True).strip()
+    wait_for(lambda: log.exists() and 'epoch 2 of 3, step' in log.read_text(), 180, 'the second epoch')
+    ask(slurm, 'scancel', '--batch', '--signal=USR1', job)
+    wait_for(lambda: 'queued again' in log.read_text(), 60, 'the job to be queued again')
+    assert (tmp_path / 'job' / 'fold1' / 'checkpoint.pth').exists()
+    wait_for(lambda: 'PENDING' in ask(slurm, 'squeue', '-h', '-o', '%T', '-j', job), 60, 'the job to be pending')
+    ask(slurm, 'scontrol', 'update', f'JobId={job}', 'StartTime=now')  # instead of Slurm's two minutes
+    wait_for(lambda: 'COMPLETED' in ask(slurm, 'scontrol', 'show', 'job', job), 240, 'the job to complete')
+    for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
+        assert (tmp_path / 'job' / name).read_bytes() == (tmp_path / 'undisturbed' / name).read_bytes()
+    assert 'going on in epoch' in log.read_text()

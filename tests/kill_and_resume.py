@@ -1,0 +1,123 @@
+"""Kill a small training run at random moments, start it again each time, and compare it with an undisturbed one.
+
+python tests/kill_and_resume.py --kills 100 [--signal SIGTERM] [--seed 0]: exits 0 where result.csv and the final weights are
+identical, and with SIGTERM no step was done twice.
+"""
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / 'src'))
+import run  # noqa: E402
+from utilities.interrupt import EXIT_CODE  # noqa: E402
+
+CLIPS, STEPS, EPOCHS = 40, 10, 4
+OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 --dataset kill '
+           '--model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 '
+           f'--n_epochs {EPOCHS} --batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 --timem 8 --noise True '
+           f'--bal bal --warmup True --wa True --wa_end {EPOCHS} --n_print_steps 1')
+
+
+def make_data(folder):
+    """Write tiny recordings of four classes, their datafiles, weights and labels."""
+    rng = np.random.default_rng(0)
+    t = np.arange(6400) / 16000
+    clips = []
+    for i in range(CLIPS):
+        path = folder / f'{i}.wav'
+        soundfile.write(path, 0.3 * np.sin(2 * np.pi * 400 * (1 + i % 4) * t) + 0.05 * rng.standard_normal(len(t)), 16000)
+        clips.append({'wav': str(path), 'labels': f'/m/{i % 4}'})
+    (folder / 'train.json').write_text(json.dumps({'data': clips}))
+    (folder / 'val.json').write_text(json.dumps({'data': clips[:18]}))
+    (folder / 'labels.csv').write_text('index,mid,display_name\n' + ''.join(f'{i},/m/{i},class {i}\n' for i in range(4)))
+    np.savetxt(folder / 'train_weight.csv', 1 + np.arange(CLIPS))
+
+
+def start(exp_dir, number_of_workers, log):
+    """Fork a process that runs the experiment; returns its pid. All imports are done already."""
+    pid = os.fork()
+    if pid:
+        return pid
+    with open(log, 'a') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = 1
+    try:
+        # Every step is followed by a checkpoint, so that many a kill hits the writing of one.
+        run.main([*OPTIONS.split(), '--exp_dir', exp_dir, '--num_workers', str(number_of_workers),
+                  '--checkpoint_minutes', '0'])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+        if isinstance(stop.code, str):
+            print(stop.code, flush=True)
+    finally:
+        os._exit(code)
+
+
+def finish(pid):
+    """Wait for a process; returns its exit code, negative for the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def disturb(kills, number, rng, log):
+    """Start the experiment and send it a signal, so many times; then let it finish. Returns how many signals hit."""
+    hits = 0
+    for i in range(kills):
+        pid = start('disturbed', i % 2, log)
+        time.sleep(rng.uniform(0.3, 2.5))
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            break  # finished before the signal
+        os.kill(pid, number)
+        code = finish(pid)
+        hits += code in (-number, EXIT_CODE)
+    else:
+        finish(start('disturbed', 0, log))
+    return hits
+
+
+def same(name):
+    """Whether the two experiments left the same file."""
+    return (Path('undisturbed') / name).read_bytes() == (Path('disturbed') / name).read_bytes()
+
+
+def main():
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--kills', type=int, default=8)
+    parser.add_argument('--signal', default='SIGKILL', choices=['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGUSR1'])
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make_data(Path(folder))
+        assert finish(start('undisturbed', 0, 'undisturbed.log')) == 0, Path('undisturbed.log').read_text()
+        hits, rounds = 0, 0
+        while hits < args.kills:  # a run that ends before its last signal is followed by another
+            rng = np.random.default_rng((args.seed, rounds))
+            Path('disturbed.log').write_text('')
+            hits += disturb(args.kills - hits, signal.Signals[args.signal], rng, 'disturbed.log')
+            text = Path('disturbed.log').read_text()
+            assert Path('disturbed/finished').exists(), text
+            assert all(map(same, ('result.csv', 'wa_result.csv', 'models/audio_model_wa.pth',
+                                  'models/best_audio_model.pth'))), 'the disturbed run differs'
+            steps = re.findall(r'epoch (\d+) of \d+, step (\d+) of', text)
+            if args.signal != 'SIGKILL':
+                assert len(steps) == len(set(steps)) == STEPS * EPOCHS, 'a step was done twice, or not at all'
+            rounds += 1
+            os.rename('disturbed', f'disturbed{rounds}')
+        print(f'{hits} times {args.signal} in {rounds} runs: identical to the undisturbed run')
+
+
+if __name__ == '__main__':
+    main()
