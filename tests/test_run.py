@@ -151,8 +151,8 @@ def test_wa_leaves_the_averaged_model_and_its_numbers(start, exp_dir):
 
 def test_save_model_keeps_every_epoch(start, exp_dir):
     start('--save-model True')
-    assert files(exp_dir) == EXPERIMENT | {f'models/audio_model.{epoch}.{suffix}' for epoch in (1, 2)
-                                           for suffix in ('pth', 'json')}
+    models = {f'models/audio_model.{epoch}.{suffix}' for epoch in (1, 2) for suffix in ('pth', 'json')}
+    assert files(exp_dir) == EXPERIMENT | models | {'checkpoint.pth'}
 
 
 def test_n_print_steps_sets_how_often_the_loss_is_reported(start, capsys):

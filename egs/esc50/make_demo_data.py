@@ -36,7 +36,7 @@ def noise(rng, t, low, high):
 
 
 def coloured_noise(rng, t, slope):
-    """Noise whose power falls with the frequency to the power of `slope`: 0 is white, 1 pink, 2 brown. Root mean square 1."""
+    """Noise whose power falls as frequency ** slope: 0 is white, 1 pink, 2 brown. Root mean square 1."""
     spectrum = np.fft.rfft(rng.standard_normal(len(t)))
     spectrum[1:] /= np.arange(1, len(spectrum)) ** (slope / 2)
     samples = np.fft.irfft(spectrum, len(t))

@@ -56,8 +56,8 @@ save_model=False          # keep every epoch's model, not just the best
 
 demo_settings() {
     dataset=demo model_size=tiny224 imagenet_pretrain=False audioset_pretrain=False fstride=16 tstride=16
-    num_mel_bins=64 audio_length=96 dataset_mean=-4.2677393 dataset_std=2 freqm=0 timem=0 noise=True
-    lr=2e-4 n_epochs=10 batch_size=8 lrscheduler_decay=0.6
+    num_mel_bins=64 audio_length=96 dataset_mean=-7 dataset_std=1 freqm=0 timem=0 noise=True
+    lr=2e-4 n_epochs=8 batch_size=8 lrscheduler_start=4 lrscheduler_decay=0.6
     exp_dir=$HERE/exp/demo prep_dir=$HERE/data/demo
 }
 
