@@ -47,6 +47,7 @@ parse_options() {
         shift
         name=${name#--} name=${name//-/_}
         [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names | grep -qx "$name" || refuse "unknown option: --$name"
+        case $value in [Tt]rue | TRUE) value=True ;; [Ff]alse | FALSE) value=False ;; esac
         printf -v "$name" %s "$value"
     done
 }
@@ -72,38 +73,48 @@ setup_environment() {
 collect_run_options() {
     local name
     RUN_OPTIONS=()
+    [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || resume=auto # a job that was queued again goes on, whatever it began with
     for name in $(option_names ' of run.py'); do RUN_OPTIONS+=("--$name=${!name}"); done
 }
 
+# A signal before the time limit that comes in another stage counts at the next training.
+STOP=
+trap 'STOP=USR1' USR1
+
 # Train: run src/run.py on exp_dir $1 with RUN_OPTIONS and further options. It runs in the background, since bash would
-# delay its traps for a child in the foreground. Where the run was asked to stop and wants to go on, end the recipe, and
-# within a Slurm job queue it again.
+# delay its traps for a child in the foreground. Where it was asked to stop, the recipe ends.
 train() {
     local exp_dir=$1 status=0
     shift
+    [ -z "$STOP" ] || go_on_later
     "$PYTHON" "$ROOT/src/run.py" "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir" "$@" &
     RUN_PID=$!
     # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at once.
-    trap 'kill -TERM "$RUN_PID" 2>/dev/null || true' INT TERM
-    trap 'kill -USR1 "$RUN_PID" 2>/dev/null || true' USR1
-    while true; do # a trapped signal ends `wait` before the program does
-        status=0
-        wait "$RUN_PID" || status=$?
-        kill -0 "$RUN_PID" 2>/dev/null || break
-    done
-    trap - INT TERM USR1
-    # The mark and not the exit code: launchers change codes.
-    if [ -e "$exp_dir/interrupted" ]; then
-        if [ -n "${SLURM_JOB_ID:-}" ] && command -v scontrol >/dev/null; then
-            echo "job $SLURM_JOB_ID is queued again to go on"
-            scontrol requeue "$SLURM_JOB_ID"
-        else
-            echo "stopped; the same command goes on" >&2
-        fi
-        exit 75
-    fi
+    trap 'STOP=TERM; kill -TERM "$RUN_PID" 2>/dev/null || true' INT TERM
+    trap 'STOP=USR1; kill -USR1 "$RUN_PID" 2>/dev/null || true' USR1
+    wait "$RUN_PID" || status=$?
+    while kill -0 "$RUN_PID" 2>/dev/null; do wait "$RUN_PID" || true; done # a trapped signal ends `wait` too early
+    [ -z "$STOP" ] || { status=0; wait "$RUN_PID" || status=$?; }          # bash remembers the program's own status
+    trap - INT TERM
+    trap 'STOP=USR1' USR1
+    # The mark and not the exit code says whether the run wants to go on: launchers change codes.
+    [ ! -e "$exp_dir/interrupted" ] && { [ -z "$STOP" ] || [ "$status" -ne 0 ]; } || go_on_later
     return "$status"
 }
 
+# End the recipe, to be started again with the same options. A batch job that Slurm warned is queued again; one that
+# somebody cancels (SIGTERM) is not, and one that is preempted is queued again by Slurm itself.
+go_on_later() {
+    echo 'stopped; the same command goes on' >&2
+    if [ "$STOP" = USR1 ] && [[ $0 == */slurm_script ]]; then
+        echo "job $SLURM_JOB_ID is queued again"
+        scontrol requeue "$SLURM_JOB_ID" || echo 'it could not be: submit it again' >&2
+    fi
+    exit 75
+}
+
 # Whether a stage lies between --stage and --stop_stage.
-in_stage() { [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]; }
+in_stage() {
+    [[ $stage =~ ^[0-9]$ && $stop_stage =~ ^[0-9]$ ]] || refuse '--stage and --stop_stage want a number'
+    [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]
+}

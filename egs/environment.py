@@ -87,8 +87,8 @@ def suitable_python():
 def run(command):
     """Run a command, its output on standard error; stop with a sentence where it fails."""
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        sys.exit(f'failed: {" ".join(map(str, command))}\nWithout network on this machine, run the same line with '
-                 f'--stop_stage 0 on one that has it and shares this folder, or activate an environment of your own.')
+        sys.exit(f'failed: {" ".join(map(str, command))}\nWhere this machine has no network, run the recipe '
+                 f'with --stop_stage 0 on one that has and shares this folder, or activate an environment of your own.')
 
 
 def main(requirements):

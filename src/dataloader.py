@@ -167,9 +167,14 @@ def available_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
+def count_workers(num_workers):
+    """How many processes load data: num_workers, or one a core for -1."""
+    return available_cores() if num_workers < 0 else num_workers
+
+
 def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None):
     """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores."""
-    workers = available_cores() if num_workers < 0 else num_workers
+    workers = count_workers(num_workers)
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=_leave_signals_to_parent)
 
@@ -182,5 +187,7 @@ def _leave_signals_to_parent(_):
 
 def end_workers():
     """Kill the workers that are left: Python would send them SIGTERM at its exit, and wait for ever."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would call it a failure
     for worker in multiprocessing.active_children():
         worker.kill()
+        worker.join()

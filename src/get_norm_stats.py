@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataloader import AudiosetDataset, SampleKey, available_cores, one_thread
+from dataloader import AudiosetDataset, SampleKey, count_workers, one_thread
 from features import AudioError
 from utilities.cli import OptionParser, exit_on, number, setup_logging, whole
 from utilities.labels import DataError
@@ -35,8 +35,7 @@ def norm_stats(dataset, num_workers=-1):
 
     Raises DataError where no recording holds a whole frame, and AudioError for a missing or broken one.
     """
-    workers = available_cores() if num_workers < 0 else num_workers
-    loader = DataLoader(FbankSums(dataset), batch_size=32, num_workers=workers)
+    loader = DataLoader(FbankSums(dataset), batch_size=32, num_workers=count_workers(num_workers))
     totals = torch.zeros(3, dtype=torch.float64)
     for sums in tqdm(loader, desc='fbank statistics', unit='batch', disable=None):
         totals += sums.sum(dim=0)
@@ -54,12 +53,12 @@ def main(argv=None):
     add('--data_train', required=True, help='datafile of the training set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
     add('--num_mel_bins', type=whole(16), default=128, help='mel bins of the fbank')
-    add('--audio_length', type=whole(1), default=sys.maxsize, help='frames of each recording that count')
+    add('--audio_length', type=whole(1), help='frames of each recording that count; without it all')
     add('--mixup', type=number(0, 1), default=0, help='mix so many of the samples, as training would')
     add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
     args = parser.parse_args(argv)
     setup_logging()
-    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': 'train',
+    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length or sys.maxsize, 'mode': 'train',
                   'mixup': args.mixup, 'skip_norm': True, 'dataset': Path(args.data_train).stem}
     with exit_on(AudioError, DataError):
         mean, std = norm_stats(AudiosetDataset(args.data_train, audio_conf, args.label_csv), args.num_workers)

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import logging
+import shutil
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from dataloader import AudiosetDataset, EpochSampler, end_workers, make_loader
+from dataloader import AudioConf, AudiosetDataset, EpochSampler, end_workers, make_loader
 from features import AudioError
 from hardware import choose_device, choose_precision
 from models import ASTModel, WeightsError
@@ -23,6 +24,8 @@ from utilities.labels import DataError, read_sample_weights, weight_file
 from utilities.results import write_json
 
 MODELS = {'ast': ASTModel}
+# Options that no checkpoint survives a change of, not even with --force.
+STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'optim', 'metrics')
 # Options that a second start in the same exp_dir may change: they do not change what is computed.
 FREE_OPTIONS = ('num_workers', 'device', 'n_print_steps', 'checkpoint_minutes', 'resume', 'force', 'dry_run')
 
@@ -63,8 +66,8 @@ def make_parser():
     add('--tstride', type=whole(1), default=10, help='stride of the patches in time')
     add('--imagenet_pretrain', type=boolean, default=True, help="start from DeiT's ImageNet weights")
     add('--audioset_pretrain', type=boolean, default=False, help='start from the 0.4593-mAP AudioSet checkpoint')
-    add('--dataset_mean', type=number(), default=-4.2677393, help='mean of the fbank')
-    add('--dataset_std', type=number(above=0), default=4.5689974, help='standard deviation of the fbank')
+    add('--dataset_mean', type=number(), default=AudioConf.mean, help='mean of the fbank')
+    add('--dataset_std', type=number(above=0), default=AudioConf.std, help='standard deviation of the fbank')
     add('--metrics', choices=['acc', 'mAP'], default='mAP', help='main metric')
     add('--loss', choices=list(LOSSES), default='BCE', help='loss function')
     add('--warmup', type=boolean, default=False, help='raise the rate linearly over the first 1000 steps')
@@ -81,7 +84,7 @@ def make_parser():
     add('--clip_grad', type=number(0), default=0, help='largest norm of the gradient, 0 for no limit')
     add('--grad_checkpointing', type=boolean, default=False, help='recompute activations, to save memory')
     add('--resume', choices=['auto', 'none'], default='auto', help='auto: go on from the checkpoint in exp_dir')
-    add('--checkpoint_minutes', type=number(0), default=15, help='minutes from one checkpoint inside an epoch to the next')
+    add('--checkpoint_minutes', type=number(0), default=15, help='minutes between checkpoints inside an epoch')
     add('--force', type=boolean, nargs='?', const=True, default=False, help='go on although settings have changed')
     add('--dry_run', type=boolean, nargs='?', const=True, default=False,
         help='print the resolved settings and sizes, and stop')
@@ -160,6 +163,8 @@ def claimed(exp_dir):
     lock = FileLock(exp_dir / 'lock')  # ends with its process, however that ends
     try:
         lock.acquire(timeout=0)
+    except OSError as error:
+        raise DataError(f'{exp_dir} cannot be locked: {error.strerror}') from None
     except Timeout:
         raise DataError(f'another process runs in {exp_dir}: wait for it, or choose another --exp_dir') from None
     try:
@@ -179,19 +184,20 @@ def is_finished(args, exp_dir):
     changed = {name: value for name, value in vars(args).items()
                if name not in FREE_OPTIONS and before.get(name) != value}
     longer = changed.get('n_epochs', 0) > before.get('n_epochs', 0)
-    if set(changed) - ({'n_epochs'} if longer else set()) and not args.force:
+    forced = args.force and not set(changed) & set(STRUCTURE)
+    if set(changed) - ({'n_epochs'} if longer else set()) and not forced:
         differences = ', '.join(f'--{name} {before.get(name)} -> {value}' for name, value in changed.items())
-        raise DataError(f'{exp_dir} holds an experiment with other settings ({differences}); choose another --exp_dir, '
-                        f'or go on with the new ones by --force')
+        raise DataError(f'{exp_dir} holds an experiment with other settings ({differences}); choose another --exp_dir; '
+                        f'--force goes on where they change neither model, optimizer nor metric')
     if not (exp_dir / 'finished').exists():
         return False
     if longer and not (exp_dir / 'checkpoint.pth').exists():
-        raise DataError(f'{exp_dir} is finished and kept no checkpoint to go on from, which --save_model True would have; '
+        raise DataError(f'{exp_dir} is finished and kept no checkpoint to go on from, as --save_model True does; '
                         f'choose another --exp_dir to train longer')
     return not longer
 
 
-def run(args):
+def run(args, interrupt):
     """Run one experiment, or nothing where it is finished already."""
     device = choose_device(args.device)
     precision = choose_precision(args.amp, device)
@@ -201,6 +207,7 @@ def run(args):
         return
     exp_dir = Path(args.exp_dir)
     with claimed(exp_dir):
+        (exp_dir / 'interrupted').unlink(missing_ok=True)
         if args.resume == 'none':
             forget(exp_dir)
         if is_finished(args, exp_dir):
@@ -214,23 +221,24 @@ def run(args):
         model.autocast_dtype = precision
         model.v.set_grad_checkpointing(args.grad_checkpointing)
         write_json(exp_dir / 'args.json', vars(args))
-        for mark in ('finished', 'interrupted'):
-            (exp_dir / mark).unlink(missing_ok=True)
-        experiment(args, model, device, loaders, exp_dir)
+        (exp_dir / 'finished').unlink(missing_ok=True)
+        experiment(args, model, device, loaders, exp_dir, interrupt)
 
 
 def forget(exp_dir):
-    """Remove what an earlier start left to go on from."""
-    for name in ('args.json', 'checkpoint.pth', 'finished', 'interrupted'):
+    """Remove what an earlier start left."""
+    for name in ('args.json', 'checkpoint.pth', 'finished', 'result.csv', 'wa_result.csv', 'eval_result.csv'):
         (exp_dir / name).unlink(missing_ok=True)
+    for name in ('models', 'predictions'):
+        shutil.rmtree(exp_dir / name, ignore_errors=True)
 
 
-def experiment(args, model, device, loaders, exp_dir):
+def experiment(args, model, device, loaders, exp_dir, interrupt):
     """Train, average and evaluate as the options say. On a signal, leave the mark `interrupted` and exit with 75."""
     settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
     description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
                    'std': args.dataset_std, 'loss': args.loss}
-    this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, Interrupt().listen())
+    this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, interrupt)
     try:
         with explained():
             this_run.train()
@@ -253,9 +261,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_options(parser, args)
     setup_logging()
+    interrupt = Interrupt().listen()
     with exit_on(AudioError, DataError, TrainingError, WeightsError, WriteError):
         try:
-            run(args)
+            run(args, interrupt)
         finally:
             end_workers()
 

@@ -32,7 +32,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop and has written its checkpoint."""
+    """A run that was asked to stop, and whose checkpoint holds all that it has trained."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Schedule:
 
     def __init__(self, optimizer, settings):
         self.optimizer, self.settings = optimizer, settings
-        self.epoch_lr = settings.lr
+        self.decay = 1.0  # of the epoch under way
         self.step = 0
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             optimizer, 'max', factor=settings.lrscheduler_decay, patience=settings.lr_patience,
@@ -93,18 +93,18 @@ class Schedule:
     def start_step(self):
         """Set the rate of the step that is about to be taken."""
         warmup = min(1.0, self.step / WARMUP_STEPS) if self.settings.warmup else 1.0
-        self._set(self.epoch_lr * warmup)
+        self._set(self.settings.lr * self.decay * warmup)
         self.step += 1
 
     def end_epoch(self, epoch, metric):
         """Set the rate of the next epoch: after epoch `start` and every `step` epochs times decay, or on a plateau."""
         s = self.settings
         if self.plateau:
-            self._set(self.epoch_lr)
+            self._set(self.decay)
             self.plateau.step(metric)
-            self.epoch_lr = self.current
+            self.decay = self.current
         elif epoch >= s.lrscheduler_start and (epoch - s.lrscheduler_start) % s.lrscheduler_step == 0:
-            self.epoch_lr *= s.lrscheduler_decay
+            self.decay *= s.lrscheduler_decay
 
     @property
     def current(self):
@@ -118,12 +118,12 @@ class Schedule:
     def state_dict(self):
         """What a checkpoint keeps of it."""
         plateau = self.plateau.state_dict() if self.plateau else None
-        return {'epoch_lr': self.epoch_lr, 'step': self.step, 'plateau': plateau}
+        return {'decay': self.decay, 'step': self.step, 'plateau': plateau}
 
     def load_state_dict(self, state):
         """Go back to a state of state_dict."""
-        self.epoch_lr, self.step = state['epoch_lr'], state['step']
-        if self.plateau:
+        self.decay, self.step = state['decay'], state['step']
+        if self.plateau and state['plateau']:
             self.plateau.load_state_dict(state['plateau'])
 
 
@@ -164,9 +164,11 @@ class EpochLoss:
 class Trainer:
     """A model and all that training it changes: optimizer, gradient scaler, schedule, how far it has come.
 
-    model: an ASTModel on `device`, its autocast_dtype set. epoch: the one under way, from 1; loss.steps: how many of its
-    steps are done. seconds: the time that training took before this start.
+    model: an ASTModel on `device`, its autocast_dtype set. epoch: the one under way, from 1; loss.steps: how many of
+    its steps are done. seconds: the time that training took before this start.
     """
+
+    STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
 
     def __init__(self, model, device, settings):
         self.model, self.device, self.settings = model, device, settings
@@ -228,9 +230,8 @@ class Trainer:
         """Go back to a state of state_dict."""
         self.epoch, self.seconds = state['epoch'], state['seconds']
         for name in self.STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
-
-    STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
+            if state[name]:  # a gradient scaler that was not in use has no state
+                getattr(self, name).load_state_dict(state[name])
 
 
 def make_optimizer(parameters, settings):
@@ -267,7 +268,7 @@ def explained():
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); put each batch through in pieces '
+        raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); put batches through in pieces '
                             f'(--grad_accum 4), recompute activations (--grad_checkpointing True) or take a smaller '
                             f'--batch_size, and --force to go on from the checkpoint with them') from None
     except RuntimeError as error:

@@ -10,12 +10,11 @@ from sklearn.metrics import confusion_matrix
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
+from prep_esc50 import LABEL_FILE  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.plots import plot_confusion, plot_curves  # noqa: E402
 from utilities.results import read_rows, result_columns, write_figure, write_rows, write_text  # noqa: E402
-
-LABEL_FILE = HERE / 'data' / 'esc_class_labels_indices.csv'
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def main():
     parser.add_argument('--exp_dir', type=Path, required=True, help='directory with fold1 to fold5')
     args = parser.parse_args()
     setup_logging()
-    with exit_on(DataError):
+    with exit_on(DataError, OSError):
         print('\n'.join(summarise_folds(args.exp_dir)))
         print(f'tables and pictures are in {args.exp_dir}')
 

@@ -1,6 +1,7 @@
 """Synthesise a small stand-in for ESC-50, in its layout: ten of its classes, for the recipe's --demo True.
 
-A sound is a function of a random generator and of t, the times of its samples in seconds; pitches are in Hz, rates a second.
+A sound is a function of a random generator and of t, the times of its samples in seconds; pitches are in Hz, rates
+a second.
 """
 import csv
 import io
@@ -17,11 +18,10 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from models.files import atomic_write  # noqa: E402
+from prep_esc50 import FOLDS, LABEL_FILE  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging, whole  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 
-LABEL_FILE = HERE / 'data' / 'esc_class_labels_indices.csv'
-FOLDS = range(1, 6)
 SAMPLE_RATE = 44100  # Hz, as in ESC-50
 SHORTEST, LONGEST = 1.0, 1.5  # seconds; ESC-50's clips last 5
 LOUDEST_BACKGROUND, SOFTEST_BACKGROUND = -20, -40  # dB below the sound
@@ -217,7 +217,7 @@ def make(out_dir, clips_per_fold, seed):
     clips = list_clips(clips_per_fold, seed, read_labels(LABEL_FILE))
     audio_dir, meta = out_dir / 'audio', out_dir / 'meta' / 'esc50.csv'
     if meta.exists() and meta.read_bytes() != meta_bytes(clips):
-        raise DataError(f'{meta} lists other clips than these options make: choose another --out_dir, or remove {out_dir}')
+        raise DataError(f'{meta} lists other clips than these options make: take another folder, or remove {out_dir}')
     for folder in (audio_dir, meta.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for clip in tqdm(clips, desc='synthesising', unit='clip', disable=None):

@@ -6,6 +6,7 @@ import json
 import sys
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from dataloader import available_cores  # noqa: E402
 from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
-from models.files import DownloadError, Url, atomic_write, download  # noqa: E402
+from models.files import DownloadError, Url, WriteError, atomic_write, download  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.results import write_json  # noqa: E402
@@ -109,6 +110,14 @@ def write_datafiles(clips, labels, out_dir):
             write_json(out_dir / 'datafiles' / f'esc_{name}_data_{fold}.json', {'data': chosen})
 
 
+def is_prepared(out_dir):
+    """Whether out_dir holds a finished preparation: the datafiles, which are written last, and every clip they list."""
+    if not (out_dir / 'datafiles' / f'esc_eval_data_{FOLDS[-1]}.json').exists():
+        return False
+    parts = (out_dir / 'datafiles' / f'esc_{name}_data_1.json' for name in ('train', 'eval'))
+    return all(Path(entry['wav']).exists() for part in parts for entry in json.loads(part.read_text())['data'])
+
+
 def check_not_mixed(out_dir, source):
     """Raise DataError where out_dir was prepared from another source, whose clips may have the same names."""
     marker = out_dir / 'source.json'
@@ -129,11 +138,15 @@ def prepare(data_dir, out_dir):
     """Prepare the dataset at data_dir, or a download of it, into out_dir; what is there already is kept."""
     labels = read_labels(LABEL_FILE)
     out_dir.mkdir(parents=True, exist_ok=True)
-    if data_dir is None:
-        data_dir = download([Url(ESC50_URL, out_dir / 'ESC-50-master.zip')], check_zip)
-    source = str(Path(data_dir).resolve())
-    clips = read_meta(dataset_root(source), labels)
+    archive = out_dir / 'ESC-50-master.zip'
+    source = str(Path(data_dir or archive).resolve())
     check_not_mixed(out_dir, source)
+    if is_prepared(out_dir):
+        print(f'{out_dir} is prepared already')
+        return
+    if data_dir is None:
+        download([Url(ESC50_URL, archive)], check_zip)
+    clips = read_meta(dataset_root(source), labels)
     convert_all(source, clips, out_dir / 'audio_16k')
     write_datafiles(clips, labels, out_dir)
     sizes = [sum(clip.fold == fold for clip in clips) for fold in FOLDS]
@@ -148,7 +161,7 @@ def main():
     parser.add_argument('--prep_dir', type=Path, default=HERE / 'data', help='where the prepared data go')
     args = parser.parse_args()
     setup_logging()
-    with exit_on(AudioError, DataError, DownloadError):
+    with exit_on(AudioError, BrokenProcessPool, DataError, DownloadError, WriteError):
         prepare(args.data_dir, args.prep_dir.resolve())
 
 

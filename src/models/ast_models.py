@@ -76,7 +76,7 @@ class ASTModel(nn.Module):
     model_size: tiny224, small224, base224 or base384. verbose: log a summary.
 
     Set `autocast_dtype` (torch.bfloat16, torch.float16) for a forward pass in mixed precision; None leaves it alone.
-    Raises ValueError for settings that contradict each other, WeightsError for weights that are not there or do not fit.
+    Raises ValueError for settings that contradict each other, WeightsError for weights that are missing or do not fit.
     """
 
     def __init__(self, label_dim=527, fstride=10, tstride=10, input_fdim=128, input_tdim=1024,

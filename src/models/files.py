@@ -36,7 +36,9 @@ def atomic_write(path):
         with open(partial, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and 'PytorchStreamWriter' not in str(error):  # how torch.save fails to write
+            raise
         raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}; is the disk full?') from error
     finally:
         partial.unlink(missing_ok=True)

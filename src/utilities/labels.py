@@ -95,11 +95,11 @@ def read_sample_weights(path, samples):
     try:
         weights = np.loadtxt(path, dtype=np.float64, ndmin=1, delimiter=',')
     except (OSError, ValueError) as error:
-        raise DataError(f'cannot read the weight file {path}: {_reason(error)}; '
-                        f'egs/audioset/gen_weight_file.py makes it from the datafile') from None
+        raise DataError(f'cannot read the weight file {path}: {_reason(error)}; --bal bal needs one number a sample in it, '
+                        f'the sum over its labels of 1000 / (samples with that label + 0.01)') from None
     if weights.shape != (samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise DataError(f'the weight file {path} must hold {samples} non-negative numbers, one for each sample of its '
-                        f'datafile, got shape {weights.shape}; make it anew with egs/audioset/gen_weight_file.py')
+                        f'datafile, got shape {weights.shape}')
     return weights
 
 

@@ -15,6 +15,7 @@ import soundfile
 def load_script(root):
     """Import a script below egs/ as a module, by its path from the root."""
     def load(path):
+        sys.path.insert(0, str((root / path).parent))  # as python does for a script
         spec = importlib.util.spec_from_file_location(Path(path).stem, root / path)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # where multiprocessing looks the script's functions up

@@ -58,6 +58,7 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 def slurm():
     """A cluster of one node on this machine, four pretended GPUs included; returns the environment to use it in."""
     folder = Path(tempfile.mkdtemp(prefix='slurm'))  # Unix sockets need a short path
+    folder.chmod(0o755)  # munge refuses a socket that not everybody can reach
     host = socket.gethostname()
     for name in ('state', 'spool', 'log', 'run', 'munge', 'fakedev', 'key'):
         (folder / name).mkdir(mode=0o700 if name == 'key' else 0o755)

@@ -1,0 +1,134 @@
+"""Runs that are stopped, killed or fail, and go on."""
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from torch.utils.data import Dataset
+
+import run
+from dataloader import end_workers, make_loader
+from traintest import TrainingError, explained
+
+BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 --dataset demo --num_mel_bins 16 '
+        '--audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False --batch_size 4 '
+        '--lr 1e-4 --num_workers 0 --device cpu --save_model True').split()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
+    """Work in a folder of eight recordings of two classes."""
+    monkeypatch.chdir(tmp_path)
+    make_labels(2)
+    clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 2), seconds=0.4, seed=i), f'/m/{i % 2}') for i in range(8)]
+    make_datafile(clips, 'train.json')
+    make_datafile(clips, 'val.json')
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def start(*options):
+    """Run an experiment in this process."""
+    run.main([*BASE, *options])
+
+
+def stopped(capsys, *options):
+    """Run an experiment that must stop with a mistake; returns what it says."""
+    with pytest.raises(SystemExit) as stop:
+        start(*options)
+    assert 'Traceback' not in capsys.readouterr().err
+    return str(stop.value.code)
+
+
+@pytest.mark.parametrize('number, kills', [('SIGKILL', 8), ('SIGTERM', 4)])
+def test_a_run_that_is_stopped_at_random_moments_ends_as_if_undisturbed(root, number, kills):
+    done = subprocess.run([sys.executable, root / 'tests' / 'kill_and_resume.py', '--kills', str(kills), '--signal', number],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 'identical' in done.stdout
+
+
+def test_more_epochs_extend_a_run_as_if_it_had_been_longer(folder):
+    start('--exp_dir', 'straight', '--n_epochs', '2')
+    start('--exp_dir', 'extended', '--n_epochs', '1')
+    start('--exp_dir', 'extended', '--n_epochs', '2')
+    for name in ('result.csv', 'models/best_audio_model.pth', 'models/audio_model.2.pth'):
+        assert (folder / 'straight' / name).read_bytes() == (folder / 'extended' / name).read_bytes()
+
+
+def test_a_run_that_kept_no_checkpoint_says_why_it_cannot_be_extended(folder, capsys):
+    start('--exp_dir', 'exp', '--n_epochs', '1', '--save_model', 'False')
+    assert not (folder / 'exp' / 'checkpoint.pth').exists()
+    assert '--save_model True' in stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--save_model', 'False')
+
+
+def test_a_full_disk_stops_the_run_and_the_checkpoint_before_still_resumes(folder, root):
+    start('--exp_dir', 'straight', '--n_epochs', '2')
+    start('--exp_dir', 'exp', '--n_epochs', '1')
+    checkpoint = folder / 'exp' / 'checkpoint.pth'
+    before = checkpoint.read_bytes()
+    limit = len(before) // 2
+    done = subprocess.run([sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--n_epochs', '2'],
+                          capture_output=True, text=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert f'cannot write {checkpoint.relative_to(folder)}' in done.stderr and 'disk full' in done.stderr
+    assert checkpoint.read_bytes() == before
+    start('--exp_dir', 'exp', '--n_epochs', '2')
+    assert (folder / 'exp' / 'result.csv').read_bytes() == (folder / 'straight' / 'result.csv').read_bytes()
+
+
+def test_a_second_process_on_the_same_exp_dir_is_refused(folder, capsys):
+    (folder / 'exp').mkdir()
+    with FileLock(folder / 'exp' / 'lock'):
+        assert 'another process runs in exp' in stopped(capsys, '--exp_dir', 'exp')
+    start('--exp_dir', 'exp')
+    assert (folder / 'exp' / 'finished').exists()
+
+
+def test_changed_settings_are_named_and_forced(folder, capsys):
+    start('--exp_dir', 'exp', '--n_epochs', '1')
+    assert '--lr 0.0001 -> 0.0002' in stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--lr', '2e-4')
+    start('--exp_dir', 'exp', '--n_epochs', '2', '--lr', '2e-4', '--force')
+    assert np.loadtxt(folder / 'exp' / 'result.csv', delimiter=',').shape == (2, 10)
+
+
+def test_resume_none_starts_again(folder):
+    start('--exp_dir', 'exp', '--n_epochs', '1')
+    start('--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4', '--resume', 'none')
+    assert np.loadtxt(folder / 'exp' / 'result.csv', delimiter=',')[-1] == pytest.approx(2e-4)
+
+
+def test_activations_may_be_recomputed_without_changing_the_result(folder):
+    start('--exp_dir', 'kept', '--amp', 'off')
+    start('--exp_dir', 'recomputed', '--amp', 'off', '--grad_checkpointing', 'True')
+    kept, recomputed = (np.loadtxt(folder / name / 'result.csv', delimiter=',') for name in ('kept', 'recomputed'))
+    assert recomputed == pytest.approx(kept, rel=1e-4)
+
+
+class Deadly(Dataset):
+    """A dataset whose reader is killed, as the system kills one that takes too much memory."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_was_killed_is_explained():
+    with pytest.raises(TrainingError, match='killed.*memory.*--num_workers'), explained():
+        list(make_loader(Deadly(), 2, 1, pin_memory=False))
+    end_workers()
+
+
+def test_a_gpu_out_of_memory_is_explained():
+    with pytest.raises(TrainingError, match='--grad_accum.*--grad_checkpointing.*--batch_size'), explained():
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
