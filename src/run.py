@@ -163,10 +163,10 @@ def claimed(exp_dir):
     lock = FileLock(exp_dir / 'lock')  # ends with its process, however that ends
     try:
         lock.acquire(timeout=0)
-    except OSError as error:
-        raise DataError(f'{exp_dir} cannot be locked: {error.strerror}') from None
     except Timeout:
         raise DataError(f'another process runs in {exp_dir}: wait for it, or choose another --exp_dir') from None
+    except OSError as error:
+        raise DataError(f'{exp_dir} cannot be locked: {error.strerror}') from None
     try:
         yield
     finally:

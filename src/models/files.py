@@ -37,7 +37,7 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and 'PytorchStreamWriter' not in str(error):  # how torch.save fails to write
+        if isinstance(error, RuntimeError) and 'inline_container' not in str(error):  # where torch.save fails to write
             raise
         raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}; is the disk full?') from error
     finally:

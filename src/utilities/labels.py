@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 STRINGS = np.dtypes.StringDType()
+WEIGHT_RULE = 'the sum over its labels of 1000 / (samples with that label + 0.01)'
 
 
 class DataError(ValueError):
@@ -95,11 +96,11 @@ def read_sample_weights(path, samples):
     try:
         weights = np.loadtxt(path, dtype=np.float64, ndmin=1, delimiter=',')
     except (OSError, ValueError) as error:
-        raise DataError(f'cannot read the weight file {path}: {_reason(error)}; --bal bal needs one number a sample in it, '
-                        f'the sum over its labels of 1000 / (samples with that label + 0.01)') from None
+        raise DataError(f'cannot read the weight file {path}: {_reason(error)}; it holds, '
+                        f'for each sample, {WEIGHT_RULE}') from None
     if weights.shape != (samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise DataError(f'the weight file {path} must hold {samples} non-negative numbers, one for each sample of its '
-                        f'datafile, got shape {weights.shape}')
+                        f'datafile ({WEIGHT_RULE}), got shape {weights.shape}')
     return weights
 
 

@@ -94,7 +94,7 @@ def test_weights_are_read_as_written(write):
                                      '1\ntwo\n3\n'])
 def test_a_weight_file_that_does_not_fit_its_datafile_says_how_to_make_one(write, content):
     path = write(content)
-    with pytest.raises(DataError, match='gen_weight_file.py') as error:
+    with pytest.raises(DataError, match='sum over its labels of 1000') as error:
         read_sample_weights(path, 3)
     assert str(path) in str(error.value)
 
