@@ -1,10 +1,15 @@
 """The checkpoint of a run that is under way: everything it needs to go on as if it had never stopped."""
+import pickle
 import time
 from pathlib import Path
 
 import torch
 
 from models.files import atomic_write
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that a run cannot go on from; the message names the file and what to do."""
 
 
 class Checkpoint:
@@ -31,12 +36,19 @@ class Checkpoint:
         self.written = time.monotonic()
 
     def restore(self):
-        """Load the state of all parts where there is a checkpoint. Returns whether there is one."""
+        """Load the state of all parts where there is a checkpoint. Returns whether there is one.
+
+        Raises CheckpointError where the file, or one that belongs to it, is broken or missing.
+        """
         if not self.path.exists():
             return False
-        state = torch.load(self.path, map_location='cpu', weights_only=True)
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
+        try:
+            state = torch.load(self.path, map_location='cpu', weights_only=True)
+            for name, part in self.parts.items():
+                part.load_state_dict(state[name])
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f'cannot go on from {self.path}: {str(error).splitlines()[0]}; '
+                                  f'--resume none starts again') from None
         return True
 
     def remove(self):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from checkpoint import CheckpointError
 from dataloader import AudioConf, AudiosetDataset, EpochSampler, end_workers, make_loader
 from features import AudioError
 from hardware import choose_device, choose_precision
@@ -262,7 +263,7 @@ def main(argv=None):
     check_options(parser, args)
     setup_logging()
     interrupt = Interrupt().listen()
-    with exit_on(AudioError, DataError, TrainingError, WeightsError, WriteError):
+    with exit_on(AudioError, CheckpointError, DataError, TrainingError, WeightsError, WriteError):
         try:
             run(args, interrupt)
         finally:

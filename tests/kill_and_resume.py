@@ -1,7 +1,7 @@
 """Kill a small training run at random moments, start it again each time, and compare it with an undisturbed one.
 
-python tests/kill_and_resume.py --kills 100 [--signal SIGTERM] [--seed 0]: exits 0 where result.csv and the final weights are
-identical, and with SIGTERM no step was done twice.
+python tests/kill_and_resume.py --kills 100 [--signal SIGTERM] [--seed 0]: exits 0 where result.csv and the final
+weights are identical, and with SIGTERM no step was done twice. Starts have 0 and 1 data workers in turn.
 """
 import argparse
 import json
@@ -77,12 +77,14 @@ def disturb(kills, number, rng, log):
         pid = start('disturbed', i % 2, log)
         time.sleep(rng.uniform(0.3, 2.5))
         if os.waitpid(pid, os.WNOHANG)[0]:
-            break  # finished before the signal
+            break  # ended before the signal; the caller looks whether it had finished
         os.kill(pid, number)
         code = finish(pid)
-        hits += code in (-number, EXIT_CODE)
+        stopped = -number if number == signal.SIGKILL else EXIT_CODE
+        assert code in (stopped, 0), f'{signal.Signals(number).name} ended the run with {code}'
+        hits += code == stopped
     else:
-        finish(start('disturbed', 0, log))
+        assert finish(start('disturbed', 0, log)) == 0, Path(log).read_text()
     return hits
 
 

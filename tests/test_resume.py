@@ -15,9 +15,9 @@ import run
 from dataloader import end_workers, make_loader
 from traintest import TrainingError, explained
 
-BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 --dataset demo --num_mel_bins 16 '
-        '--audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False --batch_size 4 '
-        '--lr 1e-4 --num_workers 0 --device cpu --save_model True').split()
+BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 --dataset demo '
+        '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
+        '--batch_size 4 --lr 1e-4 --num_workers 0 --device cpu --save_model True').split()
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def stopped(capsys, *options):
 
 @pytest.mark.parametrize('number, kills', [('SIGKILL', 8), ('SIGTERM', 4)])
 def test_a_run_that_is_stopped_at_random_moments_ends_as_if_undisturbed(root, number, kills):
-    done = subprocess.run([sys.executable, root / 'tests' / 'kill_and_resume.py', '--kills', str(kills), '--signal', number],
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, root / 'tests' / 'kill_and_resume.py', '--kills', str(kills),
+                           '--signal', number], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'identical' in done.stdout
 
@@ -83,6 +83,43 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_before_still_resumes(folde
     assert checkpoint.read_bytes() == before
     start('--exp_dir', 'exp', '--n_epochs', '2')
     assert (folder / 'exp' / 'result.csv').read_bytes() == (folder / 'straight' / 'result.csv').read_bytes()
+
+
+@pytest.mark.parametrize('broken', ['checkpoint.pth', 'predictions/predictions_1.npy'])
+def test_a_broken_checkpoint_says_what_to_do(folder, capsys, broken):
+    start('--exp_dir', 'exp', '--n_epochs', '1')
+    (folder / 'exp' / broken).write_bytes(b'half')
+    said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2')
+    assert 'cannot go on from exp/checkpoint.pth' in said and '--resume none' in said
+
+
+def test_a_signal_to_the_whole_job_with_data_workers_exits_with_75(folder, root):
+    process = subprocess.Popen(
+        [sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--n_epochs', '500', '--num_workers', '2',
+         '--n_print_steps', '1'], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    for line in process.stderr:
+        if 'step 1 of' in line:
+            os.killpg(process.pid, signal.SIGTERM)
+            break
+    said = process.stderr.read()
+    assert process.wait() == 75 and 'Traceback' not in said
+    assert (folder / 'exp' / 'interrupted').exists() and (folder / 'exp' / 'checkpoint.pth').exists()
+
+
+def test_a_read_only_data_directory_works(folder, root, tmp_path):
+    for name in ('train.json', 'val.json', 'labels.csv'):
+        (folder / name).chmod(0o444)
+    (folder / 'out').mkdir()
+    folder.chmod(0o555)
+    # A superuser may write anywhere, unless that capability is taken away.
+    plain = ['setpriv', '--bounding-set=-dac_override'] if os.geteuid() == 0 else []
+    try:
+        assert subprocess.run([*plain, 'touch', 'new'], capture_output=True).returncode
+        done = subprocess.run([*plain, sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'out/exp'],
+                              capture_output=True, text=True)
+    finally:
+        folder.chmod(0o755)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_second_process_on_the_same_exp_dir_is_refused(folder, capsys):

@@ -1,0 +1,45 @@
+"""The recipe under signals, as a terminal, a scheduler or an impatient user sends them; Slurm has a file of its own."""
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+OPTIONS = ['--demo', 'True', '--clips_per_fold', '2', '--n_epochs', '2', '--folds', '1', '--num_workers', '0',
+           '--n_print_steps', '1', '--prep_dir', 'prep', '--exp_dir', 'exp']
+
+
+@pytest.fixture(scope='module')
+def start(root, tmp_path_factory):
+    """Start the training stage in a process group of its own, in a directory of prepared data; returns both."""
+    folder = tmp_path_factory.mktemp('recipe')
+    environment = {**os.environ, 'PATH': f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'}
+    for name in ('VIRTUAL_ENV', 'CONDA_PREFIX'):
+        environment.pop(name, None)
+
+    def start_recipe(*options):
+        command = [str(root / 'egs' / 'esc50' / 'run_esc50.sh'), *OPTIONS, *options]
+        return folder, subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE,
+                                        stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    _, process = start_recipe('--stop_stage', '1')
+    assert process.wait() == 0, process.stderr.read()
+    return lambda *options: start_recipe('--stage', '2', '--stop_stage', '2', *options)
+
+
+@pytest.mark.parametrize('number, to_all', [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, False)])
+def test_a_recipe_that_is_signalled_stops_with_75_and_the_same_line_goes_on(start, number, to_all):
+    folder, process = start('--resume', 'none')
+    for line in process.stderr:
+        if 'epoch 1 of 2, step 1 of' in line:
+            (os.killpg if to_all else os.kill)(process.pid, number)
+            break
+    said = process.stderr.read()
+    assert process.wait() == 75 and 'the same command goes on' in said and 'Traceback' not in said
+    fold = folder / 'exp' / 'fold1'
+    assert (fold / 'interrupted').exists() and (fold / 'checkpoint.pth').exists()
+    assert not (fold / 'result.csv').exists()
+    _, process = start()
+    said = process.stderr.read()
+    assert process.wait() == 0, said
+    assert 'going on in epoch 1' in said and (fold / 'finished').exists() and not (fold / 'interrupted').exists()
