@@ -1,12 +1,41 @@
 # What the recipes share: options, environment, stages. To be sourced by egs/*/run*.sh.
 #
-# A recipe lists its options, with their defaults, between a line `# Options ...` and a line `# End of options`; those
-# in a block `# Options of run.py` go to src/run.py under the same names.
+# A recipe sets HERE to its own folder. It lists its own options, with defaults and what they are, between lines
+# `# Options` and `# End of options`, and after that, as plain assignments, where it departs from the defaults below.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# Options of run.py, the same in every recipe:
+# Options of src/run.py, under the same names; an empty one is left to run.py:
+dataset=                  # name of the dataset, in messages and plots
 model_size=base384        # tiny224, small224, base224 or base384
+imagenet_pretrain=True    # start from DeiT's ImageNet weights
+audioset_pretrain=False   # start from the 0.4593-mAP AudioSet checkpoint
+fstride=10                # stride of the patches in frequency
+tstride=10                # stride of the patches in time
+lr=                       # learning rate
+n_epochs=                 # epochs to train
+batch_size=               # samples in a training batch
+freqm=0                   # widest frequency mask, in mel bins
+timem=0                   # widest time mask, in frames
+mixup=0                   # share of the training samples that are mixed with another
+bal=none                  # bal: draw training samples by the weights beside the datafile
+noise=False               # add noise to the training samples and roll them in time
+dataset_mean=             # mean of the fbank
+dataset_std=              # standard deviation of the fbank
+num_mel_bins=128          # mel bins of the fbank
+audio_length=             # frames of 10 ms of the input
+metrics=                  # main metric: acc or mAP
+loss=                     # loss function: CE or BCE
+optim=adam                # optimizer: adam or sgd
+warmup=False              # raise the rate linearly over the first 1000 steps
+lr_patience=0             # above 0: decay when the metric has not risen for so many epochs
+lrscheduler_start=        # epoch after which the rate first decays
+lrscheduler_step=1        # epochs from one decay to the next
+lrscheduler_decay=        # factor of a decay
+wa=False                  # average the weights of epochs wa_start to wa_end at the end
+wa_start=                 # first epoch of the average
+wa_end=                   # last epoch of the average
+save_model=False          # keep every epoch's model, not just the best
 seed=0                    # fixes the run
 device=auto               # auto, cpu, cuda (all GPUs), cuda:N or mps
 amp=auto                  # mixed precision: auto, bf16, fp16 or off
@@ -20,18 +49,16 @@ checkpoint_minutes=15     # minutes from one checkpoint inside an epoch to the n
 force=False               # go on although settings have changed
 # End of options
 
-# The lines `name=default  # what it is` of the option blocks of common.sh and the recipe; $1 chooses among the blocks.
-option_lines() {
-    sed -n "/^# Options${1:-}/,/^# End of options/p" "$0" "${BASH_SOURCE[0]}" | grep -E '^[a-z][a-z0-9_]*='
-}
+# The lines `name=default  # what it is` of the options in the files named.
+option_lines() { sed -n '/^# Options/,/^# End of options/p' "$@" | grep -E '^[a-z][a-z0-9_]*='; }
 
 option_names() { option_lines "$@" | sed 's/=.*//'; }
 
 usage() {
     sed -n '2,/^[^#]/p' "$0" | sed -n '/^#SBATCH/d; s/^# \{0,1\}//p'
     echo 'Options, with their defaults:'
-    option_lines | sed -E 's/^([a-z0-9_]*)=([^#]*[^# ])? *# (.*)/\1|\2|\3/' |
-        while IFS='|' read -r name default text; do printf '  --%-18s %-12s %s\n' "$name" "$default" "$text"; done
+    option_lines "$0" "${BASH_SOURCE[0]}" | sed -E 's/^([a-z0-9_]*)=.*# (.*)/\1|\2/' | awk -F'|' '!seen[$1]++' |
+        while IFS='|' read -r name text; do printf '  --%-18s %-12s %s\n' "$name" "${!name}" "$text"; done
 }
 
 # Set the variable of every --name value or --name=value; dashes in a name are underscores.
@@ -46,7 +73,7 @@ parse_options() {
         esac
         shift
         name=${name#--} name=${name//-/_}
-        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names | grep -qx "$name" || refuse "unknown option: --$name"
+        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names "$0" "${BASH_SOURCE[0]}" | grep -qx "$name" || refuse "unknown option: --$name"
         case $value in [Tt]rue | TRUE) value=True ;; [Ff]alse | FALSE) value=False ;; esac
         printf -v "$name" %s "$value"
     done
@@ -69,12 +96,22 @@ setup_environment() {
     PYTHON=$("$any_python" "$ROOT/egs/environment.py" "$ROOT/requirements.txt" "$@")
 }
 
+# Where results go: $1, or below exp/ under a name made of the settings.
+default_exp_dir() {
+    local weights=scratch
+    [ "$imagenet_pretrain" = False ] || weights=imagenet
+    [ "$audioset_pretrain" = False ] || weights=audioset
+    echo "${1:-$HERE/exp/$dataset-$model_size-f$fstride-t$tstride-$weights-b$batch_size-lr$lr-seed$seed}"
+}
+
 # RUN_OPTIONS is what the recipe passes on to src/run.py.
 collect_run_options() {
     local name
     RUN_OPTIONS=()
     [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || resume=auto # a job that was queued again goes on, whatever it began with
-    for name in $(option_names ' of run.py'); do RUN_OPTIONS+=("--$name=${!name}"); done
+    for name in $(option_names "${BASH_SOURCE[0]}"); do
+        [ -z "${!name}" ] || RUN_OPTIONS+=("--$name=${!name}")
+    done
 }
 
 # A signal before the time limit that comes in another stage counts at the next training.

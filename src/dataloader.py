@@ -1,7 +1,6 @@
 """Datafile -> (fbank, labels) samples, the order in which an epoch visits them, and the batches made of them."""
 import contextlib
 import multiprocessing
-import os
 import signal
 from dataclasses import dataclass, fields
 from typing import NamedTuple
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from features import (Augmentation, add_noise_and_roll, draw_augmentation, fbank, fit_frames, load_waveform, mix,
-                      normalise, spec_augment)
+from features import (FRAME_LENGTH_MS, FRAME_SHIFT_MS, Augmentation, add_noise_and_roll, draw_augmentation, fbank,
+                      fit_frames, load_waveform, mix, normalise, spec_augment)
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
+from utilities.parallel import available_cores
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,19 @@ class AudiosetDataset(Dataset):
             target_frames=self.conf.target_length)
 
     def fbank(self, index, augmentation):
-        """The fbank (frames, num_mel_bins) of a recording, mixed with its partner; not padded, masked or normalised."""
-        waveform = load_waveform(self.datafile.wavs[index])
+        """The fbank (frames, num_mel_bins) of a recording, mixed with its partner; not fitted, masked or normalised.
+
+        Of a long recording, little more than the first target_length frames.
+        """
+        waveform = self._load(index)
         if augmentation.partner is not None:
-            waveform = mix(waveform, load_waveform(self.datafile.wavs[augmentation.partner]), augmentation.lam)
+            waveform = mix(waveform, self._load(augmentation.partner), augmentation.lam)
         return fbank(waveform, self.conf.num_mel_bins)
+
+    def _load(self, index):
+        # What the window holds, and a second more for the resampling filter: a recording may last hours.
+        window = (self.conf.target_length * FRAME_SHIFT_MS + FRAME_LENGTH_MS) / 1000
+        return load_waveform(self.datafile.wavs[index], seconds=window + 1)
 
     def targets(self, index, augmentation):
         """Labels (classes,) float32 of a sample, shared with its mixup partner's."""
@@ -160,11 +168,6 @@ class EpochSampler(Sampler):
             order = rng.choice(self.samples, size=self.samples, p=self.weights / self.weights.sum())
         for position in range(self.start, self.samples):
             yield SampleKey(int(order[position]), self.seed, self.epoch, position)
-
-
-def available_cores():
-    """CPU cores that this process may use: what a job scheduler left it, not what the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def count_workers(num_workers):

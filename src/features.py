@@ -26,15 +26,18 @@ class AudioError(ValueError):
     """An audio file that is missing, cannot be decoded or holds nothing to work with; the message names it."""
 
 
-def load_waveform(file, sample_rate=SAMPLE_RATE, name=None):
+def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, seconds=None):
     """Read an audio file in any format that soundfile knows: mono (mean of the channels), resampled.
 
-    file: a path or an open binary file; name: what to call it in messages. Returns (samples,) float32.
-    Raises AudioError where it is missing, not audio, empty, or holds NaN or infinite samples.
+    file: a path or an open binary file; name: what to call it in messages; seconds: read no more than so much of its
+    beginning. Returns (samples,) float32. Raises AudioError where it is missing, not audio, empty, or holds NaN or infinite samples.
     """
     name = name or file
     try:
-        samples, file_rate = soundfile.read(file, dtype='float32', always_2d=True)  # (samples, channels)
+        with soundfile.SoundFile(file) as audio:
+            file_rate = audio.samplerate
+            frames = -1 if seconds is None else math.ceil(seconds * file_rate)
+            samples = audio.read(frames, dtype='float32', always_2d=True)  # (samples, channels)
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
         if isinstance(file, (str, os.PathLike)) and not os.path.isfile(file):
             raise AudioError(f'the audio file {name} does not exist') from None

@@ -1,6 +1,5 @@
 """Mean and standard deviation of a datafile's fbank, for --dataset_mean and --dataset_std."""
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -53,12 +52,12 @@ def main(argv=None):
     add('--data_train', required=True, help='datafile of the training set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
     add('--num_mel_bins', type=whole(16), default=128, help='mel bins of the fbank')
-    add('--audio_length', type=whole(1), help='frames of each recording that count; without it all')
+    add('--audio_length', type=whole(1), default=1024, help='frames of each recording that count')
     add('--mixup', type=number(0, 1), default=0, help='mix so many of the samples, as training would')
     add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
     args = parser.parse_args(argv)
     setup_logging()
-    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length or sys.maxsize, 'mode': 'train',
+    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': 'train',
                   'mixup': args.mixup, 'skip_norm': True, 'dataset': Path(args.data_train).stem}
     with exit_on(AudioError, DataError):
         mean, std = norm_stats(AudiosetDataset(args.data_train, audio_conf, args.label_csv), args.num_workers)

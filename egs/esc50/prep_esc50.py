@@ -5,23 +5,20 @@ import io
 import json
 import sys
 import zipfile
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import soundfile
-import torch
 import zipp
-from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from dataloader import available_cores  # noqa: E402
 from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
 from models.files import DownloadError, Url, WriteError, atomic_write, download  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
+from utilities.parallel import parallel_map  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
@@ -74,10 +71,8 @@ def convert_all(source, clips, audio_dir):
     """Write a 16 kHz copy of every clip that has none yet, with all cores. Raises AudioError for a broken one."""
     audio_dir.mkdir(parents=True, exist_ok=True)
     to_do = [clip.filename for clip in clips if not wav_path(audio_dir, clip).exists()]
-    with ProcessPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        jobs = pool.map(functools.partial(convert, source, audio_dir), to_do, chunksize=4)
-        for _ in tqdm(jobs, total=len(to_do), desc='resampling to 16 kHz', unit='clip', disable=None):
-            pass
+    for _ in parallel_map(functools.partial(convert, source, audio_dir), to_do, 'resampling to 16 kHz', unit='clip'):
+        pass
 
 
 def convert(source, audio_dir, filename):

@@ -11,7 +11,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || { echo "run or submit ${0##*/} in egs/esc50" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Options of the recipe:
+# Options of the recipe; those of src/run.py are in egs/common.sh:
 stage=0                   # first stage to run
 stop_stage=3              # last stage to run
 demo=False                # True: ten classes of synthetic sounds, a tiny model from scratch
@@ -20,39 +20,13 @@ data_dir=                 # folder or zip in ESC-50's layout; empty: download ES
 prep_dir=                 # where prepared data go; empty: data, or data/demo in the demo
 exp_dir=                  # where results go; empty: below exp, named after the settings
 folds="1 2 3 4 5"         # folds to run
+lr=                       # learning rate; empty: 1e-5, or 1e-4 without AudioSet pretraining
 # End of options
 
-# Options of run.py:
-dataset=esc50             # name of the dataset, in messages and plots
-imagenet_pretrain=True    # start from DeiT's ImageNet weights
-audioset_pretrain=True    # start from the 0.4593-mAP AudioSet checkpoint
-fstride=10                # stride of the patches in frequency
-tstride=10                # stride of the patches in time
-lr=                       # learning rate; empty: 1e-5, or 1e-4 without AudioSet pretraining
-n_epochs=25               # epochs to train
-batch_size=48             # samples in a training batch
-freqm=24                  # widest frequency mask, in mel bins
-timem=96                  # widest time mask, in frames
-mixup=0                   # share of the training samples that are mixed with another
-bal=none                  # bal: draw training samples by the weights beside the datafile
-noise=False               # add noise to the training samples and roll them in time
-dataset_mean=-6.6268077   # mean of the fbank
-dataset_std=5.358466      # standard deviation of the fbank
-num_mel_bins=128          # mel bins of the fbank
-audio_length=512          # frames of 10 ms of the input
-metrics=acc               # main metric: acc or mAP
-loss=CE                   # loss function: CE or BCE
-optim=adam                # optimizer: adam or sgd
-warmup=False              # raise the rate linearly over the first 1000 steps
-lr_patience=0             # above 0: decay when the metric has not risen for so many epochs
-lrscheduler_start=5       # epoch after which the rate first decays
-lrscheduler_step=1        # epochs from one decay to the next
-lrscheduler_decay=0.85    # factor of a decay
-wa=False                  # average the weights of epochs wa_start to wa_end at the end
-wa_start=1                # first epoch of the average
-wa_end=5                  # last epoch of the average
-save_model=False          # keep every epoch's model, not just the best
-# End of options
+dataset=esc50 imagenet_pretrain=True audioset_pretrain=True
+n_epochs=25 batch_size=48 freqm=24 timem=96 mixup=0
+dataset_mean=-6.6268077 dataset_std=5.358466 audio_length=512
+metrics=acc loss=CE lrscheduler_start=5 lrscheduler_decay=0.85
 
 demo_settings() {
     dataset=demo model_size=tiny224 imagenet_pretrain=False audioset_pretrain=False fstride=16 tstride=16
@@ -70,8 +44,7 @@ if [ -z "$lr" ]; then
     if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
 fi
 : "${prep_dir:=$HERE/data}"
-: "${exp_dir:=$HERE/exp/$dataset-$model_size-f$fstride-t$tstride-imagenet$imagenet_pretrain-audioset$audioset_pretrain\
--b$batch_size-lr$lr-seed$seed}"
+exp_dir=$(default_exp_dir "$exp_dir")
 
 setup_environment
 if in_stage 1; then
@@ -92,5 +65,5 @@ if in_stage 2; then
     done
 fi
 if in_stage 3; then
-    "$PYTHON" "$HERE/get_esc_result.py" --exp_dir "$exp_dir"
+    "$PYTHON" "$ROOT/src/summarise_folds.py" --exp_dir "$exp_dir"
 fi

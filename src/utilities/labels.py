@@ -65,11 +65,8 @@ class Datafile:
         return len(self.wavs)
 
 
-def read_datafile(path, known_mids):
-    """Read a datafile whose labels must all be among known_mids.
-
-    Raises DataError for a missing, malformed or empty file, for an entry without wav or labels, for an unknown label.
-    """
+def read_entries(path):
+    """The list under "data" of a datafile, as it is. Raises DataError where the file is missing, malformed or empty."""
     try:
         with open(path, encoding='utf-8') as file:
             entries = json.load(file)['data']
@@ -78,15 +75,29 @@ def read_datafile(path, known_mids):
                         f'{_reason(error)}') from None
     if not isinstance(entries, list) or not entries:
         raise DataError(f'the datafile {path} lists no samples under "data"')
+    return entries
+
+
+def entry_problem(entry, known_mids):
+    """What is wrong with one entry of a datafile, as text, or None."""
+    values = (entry.get('wav'), entry.get('labels')) if isinstance(entry, dict) else (None,)
+    if not all(isinstance(value, str) and value and '\0' not in value for value in values):
+        return f'expected "wav" and "labels", both non-empty text, got {str(entry)[:200]}'
+    for mid in entry['labels'].split(','):
+        if mid not in known_mids:
+            return f'{entry["wav"]}: the label {mid!r} is not in the label file'
+    return None
+
+
+def read_datafile(path, known_mids):
+    """Read a datafile whose labels must all be among known_mids.
+
+    Raises DataError for a missing, malformed or empty file, for an entry without wav or labels, for an unknown label.
+    """
+    entries = read_entries(path)
     for i, entry in enumerate(entries):
-        values = (entry.get('wav'), entry.get('labels')) if isinstance(entry, dict) else (None,)
-        if not all(isinstance(value, str) and value and '\0' not in value for value in values):
-            raise DataError(f'the datafile {path}, entry {i}: expected "wav" and "labels", both non-empty text, '
-                            f'got {str(entry)[:200]}')
-        for mid in entry['labels'].split(','):
-            if mid not in known_mids:
-                raise DataError(f'the datafile {path}, entry {i} ({entry["wav"]}): '
-                                f'the label {mid!r} is not in the label file')
+        if problem := entry_problem(entry, known_mids):
+            raise DataError(f'the datafile {path}, entry {i}: {problem}')
     return Datafile(Path(path), np.array([entry['wav'] for entry in entries], dtype=STRINGS),
                     np.array([entry['labels'] for entry in entries], dtype=STRINGS))
 

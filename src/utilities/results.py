@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 
 import numpy as np
+from sklearn.metrics import confusion_matrix
 
 from models.files import atomic_write
-from utilities.plots import plot_curves
+from utilities.plots import plot_confusion, plot_curves
 from utilities.stats import calculate_stats, summarise
 
 
@@ -48,6 +49,24 @@ def write_text(path, text):
 def write_json(path, value):
     """Write a JSON file for people and programs."""
     write_text(path, json.dumps(value, indent=1) + '\n')
+
+
+def write_confusion(folder, names, predictions, targets):
+    """Write confusion_matrix.png and class_accuracy.csv of single-label predictions, over the classes that occur.
+
+    names: of all classes; predictions, targets: (samples, classes). Returns the hardest classes as a line to print.
+    """
+    predicted, truth = predictions.argmax(axis=1), targets.argmax(axis=1)
+    classes = np.union1d(truth, predicted)
+    matrix = confusion_matrix(truth, predicted, labels=classes)
+    title = f'{len(truth)} clips, accuracy {np.mean(predicted == truth):.3f}'
+    write_figure(folder / 'confusion_matrix.png', plot_confusion(matrix, [names[k] for k in classes], title))
+    clips = matrix.sum(axis=1)
+    accuracy = [(names[k], n, matrix[i, i] / n) for i, (k, n) in enumerate(zip(classes, clips)) if n]
+    write_text(folder / 'class_accuracy.csv',
+               'class,clips,accuracy\n' + ''.join(f'{name},{n},{score:.4f}\n' for name, n, score in accuracy))
+    return 'hardest classes: ' + ', '.join(f'{name} {score:.2f}' for name, _, score in
+                                           sorted(accuracy, key=lambda row: row[2])[:5])
 
 
 class Results:

@@ -4,12 +4,8 @@ import json
 import numpy as np
 import pytest
 
+from summarise_folds import summarise_folds
 from utilities.labels import DataError
-
-
-@pytest.fixture(scope='module')
-def script(load_script):
-    return load_script('egs/esc50/get_esc_result.py')
 
 
 @pytest.fixture
@@ -25,15 +21,18 @@ def make_fold(tmp_path):
             np.save(folder / 'predictions' / f'predictions_{epoch}.npy', np.eye(50)[list(predicted)])
         (folder / 'args.json').write_text(json.dumps(
             {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50'}))
+        (folder / 'models').mkdir()
+        names = ['dog', 'rooster', 'pig', *map(str, range(3, 50))]
+        (folder / 'models' / 'best_audio_model.json').write_text(json.dumps({'labels': {'names': names}}))
         if finished:
             (folder / 'finished').touch()
     return make
 
 
-def test_the_best_epoch_is_chosen_on_the_mean_of_the_folds(script, make_fold, tmp_path):
+def test_the_best_epoch_is_chosen_on_the_mean_of_the_folds(make_fold, tmp_path):
     make_fold(1, [0.1, 0.9, 0.5])
     make_fold(2, [0.2, 0.3, 0.6])
-    lines = script.summarise_folds(tmp_path)
+    lines = summarise_folds(tmp_path)
     assert np.loadtxt(tmp_path / 'result.csv', delimiter=',')[:, 0] == pytest.approx([0.15, 0.6, 0.55])
     assert np.loadtxt(tmp_path / 'best_result.csv')[0] == pytest.approx(0.6)
     assert np.loadtxt(tmp_path / 'acc_fold.csv') == pytest.approx([0.9, 0.3, 0.6])
@@ -41,31 +40,45 @@ def test_the_best_epoch_is_chosen_on_the_mean_of_the_folds(script, make_fold, tm
     assert 'epoch 3, the last: mean acc 0.5500, standard deviation 0.0500' in lines[1]
 
 
-def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(script, make_fold, tmp_path):
+def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(make_fold, tmp_path):
     make_fold(1, [0.5])
     make_fold(2, [0.5], predicted=(0, 0, 2))
-    script.summarise_folds(tmp_path)
+    summarise_folds(tmp_path)
     assert (tmp_path / 'class_accuracy.csv').read_text().split() == [
         'class,clips,accuracy', 'dog,2,1.0000', 'rooster,2,0.5000', 'pig,2,0.5000']
     assert (tmp_path / 'confusion_matrix.png').read_bytes().startswith(b'\x89PNG')
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_only_folds_that_ran_to_their_end_count(script, make_fold, tmp_path, caplog):
+def test_only_folds_that_ran_to_their_end_count(make_fold, tmp_path, caplog):
     make_fold(1, [0.5])
     make_fold(3, [0.9], finished=False)
-    script.summarise_folds(tmp_path)
+    summarise_folds(tmp_path)
     assert np.loadtxt(tmp_path / 'acc_fold.csv') == pytest.approx([0.5, 0.5])
     assert 'fold3 is not finished' in caplog.text
 
 
-def test_no_finished_fold_is_said(script, tmp_path):
+def test_no_finished_fold_is_said(tmp_path):
     with pytest.raises(DataError, match='no finished fold'):
-        script.summarise_folds(tmp_path)
+        summarise_folds(tmp_path)
 
 
-def test_folds_of_different_experiments_are_not_averaged(script, make_fold, tmp_path):
+def test_folds_of_different_experiments_are_not_averaged(make_fold, tmp_path):
     make_fold(1, [0.5])
     make_fold(2, [0.5, 0.6])
     with pytest.raises(DataError, match='--n_epochs'):
-        script.summarise_folds(tmp_path)
+        summarise_folds(tmp_path)
+
+
+def test_ten_folds_are_in_the_order_of_their_numbers(make_fold, tmp_path):
+    for fold in range(1, 11):
+        make_fold(fold, [fold / 10])
+    summarise_folds(tmp_path)
+    assert np.loadtxt(tmp_path / 'acc_fold.csv')[:10] == pytest.approx(np.arange(1, 11) / 10)
+
+
+def test_samples_with_several_labels_have_no_confusion_matrix(make_fold, tmp_path):
+    make_fold(1, [0.5], metrics='mAP')
+    np.save(tmp_path / 'fold1' / 'predictions' / 'target.npy', np.ones((3, 50)))
+    summarise_folds(tmp_path)
+    assert (tmp_path / 'result.csv').exists() and not (tmp_path / 'confusion_matrix.png').exists()

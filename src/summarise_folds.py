@@ -1,0 +1,83 @@
+"""Summarise the folds of a cross-validation: the best epoch of their mean and the last, by class, confusion matrix."""
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.labels import DataError
+from utilities.plots import plot_curves
+from utilities.results import read_rows, result_columns, write_confusion, write_figure, write_rows
+
+logger = logging.getLogger(__name__)
+
+
+def finished_folds(exp_dir):
+    """The directories fold1, fold2, ... of exp_dir whose runs are finished, and their common settings.
+
+    Raises DataError where there is none, and where their settings differ in more than the data.
+    """
+    folds = sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
+                   key=lambda path: int(path.name.removeprefix('fold')))
+    finished = [fold for fold in folds if (fold / 'finished').exists()]
+    if not finished:
+        raise DataError(f'there is no finished fold in {exp_dir}')
+    for fold in folds:
+        if fold not in finished:
+            logger.warning('%s is not finished and is left out', fold)
+    settings = [json.loads((fold / 'args.json').read_text()) for fold in finished]
+    for name in ('metrics', 'n_epochs', 'dataset'):
+        if len({one[name] for one in settings}) > 1:
+            raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong together')
+    return finished, settings[0]
+
+
+def read_predictions(folds, epoch):
+    """Predictions at an epoch and labels of every clip of the folds' evaluation sets, both (clips, classes)."""
+    return (np.concatenate([np.load(fold / 'predictions' / f'predictions_{epoch}.npy') for fold in folds]),
+            np.concatenate([np.load(fold / 'predictions' / 'target.npy') for fold in folds]))
+
+
+def describe(folds, scores, metric, title):
+    """A line with the folds' scores, their mean and standard deviation."""
+    each = ', '.join(f'{fold.name} {score:.4f}' for fold, score in zip(folds, scores))
+    return f'{title}: mean {metric} {scores.mean():.4f}, standard deviation {scores.std():.4f} ({each})'
+
+
+def summarise_folds(exp_dir):
+    """Write the three CSVs, the curves and, for single labels, confusion and accuracy by class; return lines to print."""
+    folds, settings = finished_folds(exp_dir)
+    metric = settings['metrics']
+    rows = np.stack([read_rows(fold / 'result.csv') for fold in folds])  # (folds, epochs, columns)
+    mean = rows.mean(axis=0)
+    best = int(mean[:, 0].argmax())
+    write_rows(exp_dir / 'result.csv', mean)
+    write_rows(exp_dir / 'best_result.csv', mean[best])
+    write_rows(exp_dir / 'acc_fold.csv', np.append(rows[:, best, 0], mean[best, 0]))
+    columns = dict(zip(result_columns(metric), mean.T))
+    title = f'{settings["dataset"]}, mean of {len(folds)} folds'
+    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
+    lines = [describe(folds, rows[:, best, 0], metric, f'epoch {best + 1}, the best of the mean'),
+             describe(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
+    predictions, targets = read_predictions(folds, best + 1)
+    if (targets.sum(axis=1) == 1).all():  # one label a clip
+        names = json.loads((folds[0] / 'models' / 'best_audio_model.json').read_text())['labels']['names']
+        lines.append(write_confusion(exp_dir, names, predictions, targets))
+    return lines
+
+
+def main():
+    """Entry point."""
+    parser = OptionParser(prog='summarise_folds.py', description=__doc__)
+    parser.add_argument('--exp_dir', type=Path, required=True, help='directory with fold1, fold2, ...')
+    args = parser.parse_args()
+    setup_logging()
+    with exit_on(DataError, OSError):
+        print('\n'.join(summarise_folds(args.exp_dir)))
+        print(f'tables and pictures are in {args.exp_dir}')
+
+
+if __name__ == '__main__':
+    main()
