@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from features import (FRAME_LENGTH_MS, FRAME_SHIFT_MS, Augmentation, add_noise_and_roll, draw_augmentation, fbank,
                       fit_frames, load_waveform, mix, normalise, spec_augment)
+from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
 from utilities.parallel import available_cores
@@ -28,8 +29,8 @@ class AudioConf:
     num_mel_bins: int
     target_length: int
     mode: str
-    mean: float = -4.2677393
-    std: float = 4.5689974
+    mean: float = AUDIOSET_INPUT['mean']
+    std: float = AUDIOSET_INPUT['std']
     freqm: int = 0
     timem: int = 0
     mixup: float = 0.0
@@ -118,7 +119,7 @@ class AudiosetDataset(Dataset):
         window = (self.conf.target_length * FRAME_SHIFT_MS + FRAME_LENGTH_MS) / 1000
         return load_waveform(self.datafile.wavs[index], seconds=window + 1)
 
-    def targets(self, index, augmentation):
+    def targets(self, index, augmentation=Augmentation()):
         """Labels (classes,) float32 of a sample, shared with its mixup partner's."""
         targets = self._multi_hot(index)
         if augmentation.partner is None:

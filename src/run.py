@@ -228,7 +228,8 @@ def run(args, interrupt):
 
 def forget(exp_dir):
     """Remove what an earlier start left."""
-    for name in ('args.json', 'checkpoint.pth', 'finished', 'result.csv', 'wa_result.csv', 'eval_result.csv'):
+    for name in ('args.json', 'checkpoint.pth', 'finished', 'result.csv', 'wa_result.csv', 'eval_result.csv',
+                 'confusion_matrix.png', 'class_accuracy.csv'):
         (exp_dir / name).unlink(missing_ok=True)
     for name in ('models', 'predictions'):
         shutil.rmtree(exp_dir / name, ignore_errors=True)

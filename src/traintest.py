@@ -13,10 +13,10 @@ from torch import nn
 
 from checkpoint import Checkpoint
 from hardware import parallelise
-from models import load_checkpoint, read_state_dict, save_checkpoint
+from models import load_checkpoint, mean_state_dict, save_checkpoint
 from utilities.progress import Progress
-from utilities.results import Results, write_json, write_rows
-from utilities.stats import calculate_stats, summarise
+from utilities.results import Results, write_array, write_confusion, write_json, write_rows
+from utilities.stats import calculate_stats, single_label_scores, summarise
 
 WARMUP_STEPS = 1000  # published schedule
 ADAM_BETAS = (0.95, 0.999)  # published, as is the weight decay
@@ -313,6 +313,9 @@ class Run:
             self.checkpoint.save()
             self.write_epoch()
             log_epoch(title, self.results, single, ensemble, time.monotonic() - start)
+            if self.settings.loss == 'CE':
+                f1, top5 = single_label_scores(evaluation.predictions, evaluation.targets)
+                logger.info('%s: macro F1 %.4f, top-5 accuracy %.4f', title, f1, top5)
 
     def write_epoch(self):
         """Write what follows from the checkpoint at the end of an epoch; a run that broke off here writes it again."""
@@ -354,7 +357,8 @@ class Run:
         models, s = self.exp_dir / 'models', self.settings
         paths = [models / f'audio_model.{epoch}.pth' for epoch in range(s.wa_start, s.wa_end + 1)]
         self.model.load_state_dict(mean_state_dict(paths))
-        result = self.metrics_of(self.val_loader, 'averaged model')
+        evaluation = self.evaluate_trained(self.val_loader, 'averaged model')
+        result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
         save_checkpoint(self.model, models / 'audio_model_wa.pth', **self.description)
         write_rows(self.exp_dir / 'wa_result.csv',
                    [result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
@@ -364,20 +368,26 @@ class Run:
     def evaluate_best(self, eval_loader):
         """Evaluate the best epoch's model on the validation and the evaluation set and write eval_result.csv.
 
-        The file holds the main metric and mAUC of the one, then of the other.
+        The file holds the main metric and mAUC of the one, then of the other. The predictions of the evaluation set
+        are kept; with one label a sample, its confusion matrix is drawn.
         """
         load_checkpoint(self.model, self.exp_dir / 'models' / 'best_audio_model.pth')
         row = []
         for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader)):
-            result = self.metrics_of(loader, f'best model, {name} set')
+            evaluation = self.evaluate_trained(loader, f'best model, {name} set')
+            result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
             row += [getattr(result, self.settings.metrics), result.mAUC]
             logger.info('best model on the %s set: %s %.4f, mAUC %.4f', name, self.settings.metrics, *row[-2:])
+        for name in ('predictions', 'targets'):
+            write_array(self.exp_dir / 'predictions' / f'eval_{name}.npy', getattr(evaluation, name))
+        if (evaluation.targets.sum(axis=1) == 1).all():
+            names = self.description['labels']['names']
+            logger.info(write_confusion(self.exp_dir, names, evaluation.predictions, evaluation.targets))
         write_rows(self.exp_dir / 'eval_result.csv', row)
 
-    def metrics_of(self, loader, title):
-        """Metrics of the model as it is, after training: a signal stops the evaluation, and it is done again."""
-        evaluation = validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, self.stop_if_asked)
-        return summarise(calculate_stats(evaluation.predictions, evaluation.targets))
+    def evaluate_trained(self, loader, title):
+        """The Evaluation of the model as it is, after training: a signal stops it, and it is done again."""
+        return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, self.stop_if_asked)
 
     def finish(self):
         """Mark the experiment as finished, and remove what it needed only to go on; save_model keeps all of it."""
@@ -398,12 +408,3 @@ def log_epoch(title, results, single, ensemble, seconds):
                 'lr %.3g, %s, best so far epoch %d%s', title, metric, getattr(single, metric),
                 getattr(ensemble, metric), single.mAUC, train_loss, valid_loss, lr, timedelta(seconds=round(seconds)),
                 results.best_epoch, left_out)
-
-
-def mean_state_dict(paths):
-    """The mean of checkpoints, name by name, summed in float64. Returns a state dict without prefix."""
-    total = {}
-    for path in paths:
-        for name, value in read_state_dict(path).items():
-            total[name] = total.get(name, 0) + value.double()
-    return {name: (value / len(paths)).float() for name, value in total.items()}

@@ -1,10 +1,13 @@
 """Fixtures that the tests share: tiny recordings, label files and datafiles, made on the spot."""
 import json
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from http_server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -52,3 +55,35 @@ def make_tone(tmp_path):
         soundfile.write(tmp_path / name, samples, rate)
         return tmp_path / name
     return make
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    """An empty folder that $TORCH_HOME names."""
+    folder = tmp_path / 'torch_home'
+    folder.mkdir()
+    monkeypatch.setenv('TORCH_HOME', str(folder))
+    return folder
+
+
+@pytest.fixture
+def hub_offline(monkeypatch):
+    """What HF_HUB_OFFLINE=1 does; the variable itself is read when huggingface_hub is imported."""
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    """Addresses on this machine are asked directly, whatever proxy the environment names."""
+    for name in [name for name in os.environ if name.lower().endswith('_proxy')]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def server(no_proxy):
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import weights
+from . import state_dicts, weights
 
 PATCH_SIZE = 16  # mel bins and frames, AST paper, section 2.1
 DEIT = {
@@ -15,9 +15,7 @@ DEIT = {
     'base224': 'deit_base_distilled_patch16_224',
     'base384': 'deit_base_distilled_patch16_384',
 }
-# Grid of the published AudioSet checkpoint: 128 mel bins, 1024 frames, both strides 10.
-AUDIOSET_INPUT = (128, 1024)
-AUDIOSET_STRIDES = (10, 10)
+AUDIOSET_STRIDES = (10, 10)  # of the published AudioSet checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -120,24 +118,25 @@ class ASTModel(nn.Module):
         """Load DeiT: colour channels summed, positional embedding fitted. AST paper, section 2.2."""
         size = self.config['model_size']
         path = weights.find_or_download(weights.deit_file(DEIT[size]))
-        state = weights.without(weights.read_state_dict(path), weights.DEIT_HEADS)
-        with weights.naming(path):
+        state = state_dicts.without(state_dicts.read_state_dict(path), state_dicts.DEIT_HEADS)
+        with state_dicts.naming(path):
             state['patch_embed.proj.weight'] = state['patch_embed.proj.weight'].sum(dim=1, keepdim=True)
             state['pos_embed'] = resample_pos_embed(state['pos_embed'], deit_grid(size), self.grid)
-        weights.load_strictly(self.v, state, path)
+        state_dicts.load_strictly(self.v, state, path)
 
     def _start_from_audioset(self):
         """Load the 0.4593-mAP checkpoint but for its head, the positional embedding fitted to this model's grid."""
         path = weights.find_or_download(weights.AUDIOSET)
-        state = weights.transformer_part(weights.read_state_dict(path))
+        state = state_dicts.transformer_part(state_dicts.read_state_dict(path))
         strides = self.config['fstride'], self.config['tstride']
-        with weights.naming(path):
-            pos_embed, grid = state['pos_embed'], patch_grid(*AUDIOSET_STRIDES, *AUDIOSET_INPUT)
+        size = weights.AUDIOSET_INPUT['input_fdim'], weights.AUDIOSET_INPUT['input_tdim']
+        with state_dicts.naming(path):
+            pos_embed, grid = state['pos_embed'], patch_grid(*AUDIOSET_STRIDES, *size)
             if strides != AUDIOSET_STRIDES:
-                strided_grid = patch_grid(*strides, *AUDIOSET_INPUT)
+                strided_grid = patch_grid(*strides, *size)
                 pos_embed, grid = resample_pos_embed(pos_embed, grid, strided_grid, interpolate_grid), strided_grid
             state['pos_embed'] = resample_pos_embed(pos_embed, grid, self.grid)
-        weights.load_strictly(self.v, state, path)
+        state_dicts.load_strictly(self.v, state, path)
 
     def summary(self, imagenet_pretrain, audioset_pretrain):
         """One line: size, weights, input, patches, parameters."""

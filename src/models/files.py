@@ -2,11 +2,14 @@
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from filelock import FileLock
 
@@ -53,6 +56,7 @@ class Url:
     """A file at a web address, to be stored at `destination`."""
     address: str
     destination: Path
+    attempts: ClassVar = 3
 
     def __str__(self):
         return self.address
@@ -74,6 +78,7 @@ class HubFile:
     hub_id: str
     destination: Path
     filename: str = 'model.safetensors'
+    attempts: ClassVar = 1  # its library tries again itself
 
     def __str__(self):
         return f'Hugging Face {self.hub_id}'
@@ -108,17 +113,24 @@ def download(sources, check):
 def _fetch_first(sources, check):
     problems = []
     for source in sources:
-        destination = source.destination
-        logger.info('downloading %s to %s', source, destination)
-        with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f'.{destination.name}.') as scratch:
+        for attempt in range(1, source.attempts + 1):
             try:
-                path = source.fetch(scratch)
-                check(path, source)
-            except Exception as error:  # the hub's library has dozens of its own; each means: try the next source
+                return _fetch(source, check)
+            except Exception as error:  # the hub's library has dozens of its own; each means: try again, or the next
                 reason = str(error.__cause__ or error).strip().split('\n')[0]
+            logger.warning('%s failed: %s', source, reason)
+            if attempt == source.attempts or re.search(r'HTTP Error 4\d\d', reason):  # it will not be otherwise later
                 problems.append(f'  {source}: {reason}')
-                logger.warning('%s failed: %s', source, reason)
-                continue
-            os.replace(path, destination)
-            return destination
+                break
+            time.sleep(attempt)
     raise DownloadError('\n'.join(problems))
+
+
+def _fetch(source, check):
+    destination = source.destination
+    logger.info('downloading %s to %s', source, destination)
+    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f'.{destination.name}.') as scratch:
+        path = source.fetch(scratch)
+        check(path, source)
+        os.replace(path, destination)
+    return destination

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm
-from sklearn.metrics import auc, confusion_matrix_at_thresholds
+from sklearn.metrics import auc, confusion_matrix_at_thresholds, f1_score, top_k_accuracy_score
 
 # The published results thinned every curve to each 1000th point, and report the middle of what is left.
 CURVE_STEP = 1000
@@ -74,6 +74,17 @@ def summarise(stats):
         precision=mean_of(middle(s['precisions']) for s in present),
         recall=mean_of(middle(s['recalls']) for s in present),
         d_prime=float(d_prime(area)), classes=len(stats), classes_without_positives=len(stats) - len(present))
+
+
+def single_label_scores(output, target):
+    """Macro F1 over the classes that occur in target, and top-5 accuracy, of one label a sample.
+
+    output: scores (samples, classes); target: labels (samples, classes) of 0 and 1. Top-5 is NaN for up to 5 classes.
+    """
+    truth, classes = target.argmax(axis=1), target.shape[1]
+    f1 = f1_score(truth, output.argmax(axis=1), labels=np.unique(truth), average='macro', zero_division=0)
+    top5 = top_k_accuracy_score(truth, output, k=5, labels=np.arange(classes)) if classes > 5 else math.nan
+    return float(f1), float(top5)
 
 
 def middle(curve):

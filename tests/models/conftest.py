@@ -20,28 +20,6 @@ def make_tiny():
     return lambda **settings: ASTModel(**{**TINY, **settings}).eval()
 
 
-@pytest.fixture
-def torch_home(tmp_path, monkeypatch):
-    """An empty folder that $TORCH_HOME names."""
-    folder = tmp_path / 'torch_home'
-    folder.mkdir()
-    monkeypatch.setenv('TORCH_HOME', str(folder))
-    return folder
-
-
-@pytest.fixture
-def hub_offline(monkeypatch):
-    """What HF_HUB_OFFLINE=1 does; the variable itself is read when huggingface_hub is imported."""
-    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-
-
-@pytest.fixture
-def no_proxy(monkeypatch):
-    """Addresses on this machine are asked directly, whatever proxy the environment names."""
-    for name in [name for name in os.environ if name.lower().endswith('_proxy')]:
-        monkeypatch.delenv(name)
-
-
 @pytest.fixture(scope='session')
 def start_python():
     """Start python with arguments in another process; of this one's environment it has what KEPT names."""

@@ -4,72 +4,16 @@ import hashlib
 import os
 import subprocess
 import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from http_server import Page
 from safetensors.torch import save
 
 from models import WeightsError, load_checkpoint, save_checkpoint
 from models.files import DownloadError, Url, atomic_write, download
 from models.weights import WeightsFile, find_or_download
-
-
-@dataclass
-class Page:
-    """What the server answers at a path. `length` overrides Content-Length; `may_answer` holds the answer back."""
-    body: bytes = b''
-    length: int | None = None
-    headers: dict = field(default_factory=dict)
-    asked: threading.Event = field(default_factory=threading.Event)
-    may_answer: threading.Event | None = None
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `pages` (path -> Page), 404 elsewhere; keeps the paths of the GET requests in `requests`."""
-
-    def __init__(self):
-        super().__init__(('127.0.0.1', 0), Handler)
-        self.pages, self.requests = {}, []
-        self.address = f'http://127.0.0.1:{self.server_port}'
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.requests.append(self.path)
-        page = self.do_HEAD()
-        if page:
-            self.wfile.write(page.body)
-
-    def do_HEAD(self):
-        page = self.server.pages.get(self.path)
-        if page is None:
-            self.send_error(404)
-            return None
-        page.asked.set()
-        if page.may_answer:
-            page.may_answer.wait(60)
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(page.body) if page.length is None else page.length))
-        for name, value in page.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        return page
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server(no_proxy):
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
 
 
 def anything(path, source):
@@ -287,7 +231,7 @@ def test_weights_are_held_against_the_digest_in_their_name(server, checkpoint, t
 
 def test_where_the_first_source_fails_the_hub_delivers(server, tmp_path, root, run_python):
     server.pages['/nobody/weights/resolve/main/model.safetensors'] = hub_page(save({'weight': torch.zeros(2)}))
-    code = ('from models.weights import WeightsFile, find_or_download, read_state_dict; '
+    code = ('from models import read_state_dict; from models.weights import WeightsFile, find_or_download; '
             f'file = WeightsFile("some.pth", "{server.address}/some.pth", "nobody/weights"); '
             'print(find_or_download(file)); print(*read_state_dict(find_or_download(file)))')
     printed = run_python('-c', code, cwd=root / 'src', HF_ENDPOINT=server.address, HF_HOME=tmp_path / 'cache',

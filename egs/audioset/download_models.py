@@ -1,0 +1,41 @@
+"""Download published checkpoints to $TORCH_HOME, where it is set, or pretrained_models/; what is there is kept."""
+import logging
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / 'src'))
+from models import WeightsError  # noqa: E402
+from models.weights import PUBLISHED, find_or_download, published_file  # noqa: E402
+from utilities.cli import OptionParser, setup_logging  # noqa: E402
+
+SOURCES = {'auto': ('url', 'hub'), 'dropbox': ('url',), 'huggingface': ('hub',)}
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv=None):
+    """Entry point."""
+    names = ', '.join(Path(file.name).stem for file in PUBLISHED)
+    parser = OptionParser(prog='download_models.sh', description=__doc__)
+    parser.add_argument('names', nargs='*', metavar='NAME', help=f'which, without names all: {names}')
+    parser.add_argument('--source', choices=list(SOURCES), default='auto',
+                        help='auto: Dropbox first, Hugging Face where that fails')
+    args = parser.parse_args(argv)
+    setup_logging()
+    unknown = [name for name in args.names if not published_file(name)]
+    if unknown:
+        parser.error(f'there is no published checkpoint {", ".join(unknown)}; there are {names}')
+    failed = 0
+    for file in map(published_file, args.names) if args.names else PUBLISHED:
+        try:
+            print(find_or_download(file, SOURCES[args.source]))
+        except WeightsError as error:
+            logger.error('%s', error)
+            failed += 1
+    if failed:
+        sys.exit(f'{failed} could not be downloaded; the same command tries again')
+
+
+if __name__ == '__main__':
+    main()

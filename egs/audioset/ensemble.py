@@ -1,0 +1,125 @@
+"""Evaluate checkpoints on one dataset, each alone and all together: an ensemble averages their sigmoid outputs."""
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / 'src'))
+from dataloader import AudiosetDataset, end_workers, make_loader  # noqa: E402
+from features import AudioError  # noqa: E402
+from hardware import choose_device, choose_precision, parallelise  # noqa: E402
+from models import WeightsError, load_model  # noqa: E402
+from models.files import WriteError  # noqa: E402
+from models.weights import locate, sha256  # noqa: E402
+from traintest import TrainingError, explained, validate  # noqa: E402
+from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
+from utilities.labels import DataError  # noqa: E402
+from utilities.results import write_array, write_rows  # noqa: E402
+from utilities.stats import calculate_stats, summarise  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+def make_parser():
+    """All options."""
+    parser = OptionParser(prog='ensemble.py', description=__doc__)
+    add = parser.add_argument
+    add('--data_eval', required=True, help='datafile of the evaluation set')
+    add('--checkpoints', required=True, nargs='+', metavar='CHECKPOINT',
+        help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face')
+    add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
+    add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
+    add('--fstride', type=whole(1), help='stride in frequency of checkpoints that do not say theirs')
+    add('--tstride', type=whole(1), help='stride in time of checkpoints that do not say theirs')
+    add('--num_mel_bins', type=whole(16), help='mel bins of checkpoints that do not say theirs')
+    add('--audio_length', type=whole(16), help='frames of 10 ms of checkpoints that do not say theirs')
+    add('--dataset_mean', type=number(), help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
+    add('--dataset_std', type=number(above=0), help='standard deviation of the fbank, likewise')
+    add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
+    add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
+    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
+    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+    return parser
+
+
+def evaluate(args, source, device, folder):
+    """Predictions and labels of one checkpoint, both (samples, classes): kept in folder, or computed and kept there."""
+    path = locate(source)
+    precision = choose_precision(args.amp, device)
+    model, description = load_model(path, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
+                                    input_tdim=args.audio_length)
+    given = {'mean': args.dataset_mean, 'std': args.dataset_std}
+    audio_conf = {'num_mel_bins': description['input_fdim'], 'target_length': description['input_tdim'],
+                  **{name: description[name] if value is None else value for name, value in given.items()},
+                  'mode': 'evaluation'}
+    dataset = AudiosetDataset(args.data_eval, audio_conf, args.label_csv)
+    if len(dataset.labels) != model.config['label_dim']:
+        raise DataError(f'{path} has {model.config["label_dim"]} classes, but {args.label_csv} lists '
+                        f'{len(dataset.labels)}: give the label file it was trained with as --label_csv')
+    targets = np.stack([dataset.targets(i).numpy() for i in range(len(dataset))])
+    what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval), 'precision': str(precision),
+            'strides': [model.config['fstride'], model.config['tstride']]}
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    kept = folder / f'{path.stem}-{key[:16]}.npy'
+    if kept.exists():
+        logger.info('%s: its predictions are in %s', source, kept)
+        return np.load(kept), targets
+    model.autocast_dtype = precision
+    loader = make_loader(dataset, args.batch_size, args.num_workers, pin_memory=device.type == 'cuda')
+    with explained():
+        evaluation = validate(parallelise(model.to(device), device), loader, device, 'BCE', str(source))
+    write_array(kept, evaluation.predictions)
+    return evaluation.predictions, targets
+
+
+def report(name, metrics, targets):
+    """A line of the table that is printed; accuracy only where every sample has one label."""
+    accuracy = f' {metrics.acc:.6f}' if (targets.sum(axis=1) == 1).all() else ''
+    return f'{name:<44} {metrics.mAP:.6f} {metrics.mAUC:.6f} {metrics.d_prime:.6f}{accuracy}'
+
+
+def ensemble(args):
+    """Evaluate every checkpoint and their mean; write ensemble_result.csv, and print a line as soon as it is known."""
+    device = choose_device(args.device)
+    folder = args.exp_dir / 'predictions'
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f'{"checkpoint":<44} {"mAP":<8} {"AUC":<8} {"d-prime":<8} (accuracy)')
+    total, rows = 0.0, []
+    for source in args.checkpoints:
+        predictions, targets = evaluate(args, source, device, folder)
+        total = total + predictions.astype(np.float64)
+        metrics = summarise(calculate_stats(predictions, targets))
+        rows.append([metrics.mAP, metrics.mAUC, metrics.d_prime])
+        print(report(source, metrics, targets), flush=True)
+    metrics = summarise(calculate_stats(total / len(rows), targets))
+    rows.append([metrics.mAP, metrics.mAUC, metrics.d_prime])
+    write_rows(args.exp_dir / 'ensemble_result.csv', rows)
+    print(report(f'ensemble of {len(args.checkpoints)}', metrics, targets))
+    if metrics.classes_without_positives:
+        print(f'{metrics.classes_without_positives} of {metrics.classes} classes without positives are left out')
+
+
+def main(argv=None):
+    """Entry point."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    setup_logging()
+    try:
+        choose_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    with exit_on(AudioError, DataError, TrainingError, WeightsError, WriteError):
+        try:
+            ensemble(args)
+        except KeyboardInterrupt:
+            sys.exit('stopped; the same command goes on with the checkpoint that was under way')
+        finally:
+            end_workers()
+
+
+if __name__ == '__main__':
+    main()

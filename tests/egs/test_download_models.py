@@ -1,0 +1,92 @@
+"""Download of the published checkpoints, from a server on this machine that stands in for Dropbox and the hub."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from http_server import Page
+from safetensors.torch import save
+
+from models import ASTModel, save_checkpoint
+from models import weights as weights_module
+
+
+@pytest.fixture
+def script(load_script):
+    return load_script('egs/audioset/download_models.py')
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """The bytes of a small checkpoint."""
+    path = tmp_path_factory.mktemp('weights') / 'a.pth'
+    save_checkpoint(ASTModel(2, input_fdim=16, input_tdim=16, imagenet_pretrain=False, model_size='tiny224'), path)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def dropbox(server, monkeypatch):
+    """Files of PUBLISHED come from this machine's server; returns their paths there."""
+    def moved(file):
+        return type(file)(file.name, file.url.replace('https://www.dropbox.com', server.address), file.hub_id)
+    here = tuple(map(moved, weights_module.PUBLISHED))
+    monkeypatch.setattr('models.weights.PUBLISHED', here)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    return {Path(file.name).stem: file.url.removeprefix(server.address) for file in here}
+
+
+def test_one_is_fetched_by_name_and_not_twice(script, server, dropbox, weights, torch_home, capsys):
+    server.pages[dropbox['audioset_12_12_0.4467']] = Page(weights)
+    for _ in range(2):
+        script.main(['audioset_12_12_0.4467.pth'])
+    path = torch_home / 'ensemble' / 'audioset_12_12_0.4467.pth'
+    assert path.read_bytes() == weights and len(server.requests) == 1
+    assert capsys.readouterr().out.split() == [str(path)] * 2
+
+
+def test_without_names_all_are_fetched_and_what_fails_is_counted(script, server, dropbox, weights, torch_home, capsys,
+                                                                 monkeypatch):
+    monkeypatch.setattr(script, 'PUBLISHED', weights_module.PUBLISHED)
+    for name, path in dropbox.items():
+        if name != 'audioset_bal_10_10_0.3499':
+            server.pages[path] = Page(weights)
+    with pytest.raises(SystemExit, match='1 could not be downloaded'):
+        script.main([])
+    assert len(capsys.readouterr().out.split()) == 8
+
+
+def test_a_truncated_file_is_refused_after_three_attempts(script, server, dropbox, weights, torch_home, monkeypatch):
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    path = dropbox['speechcommands_10_10_0.9812']
+    server.pages[path] = Page(weights[:len(weights) // 2], length=len(weights))
+    with pytest.raises(SystemExit):
+        script.main(['speechcommands_10_10_0.9812', '--source', 'dropbox'])
+    assert server.requests.count(path) == 3
+    assert not [file for file in torch_home.rglob('*') if file.suffix == '.pth']
+
+
+def test_where_dropbox_fails_hugging_face_delivers(root, server, torch_home):
+    model = ASTModel(2, input_fdim=16, input_tdim=16, imagenet_pretrain=False, model_size='tiny224')
+    body = save({name: value.contiguous() for name, value in model.state_dict().items()})
+    server.pages['/MIT/ast-finetuned-speech-commands-v2/resolve/main/model.safetensors'] = Page(
+        body, headers={'ETag': '"1"', 'X-Repo-Commit': 'a' * 40})
+    code = ('import sys; sys.path[:0] = ["src", "egs/audioset"]; import models.weights as w, download_models; '
+            'import dataclasses; '
+            f'here = tuple(dataclasses.replace(f, url="{server.address}/nothing") for f in w.PUBLISHED); '
+            'w.PUBLISHED = here; download_models.main(["speechcommands_10_10_0.9812"])')
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True,
+                          env={**os.environ, 'HF_ENDPOINT': server.address, 'TORCH_HOME': str(torch_home)})
+    assert done.returncode == 0, done.stderr
+    assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == body
+
+
+def test_an_unknown_name_lists_those_there_are(script, capsys):
+    with pytest.raises(SystemExit):
+        script.main(['audioset_9_9'])
+    assert 'no published checkpoint audioset_9_9' in (said := capsys.readouterr().err) and 'audioset_16_16' in said
+
+
+def test_the_shell_script_takes_the_same_options(root, run_shell):
+    done = run_shell([root / 'egs' / 'audioset' / 'download_models.sh', '--help'])
+    assert done.returncode == 0 and '--source' in done.stdout

@@ -1,0 +1,121 @@
+"""Evaluation of checkpoints, alone and as an ensemble: the numbers, what is kept, what is refused."""
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import run
+import torch
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from models import ASTModel, load_model, save_checkpoint
+
+RUN = ('--n_class 3 --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --lr 1e-4 '
+       '--batch_size 4 --num_workers 0 --device cpu --dataset_mean -6 --dataset_std 3').split()
+
+
+@pytest.fixture(scope='module')
+def script(load_script):
+    return load_script('egs/audioset/ensemble.py')
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
+    """Work in a folder with twelve recordings of three classes, some of them with two."""
+    monkeypatch.chdir(tmp_path)
+    make_labels(3)
+    labels = ['/m/0', '/m/1,/m/2', '/m/2', '/m/1']  # which the sounds do not tell
+    make_datafile([(make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i), labels[i * i % 7 % 4])
+                   for i in range(12)])
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoints(data):
+    """Best models of three tiny runs of different strides."""
+    for stride in (8, 12, 16):
+        run.main([*RUN, '--data_train', 'data.json', '--data_val', 'data.json', '--label_csv', 'labels.csv', '--exp_dir',
+                  f'run{stride}', '--fstride', str(stride), '--tstride', str(stride)])
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    return [f'run{stride}/models/best_audio_model.pth' for stride in (8, 12, 16)]
+
+
+@pytest.fixture
+def untrained(data):
+    """A checkpoint of random weights."""
+    torch.manual_seed(0)
+    save_checkpoint(ASTModel(3, input_fdim=32, input_tdim=32, imagenet_pretrain=False, model_size='tiny224'), 'a.pth')
+    return 'a.pth'
+
+
+def options(*checkpoints):
+    return ['--data_eval', 'data.json', '--label_csv', 'labels.csv', '--exp_dir', 'exp', '--num_workers', '0',
+            '--device', 'cpu', '--checkpoints', *checkpoints]
+
+
+def plain(predictions, targets):
+    """mAP, AUC and d-prime with one call a class."""
+    columns = range(targets.shape[1])
+    area = np.mean([roc_auc_score(targets[:, k], predictions[:, k]) for k in columns])
+    precision = np.mean([average_precision_score(targets[:, k], predictions[:, k]) for k in columns])
+    return [precision, area, np.sqrt(2) * norm.ppf(area)]
+
+
+def test_single_and_ensemble_numbers_are_those_of_scikit_learn(script, data, checkpoints, capsys):
+    script.main(options(*checkpoints))
+    each = [np.load(path).astype(np.float64) for path in sorted((data / 'exp' / 'predictions').glob('*.npy'),
+                                                                key=lambda path: path.stat().st_mtime_ns)]
+    targets = np.load('run8/predictions/target.npy')
+    expected = [*(plain(p, targets) for p in each), plain(np.mean(each, axis=0), targets)]
+    assert np.loadtxt('exp/ensemble_result.csv', delimiter=',') == pytest.approx(np.array(expected), abs=1e-9)
+    assert np.load('run12/predictions/predictions_1.npy') == pytest.approx(each[1], abs=1e-6)
+    assert 'ensemble of 3' in capsys.readouterr().out
+
+
+def test_an_ensemble_that_was_killed_goes_on(root, data, checkpoints, script, capsys):
+    command = [sys.executable, root / 'egs' / 'audioset' / 'ensemble.py', *options(*checkpoints)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    for line in process.stdout:
+        if line.startswith('run8'):
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = len(list((data / 'exp' / 'predictions').glob('*.npy')))
+    assert 1 <= done and not (data / 'exp' / 'ensemble_result.csv').exists()
+    script.main(options(*checkpoints))
+    assert 'run8/models/best_audio_model.pth: its predictions are in' in capsys.readouterr().err
+    broken_off = np.loadtxt('exp/ensemble_result.csv', delimiter=',')
+    script.main([*options(*checkpoints), '--exp_dir', 'afresh'])
+    assert (np.loadtxt('afresh/ensemble_result.csv', delimiter=',') == broken_off).all()
+
+
+def test_with_one_checkpoint_it_is_the_evaluation_of_that_one(script, untrained):
+    script.main(options(untrained))
+    rows = np.loadtxt('exp/ensemble_result.csv', delimiter=',')
+    assert rows.shape == (2, 3) and (rows[0] == rows[1]).all()
+
+
+def test_other_weights_under_the_same_name_are_evaluated_anew(script, data, untrained):
+    script.main(options(untrained))
+    before = (data / 'exp' / 'ensemble_result.csv').read_text()
+    model, _ = load_model(untrained)
+    torch.nn.init.normal_(model.mlp_head[1].weight)
+    save_checkpoint(model, untrained)
+    script.main(options(untrained))
+    assert (data / 'exp' / 'ensemble_result.csv').read_text() != before
+
+
+def test_a_checkpoint_of_other_classes_is_refused(script, untrained, make_labels, make_datafile):
+    make_labels(2)
+    make_datafile([('a.wav', '/m/0')])
+    with pytest.raises(SystemExit, match='a.pth has 3 classes, but labels.csv lists 2'):
+        script.main(options(untrained))
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(script, data):
+    with pytest.raises(SystemExit, match='nowhere.pth does not exist'):
+        script.main(options('nowhere.pth'))

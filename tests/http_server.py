@@ -1,0 +1,49 @@
+"""A real HTTP server on this machine, with pages that a test makes."""
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class Page:
+    """What the server answers at a path. `length` overrides Content-Length; `may_answer` holds the answer back."""
+    body: bytes = b''
+    length: int | None = None
+    headers: dict = field(default_factory=dict)
+    asked: threading.Event = field(default_factory=threading.Event)
+    may_answer: threading.Event | None = None
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `pages` (path -> Page), 404 elsewhere; keeps the paths of the GET requests in `requests`."""
+
+    def __init__(self):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.pages, self.requests = {}, []
+        self.address = f'http://127.0.0.1:{self.server_port}'
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        page = self.do_HEAD()
+        if page:
+            self.wfile.write(page.body)
+
+    def do_HEAD(self):
+        page = self.server.pages.get(self.path)
+        if page is None:
+            self.send_error(404)
+            return None
+        page.asked.set()
+        if page.may_answer:
+            page.may_answer.wait(60)
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(page.body) if page.length is None else page.length))
+        for name, value in page.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        return page
+
+    def log_message(self, *arguments):
+        pass

@@ -1,0 +1,36 @@
+"""Averaging of checkpoints from the command line."""
+import json
+
+import pytest
+import torch
+
+import average_checkpoints
+from models import ASTModel, read_state_dict, save_checkpoint
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Three checkpoints of one tiny model with different weights."""
+    for i in range(3):
+        torch.manual_seed(i)
+        model = ASTModel(2, input_fdim=16, input_tdim=32, imagenet_pretrain=False, model_size='tiny224')
+        save_checkpoint(model, tmp_path / f'audio_model.{i}.pth', mean=-1.0, std=2.0, loss='CE')
+    return [str(tmp_path / f'audio_model.{i}.pth') for i in range(3)]
+
+
+def test_the_mean_is_written_with_the_description_of_the_first(checkpoints, tmp_path):
+    average_checkpoints.main(['--checkpoints', *checkpoints, '--out', str(tmp_path / 'new' / 'mean.pth')])
+    states, mean = [read_state_dict(path) for path in checkpoints], read_state_dict(tmp_path / 'new' / 'mean.pth')
+    for name, value in mean.items():
+        assert torch.allclose(value, torch.stack([state[name] for state in states]).mean(dim=0), atol=1e-6)
+    description = json.loads((tmp_path / 'new' / 'mean.json').read_text())
+    assert (description['loss'], description['input_tdim']) == ('CE', 32)
+
+
+def test_a_mean_of_different_models_is_refused(checkpoints, tmp_path):
+    other = ASTModel(3, input_fdim=16, input_tdim=32, imagenet_pretrain=False, model_size='tiny224')
+    save_checkpoint(other, tmp_path / 'other.pth')
+    with pytest.raises(SystemExit, match='checkpoints of different models'):
+        average_checkpoints.main(['--checkpoints', *checkpoints, str(tmp_path / 'other.pth'), '--out',
+                                  str(tmp_path / 'mean.pth')])
+    assert not (tmp_path / 'mean.pth').exists()
