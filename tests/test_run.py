@@ -140,7 +140,14 @@ def test_data_eval_is_evaluated_with_the_best_model(start, exp_dir):
     best = table[table[:, 0].argmax()]
     assert numbers.shape == (4,)
     assert numbers[:2] == pytest.approx(best[:2])
-    assert files(exp_dir) == EXPERIMENT | {'eval_result.csv'}
+    assert files(exp_dir) == EXPERIMENT | {
+        'eval_result.csv', 'predictions/eval_predictions.npy', 'predictions/eval_targets.npy', 'confusion_matrix.png',
+        'class_accuracy.csv'}
+
+
+def test_single_label_runs_log_macro_f1_and_top_5(start, capsys):
+    start('--n_epochs 1 --metrics acc --loss CE')
+    assert 'macro F1 ' in (said := capsys.readouterr().err) and 'top-5 accuracy ' in said
 
 
 def test_wa_leaves_the_averaged_model_and_its_numbers(start, exp_dir):

@@ -176,14 +176,23 @@ def test_a_checkpoint_that_does_not_exist_is_refused_by_name(name, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def hub_model(tmp_path_factory):
-    """(a tiny ASTForAudioClassification of `transformers` in eval mode, the model.safetensors that it writes)."""
+def make_hub_model():
+    """Build a tiny ASTForAudioClassification of `transformers` with weights of golden.py, in eval mode."""
     transformers = pytest.importorskip('transformers')
-    config = transformers.ASTConfig(
-        hidden_size=192, num_attention_heads=3, intermediate_size=768, num_hidden_layers=12, num_labels=5,
-        max_length=64, num_mel_bins=32, frequency_stride=10, time_stride=10, layer_norm_eps=1e-6)
-    model = golden.fill(transformers.ASTForAudioClassification(config)).eval()
-    model.classifier.layernorm.eps = 1e-5  # transformers has one eps for all; AST's head was trained with torch's
+
+    def make(**settings):
+        model = golden.fill(transformers.ASTForAudioClassification(transformers.ASTConfig(
+            hidden_size=192, num_attention_heads=3, intermediate_size=768, num_hidden_layers=12, num_labels=5,
+            layer_norm_eps=1e-6, **settings))).eval()
+        model.classifier.layernorm.eps = 1e-5  # transformers has one eps for all; AST's head was trained with torch's
+        return model
+    return make
+
+
+@pytest.fixture(scope='module')
+def hub_model(make_hub_model, tmp_path_factory):
+    """(one for 64 frames of 32 mel bins, the model.safetensors that transformers writes for it)."""
+    model = make_hub_model(max_length=64, num_mel_bins=32, frequency_stride=10, time_stride=10)
     folder = tmp_path_factory.mktemp('hub')
     model.save_pretrained(folder)
     return model, folder / 'model.safetensors'
@@ -260,6 +269,21 @@ def test_a_folder_of_transformers_gives_its_logits_and_labels(hub_model):
     assert description['labels']['names'] == [f'LABEL_{i}' for i in range(5)]
 
 
+@pytest.mark.parametrize('stride', [10, 12, 14, 16])
+def test_both_published_layouts_of_every_stride_give_the_logits_of_transformers(stride, make_hub_model, tmp_path):
+    theirs = make_hub_model(max_length=1024, num_mel_bins=128, frequency_stride=stride, time_stride=stride)
+    theirs.save_pretrained(tmp_path / 'hub')
+    state = read_state_dict(tmp_path / 'hub' / 'model.safetensors')
+    path = tmp_path / f'audioset_{stride}_{stride}_0.4467.pth'
+    heads = {'v.head.weight': torch.zeros(1000, 192), 'v.head_dist.weight': torch.zeros(1000, 192)}
+    torch.save({f'module.{name}': value for name, value in {**state, **heads}.items()}, path)
+    x = golden.spectrogram('strides', 2, 1024, 128)
+    with torch.no_grad():
+        expected = theirs(x).logits
+        for source in (path, tmp_path / 'hub'):
+            assert torch.allclose(load_model(source)[0](x), expected, rtol=0, atol=1e-4)
+
+
 def test_settings_help_out_where_a_checkpoint_does_not_say_them(make_tiny, tmp_path):
     path = save_published(make_tiny(fstride=16, input_fdim=64), tmp_path / 'mine.pth')
     with pytest.raises(WeightsError, match='--fstride and --tstride'):
@@ -287,3 +311,10 @@ def test_checkpoints_of_different_models_have_no_mean(make_tiny, tmp_path):
         save_checkpoint(make_tiny(label_dim=dim), tmp_path / f'{i}.pth')
     with pytest.raises(WeightsError, match='1.pth and .*0.pth are checkpoints of different models'):
         mean_state_dict([tmp_path / '0.pth', tmp_path / '1.pth'])
+
+
+def test_means_of_checkpoints_are_summed_without_loss(tmp_path):
+    values = [1e8, 1.0, -1e8, 3.0]
+    for i, value in enumerate(values):
+        torch.save({'module.w': torch.tensor([value])}, tmp_path / f'{i}.pth')
+    assert mean_state_dict([tmp_path / f'{i}.pth' for i in range(4)])['w'].tolist() == [1.0]

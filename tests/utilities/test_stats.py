@@ -5,9 +5,9 @@ import golden
 import numpy as np
 import pytest
 import scipy.stats
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from utilities.stats import calculate_stats, d_prime, summarise
+from utilities.stats import calculate_stats, d_prime, single_label_scores, summarise
 
 SEEDS = (7, 8)
 
@@ -119,3 +119,15 @@ def test_arrays_that_do_not_match_are_refused(output, target):
                                             (0.9, 2 ** 0.5 * scipy.stats.norm.ppf(0.9))])
 def test_d_prime_is_the_normal_quantile_times_the_root_of_2(area, expected):
     assert d_prime(area) == pytest.approx(expected, abs=1e-4)
+
+
+def test_macro_f1_leaves_classes_out_that_do_not_occur():
+    targets, predictions = np.eye(7)[[0, 0, 1, 2]], np.eye(7)[[0, 3, 1, 1]]
+    f1, _ = single_label_scores(predictions, targets)
+    assert f1 == pytest.approx(f1_score([0, 0, 1, 2], [0, 3, 1, 1], labels=[0, 1, 2], average='macro'))
+
+
+def test_top_5_counts_labels_among_the_five_best_scores():
+    predictions = np.tile(np.arange(7, 0, -1) / 10, (4, 1))
+    assert single_label_scores(predictions, np.eye(7)[[0, 4, 5, 6]])[1] == 0.5
+    assert math.isnan(single_label_scores(predictions[:, :5], np.eye(5)[[0, 1, 2, 3]])[1])

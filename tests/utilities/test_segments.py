@@ -1,0 +1,69 @@
+"""AudioSet's segment lists: what is read, and what is said about lines that cannot be."""
+import logging
+
+import pytest
+
+from utilities.labels import DataError
+from utilities.segments import Segment, read_segment_lists, read_segments
+
+MIDS = {'/m/0': 0, '/m/1': 1}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a list of that text or those bytes; returns its path."""
+    def make(content, name='list.csv'):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+    return make
+
+
+@pytest.mark.parametrize('text', [
+    '# Segments csv created Sun Mar  5 10:54:31 2017\n# num\n# YTID, start_seconds\n--PJHxphWEs, 30.000, 40.000, "/m/0,/m/1"\n',
+    '--PJHxphWEs,30,40,"/m/0,/m/1"', '--PJHxphWEs, 30.0, 40.0, /m/0, /m/1\r\n', '"--PJHxphWEs", "30", "40", "/m/0, /m/1" \n',
+    '\n\n--PJHxphWEs, 30, 40, "/m/0,/m/1"\n# the end\n\n', '\ufeff# first\n--PJHxphWEs, 30, 40, "/m/0,/m/1,/m/0"\n'],
+    ids=['official', 'no blanks', 'no quotes', 'all quotes', 'blank lines', 'BOM'])
+def test_every_spelling_of_a_list_is_read(write, text):
+    assert read_segments(write(text), MIDS) == [Segment('--PJHxphWEs', 30.0, 40.0, ('/m/0', '/m/1'))]
+
+
+@pytest.mark.parametrize('line, reason', [
+    ('aaaaaaaaaaa, 0, 10', 'four columns'), ('aaaaaaaaaa, 0, 10, "/m/0"', '11 letters.*aaaaaaaaaa'),
+    ('aaaaaaaaaa., 0, 10, "/m/0"', '11 letters'), ('aaaaaaaaaaa, zero, 10, "/m/0"', "'zero' and '10'"),
+    ('aaaaaaaaaaa, 10, 10, "/m/0"', 'later end'), ('aaaaaaaaaaa, nan, 10, "/m/0"', 'later end'),
+    ('aaaaaaaaaaa, -5, 10, "/m/0"', 'later end'), ('aaaaaaaaaaa, 0, 10, "/m/9"', "'/m/9' is not in the label file"),
+    ('aaaaaaaaaaa, 0, 10, ""', 'no labels'), ('aaaaaaaaaaa, 0, 10, ","', 'no labels'),
+    ('aaaaaaaaaaa, 0, 10, "/m/0', 'expected YTID')])
+def test_a_bad_line_is_named_with_the_reason(write, line, reason):
+    path = write(f'# comment\n-----------, 0, 10, "/m/0"\n{line}\nbbbbbbbbbbb, 0, 10, "/m/1"\n')
+    with pytest.raises(DataError, match=f'{path}, line 3: .*{reason}'):
+        read_segments(path, MIDS)
+
+
+@pytest.mark.parametrize('content, reason', [('', 'lists no segments'), ('# only\n# comments\n', 'lists no segments'),
+                                             (b'\xff\xfe\x00', 'cannot read')])
+def test_a_list_without_segments_is_refused(write, content, reason):
+    with pytest.raises(DataError, match=reason):
+        read_segments(write(content), MIDS)
+
+
+def test_a_missing_list_is_named(tmp_path):
+    with pytest.raises(DataError, match='nowhere.*No such file'):
+        read_segments(tmp_path / 'nowhere', MIDS)
+
+
+def test_a_repeated_segment_is_kept_once_with_a_warning(write, caplog):
+    with caplog.at_level(logging.WARNING):
+        segments = read_segments(write('aaaaaaaaaaa, 0, 10, "/m/0"\naaaaaaaaaaa, 20, 30, "/m/0"\n'
+                                       '# comment\naaaaaaaaaaa, 0.000, 10, "/m/1"\n'), MIDS)
+    assert [(segment.start_seconds, segment.labels) for segment in segments] == [(0, ('/m/0',)), (20, ('/m/0',))]
+    assert 'line 4' in caplog.text and 'line 1 already' in caplog.text
+
+
+def test_several_lists_are_read_as_one(write, caplog):
+    lists = [write('aaaaaaaaaaa, 0, 10, "/m/0"\n', 'a.csv'),
+             write('bbbbbbbbbbb, 0, 10, "/m/0"\naaaaaaaaaaa, 0, 10, "/m/1"\n', 'b.csv')]
+    segments = read_segment_lists(lists, MIDS)
+    assert [(segment.video_id[0], segment.labels) for segment in segments] == [('a', ('/m/0',)), ('b', ('/m/0',))]
+    assert 'b.csv: 1 of its segments' in caplog.text
