@@ -1,4 +1,5 @@
 """ASTModel: a timm DeiT that reads spectrograms (Gong, Chung, Glass: AST, Interspeech 2021, arXiv:2104.01778)."""
+import contextlib
 import logging
 
 import timm
@@ -98,21 +99,64 @@ class ASTModel(nn.Module):
 
     def forward(self, x):
         """x: (batch, frames, mel bins), normalised. Returns logits (batch, label_dim)."""
+        with self._precision(x):
+            logits = self.mlp_head(self._embedding(self._tokens(x)))
+        return self._out_of_autocast(logits)
+
+    def forward_features(self, x):
+        """The embedding that the head classifies, the mean of the two tokens: (batch, dim). x: as forward."""
+        with self._precision(x):
+            embedding = self._embedding(self._tokens(x))
+        return self._out_of_autocast(embedding)
+
+    def frame_features(self, x):
+        """Embeddings over time, the patch tokens averaged over frequency: (batch, t, dim). x: as forward."""
+        with self._precision(x):
+            patches = self._out_of_autocast(self._tokens(x)[:, 2:])
+        return patches.unflatten(1, self.grid).mean(dim=1)  # (B, f, t, dim) -> (B, t, dim)
+
+    @torch.no_grad()
+    def attention(self, x):
+        """What [CLS] and [DIST] attend to in every block: softmax(q k^T / sqrt(d)), whose rows sum to 1. x: as forward.
+
+        Returns a list with (batch, heads, 2, 2 + f * t) float32 a block: a row for each of the two tokens, over the
+        two tokens themselves and the patches. attention_maps lays the patches out as a picture.
+        """
+        rows = []
+        hooks = [block.attn.register_forward_pre_hook(lambda attn, inputs: rows.append(_token_attention(attn, *inputs)))
+                 for block in self.v.blocks]
+        try:
+            with self._precision(x):
+                self._tokens(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return rows
+
+    def attention_maps(self, x):
+        """Where in the spectrogram [CLS] and [DIST] look: for each block a pair of (batch, heads, f, t) float32."""
+        return [tuple(rows[:, :, token, 2:].unflatten(2, self.grid) for token in (0, 1)) for rows in self.attention(x)]
+
+    def _precision(self, x):
+        """The context in which a forward pass runs."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        # Entered in here and not around the call: nn.DataParallel's threads do not inherit the caller's dtype.
+        return torch.autocast(x.device.type, dtype=self.autocast_dtype)
+
+    def _out_of_autocast(self, result):
+        return result if self.autocast_dtype is None else result.float()
+
+    def _tokens(self, x):
+        """[CLS], [DIST] and the patches after the last LayerNorm: (B, 2 + f * t, dim)."""
         frames, bins = self.config['input_tdim'], self.config['input_fdim']
         if x.dim() != 3 or x.shape[1:] != (frames, bins):
             raise ValueError(f'ASTModel expects (batch, {frames} frames, {bins} mel bins), got {tuple(x.shape)}; '
                              f'pad or cut the input, or build the model with that input_tdim and input_fdim')
-        if self.autocast_dtype is None:
-            return self._logits(x)
-        # Entered here and not around the call: nn.DataParallel's threads do not inherit the caller's dtype.
-        with torch.autocast(x.device.type, dtype=self.autocast_dtype):
-            return self._logits(x).float()
+        return self.v.forward_features(x.unsqueeze(1).transpose(2, 3))  # (B, 1, F, T)
 
-    def _logits(self, x):
-        x = x.unsqueeze(1).transpose(2, 3)  # (B, 1, F, T)
-        tokens = self.v.forward_features(x)  # (B, 2 + f * t, dim), after the last LayerNorm
-        embedding = (tokens[:, 0] + tokens[:, 1]) / 2  # (B, dim)
-        return self.mlp_head(embedding)
+    def _embedding(self, tokens):
+        return (tokens[:, 0] + tokens[:, 1]) / 2  # (B, dim)
 
     def _start_from_imagenet(self):
         """Load DeiT: colour channels summed, positional embedding fitted. AST paper, section 2.2."""
@@ -147,6 +191,14 @@ class ASTModel(nn.Module):
                 f'{self.config["input_fdim"]} mel bins, {f} x {t} = {f * t} patches at strides '
                 f'{self.config["fstride"]} x {self.config["tstride"]}, {self.config["label_dim"]} classes, '
                 f'{parameters:.1f} M parameters')
+
+
+def _token_attention(attn, x, *_):
+    """Attention of the first two tokens in a timm Attention that is about to see x (B, tokens, dim), float32."""
+    qkv = attn.qkv(x).float().unflatten(2, (3, attn.num_heads, -1))  # (B, tokens, 3, heads, d)
+    query, key = qkv[:, :2, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)  # (B, heads, 2 or tokens, d)
+    with torch.autocast(x.device.type, enabled=False):
+        return (attn.scale * query @ key.transpose(2, 3)).softmax(dim=-1)
 
 
 def check_settings(label_dim, fstride, tstride, input_fdim, input_tdim,
