@@ -1,5 +1,7 @@
 """Datafile -> (fbank, labels) samples, the order in which an epoch visits them, and the batches made of them."""
+import atexit
 import contextlib
+import functools
 import multiprocessing
 import signal
 from dataclasses import dataclass, fields
@@ -9,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from features import (FRAME_LENGTH_MS, FRAME_SHIFT_MS, Augmentation, add_noise_and_roll, draw_augmentation, fbank,
-                      fit_frames, load_waveform, mix, normalise, spec_augment)
+from features import (Augmentation, add_noise_and_roll, draw_augmentation, fbank, fit_frames, load_window, mix,
+                      normalise, spec_augment)
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
@@ -115,9 +117,7 @@ class AudiosetDataset(Dataset):
         return fbank(waveform, self.conf.num_mel_bins)
 
     def _load(self, index):
-        # What the window holds, and a second more for the resampling filter: a recording may last hours.
-        window = (self.conf.target_length * FRAME_SHIFT_MS + FRAME_LENGTH_MS) / 1000
-        return load_waveform(self.datafile.wavs[index], seconds=window + 1)
+        return load_window(self.datafile.wavs[index], self.conf.target_length)
 
     def targets(self, index, augmentation=Augmentation()):
         """Labels (classes,) float32 of a sample, shared with its mixup partner's."""
@@ -179,6 +179,7 @@ def count_workers(num_workers):
 def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None):
     """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores."""
     workers = count_workers(num_workers)
+    _end_workers_at_exit()
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
                       pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=_leave_signals_to_parent)
 
@@ -189,9 +190,15 @@ def _leave_signals_to_parent(_):
         signal.signal(number, signal.SIG_IGN)
 
 
+@functools.cache
+def _end_workers_at_exit():
+    atexit.register(end_workers)  # runs before multiprocessing's own, which was registered earlier
+
+
 def end_workers():
-    """Kill the workers that are left: Python would send them SIGTERM at its exit, and wait for ever."""
+    """Kill the workers that are left: multiprocessing would send them SIGTERM at exit, and wait for ever."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would call it a failure
     for worker in multiprocessing.active_children():
-        worker.kill()
-        worker.join()
+        if worker.daemon:
+            worker.kill()
+            worker.join()

@@ -1,4 +1,5 @@
 """Audio file -> waveform -> fbank, and the augmentation of both: functions on tensors that know of no dataset."""
+import contextlib
 import functools
 import math
 import os
@@ -21,33 +22,52 @@ MAX_ROLL = 10  # frames
 MAX_RESAMPLE_KERNEL = 10_000_000
 RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
 
+# Suffixes of the files that libsndfile decodes, some of them names of one format.
+_SYNONYMS = {'.aif': 'AIFF', '.aifc': 'AIFF', '.oga': 'OGG', '.opus': 'OGG', '.snd': 'AU', '.sph': 'NIST',
+             '.wave': 'WAV'}
+_NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # headerless, or the suffix of other things
+AUDIO_SUFFIXES = frozenset({f'.{name.lower()}' for name in soundfile.available_formats() if name not in _NOT_BY_SUFFIX}
+                           | {suffix for suffix, name in _SYNONYMS.items() if name in soundfile.available_formats()})
+
 
 class AudioError(ValueError):
     """An audio file that is missing, cannot be decoded or holds nothing to work with; the message names it."""
 
 
-def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, seconds=None):
-    """Read an audio file in any format that soundfile knows: mono (mean of the channels), resampled.
-
-    file: a path or an open binary file; name: what to call it in messages; seconds: read no more than so much of its
-    beginning. Returns (samples,) float32. Raises AudioError where it is missing, not audio, empty, or holds NaN or infinite samples.
-    """
+@contextlib.contextmanager
+def open_audio(file, name=None):
+    """A soundfile.SoundFile of a path or an open binary file; what fails while it is open is an AudioError."""
     name = name or file
     try:
         with soundfile.SoundFile(file) as audio:
-            file_rate = audio.samplerate
-            frames = -1 if seconds is None else math.ceil(seconds * file_rate)
-            samples = audio.read(frames, dtype='float32', always_2d=True)  # (samples, channels)
+            yield audio
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
         if isinstance(file, (str, os.PathLike)) and not os.path.isfile(file):
             raise AudioError(f'the audio file {name} does not exist') from None
         raise AudioError(f'cannot read the audio file {name}: {str(error).strip()}') from None
-    if not len(samples):
-        raise AudioError(f'the audio file {name} holds no samples')
+
+
+def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None):
+    """Read an audio file in any format that soundfile knows: mono (mean of the channels), resampled.
+
+    file: a path or an open binary file; name: what to call it in messages; start: seconds to skip; seconds: read no
+    more than so much from there. Returns (samples,) float32. Raises AudioError where it is missing, not audio, empty
+    (from there on), or holds NaN or infinite samples.
+    """
+    name = name or file
+    with open_audio(file, name) as audio:
+        file_rate = audio.samplerate
+        # Whole seconds begin with a sample at every rate, and one before gives the resampling filter its past.
+        skipped = max(0, math.floor(start) - 1)
+        audio.seek(min(skipped * file_rate, audio.frames))
+        frames = -1 if seconds is None else math.ceil((start - skipped + seconds) * file_rate)
+        samples = audio.read(frames, dtype='float32', always_2d=True)  # (samples, channels)
+    if len(samples) <= (start - skipped) * file_rate:
+        raise AudioError(f'the audio file {name} holds no samples' + (f' after {start} s' if start else ''))
     waveform = torch.from_numpy(samples.mean(axis=1))
     if not torch.isfinite(waveform).all():
         raise AudioError(f'the audio file {name} holds NaN or infinite samples')
-    return resample(waveform, file_rate, sample_rate)
+    return resample(waveform, file_rate, sample_rate)[round((start - skipped) * sample_rate):]
 
 
 def resample(waveform, old_rate, new_rate):
@@ -95,6 +115,19 @@ def fbank(waveform, num_mel_bins):
 def fit_frames(fbank, target_frames):
     """Cut (frames, bins) to its first target_frames, or append zero frames."""
     return torch.nn.functional.pad(fbank, (0, 0, 0, target_frames - len(fbank)))  # a negative length cuts
+
+
+def window_seconds(target_frames):
+    """How much audio fills so many frames."""
+    return ((target_frames - 1) * FRAME_SHIFT_MS + FRAME_LENGTH_MS) / 1000
+
+
+def load_window(file, target_frames, start=0.0):
+    """The waveform of a window of target_frames that begins at `start` seconds, and a second more.
+
+    What follows the window gives the resampling filter its future: a recording of hours is not read for its beginning.
+    """
+    return load_waveform(file, start=start, seconds=window_seconds(target_frames) + 1)
 
 
 def normalise(fbank, mean, std):

@@ -23,8 +23,9 @@ from utilities.interrupt import EXIT_CODE  # noqa: E402
 
 CLIPS, STEPS, EPOCHS = 40, 10, 4
 OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 --dataset kill '
-           '--model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 '
-           f'--n_epochs {EPOCHS} --batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 --timem 8 --noise True '
+           '--model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --fstride 16 '
+           f'--tstride 16 --n_epochs {EPOCHS} --batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 '
+           '--timem 8 --noise True '
            f'--bal bal --warmup True --wa True --wa_end {EPOCHS} --n_print_steps 1')
 
 
@@ -35,11 +36,13 @@ def make_data(folder):
     clips = []
     for i in range(CLIPS):
         path = folder / f'{i}.wav'
-        soundfile.write(path, 0.3 * np.sin(2 * np.pi * 400 * (1 + i % 4) * t) + 0.05 * rng.standard_normal(len(t)), 16000)
+        tone = np.sin(2 * np.pi * 400 * (1 + i % 4) * t)
+        soundfile.write(path, 0.3 * tone + 0.05 * rng.standard_normal(len(t)), 16000)
         clips.append({'wav': str(path), 'labels': f'/m/{i % 4}'})
     (folder / 'train.json').write_text(json.dumps({'data': clips}))
     (folder / 'val.json').write_text(json.dumps({'data': clips[:18]}))
-    (folder / 'labels.csv').write_text('index,mid,display_name\n' + ''.join(f'{i},/m/{i},class {i}\n' for i in range(4)))
+    rows = ''.join(f'{i},/m/{i},class {i}\n' for i in range(4))
+    (folder / 'labels.csv').write_text(f'index,mid,display_name\n{rows}')
     np.savetxt(folder / 'train_weight.csv', 1 + np.arange(CLIPS))
 
 

@@ -1,5 +1,6 @@
 """Datafile to samples, the order of an epoch, and batches."""
 import json
+import subprocess
 import sys
 
 import golden
@@ -271,3 +272,10 @@ def test_a_large_datafile_makes_no_python_objects_for_workers_to_copy(make_datas
 @pytest.mark.parametrize('asked, workers', [(-1, available_cores()), (0, 0), (2, 2)])
 def test_minus_one_worker_means_one_a_core(make_dataset, tones, asked, workers):
     assert make_loader(make_dataset(tones), 2, asked, pin_memory=False).num_workers == workers
+
+
+def test_workers_that_are_left_do_not_keep_a_program_from_ending(root):
+    code = ('import sys; sys.path.insert(0, "src"); import torch; from dataloader import make_loader; '
+            'loader = make_loader(torch.arange(4), 2, 1, pin_memory=False); print(next(iter(loader)))')
+    done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and 'tensor([0, 1])' in done.stdout, done.stderr

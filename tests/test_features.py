@@ -264,3 +264,19 @@ def test_rolling_moves_frames_around_the_end(roll):
     frames = torch.arange(30.0)[:, None].expand(30, 4)
     rolled = add_noise_and_roll(frames, Augmentation(roll=roll))
     assert rolled[:, 0].tolist() == [(i - roll) % 30 for i in range(30)]
+
+
+@pytest.mark.parametrize('rate', [8000, 16000, 22050, 44100])
+@pytest.mark.parametrize('start', [0.0, 0.5, 3.0, 7.37])
+def test_a_window_is_a_piece_of_the_whole(make_tone, rate, start):
+    path = make_tone('long.wav', seconds=12, rate=rate)
+    whole = load_waveform(path)
+    piece = load_waveform(path, start=start, seconds=2)[:16000]
+    offset = round(start * SAMPLE_RATE)
+    assert piece == pytest.approx(whole[offset:offset + 16000], abs=1e-3)
+
+
+@pytest.mark.parametrize('start', [3.0, 3.5, 30.0])
+def test_a_window_past_the_end_is_refused(make_tone, start):
+    with pytest.raises(AudioError, match=f'short.wav holds no samples after {start} s'):
+        load_waveform(make_tone('short.wav', seconds=3), start=start, seconds=2)

@@ -6,7 +6,8 @@ import get_norm_stats
 from features import fbank, load_waveform
 
 
-@pytest.mark.parametrize('options, frames', [([], None), (['--audio_length', '20'], 20), (['--num_workers', '2'], None)])
+@pytest.mark.parametrize('options, frames', [([], None), (['--audio_length', '20'], 20),
+                                             (['--num_workers', '2'], None)])
 def test_mean_and_std_are_those_of_all_real_frames(make_tone, make_labels, make_datafile, capsys, options, frames):
     paths = [make_tone(f'{i}.wav', 300 * (i + 1), seconds, seed=i) for i, seconds in enumerate((0.3, 0.5, 1.1))]
     datafile = make_datafile([(path, '/m/0') for path in paths])

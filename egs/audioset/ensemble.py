@@ -9,7 +9,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from dataloader import AudiosetDataset, end_workers, make_loader  # noqa: E402
+from dataloader import AudiosetDataset, make_loader  # noqa: E402
 from features import AudioError  # noqa: E402
 from hardware import choose_device, choose_precision, parallelise  # noqa: E402
 from models import WeightsError, load_model  # noqa: E402
@@ -117,8 +117,6 @@ def main(argv=None):
             ensemble(args)
         except KeyboardInterrupt:
             sys.exit('stopped; the same command goes on with the checkpoint that was under way')
-        finally:
-            end_workers()
 
 
 if __name__ == '__main__':

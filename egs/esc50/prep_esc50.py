@@ -2,7 +2,6 @@
 import csv
 import functools
 import io
-import json
 import sys
 import zipfile
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from models.files import DownloadError, Url, WriteError, atomic_write, download 
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
+from utilities.preparation import check_not_mixed, is_prepared  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
@@ -105,24 +105,6 @@ def write_datafiles(clips, labels, out_dir):
             write_json(out_dir / 'datafiles' / f'esc_{name}_data_{fold}.json', {'data': chosen})
 
 
-def is_prepared(out_dir):
-    """Whether out_dir holds a finished preparation: the datafiles, which are written last, and every clip they list."""
-    if not (out_dir / 'datafiles' / f'esc_eval_data_{FOLDS[-1]}.json').exists():
-        return False
-    parts = (out_dir / 'datafiles' / f'esc_{name}_data_1.json' for name in ('train', 'eval'))
-    return all(Path(entry['wav']).exists() for part in parts for entry in json.loads(part.read_text())['data'])
-
-
-def check_not_mixed(out_dir, source):
-    """Raise DataError where out_dir was prepared from another source, whose clips may have the same names."""
-    marker = out_dir / 'source.json'
-    before = json.loads(marker.read_text())['source'] if marker.exists() else source
-    if before != source:
-        raise DataError(f'{out_dir} was prepared from {before}, not from {source}: '
-                        f'give another folder with --prep_dir, or remove {out_dir / "audio_16k"} and {marker}')
-    write_json(marker, {'source': source})
-
-
 def check_zip(path, _):
     """Raise ValueError where a download is not a whole zip file."""
     if not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip() is not None:
@@ -135,8 +117,8 @@ def prepare(data_dir, out_dir):
     out_dir.mkdir(parents=True, exist_ok=True)
     archive = out_dir / 'ESC-50-master.zip'
     source = str(Path(data_dir or archive).resolve())
-    check_not_mixed(out_dir, source)
-    if is_prepared(out_dir):
+    check_not_mixed(out_dir, source, out_dir / 'audio_16k')
+    if is_prepared([out_dir / 'datafiles' / f'esc_eval_data_{fold}.json' for fold in FOLDS]):
         print(f'{out_dir} is prepared already')
         return
     if data_dir is None:

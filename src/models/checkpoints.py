@@ -49,10 +49,10 @@ def load_model(source, **settings):
     strides_and_size = [description[name] for name in MODEL_SETTINGS]
     f, t = patch_grid(*strides_and_size)
     if rows != 2 + f * t or dim not in SIZES:
-        raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, but strides {strides_and_size[:2]} on '
-                           f'{description["input_fdim"]} mel bins x {description["input_tdim"]} frames need '
-                           f'{2 + f * t} rows of {", ".join(map(str, SIZES))}: give the strides, mel bins and frames it '
-                           f'was trained with')
+        raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, but strides '
+                           f'{strides_and_size[:2]} on {description["input_fdim"]} mel bins x '
+                           f'{description["input_tdim"]} frames need {2 + f * t} rows of '
+                           f'{", ".join(map(str, SIZES))}: give the strides, mel bins and frames it was trained with')
     model = ASTModel(label_dim, *strides_and_size, imagenet_pretrain=False,
                      model_size=description.get('model_size', SIZES[dim]), verbose=False)
     load_strictly(model, state, path)

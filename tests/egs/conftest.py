@@ -1,4 +1,4 @@
-"""Fixtures for the recipes: their scripts as modules, a small dataset in ESC-50's layout, and a shell to run them in."""
+"""Fixtures for the recipes: scripts as modules, a small dataset in ESC-50's layout, and a shell to run them in."""
 import csv
 import importlib.util
 import os

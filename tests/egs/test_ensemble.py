@@ -37,8 +37,8 @@ def data(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
 def checkpoints(data):
     """Best models of three tiny runs of different strides."""
     for stride in (8, 12, 16):
-        run.main([*RUN, '--data_train', 'data.json', '--data_val', 'data.json', '--label_csv', 'labels.csv', '--exp_dir',
-                  f'run{stride}', '--fstride', str(stride), '--tstride', str(stride)])
+        run.main([*RUN, '--data_train', 'data.json', '--data_val', 'data.json', '--label_csv', 'labels.csv',
+                  '--exp_dir', f'run{stride}', '--fstride', str(stride), '--tstride', str(stride)])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     return [f'run{stride}/models/best_audio_model.pth' for stride in (8, 12, 16)]

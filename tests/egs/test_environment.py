@@ -15,7 +15,8 @@ def clone(root, tmp_path):
     with zipfile.ZipFile(wheel, 'w') as archive:
         archive.writestr('astprobe.py', 'ANSWER = 42\n')
         archive.writestr('astprobe-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: astprobe\nVersion: 1.0\n')
-        archive.writestr('astprobe-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        archive.writestr('astprobe-1.0.dist-info/WHEEL',
+                         'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         archive.writestr('astprobe-1.0.dist-info/RECORD', '')
     (tmp_path / 'clone' / 'egs').mkdir(parents=True)
     shutil.copy(root / 'egs' / 'environment.py', tmp_path / 'clone' / 'egs')

@@ -44,7 +44,8 @@ def test_clips_of_any_format_become_mono_16_khz_wav_files(prep, make_esc, tmp_pa
     prep.prepare(make_esc(), tmp_path / 'out')
     infos = [soundfile.info(path) for path in (tmp_path / 'out' / 'audio_16k').iterdir()]
     assert len(infos) == 10
-    assert {(info.samplerate, info.channels, info.format, info.subtype) for info in infos} == {(16000, 1, 'WAV', 'PCM_16')}
+    assert {(info.samplerate, info.channels, info.format, info.subtype) for info in infos} == {
+        (16000, 1, 'WAV', 'PCM_16')}
     assert all(info.duration == pytest.approx(0.4, abs=0.01) for info in infos)
 
 
@@ -78,7 +79,8 @@ def test_a_broken_clip_is_named(prep, make_esc, tmp_path):
         prep.prepare(source, tmp_path / 'out')
 
 
-@pytest.mark.parametrize('row', ['a.wav,6,0,dog', 'a.wav,1,0,rain', 'a.wav,1,50,dog', 'a.wav,one,0,dog', '../a.wav,1,0,dog'])
+@pytest.mark.parametrize('row', ['a.wav,6,0,dog', 'a.wav,1,0,rain', 'a.wav,1,50,dog', 'a.wav,one,0,dog',
+                                 '../a.wav,1,0,dog'])
 def test_a_row_that_contradicts_the_label_file_is_named(prep, make_esc, tmp_path, row):
     source = make_esc()
     (source / 'meta' / 'esc50.csv').write_text(f'filename,fold,target,category\n{row}\n')
@@ -86,7 +88,8 @@ def test_a_row_that_contradicts_the_label_file_is_named(prep, make_esc, tmp_path
         prep.prepare(source, tmp_path / 'out')
 
 
-@pytest.mark.parametrize('source, reason', [('nowhere', 'does not exist'), ('text.zip', 'nor a whole zip'), ('empty', 'layout')])
+@pytest.mark.parametrize('source, reason', [('nowhere', 'does not exist'), ('text.zip', 'nor a whole zip'),
+                                            ('empty', 'layout')])
 def test_something_else_than_the_dataset_is_refused(prep, tmp_path, source, reason):
     (tmp_path / 'text.zip').write_text('not a zip')
     (tmp_path / 'empty').mkdir()

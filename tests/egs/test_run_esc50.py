@@ -27,8 +27,8 @@ def test_the_recipe_trains_and_summarises_from_another_directory(recipe, run_she
         'class_accuracy.csv'}
     assert np.loadtxt(results / 'result.csv', delimiter=',').shape == (2, 10)
     assert np.loadtxt(results / 'acc_fold.csv').shape == (3,)
-    again = run_shell([recipe, '--data_dir', "people's sounds", '--prep_dir', 'prepared data', '--exp_dir', 'my results',
-                       *TINY])
+    again = run_shell([recipe, '--data_dir', "people's sounds", '--prep_dir', 'prepared data', '--exp_dir',
+                       'my results', *TINY])
     assert again.returncode == 0 and again.stderr.count('is finished already') == 2
 
 
@@ -49,7 +49,8 @@ def test_the_defaults_are_the_published_settings(recipe, run_shell, make_esc, tm
     said = ' '.join(run_shell([recipe, '--help']).stdout.split())
     assert 'cuda:99' in done.stderr and not (tmp_path / 'exp').exists()
     for default in ('--n_epochs 25', '--batch_size 48', '--freqm 24', '--timem 96', '--dataset_mean -6.6268077',
-                    '--dataset_std 5.358466', '--audio_length 512', '--lrscheduler_start 5', '--lrscheduler_decay 0.85'):
+                    '--dataset_std 5.358466', '--audio_length 512', '--lrscheduler_start 5',
+                    '--lrscheduler_decay 0.85'):
         assert default in said
 
 

@@ -93,7 +93,8 @@ def slurm():
 
 def ask(environment, *command):
     """What a Slurm command prints."""
-    return subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
+    return done.stdout.strip()
 
 
 def wait_for(condition, seconds, what):

@@ -4,7 +4,6 @@ import hashlib
 import os
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 import torch

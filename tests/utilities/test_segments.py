@@ -20,8 +20,9 @@ def write(tmp_path):
 
 
 @pytest.mark.parametrize('text', [
-    '# Segments csv created Sun Mar  5 10:54:31 2017\n# num\n# YTID, start_seconds\n--PJHxphWEs, 30.000, 40.000, "/m/0,/m/1"\n',
-    '--PJHxphWEs,30,40,"/m/0,/m/1"', '--PJHxphWEs, 30.0, 40.0, /m/0, /m/1\r\n', '"--PJHxphWEs", "30", "40", "/m/0, /m/1" \n',
+    '# Segments csv created Sun Mar  5\n# num\n# YTID, start_seconds\n--PJHxphWEs, 30.000, 40.000, "/m/0,/m/1"\n',
+    '--PJHxphWEs,30,40,"/m/0,/m/1"', '--PJHxphWEs, 30.0, 40.0, /m/0, /m/1\r\n',
+    '"--PJHxphWEs", "30", "40", "/m/0, /m/1" \n',
     '\n\n--PJHxphWEs, 30, 40, "/m/0,/m/1"\n# the end\n\n', '\ufeff# first\n--PJHxphWEs, 30, 40, "/m/0,/m/1,/m/0"\n'],
     ids=['official', 'no blanks', 'no quotes', 'all quotes', 'blank lines', 'BOM'])
 def test_every_spelling_of_a_list_is_read(write, text):

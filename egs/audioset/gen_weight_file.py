@@ -1,0 +1,58 @@
+"""Write the weight file of a datafile, by which run.py --bal bal draws training samples: rare labels more often."""
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / 'src'))
+from models.files import WriteError  # noqa: E402
+from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
+from utilities.labels import WEIGHT_RULE, DataError, read_datafile, read_labels, weight_file  # noqa: E402
+from utilities.results import write_rows  # noqa: E402
+
+LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
+SCALE, SMOOTHING = 1000, 0.01  # WEIGHT_RULE's
+
+
+def sample_weights(datafile, labels):
+    """Weights (samples,) of a Datafile by WEIGHT_RULE, and how many samples each class has, (classes,).
+
+    A label that an entry repeats counts once.
+    """
+    index = labels.index()
+    label_sets, set_of_sample = np.unique(datafile.labels, return_inverse=True)
+    members = [sorted({index[mid] for mid in mids.split(',')}) for mids in label_sets]
+    classes = np.concatenate(members)
+    set_of_class = np.repeat(np.arange(len(members)), [len(member) for member in members])
+    samples_of_set = np.bincount(set_of_sample)
+    samples_of_class = np.bincount(classes, weights=samples_of_set[set_of_class], minlength=len(labels))
+    set_weights = np.bincount(set_of_class, weights=SCALE / (samples_of_class[classes] + SMOOTHING))
+    return set_weights[set_of_sample], samples_of_class.astype(int)
+
+
+def main(argv=None):
+    """Entry point."""
+    parser = OptionParser(prog='gen_weight_file.py', description=f'{__doc__} A weight is {WEIGHT_RULE}.')
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument('datafile', nargs='?', help='datafile of the training set')
+    where.add_argument('--data_path', help='the same')
+    parser.add_argument('--label_csv', default=LABEL_FILE, help='label file: index,mid,display_name')
+    args = parser.parse_args(argv)
+    setup_logging()
+    with exit_on(DataError, WriteError):
+        labels = read_labels(args.label_csv)
+        datafile = read_datafile(args.datafile or args.data_path, labels.index())
+        weights, samples_of_class = sample_weights(datafile, labels)
+        write_rows(weight_file(datafile.path), weights)
+    present = samples_of_class > 0
+    print(f'{len(weights)} samples, {present.sum()} of {len(labels)} classes, from {samples_of_class[present].min()} '
+          f'to {samples_of_class.max()} samples each; weights {weights.min():.4g} to {weights.max():.4g} in '
+          f'{weight_file(datafile.path)}')
+    if not present.all():
+        absent = [name for name, there in zip(labels.names, present) if not there]
+        print(f'{len(absent)} classes have no samples: {", ".join(absent[:10])}{", ..." if len(absent) > 10 else ""}')
+
+
+if __name__ == '__main__':
+    main()

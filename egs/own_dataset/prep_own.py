@@ -1,0 +1,335 @@
+"""Prepare a dataset of one's own: a folder a class, or a CSV, becomes a label file, split datafiles and run options."""
+import csv
+import hashlib
+import io
+import itertools
+import logging
+import os
+import re
+import sys
+from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from filelock import FileLock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS, AudioError  # noqa: E402
+from models.files import WriteError  # noqa: E402
+from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
+from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
+from utilities.labels import DataError, Labels, read_labels  # noqa: E402
+from utilities.parallel import parallel_map  # noqa: E402
+from utilities.preparation import check_not_mixed  # noqa: E402
+from utilities.results import write_json, write_text  # noqa: E402
+
+# Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
+COLUMNS = {'path': ('path', 'file', 'filename', 'wav', 'filepath'), 'labels': ('labels', 'label', 'class', 'category'),
+           'fold': ('fold',), 'split': ('split',), 'group': ('group',)}
+NEEDED_COLUMNS = ('path', 'labels')
+# Names of a given split's parts.
+PARTS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
+         'test': 'test', 'eval': 'test'}
+LENGTH_PERCENTILE = 95  # of the durations, which the model's input is as long as
+MIN_FRAMES, MAX_FRAMES = 16, 1024  # one patch; the input of the published AudioSet weights
+MAX_SHARE = 0.45  # of the validation and of the test set: something must be left to train on
+
+logger = logging.getLogger(__name__)
+
+
+def read_source(data):
+    """The Clips of a folder or a CSV. Raises DataError where it is neither or cannot be understood."""
+    if data.is_dir():
+        clips = read_tree(data)
+    elif data.is_file():
+        clips = read_csv(data)
+    else:
+        raise DataError(f'--data {data} does not exist')
+    for clip in clips:
+        try:
+            ''.join((clip.wav, *clip.labels)).encode()
+        except UnicodeEncodeError:
+            raise DataError(f'the name {os.fsencode(clip.wav)!r} is not UTF-8: rename it') from None
+    return clips
+
+
+def read_tree(root):
+    """The Clips of a tree with a folder a class, or with train, val and perhaps test above such folders."""
+    clips, left_out = [], Counter()
+    for part, top in parts_of(root).items():
+        count_left_out(left_out, (entry for entry in top.iterdir() if entry.is_file()), 'beside the class folders')
+        for folder in subfolders(top):
+            paths = audio_files(folder, left_out)
+            if not paths:
+                logger.warning('%s holds no audio files and is left out', folder)
+            clips += [Clip(path, (folder.name,), part) for path in paths]
+    if left_out:
+        logger.info('files left out: %d (%s)', left_out.total(),
+                    shortened(f'{n} {kind}' for kind, n in left_out.most_common()))
+    if not clips:
+        raise DataError(f'{root} holds no audio files in folders, one a class: expected {root}/<class>/*.wav (or '
+                        f'{", ".join(sorted(AUDIO_SUFFIXES - {".wav"}))}), or give a CSV file')
+    return clips
+
+
+def parts_of(root):
+    """{part: folder of class folders}, where the root is split so; else the root itself, as part ''."""
+    folders = subfolders(root)
+    named = [(PARTS[folder.name.lower()], folder) for folder in folders if folder.name.lower() in PARTS]
+    parts = dict(named)
+    if 'train' not in parts or len(parts) < 2:
+        return {'': root}
+    if 'val' not in parts or len(named) > len(parts) or len(folders) > len(named):
+        raise DataError(f'{root} holds {shortened(folder.name for folder in folders)}: a split in folders is exactly '
+                        f'train, val and perhaps test, with a folder a class in each')
+    return parts
+
+
+def subfolders(folder):
+    """Sorted subfolders, without hidden ones."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def audio_files(folder, left_out):
+    """Sorted absolute paths, as text, of the audio files below a folder; others are counted in left_out, by suffix."""
+    paths, seen = [], set()
+    for top, names, files in os.walk(folder, followlinks=True, onerror=raise_it):
+        real = os.path.realpath(top)
+        names[:] = [] if real in seen else [name for name in names if not name.startswith('.')]
+        if real in seen:  # a link back to where the walk has been
+            continue
+        seen.add(real)
+        is_audio = {Path(top, name): Path(name).suffix.lower() in AUDIO_SUFFIXES for name in files}
+        paths += [os.path.abspath(path) for path, audio in is_audio.items() if audio and not path.name.startswith('.')]
+        count_left_out(left_out, (path for path, audio in is_audio.items() if not audio))
+    return sorted(paths)
+
+
+def raise_it(error):
+    """Let os.walk fail for a folder that cannot be read, instead of passing it over."""
+    raise error
+
+
+def count_left_out(left_out, paths, kind=None):
+    """Count files that are not hidden, by kind or suffix."""
+    left_out.update(kind or path.suffix.lower() or 'without suffix' for path in paths if not path.name.startswith('.'))
+
+
+def read_csv(path):
+    """The Clips of a CSV; paths in it are relative to its folder. Raises DataError with the line that is wrong."""
+    rows = read_rows(path)
+    # A comma may be part of a name where another separator is in use.
+    separator = '[;|]' if any(re.search('[;|]', cells['labels']) for _, cells in rows) else ','
+    clips, lines = [], {}
+    for line, cells in rows:
+        labels = tuple(label for text in re.split(separator, cells['labels']) if (label := text.strip()))
+        part = PARTS.get(cells.get('split', '').lower(), '')
+        wav = os.path.abspath(path.parent / cells['path'])
+        if not labels:
+            raise DataError(f'{path}, line {line}: there is no label in {cells["labels"]!r}')
+        if 'split' in cells and not part:
+            raise DataError(f'{path}, line {line}: the split {cells["split"]!r} is none of {", ".join(PARTS)}')
+        if wav in lines:
+            raise DataError(f'{path}, lines {lines[wav]} and {line}: {cells["path"]} is listed twice; several labels '
+                            f'of a file belong in one cell, separated by ;')
+        lines[wav] = line
+        clips.append(Clip(wav, labels, part, cells.get('fold', ''), cells.get('group', '')))
+    missing = [clip.wav for clip in clips if not os.path.isfile(clip.wav)]
+    if missing:
+        raise DataError(f'{path}: {len(missing)} of {len(clips)} audio files do not exist, the first is {missing[0]}; '
+                        f'paths are relative to the folder of the CSV')
+    return clips
+
+
+def read_rows(path):
+    """The rows of a CSV as (line, {our name of a column: cell}), every cell with text in it; raises DataError."""
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+        delimiter, columns = find_columns(path, text)
+        reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+        rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f'cannot read {path} as a CSV in UTF-8: {error}') from None
+    for line, row in rows:
+        if None in row or None in row.values():
+            raise DataError(f'{path}, line {line}: there are not as many cells as in the header; '
+                            f'a cell with {delimiter!r} in it needs quotes')
+        for column in columns.values():
+            if not row[column].strip():
+                raise DataError(f'{path}, line {line}: the column {column} is empty')
+    if not rows:
+        raise DataError(f'{path} lists no files')
+    return [(line, {name: row[column].strip() for name, column in columns.items()}) for line, row in rows]
+
+
+def find_columns(path, text):
+    """The delimiter of a CSV and {our name of a column: its header}, from the first line. Raises DataError."""
+    header = (text.splitlines() or [''])[0]
+    found = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in (',', ';', '\t')}
+    for delimiter, cells in found.items():
+        by_name = {cell.strip().lower(): cell for cell in reversed(cells)}
+        columns = {name: next(by_name[word] for word in words if word in by_name)
+                   for name, words in COLUMNS.items() if not by_name.keys().isdisjoint(words)}
+        if {'fold', 'split'} <= columns.keys():
+            raise DataError(f'{path} has the columns fold and split: leave one of them out')
+        if columns.keys() >= set(NEEDED_COLUMNS):
+            return delimiter, columns
+    wanted = '; '.join(f'{name}: {" or ".join(words)}' for name, words in COLUMNS.items())
+    raise DataError(f'{path} begins with the columns {", ".join(max(found.values(), key=len))}, but '
+                    f'{" and ".join(NEEDED_COLUMNS)} are needed; columns are known by these names: {wanted}')
+
+
+def make_labels(clips, label_csv):
+    """The Labels of the clips, sorted by name, or those of a label file; and the clips with mids for labels.
+
+    Raises DataError for a label that is not in the label file, and where there are fewer than two classes.
+    """
+    if label_csv:
+        labels = read_labels(label_csv)
+        repeated = Counter(labels.names)
+        mid_of = {name: mid for name, mid in zip(labels.names, labels.mids) if repeated[name] == 1}
+        mid_of |= zip(labels.mids, labels.mids)
+    else:
+        names = sorted({label for clip in clips for label in clip.labels})
+        labels = Labels(make_mids(names), tuple(names))
+        mid_of = dict(zip(names, labels.mids))
+    for clip in clips:
+        for label in clip.labels:
+            if label not in mid_of:
+                raise DataError(f'{clip.wav}: the label {label!r} is neither a mid nor the name of a single class in '
+                                f'{label_csv}; several labels are separated by ;, or all through a CSV by ,')
+    if len(labels) < 2:
+        raise DataError(f'there is but one class, {labels.names[0]}: expected at least two; '
+                        f'of a tree, give the folder that holds the class folders')
+    # A class counts once, though a clip may give both its name and its mid.
+    return labels, [replace(clip, labels=tuple(dict.fromkeys(map(mid_of.get, clip.labels)))) for clip in clips]
+
+
+def make_mids(names):
+    """A mid for each name: the name itself, in which a comma, as it separates mids, becomes _; numbered where taken."""
+    taken = {name for name in names if ',' not in name}
+    mids = []
+    for name in names:
+        mid = name.replace(',', '_')
+        if mid != name:
+            numbered = (f'{mid}_{n}' for n in itertools.count(2))
+            mid = next(new for new in itertools.chain([mid], numbered) if new not in taken)
+            taken.add(mid)
+        mids.append(mid)
+    return tuple(mids)
+
+
+def write_labels(path, labels):
+    """Write a label file."""
+    text = io.StringIO()
+    rows = ((i, *row) for i, row in enumerate(zip(labels.mids, labels.names)))
+    csv.writer(text, lineterminator='\n').writerows([('index', 'mid', 'display_name'), *rows])
+    write_text(path, text.getvalue())
+
+
+def read_durations(clips, datafiles, label_csv):
+    """Seconds of each clip, from the headers. Raises AudioError that names the first of those that cannot be read."""
+    answers = list(parallel_map(read_header, [clip.wav for clip in clips], 'reading headers'))
+    broken = [(clip.wav, answer) for clip, answer in zip(clips, answers) if isinstance(answer, str)]
+    if broken:
+        raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be read, the first is {broken[0][0]}: '
+                         f'{broken[0][1]}; python src/check_data.py {" ".join(map(str, datafiles))} '
+                         f'--label_csv {label_csv} looks into all of them')
+    return np.array(answers)
+
+
+def read_header(wav):
+    """Seconds of an audio file, or as text, why it cannot be read."""
+    try:
+        info = soundfile.info(wav)
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
+        return str(error)
+    return info.duration if info.frames else 'it holds no samples'
+
+
+def choose_options(clips, labels, seconds):
+    """Options for src/run.py that follow from the data: {name: value}."""
+    single = all(len(clip.labels) == 1 for clip in clips)
+    frames = round(float(np.percentile(seconds, LENGTH_PERCENTILE)) * 1000 / FRAME_SHIFT_MS)
+    return {'n_class': len(labels), 'loss': 'CE' if single else 'BCE', 'metrics': 'acc' if single else 'mAP',
+            'audio_length': min(max(frames, MIN_FRAMES), MAX_FRAMES)}
+
+
+def describe(clips, labels, files, seconds, options):
+    """The lines of the summary."""
+    longer = int((seconds * 1000 / FRAME_SHIFT_MS > options['audio_length'] + 1).sum())
+    return [f'{len(clips)} clips of {len(labels)} classes, {seconds.min():.2f} to {seconds.max():.2f} s long, median '
+            f'{np.median(seconds):.2f} s',
+            ', '.join(f'{name}: {len(chosen)} clips' for name, chosen in files.items()),
+            ' '.join(f'--{name}={value}' for name, value in options.items())
+            + f' (clips longer than these frames of 10 ms, which are cut: {longer})']
+
+
+def fingerprint(clips, labels):
+    """A few letters that are others as soon as a clip or a class is."""
+    digest = hashlib.sha256(repr(labels).encode())
+    for clip in clips:
+        digest.update(repr(clip).encode())
+    return digest.hexdigest()[:8]
+
+
+def prepare(data, prep_dir, conf=SplitConf(), label_csv=None):
+    """Prepare the dataset at data, a folder or a CSV, into prep_dir, or do nothing where that is done already."""
+    data, prep_dir = Path(os.path.abspath(data)), Path(os.path.abspath(prep_dir))
+    clips = read_source(data)
+    labels, clips = make_labels(clips, label_csv)
+    source = (f'{data} ({len(clips)} clips, val_share {conf.val_share}, test_share {conf.test_share}, '
+              f'n_folds {conf.n_folds}, seed {conf.seed}, contents {fingerprint(clips, labels)})')
+    folder, marker = prep_dir / 'datafiles', prep_dir / 'run_options.txt'
+    if folder.exists() and any(folder.iterdir()) and not (prep_dir / 'source.json').exists():
+        raise DataError(f'{folder} holds files of another origin: give another folder with --prep_dir')
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(prep_dir / 'lock'):  # jobs of one dataset may start together
+        check_not_mixed(prep_dir, source, marker)
+        if marker.exists():
+            print(f'{prep_dir} is prepared already')
+            return
+        for path in folder.glob('*_data*'):
+            path.unlink()
+        files = split_clips(clips, conf)
+        warn_of_rare(files, labels)
+        warn_of_shared_groups(files)
+        write_labels(prep_dir / 'labels.csv', labels)
+        for name, chosen in files.items():
+            entries = [{'wav': clip.wav, 'labels': ','.join(clip.labels)} for clip in chosen]
+            write_json(folder / f'{name}.json', {'data': entries})
+        # Of folds, the two datafiles of the first list every clip.
+        everything = [folder / f'{name}.json' for name in files if name.endswith(('_data', '_data_1'))]
+        seconds = read_durations(clips, everything, prep_dir / 'labels.csv')
+        options = choose_options(clips, labels, seconds)
+        write_text(marker, ''.join(f'--{name}={value}\n' for name, value in options.items()))
+    print('\n'.join(describe(clips, labels, files, seconds, options)))
+    print(f'ready in {prep_dir}')
+
+
+def main():
+    """Entry point."""
+    parser = OptionParser(prog='prep_own.py', description=__doc__)
+    add = parser.add_argument
+    add('--data', type=Path, required=True, help='folder with a folder a class, or CSV with columns path and labels')
+    add('--prep_dir', type=Path, required=True, help='where the prepared data go')
+    add('--val_share', type=number(above=0, maximum=MAX_SHARE), default=SplitConf.val_share,
+        help='share of the validation set')
+    add('--test_share', type=number(0, MAX_SHARE), default=SplitConf.test_share, help='share of the test set')
+    add('--n_folds', type=whole(0), default=SplitConf.n_folds, help='make so many folds instead; 0 for none')
+    add('--seed', type=whole(0), default=SplitConf.seed, help='fixes the split')
+    add('--label_csv', help='label file that fixes the classes and their order; without it, they come from the data')
+    args = parser.parse_args()
+    if args.n_folds == 1 or (args.n_folds and args.test_share):
+        parser.error('--n_folds wants at least two folds, and no --test_share beside it')
+    setup_logging()
+    with exit_on(AudioError, BrokenProcessPool, DataError, WriteError, OSError):
+        prepare(args.data, args.prep_dir, SplitConf(args.val_share, args.test_share, args.n_folds, args.seed),
+                args.label_csv)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,203 @@
+"""Prepare Speech Commands V2 (Warden, 2018), all 35 words: the official split as three datafiles."""
+import contextlib
+import gzip
+import logging
+import os
+import shutil
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+from filelock import FileLock
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / 'src'))
+from models.files import Url, WriteError, download  # noqa: E402
+from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
+from utilities.labels import DataError, read_labels  # noqa: E402
+from utilities.preparation import check_not_mixed, is_prepared  # noqa: E402
+from utilities.results import write_json  # noqa: E402
+
+SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
+LABEL_FILE = HERE / 'data' / 'speechcommands_class_labels_indices.csv'
+LISTS = {'valid': 'validation_list.txt', 'eval': 'testing_list.txt'}  # what neither lists is for training
+OFFICIAL_SIZES = {'train': 84843, 'valid': 9981, 'eval': 11005}
+BACKGROUND = '_background_noise_'  # long recordings of no word
+SUFFIXES = ('.wav', '.ogg', '.flac')  # of a clip that is there in several formats, the last is taken
+BLOCK = 2 ** 20  # bytes
+
+logger = logging.getLogger(__name__)
+
+
+def find_dataset(source, unpacked):
+    """The folder with the words and the official lists in `source`, a folder or a tar.gz, which is unpacked."""
+    if not source.is_dir():
+        unpack(source, unpacked)
+        source = unpacked
+    for folder in (source, *sorted(entry for entry in source.iterdir() if entry.is_dir())):
+        if all((folder / name).is_file() for name in LISTS.values()):
+            return folder
+    raise DataError(f"{source} is not in Speech Commands' layout: the two official files "
+                    f'{" and ".join(LISTS.values())} are needed beside the folders of the words')
+
+
+def unpack(archive, folder):
+    """Unpack a tar.gz into `folder`, which appears when it is whole; one that is there is kept."""
+    with FileLock(f'{folder}.lock'):
+        if folder.is_dir():
+            return
+        if not archive.exists():
+            raise DataError(f'--data_dir {archive} does not exist')
+        partial = folder.with_name(f'.{folder.name}.partial')
+        shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
+        try:
+            partial.mkdir()
+            extract(archive, partial)
+            partial.rename(folder)
+        except OSError as error:
+            raise WriteError(f'cannot unpack {archive} into {folder}: {error.strerror or error}') from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def extract(archive, folder):
+    """Write what a tar.gz holds into `folder`. Raises DataError where it is broken, or reaches out of the folder."""
+    if not hasattr(tarfile, 'data_filter'):
+        raise DataError(f'Python before 3.11.4 cannot unpack {archive} safely: unpack it yourself and give its folder '
+                        f'as --data_dir')
+    with whole_gzip(archive) as stream, tarfile.open(fileobj=stream, mode='r:') as tar:
+        for member in tqdm(tar, desc='unpacking', unit='file', disable=None):
+            tar.extract(member, folder, filter='data')
+
+
+@contextlib.contextmanager
+def whole_gzip(path):
+    """Give a stream of the contents of a gzip file, a tar. Raises DataError where it is not whole, or unsafe."""
+    try:
+        with gzip.open(path) as stream:
+            yield stream
+            while stream.read(BLOCK):  # to the end, where the checksum is
+                pass
+    except tarfile.FilterError as error:
+        raise DataError(f'{path} is not to be trusted, nothing of it is kept: {error}') from None
+    except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
+        raise DataError(f'{path} is neither a folder nor a whole tar.gz ({error}): download it again') from None
+
+
+def check_download(path, _):
+    """Raise DataError where a download is not a whole gzip file."""
+    with whole_gzip(path):
+        pass
+
+
+def list_words(root, known):
+    """The folders in `root` that are named after known words, sorted; others are left out and named."""
+    with os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+    unknown = [folder for folder in folders if folder not in known and folder != BACKGROUND]
+    if unknown:
+        logger.warning('left out, since they are none of the %d words: %s', len(known), ', '.join(unknown))
+    words = [folder for folder in folders if folder in known]
+    if not words:
+        raise DataError(f'{root} has no folder named after one of the {len(known)} words: {", ".join(known)}')
+    return words
+
+
+def list_clips(root, words):
+    """{word/name without suffix: path} of every clip of these words."""
+    clips = {}
+    for word in words:
+        with os.scandir(root / word) as entries:
+            files = [(Path(entry.name), entry.path) for entry in entries if entry.is_file()]
+        for suffix in SUFFIXES:
+            clips.update((f'{word}/{name.stem}', path) for name, path in files
+                         if name.suffix.lower() == suffix and not name.name.startswith('.'))
+    return clips
+
+
+def read_list(path):
+    """The clips of an official list, lines like bed/0a1b_nohash_0.wav: a set of word/name without suffix."""
+    listed = set()
+    for number, line in enumerate(path.read_text(encoding='utf-8-sig', errors='replace').splitlines(), start=1):
+        name, _ = os.path.splitext(line.strip())
+        if name and name.count('/') != 1:
+            raise DataError(f'{path}, line {number}: expected word/file.wav, got {line[:200]}')
+        listed.add(name)
+    return listed - {''}
+
+
+def split_clips(clips, root):
+    """{'train', 'valid', 'eval': the clips of each, sorted} by the official lists in root."""
+    listed = {split: read_list(root / name) for split, name in LISTS.items()}
+    if both := listed['valid'] & listed['eval']:
+        raise DataError(f'{len(both)} clips are in both {" and ".join(LISTS.values())} of {root}, {min(both)} for one')
+    listed_at_all = listed['valid'] | listed['eval']
+    if absent := listed_at_all - clips.keys():
+        print(f'{len(absent):,} of the {len(listed_at_all):,} listed clips are not there, as is normal for a subset')
+    splits = {'train': sorted(clips.keys() - listed_at_all),
+              **{split: sorted(names & clips.keys()) for split, names in listed.items()}}
+    for split, names in splits.items():
+        if not names:
+            reason = f'no clip that {LISTS[split]} lists' if split in LISTS else 'no clip that neither list names'
+            raise DataError(f'{root} has {reason}: the {split} split would be empty')
+    return splits
+
+
+def report(splits, labels):
+    """Say how many clips of how many words there are, and whether that is the official dataset."""
+    sizes = {split: len(names) for split, names in splits.items()}
+    words = {name.partition('/')[0] for names in splits.values() for name in names}
+    print(f'{describe(sizes)} of {len(words)} words')
+    if len(words) < len(labels):
+        print(f'this is a subset: {len(words)} of {len(labels)} words')
+    elif sizes == OFFICIAL_SIZES:
+        print('these are the official numbers')
+    else:
+        logger.warning('these are not the official numbers: expected %s, found %s', describe(OFFICIAL_SIZES),
+                       describe(sizes))
+
+
+def describe(sizes):
+    """The sizes of the splits in words."""
+    return f'{sizes["train"]:,} training, {sizes["valid"]:,} validation and {sizes["eval"]:,} test clips'
+
+
+def prepare(data_dir, out_dir):
+    """Write the datafiles of the dataset at data_dir, or of a download, into out_dir, unless they are there."""
+    labels = read_labels(LABEL_FILE)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    archive, unpacked, datafile_dir = out_dir / SC_URL.rpartition('/')[2], out_dir / 'audio', out_dir / 'datafiles'
+    source = Path(data_dir or archive).resolve()
+    check_not_mixed(out_dir, str(source), unpacked, datafile_dir)
+    datafiles = {split: datafile_dir / f'speechcommand_{split}_data.json' for split in OFFICIAL_SIZES}
+    if is_prepared(datafiles.values()):
+        print(f'{out_dir} is prepared already')
+        return
+    if data_dir is None and not unpacked.is_dir():
+        download([Url(SC_URL, archive)], check_download)
+    root = find_dataset(source, unpacked)
+    mids = dict(zip(labels.names, labels.mids))
+    clips = list_clips(root, list_words(root, mids))
+    splits = split_clips(clips, root)
+    datafile_dir.mkdir(exist_ok=True)
+    for split, names in splits.items():
+        write_json(datafiles[split], {'data': [{'wav': clips[name], 'labels': mids[name.partition('/')[0]]}
+                                               for name in names]})
+    report(splits, labels)
+
+
+def main():
+    """Entry point."""
+    parser = OptionParser(prog='prep_sc.py', description=__doc__)
+    parser.add_argument('--data_dir', help="folder or tar.gz in Speech Commands' layout; without it it is downloaded")
+    parser.add_argument('--prep_dir', type=Path, default=HERE / 'data', help='where the prepared data go')
+    args = parser.parse_args()
+    setup_logging()
+    with exit_on(DataError, OSError):
+        prepare(args.data_dir, args.prep_dir.resolve())
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,318 @@
+"""Check datafiles before training: entries, recordings from the first to the last sample, labels, weights, leaks.
+
+Exits with 0 where training would run with all of them, with 1 where it would not; the last line says why.
+"""
+import itertools
+import json
+import logging
+import math
+import os
+import statistics
+import sys
+from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
+
+import numpy as np
+
+from features import FRAME_SHIFT_MS, MIN_SAMPLES, SAMPLE_RATE, AudioError, open_audio
+from utilities.cli import OptionParser, exit_on, setup_logging, whole
+from utilities.labels import DataError, entry_problem, read_entries, read_labels, read_sample_weights, weight_file
+from utilities.parallel import available_cores, parallel_map
+from utilities.segments import read_segments
+
+BLOCK_SAMPLES = 2 ** 18  # of each channel, read at once
+SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
+FRAME_SHIFT_SAMPLES = SAMPLE_RATE * FRAME_SHIFT_MS // 1000
+# What is listed by name: whether it stops training, and what it is.
+PROBLEMS = {
+    'malformed': (True, 'malformed entries'),
+    'without_labels': (True, 'entries without labels'),
+    'unknown_labels': (True, 'entries with labels that are not in the label file'),
+    'missing': (True, 'missing recordings'),
+    'unreadable': (True, 'recordings that cannot be decoded'),
+    'empty': (True, 'recordings without samples'),
+    'non_finite': (True, 'recordings with NaN or infinite samples'),
+    'silent': (False, f'silent recordings (peak below {SILENCE:g})'),
+    'too_short': (False, 'recordings shorter than one frame of 25 ms'),
+    'repeated_wavs': (False, 'recordings listed more than once'),
+    'repeated_video_ids': (False, 'video ids listed more than once'),
+    'segments_missing': (False, 'segments of the list that the datafile lacks'),
+    'segments_not_listed': (False, 'entries that are not in the segment list, by video_id'),
+    'segments_other_labels': (False, 'entries with other labels than in the segment list'),
+}
+
+logger = logging.getLogger(__name__)
+
+
+class Recording(NamedTuple):
+    """What reading one file has shown. problem: a key of PROBLEMS that stops training, or None; reason: more of it."""
+    problem: str | None
+    reason: str = ''
+    sample_rate: int = 0
+    channels: int = 0
+    samples: int = 0  # of each channel
+    peak: float = 0.0  # largest absolute sample; 1 is full scale
+
+    @property
+    def seconds(self):
+        """Duration in seconds."""
+        return self.samples / self.sample_rate
+
+    @property
+    def frames(self):
+        """Frames of its fbank."""
+        samples = math.ceil(self.samples * SAMPLE_RATE / self.sample_rate)
+        return 0 if samples < MIN_SAMPLES else 1 + (samples - MIN_SAMPLES) // FRAME_SHIFT_SAMPLES
+
+
+def examine(path):
+    """Read an audio file whole, a block at a time. Returns a Recording."""
+    if not os.path.isfile(path):
+        return Recording('missing')
+    samples, peak, finite = 0, 0.0, True
+    try:
+        with open_audio(path) as audio:
+            while len(block := audio.read(BLOCK_SAMPLES, dtype='float32', always_2d=True)):
+                highest = float(np.abs(block).max())
+                samples, peak, finite = samples + len(block), max(peak, highest), finite and math.isfinite(highest)
+            facts = audio.samplerate, audio.channels, samples, peak
+    except AudioError as error:
+        return Recording('unreadable', str(error))
+    if not samples:
+        return Recording('empty')
+    return Recording(None, '', *facts) if finite else Recording('non_finite')
+
+
+def wav_path(entry):
+    """The recording of a datafile's entry as an absolute path, or None where it names none."""
+    wav = entry.get('wav') if isinstance(entry, dict) else None
+    return os.path.abspath(wav) if isinstance(wav, str) and wav and '\0' not in wav else None
+
+
+def video_id(entry):
+    """The video_id of a datafile's entry, or None."""
+    return entry.get('video_id') if isinstance(entry, dict) and isinstance(entry.get('video_id'), str) else None
+
+
+def check_entries(entries, known_mids):
+    """Sort the entries that training would refuse by what is wrong, as text; and count the labels nobody knows."""
+    problems = {'malformed': [], 'without_labels': [], 'unknown_labels': []}
+    unknown = Counter()
+    for i, entry in enumerate(entries):
+        if problem := entry_problem(entry, known_mids):
+            kind = _kind(entry)
+            problems[kind].append(f'entry {i}: {problem}')
+            if kind == 'unknown_labels':
+                unknown.update(mid for mid in entry['labels'].split(',') if mid not in known_mids)
+    return problems, dict(unknown.most_common())
+
+
+def _kind(entry):
+    if wav_path(entry) is None:
+        return 'malformed'
+    labels = entry.get('labels')
+    if not labels:
+        return 'without_labels'
+    well_formed = isinstance(labels, str) and entry_problem(entry, labels.split(',')) is None
+    return 'unknown_labels' if well_formed else 'malformed'
+
+
+def check_recordings(recordings, audio_length):
+    """What path -> Recording says: lists of problems, and counts of rates, channels and lengths.
+
+    audio_length: frames of the window.
+    """
+    problems = {name: [] for name in ('missing', 'unreadable', 'empty', 'non_finite', 'silent', 'too_short')}
+    for path, recording in recordings.items():
+        if recording.problem:
+            problems[recording.problem].append(recording.reason or path)
+            continue
+        if recording.peak < SILENCE:
+            problems['silent'].append(path)
+        if not recording.frames:
+            problems['too_short'].append(path)
+    sound = [recording for recording in recordings.values() if recording.problem is None]
+    seconds = [recording.seconds for recording in sound]
+    return problems, {
+        'recordings': len(recordings),
+        'sample_rates': dict(sorted(Counter(recording.sample_rate for recording in sound).items())),
+        'channels': dict(sorted(Counter(recording.channels for recording in sound).items())),
+        'seconds': {'min': min(seconds), 'median': statistics.median(seconds), 'max': max(seconds)} if sound else None,
+        'shorter_than_window': sum(recording.frames < audio_length for recording in sound),
+        'longer_than_window': sum(recording.frames > audio_length for recording in sound)}
+
+
+def check_labels(entries, labels):
+    """How many entries have each label, and several; entries that training would refuse do not count."""
+    index = labels.index()
+    label_sets = [set(entry['labels'].split(',')) for entry in entries if entry_problem(entry, index) is None]
+    counts = Counter(itertools.chain.from_iterable(label_sets))
+    return {'labels': dict(counts.most_common()), 'empty_classes': [mid for mid in labels.mids if not counts[mid]],
+            'entries_with_several_labels': sum(len(mids) > 1 for mids in label_sets)}
+
+
+def check_weights(datafile, samples):
+    """The weight file beside a datafile, None where there is none, and why --bal bal would stop at it."""
+    path = weight_file(datafile)
+    if not path.exists():
+        return None
+    try:
+        read_sample_weights(path, samples)
+        return {'path': str(path), 'problem': None}
+    except DataError as error:
+        return {'path': str(path), 'problem': str(error)}
+
+
+def check_segments(entries, segments):
+    """Hold a datafile's entries against a list of Segments, by video_id."""
+    listed = {}
+    for segment in segments:
+        listed.setdefault(segment.video_id, []).append(set(segment.labels))
+    present = {video_id(entry) for entry in entries}
+    problems = {'segments_missing': [f'{segment.video_id} from {segment.start_seconds:g} s' for segment in segments
+                                     if segment.video_id not in present],
+                'segments_not_listed': [], 'segments_other_labels': []}
+    for i, entry in enumerate(entries):
+        text = f'entry {i}: {video_id(entry) or wav_path(entry) or "no video_id"}'
+        if video_id(entry) not in listed:
+            problems['segments_not_listed'].append(text)
+        elif set(str(entry.get('labels')).split(',')) not in listed[video_id(entry)]:
+            problems['segments_other_labels'].append(f'{text} has {entry.get("labels")}')
+    return problems
+
+
+def repeated(values):
+    """Those of some values that come more than once; None does not count."""
+    return [value for value, count in Counter(values).items() if count > 1 and value is not None]
+
+
+def check_datafile(path, entries, recordings, labels, audio_length, segments):
+    """Everything about one datafile, for JSON. recordings: absolute path -> Recording; segments: a list, or None."""
+    wavs = [wav_path(entry) for entry in entries]
+    entry_problems, unknown_mids = check_entries(entries, labels.index())
+    audio_problems, facts = check_recordings({wav: recordings[wav] for wav in wavs if wav is not None}, audio_length)
+    problems = {**entry_problems, **audio_problems, 'repeated_wavs': repeated(wavs),
+                'repeated_video_ids': repeated(map(video_id, entries)),
+                **(check_segments(entries, segments) if segments is not None else {})}
+    return {'path': str(path), 'samples': len(entries), **facts, **check_labels(entries, labels),
+            'unknown_mids': unknown_mids, 'weight_file': check_weights(path, len(entries)),
+            'segments': len(segments) if segments is not None else None, 'problems': problems}
+
+
+def check_leaks(entries_of):
+    """Which recordings and videos two datafiles share. entries_of: path -> entries."""
+    leaks = []
+    for first, second in itertools.combinations(entries_of, 2):
+        shared = {name: sorted(_values(key, entries_of[first]) & _values(key, entries_of[second]))
+                  for name, key in (('wavs', wav_path), ('video_ids', video_id))}
+        if any(shared.values()):
+            leaks.append({'datafiles': [first, second], **shared})
+    return leaks
+
+
+def _values(key, entries):
+    return set(map(key, entries)) - {None}
+
+
+def check(datafiles, labels, audio_length, segments=None):
+    """Check datafiles and everything they list. Returns one dict for JSON; `stops` says why training would not run."""
+    entries_of, reports, stops = {}, [], []
+    for path in dict.fromkeys(map(str, datafiles)):
+        try:
+            entries_of[path] = read_entries(path)
+        except DataError as error:
+            stops.append(str(error))
+    wavs = list({wav: None for entries in entries_of.values() for wav in map(wav_path, entries) if wav is not None})
+    logger.info('reading %d recordings with %d cores', len(wavs), available_cores())
+    recordings = dict(zip(wavs, parallel_map(examine, wavs, 'reading recordings')))
+    for path, entries in entries_of.items():
+        report = check_datafile(path, entries, recordings, labels, audio_length, segments)
+        reports.append(report)
+        found = [f'{len(report["problems"][name])} {text}' for name, (stopping, text) in PROBLEMS.items()
+                 if stopping and report['problems'][name]]
+        if found:
+            stops.append(f'{path} has {", ".join(found)}')
+    return {'would_train': not stops, 'stops': stops, 'audio_length': audio_length, 'datafiles': reports,
+            'leaks': check_leaks(entries_of)}
+
+
+def describe(report, labels, max_listed):
+    """Yield the lines about one datafile."""
+    names = dict(zip(labels.mids, labels.names))
+    yield f'{report["path"]}: {report["samples"]} samples, {report["recordings"]} recordings'
+    if seconds := report['seconds']:
+        yield (f'  seconds: shortest {seconds["min"]:.2f}, median {seconds["median"]:.2f}, longest '
+               f'{seconds["max"]:.2f}; {report["shorter_than_window"]} shorter than the window (padded), '
+               f'{report["longer_than_window"]} longer (cut)')
+        others = {rate: count for rate, count in report['sample_rates'].items() if rate != SAMPLE_RATE}
+        yield '  sample rates: ' + (f'not {SAMPLE_RATE} Hz: {_counts(others)} (resampled whenever they are read)'
+                                    if others else f'all {SAMPLE_RATE} Hz')
+        several = {channels: count for channels, count in report['channels'].items() if channels > 1}
+        yield '  channels: ' + (f'more than one: {_counts(several)} (averaged)' if several else 'all one')
+    yield (f'  labels: {len(report["labels"])} of {len(labels)} classes; {report["entries_with_several_labels"]} '
+           'samples have several (--loss CE needs one)')
+    yield from _listed('classes with samples, the most frequent first',
+                       [f'{names[mid]} ({mid}): {n}' for mid, n in report['labels'].items()], max_listed)
+    yield from _listed('classes without samples', [f'{names[mid]} ({mid})' for mid in report['empty_classes']],
+                       max_listed)
+    yield from _listed('labels that are not in the label file',
+                       [f'{mid}: {n}' for mid, n in report['unknown_mids'].items()], max_listed)
+    if weights := report['weight_file']:
+        yield '  weight file: ' + (f'--bal bal would stop: {weights["problem"]}' if weights['problem'] else 'fits')
+    if report['segments'] is not None:
+        yield f'  segment list: {report["segments"]} segments'
+    for name, items in report['problems'].items():
+        stopping, text = PROBLEMS[name]
+        yield from _listed(f'{"STOPS TRAINING" if stopping else "warning"}: {text}', items, max_listed)
+
+
+def _counts(counts):
+    return ', '.join(f'{value}: {count}' for value, count in counts.items())
+
+
+def _listed(title, items, max_listed):
+    if items:
+        yield f'  {title}: {len(items)}'
+        yield from (f'    {item}' for item in items[:max_listed])
+        if len(items) > max_listed:
+            yield f'    ... and {len(items) - max_listed} more (--max_listed, --json)'
+
+
+def describe_leak(leak, max_listed):
+    """Yield the lines about what two datafiles share."""
+    yield ' and '.join(leak['datafiles'])
+    for name, text in (('wavs', 'recordings'), ('video_ids', 'video ids')):
+        yield from _listed(f'warning: LEAK, {text} in both', leak[name], max_listed)
+
+
+def main(argv=None):
+    """Entry point."""
+    parser = OptionParser(prog='check_data.py', description=__doc__)
+    add = parser.add_argument
+    add('datafiles', nargs='+', help='datafiles to check: training, validation, evaluation set')
+    add('--label_csv', required=True, help='label file: index,mid,display_name')
+    add('--audio_length', type=whole(16), default=1024, help='frames of 10 ms of the input')
+    add('--segments', help='segment list to hold the datafiles against')
+    add('--max_listed', type=whole(0), default=10, help='how many of each kind to list')
+    add('--json', action='store_true', help='print everything as JSON')
+    args = parser.parse_args(argv)
+    setup_logging()
+    with exit_on(BrokenProcessPool, DataError):
+        labels = read_labels(args.label_csv)
+        segments = read_segments(args.segments, labels.index()) if args.segments else None
+        result = check(args.datafiles, labels, args.audio_length, segments)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    else:
+        for report in result['datafiles']:
+            print('\n'.join(describe(report, labels, args.max_listed)))
+        for leak in result['leaks']:
+            print('\n'.join(describe_leak(leak, args.max_listed)))
+        print('training would run with these datafiles' if result['would_train']
+              else f'training would not run: {"; ".join(result["stops"])}')
+    sys.exit(0 if result['would_train'] else 1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,27 @@
+"""Prepared data: whether a folder holds a finished preparation, and which source it was made from."""
+import json
+from pathlib import Path
+
+from utilities.labels import DataError
+from utilities.results import write_json
+
+
+def is_prepared(datafiles):
+    """Whether all these datafiles are there, and every recording that they list."""
+    return all(map(Path.exists, datafiles)) and all(
+        Path(entry['wav']).exists() for datafile in datafiles for entry in json.loads(datafile.read_text())['data'])
+
+
+def check_not_mixed(out_dir, source, *made):
+    """Raise DataError where out_dir was prepared from another source, whose recordings may have the same names.
+
+    made: what a preparation leaves in out_dir, besides the mark of its source, which this writes.
+    """
+    marker = out_dir / 'source.json'
+    before = json.loads(marker.read_text())['source'] if marker.exists() else None
+    left = [str(path) for path in made if path.exists()]
+    if before not in (None, source) and left:
+        raise DataError(f'{out_dir} was prepared from {before}, not from {source}: give another folder with '
+                        f'--prep_dir, or remove {" and ".join([*left, str(marker)])}')
+    if before != source:
+        write_json(marker, {'source': source})

@@ -1,0 +1,202 @@
+"""Preparation of AudioSet: files matched with the segment list by their names, and the datafile of those found."""
+import csv
+import json
+import logging
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from utilities.labels import DataError, read_datafile, read_labels
+
+MALE, DOG = '/m/05zppz', '/m/0bt9lr'
+FIRST, SECOND = '--PJHxphWEs', 'Yb_-cd_-123'  # ids may begin with - or Y, and contain _ and -
+
+
+@pytest.fixture(scope='module')
+def prep(load_script):
+    return load_script('egs/audioset/prep_audioset.py')
+
+
+@pytest.fixture
+def prepare(prep, tmp_path, capsys):
+    """Prepare what lies in audio/, by a list of two clips; returns entries, rows of the missing, and the report."""
+    def run(flac_dir=None, clips=((FIRST, 30, f'{MALE},{DOG}'), (SECOND, 0, DOG))):
+        path = tmp_path / 'list.csv'
+        path.write_text(''.join(f'{clip}, {start:.3f}, {start + 10:.3f}, "{mids}"\n' for clip, start, mids in clips))
+        prep.prepare([path], tmp_path / 'audio', tmp_path / 'out' / 'data.json', flac_dir, prep.LABEL_FILE)
+        with open(tmp_path / 'out' / 'data_missing.csv', newline='') as file:
+            missing = list(csv.DictReader(file))
+        return json.loads((tmp_path / 'out' / 'data.json').read_text())['data'], missing, capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def audio(tmp_path):
+    """Write a file below audio/ : a stereo tone in that format at 22.05 kHz, or a text; returns its path."""
+    def make(name, text=None, amplitude=0.1):
+        path = tmp_path / 'audio' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if text is not None:
+            path.write_text(text)
+            return str(path)
+        tone = amplitude * np.sin(np.arange(11025) / 10)
+        soundfile.write(path, np.stack([tone, tone], axis=1), 22050,
+                        format={'.oga': 'OGG', '.aif': 'AIFF'}.get(path.suffix))
+        return str(path)
+    return make
+
+
+@pytest.mark.parametrize('name', [
+    f'{FIRST}.wav', f'Y{FIRST}.flac', f'{FIRST}_30.mp3', f'{FIRST}_30.0.ogg', f'{FIRST}_30.000_40.000.wav',
+    f'{FIRST}_30000_40000.flac', f'{FIRST}-30-40.wav', f'Y{FIRST}_30000.WAV', f'deep/er/{FIRST}.oga', f'{FIRST}.aif'])
+def test_a_file_belongs_to_the_clip_that_its_name_says(prepare, audio, name):
+    path = audio(name)
+    entries, missing, report = prepare()
+    assert entries == [{'video_id': FIRST, 'wav': path, 'labels': f'{MALE},{DOG}'}]
+    assert missing == [{'video_id': SECOND, 'start_seconds': '0.000', 'problem': 'missing'}]
+    assert 'listed 2, found 1 (50.0%), missing 1, unreadable 0' in report
+
+
+@pytest.mark.parametrize('name', [f'{SECOND}.wav', f'Y{SECOND}.wav', f'{SECOND}_0.wav', f'Y{SECOND}_0_10000.wav'])
+def test_an_id_that_begins_with_y_is_no_other_id(prepare, audio, name):
+    path = audio(name)
+    assert [(entry['video_id'], entry['wav']) for entry in prepare()[0]] == [(SECOND, path)]
+
+
+def test_the_datafile_is_in_the_order_of_the_list_and_is_what_training_reads(prepare, audio, prep, tmp_path):
+    for name in (f'{SECOND}.wav', f'{FIRST}.wav'):
+        audio(name)
+    entries, missing, _ = prepare()
+    assert [entry['video_id'] for entry in entries] == [FIRST, SECOND] and missing == []
+    datafile = read_datafile(tmp_path / 'out' / 'data.json', read_labels(prep.LABEL_FILE).index())
+    assert len(datafile) == 2 and all(os.path.isabs(wav) for wav in datafile.wavs)
+
+
+def test_a_file_with_another_start_is_another_clip(prepare, audio):
+    audio(f'{FIRST}_90.wav')
+    audio(f'{SECOND}.wav')
+    entries, missing, report = prepare()
+    assert [entry['video_id'] for entry in entries] == [SECOND] and missing[0]['video_id'] == FIRST
+    assert '1 files of listed videos are left out' in report
+
+
+def test_of_several_files_the_one_with_the_start_then_the_readable_then_the_first_counts(prepare, audio):
+    audio(f'{FIRST}.wav')
+    best = audio(f'z/{FIRST}_30.wav')
+    audio(f'{SECOND}.m4a', text='')
+    audio(f'{SECOND}.flac', text='broken')
+    other = audio(f'{SECOND}.wav')
+    audio(f'b/{SECOND}.wav')
+    assert [entry['wav'] for entry in prepare()[0]] == [best, other]
+
+
+def test_files_that_cannot_be_decoded_are_listed_with_the_reason(prepare, audio):
+    audio(f'{FIRST}.webm', text='video')
+    audio(f'{SECOND}.flac', text='broken')
+    third = '11111111111'
+    audio(f'{third}.wav')
+    soundfile.write(audio('22222222222.wav'), np.zeros(0), 16000)
+    _, missing, report = prepare(clips=[(name, 0, DOG) for name in (FIRST, SECOND, third, '22222222222')])
+    problems = {row['video_id']: row['problem'] for row in missing}
+    assert 'found 1 (25.0%), missing 0, unreadable 3' in report
+    assert 'ffmpeg' in problems[FIRST] and 'cannot read' in problems[SECOND] and 'no samples' in problems['22222222222']
+
+
+def test_files_that_are_no_audio_are_ignored(prepare, audio):
+    audio(f'{SECOND}.wav')
+    for suffix in ('json', 'part', 'txt', 'wav.part'):
+        audio(f'{FIRST}.{suffix}', text='')
+    assert [row['problem'] for row in prepare()[1]] == ['missing']
+
+
+def test_a_video_with_several_clips_needs_the_start_in_the_name(prepare, audio):
+    clips = [(FIRST, 0, MALE), (FIRST, 30, DOG), (SECOND, 0, DOG)]
+    audio(f'{FIRST}.wav')
+    audio(f'{SECOND}.wav')
+    _, missing, report = prepare(clips=clips)
+    assert 'found 1 ' in report and all('several of its clips' in row['problem'] for row in missing)
+    path = audio(f'{FIRST}_30.wav')
+    assert [entry['wav'] for entry in prepare(clips=clips)[0] if entry['video_id'] == FIRST] == [path]
+
+
+def test_folders_that_link_to_each_other_are_walked_once(prep, prepare, audio, tmp_path):
+    audio(f'a/{FIRST}.wav')
+    (tmp_path / 'audio' / 'a' / 'loop').symlink_to(tmp_path / 'audio')
+    (tmp_path / 'elsewhere').mkdir()
+    os.rename(audio(f'{SECOND}.wav'), tmp_path / 'elsewhere' / f'{SECOND}.wav')
+    (tmp_path / 'audio' / 'b').symlink_to(tmp_path / 'elsewhere')
+    assert len(prepare()[0]) == len(list(prep.audio_files(tmp_path / 'audio'))) == 2
+
+
+def test_copies_are_16_khz_mono_flac_that_loud_clips_do_not_wrap(prepare, audio, tmp_path):
+    audio(f'{FIRST}.wav', amplitude=1.0)
+    audio(f'{SECOND}.mp3')
+    flac = tmp_path / 'flac'
+    entries, _, _ = prepare(flac)
+    assert [entry['wav'] for entry in entries] == [f'{flac}/{FIRST}_30.000.flac', f'{flac}/{SECOND}_0.000.flac']
+    infos = [soundfile.info(entry['wav']) for entry in entries]
+    assert {(info.samplerate, info.channels) for info in infos} == {(16000, 1)}
+    assert {(info.format, info.subtype) for info in infos} == {('FLAC', 'PCM_16')}
+    assert np.abs(np.diff(soundfile.read(entries[0]['wav'])[0])).max() < 0.3
+
+
+def test_a_broken_off_conversion_goes_on_where_it_was(prepare, audio, tmp_path):
+    audio(f'{FIRST}.wav')
+    audio(f'{SECOND}.wav')
+    flac = tmp_path / 'flac'
+    kept, broken = (flac / os.path.basename(entry['wav']) for entry in prepare(flac)[0])
+    broken.write_bytes(broken.read_bytes()[:20])
+    before = kept.stat().st_mtime_ns
+    entries, missing, _ = prepare(flac)
+    assert len(entries) == 2 and missing == []
+    assert kept.stat().st_mtime_ns == before and soundfile.info(broken).frames == 8000
+
+
+def test_copies_serve_as_audio_themselves(prepare, audio, tmp_path):
+    audio(f'{FIRST}.wav')
+    flacs = [entry['wav'] for entry in prepare(tmp_path / 'flac')[0]]
+    (tmp_path / 'audio').rename(tmp_path / 'gone')
+    (tmp_path / 'flac').rename(tmp_path / 'audio')
+    assert [os.path.basename(entry['wav']) for entry in prepare()[0]] == [os.path.basename(wav) for wav in flacs]
+
+
+def test_where_nothing_is_found_the_names_are_explained(prepare, audio):
+    audio('song.wav')
+    with pytest.raises(DataError, match=f'no file of a listed clip.*{FIRST}_30.000_40.000.wav'):
+        prepare()
+
+
+def test_where_nothing_can_be_decoded_the_reason_is_given(prepare, audio):
+    audio(f'{FIRST}.m4a', text='')
+    with pytest.raises(DataError, match='none of the 1 clips.*ffmpeg'):
+        prepare()
+
+
+def test_folders_that_cannot_be_used_are_refused(prepare, audio, tmp_path):
+    with pytest.raises(DataError, match='audio is not a folder'):
+        prepare()
+    audio(f'{FIRST}.wav')
+    with pytest.raises(DataError, match='another folder than --audio_dir'):
+        prepare(tmp_path / 'audio')
+    (tmp_path / 'file').touch()
+    with pytest.raises(DataError, match='file/flac cannot be made'):
+        prepare(tmp_path / 'file' / 'flac')
+
+
+def test_a_mistake_ends_with_a_sentence_and_success_with_0(prep, audio, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
+    audio(f'{FIRST}.wav')
+    (tmp_path / 'list.csv').write_text(f'{FIRST}, 30, 40, "{DOG}"\n')
+    words = ['--audio-dir', str(tmp_path / 'audio'), '--out', str(tmp_path / 'data.json'), '--segments']
+    prep.main([*words, str(tmp_path / 'list.csv')])
+    with pytest.raises(SystemExit, match='error: cannot read the segment list'):
+        prep.main([*words, str(tmp_path / 'nowhere.csv')])
+
+
+def test_the_samples_of_datafiles_can_be_read(root, prep):
+    index = read_labels(prep.LABEL_FILE).index()
+    wavs = [read_datafile(root / 'egs/audioset/data/datafiles' / f'sample_{name}_data.json', index).wavs
+            for name in ('train', 'eval')]
+    assert all(len(part) == 5 for part in wavs) and not set(wavs[0]) & set(wavs[1])

@@ -1,0 +1,170 @@
+"""Checking datafiles: each planted fault is found, and the exit code says whether training would run."""
+import json
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+
+import check_data
+
+
+@pytest.fixture
+def check(make_labels, capsys, monkeypatch):
+    """Check datafiles against a label file of three classes; returns the exit code and what was printed."""
+    monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
+
+    def run(*words):
+        with pytest.raises(SystemExit) as stopped:
+            check_data.main([*map(str, words), '--label_csv', str(make_labels(3))])
+        return stopped.value.code, capsys.readouterr().out
+    return run
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a datafile of entries as they are; returns its path."""
+    def make(entries, name='data.json'):
+        (tmp_path / name).write_text(json.dumps({'data': entries}))
+        return tmp_path / name
+    return make
+
+
+@pytest.fixture
+def sound(tmp_path):
+    """Write these samples as a WAV of 32-bit floats; returns its path."""
+    def make(name, samples, rate=16000):
+        soundfile.write(tmp_path / name, np.asarray(samples), rate, subtype='FLOAT')
+        return str(tmp_path / name)
+    return make
+
+
+def problems(output):
+    """The problems of the first datafile in JSON output, those that there are."""
+    return {name: items for name, items in json.loads(output)['datafiles'][0]['problems'].items() if items}
+
+
+def test_sound_data_pass(check, make_datafile, make_tone):
+    code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (make_tone('b.flac', seconds=2.0), '/m/0,/m/1')]))
+    assert code == 0 and said.splitlines()[-1] == 'training would run with these datafiles'
+    assert '2 samples, 2 recordings' in said and 'shortest 1.00, median 1.50, longest 2.00' in said
+    assert 'labels: 2 of 3 classes; 1 samples have several' in said and 'class 0 (/m/0): 2' in said
+    assert 'classes without samples: 1\n    class 2 (/m/2)' in said
+
+
+@pytest.mark.parametrize('entry, kind', [
+    ('text', 'malformed'), ({'labels': '/m/0'}, 'malformed'), ({'wav': 3, 'labels': '/m/0'}, 'malformed'),
+    ({'wav': 'TONE', 'labels': 7}, 'malformed'), ({'wav': 'TONE'}, 'without_labels'),
+    ({'wav': 'TONE', 'labels': ''}, 'without_labels'), ({'wav': 'TONE', 'labels': '/m/9,/m/0,/m/8'}, 'unknown_labels'),
+    ({'wav': 'TONE', 'labels': '/m/0,'}, 'unknown_labels')])
+def test_an_entry_that_training_refuses_is_found(check, write, make_tone, entry, kind):
+    good = {'wav': str(make_tone('a.wav')), 'labels': '/m/0'}
+    if isinstance(entry, dict) and entry.get('wav') == 'TONE':
+        entry = {**entry, 'wav': str(make_tone('b.wav'))}
+    code, said = check(write([good, entry, good | {'wav': str(make_tone('c.wav'))}]), '--json')
+    assert code == 1 and list(problems(said)) == [kind] and problems(said)[kind][0].startswith('entry 1: ')
+
+
+def test_all_bad_entries_are_found_and_unknown_labels_counted(check, write, make_tone):
+    good = str(make_tone('a.wav'))
+    code, said = check(write([{'wav': good, 'labels': '/m/9'}, {'wav': good, 'labels': '/m/9,/m/8'}, {}]), '--json')
+    assert code == 1 and len(problems(said)['unknown_labels']) == 2 and len(problems(said)['malformed']) == 1
+    assert json.loads(said)['datafiles'][0]['unknown_mids'] == {'/m/9': 2, '/m/8': 1}
+
+
+@pytest.mark.parametrize('kind', ['missing', 'unreadable', 'empty', 'non_finite', 'block', 'cut'])
+def test_a_recording_that_cannot_be_used_stops_training(check, make_datafile, make_tone, sound, tmp_path, kind):
+    bad = tmp_path / 'bad.wav'
+    if kind == 'unreadable':
+        bad.write_text('not audio')
+    elif kind == 'cut':
+        bad = make_tone('bad.flac', seconds=4.0)
+        bad.write_bytes(bad.read_bytes()[:30000])
+    elif kind != 'missing':
+        samples = {'empty': np.zeros(0), 'non_finite': [0.1] * 500 + [np.inf], 'block': np.full(600_000, 0.1)}[kind]
+        if kind == 'block':
+            samples[300_000] = np.nan  # neither in the first nor in the last block
+        sound('bad.wav', samples)
+    code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (bad, '/m/1')]), '--json')
+    found = problems(said)
+    assert code == 1 and list(found) == [{'block': 'non_finite', 'cut': 'unreadable'}.get(kind, kind)]
+    assert str(bad) in next(iter(found.values()))[0]
+
+
+def test_the_last_line_says_what_stops_training(check, make_datafile, make_tone, tmp_path):
+    code, said = check(make_datafile([(make_tone('a.wav'), '/m/0')], 'good.json'),
+                       make_datafile([(tmp_path / 'no.wav', '/m/0'), ('', '/m/0')], 'bad.json'))
+    last = said.splitlines()[-1]
+    assert code == 1 and last.startswith('training would not run') and 'good.json' not in last
+    assert 'bad.json has 1 malformed entries, 1 missing recordings' in last
+
+
+def test_recordings_that_train_badly_are_warned_about(check, make_datafile, make_tone, sound):
+    wavs = [sound('silent.wav', np.full(2000, 5e-5)), sound('short.wav', [0.1] * 399),
+            make_tone('cd.wav', rate=44100, channels=2), make_tone('long.wav', seconds=3.0)]
+    datafile = make_datafile([(wav, '/m/0') for wav in wavs])
+    code, said = check(datafile, '--audio_length', '98', '--json')
+    facts = json.loads(said)['datafiles'][0]
+    assert code == 0 and problems(said) == {'silent': wavs[:1], 'too_short': wavs[1:2]}
+    assert facts['sample_rates'] == {'16000': 3, '44100': 1} and facts['channels'] == {'1': 3, '2': 1}
+    assert facts['shorter_than_window'] == 2 and facts['longer_than_window'] == 1  # one second is 98 frames
+    code, said = check(datafile, '--audio_length', '98')
+    assert code == 0 and 'not 16000 Hz: 44100: 1' in said and 'silent recordings (peak below 0.0001): 1' in said
+
+
+def test_what_is_listed_twice_is_found(check, write, make_tone):
+    wavs = [str(make_tone(name)) for name in ('a.wav', 'b.wav')]
+    entries = [{'wav': wavs[0], 'labels': '/m/0', 'video_id': 'x'}, {'wav': wavs[0], 'labels': '/m/0'},
+               {'wav': wavs[1], 'labels': '/m/0', 'video_id': 'x'}]
+    code, said = check(write(entries), '--json')
+    assert code == 0 and problems(said) == {'repeated_wavs': [wavs[0]], 'repeated_video_ids': ['x']}
+
+
+def test_a_leak_between_datafiles_is_warned_about(check, write, make_tone):
+    a, b, c = (str(make_tone(name)) for name in ('a.wav', 'b.wav', 'c.wav'))
+    train = write([{'wav': a, 'labels': '/m/0', 'video_id': 'x'}, {'wav': b, 'labels': '/m/0'}], 'train.json')
+    val = write([{'wav': c, 'labels': '/m/0', 'video_id': 'x'}, {'wav': b, 'labels': '/m/0'}], 'val.json')
+    code, said = check(train, val)
+    assert code == 0 and f'LEAK, recordings in both: 1\n    {b}' in said and 'LEAK, video ids in both: 1\n    x' in said
+    assert json.loads(check(train, val, '--json')[1])['leaks'] == [
+        {'datafiles': [str(train), str(val)], 'wavs': [b], 'video_ids': ['x']}]
+
+
+def test_a_weight_file_that_does_not_fit_is_found(check, make_datafile, make_tone, tmp_path):
+    datafile = make_datafile([(make_tone('a.wav'), '/m/0')])
+    assert 'weight file' not in check(datafile)[1]
+    (tmp_path / 'data_weight.csv').write_text('5\n')
+    assert 'weight file: fits' in check(datafile)[1]
+    (tmp_path / 'data_weight.csv').write_text('5\n6\n')
+    code, said = check(datafile)
+    assert code == 0 and '--bal bal would stop' in said and 'must hold 1 non-negative' in said
+
+
+def test_a_datafile_is_held_against_its_segment_list(check, write, make_tone, tmp_path):
+    (tmp_path / 'list.csv').write_text('aaaaaaaaaaa, 0, 10, "/m/0,/m/1"\nbbbbbbbbbbb, 0, 10, "/m/1"\n'
+                                       'ccccccccccc, 0, 10, "/m/2"\n')
+    entries = [{'video_id': name * 11, 'wav': str(make_tone(f'{name}.wav')), 'labels': labels}
+               for name, labels in (('a', '/m/1,/m/0'), ('b', '/m/2'), ('d', '/m/0'))]
+    code, said = check(write(entries), '--segments', tmp_path / 'list.csv', '--json')
+    found = problems(said)
+    assert code == 0 and found['segments_missing'] == ['ccccccccccc from 0 s']
+    assert found['segments_not_listed'] == ['entry 2: ddddddddddd']
+    assert found['segments_other_labels'] == ['entry 1: bbbbbbbbbbb has /m/2']
+
+
+def test_long_lists_are_cut_in_text_and_whole_in_json(check, make_datafile, tmp_path):
+    datafile = make_datafile([(tmp_path / f'{i}.wav', '/m/0') for i in range(30)])
+    code, said = check(datafile, '--max_listed', '4')
+    assert code == 1 and said.count('.wav') == 4 and '... and 26 more' in said
+    assert len(problems(check(datafile, '--json')[1])['missing']) == 30
+
+
+def test_the_others_are_checked_where_one_is_no_datafile(check, make_datafile, make_tone, tmp_path):
+    code, said = check(tmp_path / 'nowhere.json', make_datafile([(make_tone('a.wav'), '/m/0')]))
+    assert code == 1 and 'data.json: 1 samples' in said and 'cannot read the datafile' in said.splitlines()[-1]
+
+
+def test_a_wrong_label_file_ends_with_a_sentence(make_datafile, tmp_path, monkeypatch):
+    monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
+    with pytest.raises(SystemExit, match='error: cannot read the label file'):
+        check_data.main([str(make_datafile([('a.wav', '/m/0')])), '--label_csv', str(tmp_path / 'nowhere.csv')])
