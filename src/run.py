@@ -1,6 +1,5 @@
 """Train and evaluate one AST experiment: the command line, the only place where options become settings."""
 import contextlib
-import json
 import logging
 import shutil
 import sys
@@ -12,17 +11,19 @@ import torch
 from filelock import FileLock, Timeout
 
 from checkpoint import CheckpointError
-from dataloader import AudioConf, AudiosetDataset, EpochSampler, end_workers, make_loader
+from dataloader import AudioConf, AudiosetDataset, EpochSampler, make_loader
 from features import AudioError
 from hardware import choose_device, choose_precision
 from models import ASTModel, WeightsError
 from models.ast_models import DEIT, check_settings
 from models.files import WriteError
+from report import run_page, warn_only
 from traintest import LOSSES, Interrupted, Run, TrainingError, TrainSettings, explained
 from utilities.cli import OptionParser, boolean, exit_on, number, setup_logging, whole
+from utilities.environment import record_start
 from utilities.interrupt import EXIT_CODE, Interrupt
 from utilities.labels import DataError, read_sample_weights, weight_file
-from utilities.results import write_json
+from utilities.results import read_json, write_json, write_text
 
 MODELS = {'ast': ASTModel}
 # Options that no checkpoint survives a change of, not even with --force.
@@ -181,7 +182,7 @@ def is_finished(args, exp_dir):
     """Whether exp_dir holds this very experiment, finished. Raises DataError where it holds one with other settings."""
     if not (exp_dir / 'args.json').exists():
         return False
-    before = json.loads((exp_dir / 'args.json').read_text())
+    before = read_json(exp_dir / 'args.json')
     changed = {name: value for name, value in vars(args).items()
                if name not in FREE_OPTIONS and before.get(name) != value}
     longer = changed.get('n_epochs', 0) > before.get('n_epochs', 0)
@@ -222,14 +223,17 @@ def run(args, interrupt):
         model.autocast_dtype = precision
         model.v.set_grad_checkpointing(args.grad_checkpointing)
         write_json(exp_dir / 'args.json', vars(args))
-        (exp_dir / 'finished').unlink(missing_ok=True)
+        for name in ('finished', 'report.html'):
+            (exp_dir / name).unlink(missing_ok=True)
+        with warn_only('environment.json'):
+            record_start(exp_dir, device)
         experiment(args, model, device, loaders, exp_dir, interrupt)
 
 
 def forget(exp_dir):
     """Remove what an earlier start left."""
     for name in ('args.json', 'checkpoint.pth', 'finished', 'result.csv', 'wa_result.csv', 'eval_result.csv',
-                 'confusion_matrix.png', 'class_accuracy.csv'):
+                 'confusion_matrix.png', 'class_accuracy.csv', 'environment.json', 'report.html'):
         (exp_dir / name).unlink(missing_ok=True)
     for name in ('models', 'predictions'):
         shutil.rmtree(exp_dir / name, ignore_errors=True)
@@ -255,6 +259,8 @@ def experiment(args, model, device, loaders, exp_dir, interrupt):
         (exp_dir / 'interrupted').touch()
         logger.info('%s wants to go on: start it again with the same options', exp_dir)
         sys.exit(EXIT_CODE)
+    with warn_only('report.html'):
+        write_text(exp_dir / 'report.html', run_page(exp_dir, make_parser().get_default))
 
 
 def main(argv=None):
@@ -265,10 +271,7 @@ def main(argv=None):
     setup_logging()
     interrupt = Interrupt().listen()
     with exit_on(AudioError, CheckpointError, DataError, TrainingError, WeightsError, WriteError):
-        try:
-            run(args, interrupt)
-        finally:
-            end_workers()
+        run(args, interrupt)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,18 @@
 """Summarise the folds of a cross-validation: the best epoch of their mean and the last, by class, confusion matrix."""
-import json
 import logging
 import re
 from pathlib import Path
 
 import numpy as np
 
+from report import fold_page, warn_only
+from run import make_parser
 from utilities.cli import OptionParser, exit_on, setup_logging
 from utilities.labels import DataError
 from utilities.plots import plot_curves
-from utilities.results import read_rows, result_columns, write_confusion, write_figure, write_rows
+from utilities.results import (best_of, read_json, read_rows, result_columns, write_confusion, write_figure, write_rows,
+                               write_text)
+from utilities.stats import is_single_label
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,7 @@ def finished_folds(exp_dir):
     for fold in folds:
         if fold not in finished:
             logger.warning('%s is not finished and is left out', fold)
-    settings = [json.loads((fold / 'args.json').read_text()) for fold in finished]
+    settings = [read_json(fold / 'args.json') for fold in finished]
     for name in ('metrics', 'n_epochs', 'dataset'):
         if len({one[name] for one in settings}) > 1:
             raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong together')
@@ -47,12 +50,12 @@ def describe(folds, scores, metric, title):
 
 
 def summarise_folds(exp_dir):
-    """Write the three CSVs, the curves and, for single labels, confusion and accuracy by class; return lines to print."""
+    """Write three CSVs, curves and, for single labels, confusion and accuracy by class; return lines to print."""
     folds, settings = finished_folds(exp_dir)
     metric = settings['metrics']
     rows = np.stack([read_rows(fold / 'result.csv') for fold in folds])  # (folds, epochs, columns)
     mean = rows.mean(axis=0)
-    best = int(mean[:, 0].argmax())
+    best = best_of(mean)
     write_rows(exp_dir / 'result.csv', mean)
     write_rows(exp_dir / 'best_result.csv', mean[best])
     write_rows(exp_dir / 'acc_fold.csv', np.append(rows[:, best, 0], mean[best, 0]))
@@ -62,9 +65,11 @@ def summarise_folds(exp_dir):
     lines = [describe(folds, rows[:, best, 0], metric, f'epoch {best + 1}, the best of the mean'),
              describe(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
     predictions, targets = read_predictions(folds, best + 1)
-    if (targets.sum(axis=1) == 1).all():  # one label a clip
-        names = json.loads((folds[0] / 'models' / 'best_audio_model.json').read_text())['labels']['names']
+    if is_single_label(targets):
+        names = read_json(folds[0] / 'models' / 'best_audio_model.json')['labels']['names']
         lines.append(write_confusion(exp_dir, names, predictions, targets))
+    with warn_only('report.html'):
+        write_text(exp_dir / 'report.html', fold_page(exp_dir, folds, make_parser().get_default))
     return lines
 
 

@@ -16,7 +16,7 @@ from hardware import parallelise
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from utilities.progress import Progress
 from utilities.results import Results, write_array, write_confusion, write_json, write_rows
-from utilities.stats import calculate_stats, single_label_scores, summarise
+from utilities.stats import calculate_stats, is_single_label, single_label_scores, summarise
 
 WARMUP_STEPS = 1000  # published schedule
 ADAM_BETAS = (0.95, 0.999)  # published, as is the weight decay
@@ -268,9 +268,9 @@ def explained():
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); put batches through in pieces '
-                            f'(--grad_accum 4), recompute activations (--grad_checkpointing True) or take a smaller '
-                            f'--batch_size, and --force to go on from the checkpoint with them') from None
+        raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); take a smaller --batch_size; in '
+                            f'training, also put batches through in pieces (--grad_accum 4) or recompute activations '
+                            f'(--grad_checkpointing True), and --force to go on with them') from None
     except RuntimeError as error:
         if 'DataLoader worker' not in str(error):
             raise
@@ -380,7 +380,7 @@ class Run:
             logger.info('best model on the %s set: %s %.4f, mAUC %.4f', name, self.settings.metrics, *row[-2:])
         for name in ('predictions', 'targets'):
             write_array(self.exp_dir / 'predictions' / f'eval_{name}.npy', getattr(evaluation, name))
-        if (evaluation.targets.sum(axis=1) == 1).all():
+        if is_single_label(evaluation.targets):
             names = self.description['labels']['names']
             logger.info(write_confusion(self.exp_dir, names, evaluation.predictions, evaluation.targets))
         write_rows(self.exp_dir / 'eval_result.csv', row)

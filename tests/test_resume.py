@@ -167,5 +167,5 @@ def test_a_worker_that_was_killed_is_explained():
 
 
 def test_a_gpu_out_of_memory_is_explained():
-    with pytest.raises(TrainingError, match='--grad_accum.*--grad_checkpointing.*--batch_size'), explained():
+    with pytest.raises(TrainingError, match='--batch_size.*--grad_accum.*--grad_checkpointing'), explained():
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')

@@ -24,7 +24,7 @@ EVERYTHING = '--mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --warmup Tr
 PREDICTIONS = {'predictions/target.npy', 'predictions/cum_predictions.npy', 'predictions/predictions_1.npy',
                'predictions/predictions_2.npy'}
 EXPERIMENT = PREDICTIONS | {'args.json', 'result.csv', 'curves.png', 'finished', 'models/best_audio_model.pth',
-                            'models/best_audio_model.json'}
+                            'models/best_audio_model.json', 'environment.json', 'report.html'}
 
 
 @pytest.fixture

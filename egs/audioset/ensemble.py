@@ -19,7 +19,7 @@ from traintest import TrainingError, explained, validate  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
 from utilities.labels import DataError  # noqa: E402
 from utilities.results import write_array, write_rows  # noqa: E402
-from utilities.stats import calculate_stats, summarise  # noqa: E402
+from utilities.stats import calculate_stats, is_single_label, summarise  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def evaluate(args, source, device, folder):
 
 def report(name, metrics, targets):
     """A line of the table that is printed; accuracy only where every sample has one label."""
-    accuracy = f' {metrics.acc:.6f}' if (targets.sum(axis=1) == 1).all() else ''
+    accuracy = f' {metrics.acc:.6f}' if is_single_label(targets) else ''
     return f'{name:<44} {metrics.mAP:.6f} {metrics.mAUC:.6f} {metrics.d_prime:.6f}{accuracy}'
 
 

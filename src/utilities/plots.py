@@ -1,10 +1,22 @@
-"""Pictures of an experiment: its curves over the epochs, and confusion matrices."""
+"""Pictures: an experiment's curves over the epochs, confusion matrices, what was heard in a recording and when."""
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from torchaudio.compliance.kaldi import mel_scale_scalar
+
+from features import FRAME_SHIFT_MS
+from models.ast_models import PATCH_SIZE
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
+MEL_RANGE_HZ = (20, 8000)  # of Kaldi's mel bins at 16 kHz
+MEL_TICKS_KHZ = (0.25, 0.5, 1, 2, 4, 8)
+DB_A_NEPER = 10 / np.log(10)  # the fbank is the natural logarithm of a power
+DYNAMIC_RANGE_DB = 70  # below the loudest; what is softer has one colour
+TAG_ROWS, MIN_TAG_SCORE = 10, 0.01  # how many classes are drawn at most, and what all but the first must reach
+CELLS_WITH_NUMBERS = 12  # windows up to which their scores fit in as text
+TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)  # seconds from tick to tick
+MAX_TIME_TICKS = 13
 
 
 def plot_curves(columns, metric, title):
@@ -26,7 +38,7 @@ def plot_curves(columns, metric, title):
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
         if len(lines) > 1:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc='best')
     axes.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
     figure.suptitle(title)
     return figure
@@ -48,3 +60,81 @@ def plot_confusion(matrix, names, title):
     axes.set(xlabel='predicted class', ylabel='true class', title=title)
     figure.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
     return figure
+
+
+def clock(seconds, tenths=False):
+    """A time in a recording as text: 1:05, or 1:00:05 from an hour on, or 1:05.0 with tenths."""
+    minutes, seconds = divmod(round(float(seconds), int(tenths)), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    text = f'{seconds:04.1f}' if tenths else f'{seconds:02.0f}'
+    return f'{hours}:{minutes:02}:{text}' if hours else f'{minutes}:{text}'
+
+
+def plot_tags(spectrogram, seconds, starts, ends, scores, names, title):
+    """A recording's log mel spectrogram and below it, over the same time, the scores of its strongest classes.
+
+    spectrogram: (frames, bins), natural logarithm of the power, from 0 to `seconds`; NaN stays blank. starts, ends:
+    (windows,) in seconds; scores: (windows, classes) from 0 to 1; names: of all classes. Where windows overlap, a
+    score is drawn up to the next one. The classes are those with the highest scores in any window. Returns a Figure.
+    """
+    highest = scores.max(axis=0)
+    strongest = np.argsort(-highest, kind='stable')[:TAG_ROWS]
+    strongest = strongest[:max(1, np.sum(highest[strongest] >= MIN_TAG_SCORE))]
+    figure = Figure(figsize=(11, 3.6 + 0.27 * len(strongest)), layout='constrained')
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 0.4 + 0.27 * len(strongest)])
+    image = show_spectrogram(upper, spectrogram, seconds)
+    upper.set_xlabel('')
+    figure.colorbar(image, ax=upper, label='level (dB)', pad=0.01)
+    _draw_scores(figure, lower, starts, ends, scores[:, strongest], [names[k] for k in strongest])
+    step = next((step for step in TIME_STEPS if seconds / step < MAX_TIME_TICKS), seconds / MAX_TIME_TICKS)
+    lower.xaxis.set_major_locator(MultipleLocator(step))
+    if seconds >= 60:
+        lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
+    unit = 's' if seconds < 60 else 'm:ss' if seconds < 3600 else 'h:mm:ss'
+    lower.set(xlim=(0, seconds), xlabel=f'time ({unit})')
+    upper.set_title(title)
+    return figure
+
+
+def show_spectrogram(axes, spectrogram, seconds, cmap='magma'):
+    """Draw a log mel spectrogram (frames, bins) of so many seconds on matplotlib axes, in dB below its loudest.
+
+    Frequencies are at their mel positions. Returns the image, for a colour bar.
+    """
+    low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
+    level = (spectrogram - np.nanmax(spectrogram)) * DB_A_NEPER
+    axes.set_yticks([mel_scale_scalar(1000 * khz) for khz in MEL_TICKS_KHZ], [f'{khz:g}' for khz in MEL_TICKS_KHZ])
+    axes.set(xlabel='time (s)', ylabel='frequency (kHz)')
+    return axes.imshow(level.T, origin='lower', aspect='auto', cmap=cmap, vmin=-DYNAMIC_RANGE_DB, vmax=0,
+                       extent=(0, seconds, low, high), interpolation='nearest')
+
+
+def show_attention(axes, attention, config):
+    """Lay attention (f, t), one number a patch, over the spectrogram that show_spectrogram has drawn on axes.
+
+    config: of the ASTModel. The brighter, the more; it ends where the last patch does.
+    """
+    low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
+    bins, frames = ((n - 1) * config[stride] + PATCH_SIZE
+                    for n, stride in zip(attention.shape, ('fstride', 'tstride')))
+    top = low + (high - low) * bins / config['input_fdim']
+    axes.imshow(attention, cmap='inferno', alpha=0.6, origin='lower', aspect='auto', interpolation='bilinear', vmin=0,
+                extent=(0, frames * FRAME_SHIFT_MS / 1000, low, top))
+    axes.set(xlim=(0, config['input_tdim'] * FRAME_SHIFT_MS / 1000), ylim=(low, high))
+
+
+def _draw_scores(figure, axes, starts, ends, scores, names):
+    """A heat map of scores (windows, rows) over time, and numbers in it where they are few."""
+    stops = np.minimum(ends, np.append(starts[1:], np.inf))
+    edges = np.unique(np.concatenate([starts, stops]))
+    window = np.searchsorted(starts, edges[:-1], side='right') - 1
+    cells = np.where((edges[:-1] < stops[window])[:, None], scores[window], np.nan)  # a gap between windows is blank
+    image = axes.pcolormesh(edges, np.arange(len(names) + 1), cells.T, cmap='Blues', vmin=0, vmax=1)
+    if len(starts) <= CELLS_WITH_NUMBERS:
+        for (i, row), score in np.ndenumerate(scores):
+            axes.text((starts[i] + stops[i]) / 2, row + 0.5, f'{score:.2f}', ha='center', va='center', fontsize=8,
+                      color='white' if score > 0.5 else 'black', clip_on=True)
+    axes.set_yticks(np.arange(len(names)) + 0.5, [name.replace('_', ' ') for name in names])
+    axes.tick_params(axis='y', length=0)
+    axes.set_ylim(len(names), 0)
+    figure.colorbar(image, ax=axes, label='score', pad=0.01)

@@ -1,6 +1,5 @@
 """What an experiment leaves in exp_dir: the table of its epochs, predictions, curves, and single rows of numbers."""
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,11 @@ def write_rows(path, rows):
 def read_rows(path):
     """Read a result.csv: (epochs, columns)."""
     return np.loadtxt(path, delimiter=',', ndmin=2)
+
+
+def best_of(rows):
+    """Index of the row with the best main metric, the first column of rows (epochs, columns); the earliest of equals."""
+    return int(np.nan_to_num(np.asarray(rows)[:, 0], nan=-np.inf).argmax())
 
 
 def write_array(path, array):
@@ -69,6 +73,11 @@ def write_confusion(folder, names, predictions, targets):
                                            sorted(accuracy, key=lambda row: row[2])[:5])
 
 
+def read_json(path):
+    """Read a JSON file."""
+    return json.loads(Path(path).read_text(encoding='utf-8'))
+
+
 class Results:
     """The epochs of an experiment so far: rows of result.csv, the ensemble of their predictions, the best of them.
 
@@ -85,8 +94,7 @@ class Results:
     @property
     def best_epoch(self):
         """The epoch (from 1) with the best main metric, the earliest of equals."""
-        scores = [-math.inf if math.isnan(row[0]) else row[0] for row in self.rows]
-        return 1 + scores.index(max(scores))
+        return 1 + best_of(self.rows)
 
     def state_dict(self):
         """What a checkpoint keeps of it; the predictions are on the disk already."""

@@ -76,6 +76,11 @@ def summarise(stats):
         d_prime=float(d_prime(area)), classes=len(stats), classes_without_positives=len(stats) - len(present))
 
 
+def is_single_label(target):
+    """Whether every sample of target (samples, classes) has one label."""
+    return bool((target.sum(axis=1) == 1).all())
+
+
 def single_label_scores(output, target):
     """Macro F1 over the classes that occur in target, and top-5 accuracy, of one label a sample.
 

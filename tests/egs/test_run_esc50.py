@@ -24,7 +24,7 @@ def test_the_recipe_trains_and_summarises_from_another_directory(recipe, run_she
     results = tmp_path / 'my results'
     assert {path.name for path in results.iterdir()} == {
         'fold1', 'fold3', 'result.csv', 'best_result.csv', 'acc_fold.csv', 'curves.png', 'confusion_matrix.png',
-        'class_accuracy.csv'}
+        'class_accuracy.csv', 'report.html'}
     assert np.loadtxt(results / 'result.csv', delimiter=',').shape == (2, 10)
     assert np.loadtxt(results / 'acc_fold.csv').shape == (3,)
     again = run_shell([recipe, '--data_dir', "people's sounds", '--prep_dir', 'prepared data', '--exp_dir',

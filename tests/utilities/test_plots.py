@@ -4,7 +4,7 @@ import io
 import numpy as np
 import pytest
 
-from utilities.plots import plot_confusion, plot_curves
+from utilities.plots import clock, plot_confusion, plot_curves, plot_tags
 
 
 def png(figure):
@@ -69,3 +69,70 @@ def test_a_confusion_matrix_shows_counts_at_true_row_and_predicted_column(confus
 
 def test_a_confusion_matrix_renders_to_png(confusion):
     assert png(confusion).startswith(b'\x89PNG')
+
+
+@pytest.fixture
+def tags():
+    """A tags figure of windows of 10 s: class 1 is heard in the first, class 3 in the second, class 2 never."""
+    def make(windows=3, seconds=30.0, hop=10.0, spectrogram=None):
+        starts = np.arange(windows) * hop
+        scores = np.full((windows, 12), 0.02)
+        scores[0, 1], scores[min(1, windows - 1), 3], scores[:, 2] = 0.6, 0.9, 0.001
+        spectrogram = np.linspace(-12, 3, 40 * 32).reshape(40, 32) if spectrogram is None else spectrogram
+        return plot_tags(spectrogram, seconds, starts, np.minimum(starts + 10, seconds), scores,
+                         [f'class_{k}' for k in range(12)], 'park.wav')
+    return make
+
+
+def test_tags_name_axes_colours_and_recording(tags):
+    upper, lower, level, score = tags().axes
+    assert (upper.get_title(), upper.get_ylabel(), lower.get_xlabel()) == ('park.wav', 'frequency (kHz)', 'time (s)')
+    assert (level.get_ylabel(), score.get_ylabel()) == ('level (dB)', 'score')
+
+
+def test_tags_show_the_strongest_classes_first_and_no_more_than_ten(tags):
+    rows = [tick.get_text() for tick in tags().axes[1].get_yticklabels()]
+    assert rows[:2] == ['class 3', 'class 1'] and len(rows) == 10 and 'class 2' not in rows
+
+
+def test_tags_are_at_their_windows(tags):
+    mesh = tags().axes[1].collections[0]
+    assert mesh.get_array()[0].tolist() == [0.02, 0.9, 0.02]
+    assert mesh.get_coordinates()[0, :, 0].tolist() == [0, 10, 20, 30]
+
+
+def test_overlapping_windows_reach_to_the_next_and_gaps_stay_blank(tags):
+    overlapping = tags(windows=5, seconds=30, hop=5).axes[1].collections[0]
+    assert overlapping.get_coordinates()[0, :, 0].tolist() == [0, 5, 10, 15, 20, 30]
+    gaps = tags(windows=2, seconds=30, hop=20).axes[1].collections[0]
+    assert gaps.get_array().mask[0].tolist() == [False, True, False]
+
+
+def test_frequencies_are_at_their_mel_positions_from_20_hz_to_8_khz(tags):
+    axes = tags().axes[0]
+    low, high = axes.get_ylim()
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ['0.25', '0.5', '1', '2', '4', '8']
+    assert [1127 * np.log(1 + hertz / 700) for hertz in (20, 8000)] == pytest.approx([low, high])
+    assert axes.get_yticks()[2] == pytest.approx(1127 * np.log(1 + 1000 / 700))
+
+
+@pytest.mark.parametrize('seconds, unit, second_tick', [(5, 's', '0.5'), (185, 'm:ss', '0:15'),
+                                                        (4000, 'h:mm:ss', '10:00')])
+def test_time_is_written_as_its_length_asks_for(tags, seconds, unit, second_tick):
+    figure = tags(windows=1, seconds=seconds)
+    png(figure)
+    axes = figure.axes[1]
+    ticks = {round(tick, 3): label.get_text() for tick, label in zip(axes.get_xticks(), axes.get_xticklabels())}
+    assert axes.get_xlabel() == f'time ({unit})' and second_tick in ticks.values()
+
+
+def test_tags_render_with_blank_stretches_and_in_silence(tags):
+    spectrogram = np.full((40, 32), -15.9)
+    spectrogram[10:20] = np.nan
+    assert png(tags(spectrogram=spectrogram)).startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('seconds, tenths, text', [(0, False, '0:00'), (59.6, False, '1:00'), (3605, False, '1:00:05'),
+                                                   (65.04, True, '1:05.0'), (59.96, True, '1:00.0')])
+def test_a_clock_shows_minutes_and_from_an_hour_on_hours(seconds, tenths, text):
+    assert clock(seconds, tenths) == text

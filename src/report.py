@@ -1,0 +1,272 @@
+"""report.html: an experiment, or the folds of one, on a page that needs no network."""
+import base64
+import contextlib
+import logging
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.environment import now
+from utilities.html import Html, markup, page, section, table
+from utilities.labels import DataError, read_datafile
+from utilities.results import best_of, read_json, read_rows, result_columns, write_text
+from utilities.stats import calculate_stats, is_single_label, single_label_scores
+
+MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
+LISTED = 20  # classes, or mistakes
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def warn_only(name):
+    """Turn whatever goes wrong in the writing of `name` into a warning: nothing here is worth a run."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning('%s was not written: %s: %s', name, type(error).__name__, error)
+
+
+def scores_table(exp_dir, settings):
+    """The numbers that the experiment is about: best and last epoch, ensemble, averaged model, evaluation set."""
+    metric, rows = settings['metrics'], read_rows(exp_dir / 'result.csv')
+    columns, epochs = result_columns(metric), [row.tolist() for row in rows]
+    scores = {f'best epoch ({best_of(rows) + 1})': dict(zip(columns[:5], epochs[best_of(rows)])),
+              f'last epoch ({len(rows)})': dict(zip(columns[:5], epochs[-1])),
+              f'ensemble of the {len(rows)} epochs': {metric: epochs[-1][7], 'mAUC': epochs[-1][8]}}
+    if (exp_dir / 'wa_result.csv').exists():
+        average = np.loadtxt(exp_dir / 'wa_result.csv').tolist()
+        scores[f'average of epochs {settings["wa_start"]} to {settings["wa_end"]}'] = dict(
+            zip(('mAP', 'mAUC', 'precision', 'recall', 'd_prime'), average))
+    if (exp_dir / 'eval_result.csv').exists():
+        numbers = np.loadtxt(exp_dir / 'eval_result.csv').tolist()
+        scores['best epoch, evaluation set'] = {metric: numbers[2], 'mAUC': numbers[3]}
+    names = [name for name in ('acc', 'mAP', *columns[1:5]) if any(name in row for row in scores.values())]
+    return table(['', *names], [[title, *(row.get(name) for name in names)] for title, row in scores.items()], [0])
+
+
+def epochs_table(exp_dir, settings):
+    """result.csv with the names of its columns."""
+    rows = read_rows(exp_dir / 'result.csv')
+    return table(['epoch', *result_columns(settings['metrics'])],
+                 [[epoch, *row.tolist()] for epoch, row in enumerate(rows, 1)], [best_of(rows)])
+
+
+def curves(exp_dir):
+    """curves.png, inside the page."""
+    data = base64.b64encode((exp_dir / 'curves.png').read_bytes()).decode()
+    return f'<img alt="loss, metric and learning rate over the epochs" src="data:image/png;base64,{data}">\n'
+
+
+def read_evaluated(exp_dir, settings, option, predictions, targets):
+    """What two files in exp_dir/predictions hold; option: which of the settings names their datafile.
+
+    Returns names of the classes, a text for each clip (its path), predictions and targets, both (clips, classes).
+    """
+    labels = read_json(exp_dir / 'models' / 'best_audio_model.json')['labels']
+    predictions, targets = (np.load(exp_dir / 'predictions' / f'{name}.npy') for name in (predictions, targets))
+    try:
+        clips = read_wavs(settings[option], labels['mids'], targets)
+    except DataError as error:
+        logger.warning('the report has numbers in place of paths: %s', error)
+        clips = [f'entry {i} of {settings[option]} (not found from here, or changed)' for i in range(len(targets))]
+    return labels['names'], clips, predictions, targets
+
+
+def read_wavs(datafile, mids, targets):
+    """The paths in a datafile. Raises DataError where it is not the one that targets (clips, classes) came from."""
+    index = {mid: k for k, mid in enumerate(mids)}
+    data = read_datafile(datafile, index)
+    if len(data) != len(targets) or any({index[mid] for mid in labels.split(',')} != set(np.flatnonzero(row))
+                                        for labels, row in zip(data.labels, targets)):
+        raise DataError(f'the datafile {datafile} is not the one that was evaluated: its samples differ')
+    return data.wavs.tolist()
+
+
+def evaluated(names, clips, predictions, targets):
+    """Confusions or classes, and the worst mistakes: what read_evaluated returns, as HTML."""
+    if not is_single_label(targets):
+        return class_tables(names, predictions, targets) + absent_labels(names, clips, predictions, targets)
+    truth, predicted = targets.argmax(axis=1), predictions.argmax(axis=1)
+    classes = np.union1d(truth, predicted)
+    numbers = (float(np.mean(truth == predicted)), *single_label_scores(predictions, targets))
+    return ('<p>{} clips: accuracy {}, macro F1 {}, top-5 accuracy {}.</p>\n'.format(len(truth), *map(markup, numbers))
+            + (confusions(names, classes, truth, predicted) if len(classes) <= MATRIX_CLASSES else
+               class_tables(names, predictions, targets))
+            + mistakes(names, clips, predictions, truth, predicted))
+
+
+def confusions(names, classes, truth, predicted):
+    """The confusion matrix over the classes given, coloured by share of the row; truth, predicted: classes (clips,)."""
+    matrix = confusion_matrix(truth, predicted, labels=classes)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shown = [escape(names[k]) for k in classes]
+    size = max(0.6, min(0.85, 30 / len(classes)))  # of the letters: 50 classes fit the page
+
+    def cell(i, j):
+        if not matrix[i, j]:
+            return '<td></td>'
+        return (f'<td title="{shown[i]} taken for {shown[j]}" style="background:rgba(var(--blue), {share[i, j]:.2f});'
+                f'color:{"#fff" if share[i, j] > 0.5 else "#000"}">{matrix[i, j]}</td>')
+    head = ''.join(f'<th>{name}</th>' for name in (*shown, 'accuracy'))
+    rows = [f'<tr><th>{name}</th>{"".join(cell(i, j) for j in range(len(classes)))}'
+            f'<th>{markup(float(share[i, i])) if matrix[i].any() else "–"}</th></tr>\n' for i, name in enumerate(shown)]
+    return ('<p class="soft">Rows: the true class. Columns: the class with the highest score.</p>\n'
+            f'<div class="wide"><table class="matrix" style="font-size: {size:.2f}rem">\n'
+            f'<tr><th></th>{head}</tr>\n{"".join(rows)}</table></div>\n')
+
+
+def class_tables(names, predictions, targets):
+    """Average precision of the best and the worst classes."""
+    stats, positives = calculate_stats(predictions, targets), targets.sum(axis=0)
+    rows = [(names[k], int(positives[k]), stats[k]['AP'], stats[k]['auc']) for k in np.flatnonzero(positives)]
+    rows.sort(key=lambda row: -row[2])
+    lists = {'best': rows[:LISTED], 'worst': rows[:-LISTED - 1:-1]} if len(rows) > 2 * LISTED else {'all': rows}
+    tables = (f'<div><h3>{title.capitalize()} classes</h3>{table(["class", "positives", "AP", "AUC"], part)}</div>\n'
+              for title, part in lists.items())
+    return (f'<p>{len(targets)} clips; {len(names) - len(rows)} of {len(names)} classes have no positives.</p>\n'
+            f'<div class="beside">{"".join(tables)}</div>\n')
+
+
+def mistakes(names, clips, predictions, truth, predicted):
+    """The clips of a wrong class with the highest scores; truth, predicted: classes (clips,)."""
+    wrong = np.flatnonzero(truth != predicted)
+    worst = wrong[np.argsort(-predictions[wrong, predicted[wrong]], kind='stable')][:LISTED]
+    rows = [(clips[i], names[predicted[i]], float(predictions[i, predicted[i]]), names[truth[i]],
+             float(predictions[i, truth[i]])) for i in worst]
+    return (f'<h3>Most confident mistakes, of {len(wrong)}</h3>\n'
+            + table(['clip', 'predicted class', 'its score', 'true class', 'its score'], rows))
+
+
+def absent_labels(names, clips, predictions, targets):
+    """The labels with the highest scores among those that a clip does not have."""
+    scores = np.where(targets == 0, predictions, -1).ravel()
+    first = np.argpartition(-scores, min(LISTED, scores.size) - 1)[:LISTED]
+    worst = [divmod(i, len(names)) for i in first[np.argsort(-scores[first], kind='stable')] if scores[i] >= 0]
+    rows = [(clips[i], names[k], float(predictions[i, k]), ', '.join(names[j] for j in np.flatnonzero(targets[i])))
+            for i, k in worst]
+    return ('<h3>Most confident mistakes: absent labels with the highest scores</h3>\n'
+            + table(['clip', 'absent label', 'its score', 'the labels it has'], rows))
+
+
+def machine_tables(exp_dir):
+    """Time, devices, versions of the last start; where there were several, what changed from one to the next."""
+    seconds = read_seconds(exp_dir)
+    facts = {'training and evaluation': f'{clock(seconds)}, all starts together'} if seconds else {}
+    if not (exp_dir / 'environment.json').exists():
+        return (table(['', ''], list(facts.items()))
+                + '<p class="soft">Machine and versions are not known: there is no environment.json.</p>\n')
+    starts = read_json(exp_dir / 'environment.json')['starts']
+    last = starts[-1]
+    if seconds and len({start['devices'] for start in starts}) == 1:  # the seconds of each start are not known
+        facts['device-hours'] = f'{seconds / 3600 * last["devices"]:.2f} ({last["devices"]} × {last["device"]})'
+    facts |= {'starts': str(len(starts)), **{{'time': 'last start'}.get(name, name): str(value)
+                                             for name, value in last.items() if value is not None}}
+    changes = [', '.join(f'{name} {before[name]} → {value}' for name, value in start.items()
+                         if name != 'time' and before[name] != value) for before, start in zip(starts, starts[1:])]
+    history = [(str(i), start['time'], change) for i, (start, change) in enumerate(zip(starts, ['', *changes]), 1)]
+    starts_table = '<h3>Starts</h3>\n' + table(['', 'time', 'what is different from the start before'], history)
+    return table(['', ''], list(facts.items())) + (starts_table if changes else '')
+
+
+def read_seconds(exp_dir):
+    """The time that a finished experiment took, or None."""
+    return read_json(exp_dir / 'finished')['seconds'] if (exp_dir / 'finished').exists() else None
+
+
+def clock(seconds):
+    """Seconds as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def settings_tables(settings, default_of):
+    """First the settings that differ from the defaults of run.py, then the others."""
+    changed = [(f'--{name}', str(value), default_of(name) if default_of(name) is None else str(default_of(name)))
+               for name, value in settings.items() if value != default_of(name)]
+    same = [(f'--{name}', str(value)) for name, value in settings.items() if value == default_of(name)]
+    return ('<h3>Given</h3>' + table(['', '', 'default'], changed)
+            + f'<h3>As run.py has them by default</h3>\n<div class="settings">{table(["", ""], same)}</div>\n')
+
+
+def state_of(exp_dir, settings):
+    """How far an experiment has come, as a sentence."""
+    epochs = len(read_rows(exp_dir / 'result.csv')) if (exp_dir / 'result.csv').exists() else 0
+    state = 'Finished' if (exp_dir / 'finished').exists() else 'Not finished, under way or broken off'
+    return f'{state}: {epochs} of {settings["n_epochs"]} epochs.'
+
+
+def run_page(exp_dir, default_of):
+    """The report of one experiment, finished or not. default_of: function, name of an option of run.py -> default."""
+    settings = read_json(exp_dir / 'args.json')
+
+    def validation_set():
+        epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
+        return evaluated(*read_evaluated(exp_dir, settings, 'data_val', f'predictions_{epoch}', 'target'))
+
+    def evaluation_set():
+        return evaluated(*read_evaluated(exp_dir, settings, 'data_eval', 'eval_predictions', 'eval_targets'))
+    return page(f'{settings["dataset"]}: AST {settings["model_size"]}', state_of(exp_dir, settings), [
+        section('Results', scores_table, exp_dir, settings),
+        section('Curves', curves, exp_dir),
+        section('Epochs', epochs_table, exp_dir, settings),
+        section('Validation set, best epoch', validation_set),
+        section('Evaluation set, best epoch', evaluation_set) if (exp_dir / 'eval_result.csv').exists() else '',
+        section('Time and machine', machine_tables, exp_dir),
+        section('Settings', settings_tables, settings, default_of)], now())
+
+
+def fold_page(exp_dir, folds, default_of):
+    """The report over folds, directories in exp_dir, when exp_dir has its result.csv and curves.png."""
+    settings = [read_json(fold / 'args.json') for fold in folds]
+    common = {name: value for name, value in settings[0].items() if all(one.get(name) == value for one in settings)}
+    epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
+
+    def all_clips():
+        names, clips, predictions, targets = zip(*(
+            read_evaluated(fold, one, 'data_val', f'predictions_{epoch}', 'target')
+            for fold, one in zip(folds, settings)))
+        return evaluated(names[0], sum(clips, []), np.concatenate(predictions), np.concatenate(targets))
+    return page(f'{common["dataset"]}: AST {common.get("model_size", "")}, {len(folds)} folds',
+                f'Best epoch of the mean: {epoch}.', [
+        section('Folds', folds_table, exp_dir, folds, common['metrics'], epoch),
+        section('Curves, mean of the folds', curves, exp_dir),
+        section('Epochs, mean of the folds', epochs_table, exp_dir, common),
+        section(f'All clips, epoch {epoch}', all_clips),
+        section('Settings of all folds', settings_tables, common, default_of)], now())
+
+
+def folds_table(exp_dir, folds, metric, epoch):
+    """The main metric of every fold, mean and standard deviation, time; links to the folds' own reports."""
+    rows = [read_rows(fold / 'result.csv')[:, 0] for fold in folds]
+    scores = np.array([(row[epoch - 1], row[-1], row.max()) for row in rows])
+    seconds = [read_seconds(fold) for fold in folds]
+    links = [Html(f'<a href="{fold.name}/report.html">{fold.name}</a>') if (fold / 'report.html').exists()
+             else fold.name for fold in folds]
+    lines = [[link, *row, clock(time)] for link, row, time in zip(links, scores.tolist(), seconds)]
+    lines += [['mean', *scores.mean(axis=0).tolist(), f'{clock(sum(seconds))} in all'],
+              ['standard deviation', *scores.std(axis=0).tolist(), '']]
+    return table(['fold', f'{metric}, epoch {epoch}', 'last epoch', "fold's own best", 'time'], lines, [len(folds)])
+
+
+def main(argv=None):
+    """Entry point."""
+    from run import make_parser  # it imports this file, as summarise_folds does
+    from summarise_folds import finished_folds
+    parser = OptionParser(prog='report.py', description='Write the report of an experiment, or of its folds, again.')
+    parser.add_argument('--exp_dir', type=Path, required=True, help='of an experiment, or of fold1, fold2, ...')
+    exp_dir = parser.parse_args(argv).exp_dir
+    setup_logging()
+    with exit_on(DataError, OSError):
+        if (exp_dir / 'args.json').exists():
+            text = run_page(exp_dir, make_parser().get_default)
+        else:
+            text = fold_page(exp_dir, finished_folds(exp_dir)[0], make_parser().get_default)
+        write_text(exp_dir / 'report.html', text)
+    print(exp_dir / 'report.html')
+
+
+if __name__ == '__main__':
+    main()
