@@ -42,6 +42,9 @@ amp=auto                  # mixed precision: auto, bf16, fp16 or off
 num_workers=-1            # processes that load data; -1: one a core
 grad_accum=1              # pieces in which a batch goes through the model, to save memory
 clip_grad=0               # largest norm of the gradient; 0: no limit
+freq_patchout=0           # rows of the patch grid that a training step leaves out
+time_patchout=0           # columns of the patch grid that a training step leaves out
+compile=False             # compile the model with torch.compile
 grad_checkpointing=False  # recompute activations, to save memory
 n_print_steps=100         # steps from one report to the next
 resume=auto               # auto: go on from the checkpoint in exp_dir; none: start again
@@ -88,11 +91,14 @@ refuse() {
 # Stage 0: PYTHON is the interpreter that runs everything, its environment made where there is none. Arguments are
 # requirements files besides the repository's own.
 setup_environment() {
-    local any_python
+    local any_python name
     # Threads that spin while they wait starve each other on a busy machine: 49 samples/s instead of 9 to 21 were
     # measured for a tiny model beside two busy processes, and no difference on an idle machine.
     export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
-    any_python=$(command -v python || command -v python3) || { echo 'there is no python on PATH' >&2; exit 1; }
+    for name in python python3 python3.12 python3.11; do # the first that is new enough to look for the right one
+        "$name" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null && any_python=$name && break
+    done
+    [ -n "${any_python:-}" ] || { echo 'Python 3.11 or 3.12 is needed: there is none on PATH' >&2; exit 1; }
     PYTHON=$("$any_python" "$ROOT/egs/environment.py" "$ROOT/requirements.txt" "$@")
 }
 
@@ -124,6 +130,7 @@ train() {
     local exp_dir=$1 status=0
     shift
     [ -z "$STOP" ] || go_on_later
+    rm -f "$exp_dir/interrupted" # of an earlier start
     "$PYTHON" "$ROOT/src/run.py" "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir" "$@" &
     RUN_PID=$!
     # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at once.
@@ -142,7 +149,11 @@ train() {
 # End the recipe, to be started again with the same options. A batch job that Slurm warned is queued again; one that
 # somebody cancels (SIGTERM) is not, and one that is preempted is queued again by Slurm itself.
 go_on_later() {
-    echo 'stopped; the same command goes on' >&2
+    if [ "$resume" = none ]; then
+        echo 'stopped; the same command without --resume none goes on' >&2
+    else
+        echo 'stopped; the same command goes on' >&2
+    fi
     if [ "$STOP" = USR1 ] && [[ $0 == */slurm_script ]]; then
         echo "job $SLURM_JOB_ID is queued again"
         scontrol requeue "$SLURM_JOB_ID" || echo 'it could not be: submit it again' >&2

@@ -15,8 +15,16 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / 'venvast'
 IMPORT_NAMES = {'scikit-learn': 'sklearn'}  # where it is not the package's own
 PYTHONS = ('python3.12', 'python3.11')  # which the pinned packages are made for
+# Besides that every package imports: what only versions that are new enough have.
 TRY_IMPORTS = '''
 import importlib, sys
+if sys.version_info < (3, 11):
+    sys.exit('Python 3.11 or newer is needed')
+try:
+    from numpy.dtypes import StringDType
+    from sklearn.metrics import confusion_matrix_at_thresholds
+except ImportError as error:
+    sys.exit(str(error))
 for name in sys.argv[1:]:
     try:
         importlib.import_module(name)

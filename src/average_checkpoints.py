@@ -2,7 +2,6 @@
 from pathlib import Path
 
 from models import WeightsError, load_model, mean_state_dict, save_checkpoint
-from models.files import WriteError
 from models.weights import locate
 from utilities.cli import OptionParser, exit_on, setup_logging
 
@@ -25,7 +24,7 @@ def main(argv=None):
     setup_logging()
     if args.out.suffix != '.pth':
         parser.error(f'--out must end in .pth, got {args.out}')
-    with exit_on(WeightsError, WriteError):
+    with exit_on(WeightsError, OSError):
         average(args.checkpoints, args.out)
     print(f'mean of {len(args.checkpoints)} checkpoints: {args.out}')
 

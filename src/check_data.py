@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features import FRAME_SHIFT_MS, MIN_SAMPLES, SAMPLE_RATE, AudioError, open_audio
+from features import SAMPLE_RATE, AudioError, count_frames, open_audio
 from utilities.cli import OptionParser, exit_on, setup_logging, whole
 from utilities.labels import DataError, entry_problem, read_entries, read_labels, read_sample_weights, weight_file
 from utilities.parallel import available_cores, parallel_map
@@ -23,7 +23,6 @@ from utilities.segments import read_segments
 
 BLOCK_SAMPLES = 2 ** 18  # of each channel, read at once
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
-FRAME_SHIFT_SAMPLES = SAMPLE_RATE * FRAME_SHIFT_MS // 1000
 # What is listed by name: whether it stops training, and what it is.
 PROBLEMS = {
     'malformed': (True, 'malformed entries'),
@@ -62,8 +61,7 @@ class Recording(NamedTuple):
     @property
     def frames(self):
         """Frames of its fbank."""
-        samples = math.ceil(self.samples * SAMPLE_RATE / self.sample_rate)
-        return 0 if samples < MIN_SAMPLES else 1 + (samples - MIN_SAMPLES) // FRAME_SHIFT_SAMPLES
+        return count_frames(math.ceil(self.samples * SAMPLE_RATE / self.sample_rate))
 
 
 def examine(path):

@@ -1,6 +1,7 @@
 """Tag audio files with trained models: what is heard in each recording, and when."""
 import csv
 import logging
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS
 from hardware import choose_device
 from models import WeightsError
-from models.files import WriteError, atomic_write
+from models.files import atomic_write
 from tagging import load_tagger, tag
 from traintest import TrainingError
 from utilities.cli import OptionParser, exit_on, number, setup_logging, whole
@@ -169,6 +170,8 @@ def make_folders(paths):
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f'{path} cannot be written: {error.strerror}') from None
+        if path.is_dir() or not os.access(path.parent, os.W_OK):
+            raise DataError(f'{path} cannot be written: it is a folder, or is in one that must not be written to')
 
 
 def infer(args):
@@ -214,7 +217,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_options(parser, args)
     setup_logging()
-    with exit_on(DataError, TrainingError, WeightsError, WriteError):
+    with exit_on(DataError, TrainingError, WeightsError, OSError):
         try:
             files, failed = infer(args)
         except KeyboardInterrupt:

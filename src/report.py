@@ -2,7 +2,6 @@
 import base64
 import contextlib
 import logging
-from datetime import timedelta
 from html import escape
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from utilities.cli import OptionParser, exit_on, setup_logging
 from utilities.environment import now
 from utilities.html import Html, markup, page, section, table
 from utilities.labels import DataError, read_datafile
+from utilities.plots import clock
 from utilities.results import best_of, read_json, read_rows, result_columns, write_text
 from utilities.stats import calculate_stats, is_single_label, single_label_scores
 
@@ -175,11 +175,6 @@ def machine_tables(exp_dir):
 def read_seconds(exp_dir):
     """The time that a finished experiment took, or None."""
     return read_json(exp_dir / 'finished')['seconds'] if (exp_dir / 'finished').exists() else None
-
-
-def clock(seconds):
-    """Seconds as hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def settings_tables(settings, default_of):

@@ -15,7 +15,7 @@ from dataloader import AudioConf, AudiosetDataset, EpochSampler, make_loader
 from features import AudioError
 from hardware import choose_device, choose_precision
 from models import ASTModel, WeightsError
-from models.ast_models import DEIT, check_settings
+from models.ast_models import DEIT, check_settings, patch_grid
 from models.files import WriteError
 from report import run_page, warn_only
 from traintest import LOSSES, Interrupted, Run, TrainingError, TrainSettings, explained
@@ -27,7 +27,8 @@ from utilities.results import read_json, write_json, write_text
 
 MODELS = {'ast': ASTModel}
 # Options that no checkpoint survives a change of, not even with --force.
-STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'optim', 'metrics')
+STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'optim', 'metrics',
+             'label_csv')
 # Options that a second start in the same exp_dir may change: they do not change what is computed.
 FREE_OPTIONS = ('num_workers', 'device', 'n_print_steps', 'checkpoint_minutes', 'resume', 'force', 'dry_run')
 
@@ -84,6 +85,9 @@ def make_parser():
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
     add('--grad_accum', type=whole(1), default=1, help='pieces in which a batch goes through the model, to save memory')
     add('--clip_grad', type=number(0), default=0, help='largest norm of the gradient, 0 for no limit')
+    add('--freq_patchout', type=whole(0), default=0, help='rows of the patch grid that a training step leaves out')
+    add('--time_patchout', type=whole(0), default=0, help='columns of the patch grid that a training step leaves out')
+    add('--compile', type=boolean, default=False, help='compile the model with torch.compile')
     add('--grad_checkpointing', type=boolean, default=False, help='recompute activations, to save memory')
     add('--resume', choices=['auto', 'none'], default='auto', help='auto: go on from the checkpoint in exp_dir')
     add('--checkpoint_minutes', type=number(0), default=15, help='minutes between checkpoints inside an epoch')
@@ -105,6 +109,9 @@ def check_options(parser, args):
         parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
     if args.timem > args.audio_length:
         parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of --audio_length')
+    rows, columns = patch_grid(args.fstride, args.tstride, args.num_mel_bins, args.audio_length)
+    if args.freq_patchout >= rows or args.time_patchout >= columns:
+        parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and {columns} columns')
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, {args.wa_end}, {args.n_epochs}')
 
@@ -172,10 +179,10 @@ def claimed(exp_dir):
     try:
         yield
     finally:
+        (exp_dir / 'lock').unlink(missing_ok=True)  # before the release: who waits for a file that is gone asks again
         lock.release()
-        (exp_dir / 'lock').unlink(missing_ok=True)
-        if not any(exp_dir.iterdir()):
-            exp_dir.rmdir()
+        with contextlib.suppress(OSError):
+            exp_dir.rmdir()  # where it is empty
 
 
 def is_finished(args, exp_dir):
@@ -183,12 +190,14 @@ def is_finished(args, exp_dir):
     if not (exp_dir / 'args.json').exists():
         return False
     before = read_json(exp_dir / 'args.json')
+    default = make_parser().get_default  # of an option that was not there yet when the experiment began
     changed = {name: value for name, value in vars(args).items()
-               if name not in FREE_OPTIONS and before.get(name) != value}
+               if name not in FREE_OPTIONS and before.get(name, default(name)) != value}
     longer = changed.get('n_epochs', 0) > before.get('n_epochs', 0)
     forced = args.force and not set(changed) & set(STRUCTURE)
     if set(changed) - ({'n_epochs'} if longer else set()) and not forced:
-        differences = ', '.join(f'--{name} {before.get(name)} -> {value}' for name, value in changed.items())
+        differences = ', '.join(f'--{name} {before.get(name, default(name))} -> {value}'
+                                for name, value in changed.items())
         raise DataError(f'{exp_dir} holds an experiment with other settings ({differences}); choose another --exp_dir; '
                         f'--force goes on where they change neither model, optimizer nor metric')
     if not (exp_dir / 'finished').exists():
@@ -210,9 +219,7 @@ def run(args, interrupt):
     exp_dir = Path(args.exp_dir)
     with claimed(exp_dir):
         (exp_dir / 'interrupted').unlink(missing_ok=True)
-        if args.resume == 'none':
-            forget(exp_dir)
-        if is_finished(args, exp_dir):
+        if args.resume != 'none' and is_finished(args, exp_dir):
             logger.info('%s is finished already', exp_dir)
             return
         loaders = make_loaders(args, device)
@@ -222,6 +229,8 @@ def run(args, interrupt):
         model = make_model(args).to(device)
         model.autocast_dtype = precision
         model.v.set_grad_checkpointing(args.grad_checkpointing)
+        if args.resume == 'none':
+            forget(exp_dir)  # not before everything that the new experiment needs is there
         write_json(exp_dir / 'args.json', vars(args))
         for name in ('finished', 'report.html'):
             (exp_dir / name).unlink(missing_ok=True)
@@ -257,7 +266,8 @@ def experiment(args, model, device, loaders, exp_dir, interrupt):
         this_run.finish()
     except Interrupted:
         (exp_dir / 'interrupted').touch()
-        logger.info('%s wants to go on: start it again with the same options', exp_dir)
+        logger.info('%s wants to go on: start it again with the same options%s', exp_dir,
+                    ', but --resume auto' if args.resume == 'none' else '')
         sys.exit(EXIT_CODE)
     with warn_only('report.html'):
         write_text(exp_dir / 'report.html', run_page(exp_dir, make_parser().get_default))
@@ -269,6 +279,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_options(parser, args)
     setup_logging()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # what autocast leaves in float32
     interrupt = Interrupt().listen()
     with exit_on(AudioError, CheckpointError, DataError, TrainingError, WeightsError, WriteError):
         run(args, interrupt)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from report import fold_page, warn_only
-from run import make_parser
+from run import FREE_OPTIONS, make_parser
 from utilities.cli import OptionParser, exit_on, setup_logging
 from utilities.labels import DataError
 from utilities.plots import plot_curves
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def finished_folds(exp_dir):
     """The directories fold1, fold2, ... of exp_dir whose runs are finished, and their common settings.
 
-    Raises DataError where there is none, and where their settings differ in more than the data.
+    Raises DataError where there is none, and where their settings differ in more than the data and its statistics.
     """
     folds = sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
                    key=lambda path: int(path.name.removeprefix('fold')))
@@ -31,8 +31,9 @@ def finished_folds(exp_dir):
         if fold not in finished:
             logger.warning('%s is not finished and is left out', fold)
     settings = [read_json(fold / 'args.json') for fold in finished]
-    for name in ('metrics', 'n_epochs', 'dataset'):
-        if len({one[name] for one in settings}) > 1:
+    for name in settings[0].keys() - {'data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
+                                      *FREE_OPTIONS}:
+        if any(one.get(name) != settings[0][name] for one in settings):
             raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong together')
     return finished, settings[0]
 

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from dataloader import count_workers, make_loader, one_thread
-from features import FRAME_LENGTH_MS, FRAME_SHIFT_MS, AudioError, fbank, fit_frames, load_window, normalise, open_audio
+from features import (FRAME_SHIFT_MS, SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, fbank, fit_frames,
+                      load_window, normalise, open_audio)
 from hardware import choose_device, choose_precision, parallelise
 from models import load_model
 from traintest import explained
@@ -26,8 +27,8 @@ KNOWN_LABELS = {
     'speechcommands': (35, EGS / 'speechcommands' / 'data' / 'speechcommands_class_labels_indices.csv'),
 }
 MIN_WINDOW_SHARE = 0.1  # a last window that holds less audio than this share of a window is left out
-UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says where the header does not
 MAX_COLUMNS = 1500  # of a spectrogram that is kept for a picture
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -120,15 +121,18 @@ def _shared_input_size(described):
 def _shared_labels(described, label_csv):
     """The Labels of all checkpoints: label_csv's, else their own; raises DataError where they differ or do not fit."""
     given = read_labels(label_csv) if label_csv else None
-    shared = [_labels(source, description, given) for source, description in described]
+    shared = [labels_of(source, description, given) for source, description in described]
     for (source, _), labels in zip(described, shared):
         if labels.names != shared[0].names:
             raise DataError(f'{source} has other classes than {described[0][0]}: they cannot be averaged')
     return shared[0]
 
 
-def _labels(source, description, given):
-    """The Labels of one checkpoint; `given`: those of --label_csv, or None."""
+def labels_of(source, description, given):
+    """The Labels of one checkpoint; `given`: those of --label_csv, or None.
+
+    Raises DataError where they do not fit it, or it does not name its classes.
+    """
     classes = description['label_dim']
     own = Labels(*(tuple(description.get('labels', {}).get(key, ())) for key in ('mids', 'names')))
     if given and len(given) != classes:
@@ -304,7 +308,7 @@ class Spectrogram:
     """The log mel spectrogram of a recording, max-pooled in time while its windows come in."""
 
     def __init__(self, seconds, mel_bins):
-        frames = max(1, 1 + int((seconds * 1000 - FRAME_LENGTH_MS) // FRAME_SHIFT_MS))
+        frames = max(1, count_frames(round(seconds * SAMPLE_RATE)))
         self.frames_a_column = math.ceil(frames / MAX_COLUMNS)
         self.highest = np.full((math.ceil(frames / self.frames_a_column), mel_bins), -np.inf, dtype=np.float32)
 

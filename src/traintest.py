@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from checkpoint import Checkpoint
+from checkpoint import Checkpoint, CheckpointError
 from hardware import parallelise
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from utilities.progress import Progress
@@ -42,6 +42,8 @@ class TrainSettings:
     metrics: 'acc' or 'mAP', which chooses the best epoch. loss: 'BCE' on multi-hot labels, 'CE' on a distribution.
     lr_patience: above 0, the rate decays when the metric has not risen for so many epochs, instead of in steps.
     grad_accum: pieces in which a batch goes through the model. clip_grad: largest gradient norm, 0 for no limit.
+    freq_patchout, time_patchout: rows and columns of the patch grid that a training step leaves out; seed: of the draw.
+    compile: compile the model.
     checkpoint_minutes: how often a checkpoint is written inside an epoch.
     """
     n_epochs: int
@@ -62,6 +64,10 @@ class TrainSettings:
     wa_end: int
     n_print_steps: int
     checkpoint_minutes: float
+    freq_patchout: int = 0
+    time_patchout: int = 0
+    seed: int = 0
+    compile: bool = False
 
     def averages(self, epoch):
         """Whether weight averaging needs the model of this epoch."""
@@ -174,6 +180,8 @@ class Trainer:
         self.model, self.device, self.settings = model, device, settings
         self.epoch, self.loss = 1, EpochLoss(device)
         self.seconds, self.start = 0.0, time.monotonic()
+        if settings.compile:
+            model.compile()
         self.parallel = parallelise(model, device)
         self.loss_function = LOSSES[settings.loss]()
         self.optimizer = make_optimizer(model.parameters(), settings)
@@ -204,6 +212,9 @@ class Trainer:
     def step(self, fbanks, labels):
         """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, a tensor."""
         self.schedule.start_step()
+        dropped = self.settings.freq_patchout, self.settings.time_patchout
+        if any(dropped):
+            self.model.keep_patches(*draw_patchout(self.model.grid, dropped, self.settings.seed, self.schedule.step))
         total = torch.zeros((), device=self.device)
         pieces = min(self.settings.grad_accum, len(fbanks))
         for fbank, label in zip(fbanks.chunk(pieces), labels.chunk(pieces)):
@@ -234,11 +245,20 @@ class Trainer:
                 getattr(self, name).load_state_dict(state[name])
 
 
+def draw_patchout(grid, dropped, seed, step):
+    """The rows and columns of a patch grid (f, t) that a training step keeps, sorted; drawn from (seed, step) alone.
+
+    dropped: how many (rows, columns) it leaves out.
+    """
+    rng = np.random.default_rng((seed, step, 1))  # (seed, epoch) orders the samples
+    return [np.sort(rng.choice(size, size - out, replace=False)) for size, out in zip(grid, dropped)]
+
+
 def make_optimizer(parameters, settings):
     """The optimizer that settings.optim names, with the published constants."""
     if settings.optim == 'sgd':
-        return torch.optim.SGD(parameters, settings.lr, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY)
-    return torch.optim.Adam(parameters, settings.lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY)
+        return torch.optim.SGD(parameters, settings.lr, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+    return torch.optim.Adam(parameters, settings.lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
 
 @torch.inference_mode()
@@ -297,6 +317,7 @@ class Run:
     def train(self):
         """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
         if self.checkpoint.restore():
+            self.check_validation_set()
             logger.info('going on in epoch %d after %d steps', self.trainer.epoch, self.trainer.loss.steps)
             if self.results.rows:
                 self.write_epoch()
@@ -316,6 +337,14 @@ class Run:
             if self.settings.loss == 'CE':
                 f1, top5 = single_label_scores(evaluation.predictions, evaluation.targets)
                 logger.info('%s: macro F1 %.4f, top-5 accuracy %.4f', title, f1, top5)
+
+    def check_validation_set(self):
+        """Raise CheckpointError where the epochs so far were evaluated on another number of samples."""
+        samples = len(self.val_loader.dataset)
+        if self.results.rows and len(self.results.predictions_sum) != samples:
+            raise CheckpointError(f'{self.exp_dir}: its epochs so far were evaluated on '
+                                  f'{len(self.results.predictions_sum)} samples, but the validation set has {samples}: '
+                                  f'choose another --exp_dir, or --resume none')
 
     def write_epoch(self):
         """Write what follows from the checkpoint at the end of an epoch; a run that broke off here writes it again."""
@@ -378,12 +407,12 @@ class Run:
             result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
             row += [getattr(result, self.settings.metrics), result.mAUC]
             logger.info('best model on the %s set: %s %.4f, mAUC %.4f', name, self.settings.metrics, *row[-2:])
+        write_rows(self.exp_dir / 'eval_result.csv', row)
         for name in ('predictions', 'targets'):
             write_array(self.exp_dir / 'predictions' / f'eval_{name}.npy', getattr(evaluation, name))
         if is_single_label(evaluation.targets):
             names = self.description['labels']['names']
             logger.info(write_confusion(self.exp_dir, names, evaluation.predictions, evaluation.targets))
-        write_rows(self.exp_dir / 'eval_result.csv', row)
 
     def evaluate_trained(self, loader, title):
         """The Evaluation of the model as it is, after training: a signal stops it, and it is done again."""

@@ -25,7 +25,7 @@ CLIPS, STEPS, EPOCHS = 40, 10, 4
 OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 --dataset kill '
            '--model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --fstride 16 '
            f'--tstride 16 --n_epochs {EPOCHS} --batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 '
-           '--timem 8 --noise True '
+           '--timem 8 --noise True --freq_patchout 1 --time_patchout 1 '
            f'--bal bal --warmup True --wa True --wa_end {EPOCHS} --n_print_steps 1')
 
 

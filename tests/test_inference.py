@@ -393,3 +393,10 @@ def test_a_mistake_ends_with_a_sentence(refuse, checkpoint, make_tone, folder, w
     make_tone('a.wav')
     (folder / 'empty').mkdir()
     assert reason in refuse(*words)
+
+
+def test_dollar_signs_in_a_name_are_no_formula(make_checkpoint, make_tone, tmp_path):
+    path = make_tone('take_$5_vs_$6.wav')
+    inference.main([str(path), '--checkpoint', str(make_checkpoint()), '--plot', str(tmp_path / 'a.png'), '--device',
+                    'cpu', '--num_workers', '0'])
+    assert (tmp_path / 'a.png').exists()

@@ -169,3 +169,16 @@ def test_a_worker_that_was_killed_is_explained():
 def test_a_gpu_out_of_memory_is_explained():
     with pytest.raises(TrainingError, match='--batch_size.*--grad_accum.*--grad_checkpointing'), explained():
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
+
+
+def test_an_experiment_is_not_forgotten_for_one_that_cannot_start(folder, capsys):
+    start('--exp_dir', 'exp', '--n_epochs', '1')
+    stopped(capsys, '--exp_dir', 'exp', '--resume', 'none', '--data_train', 'nowhere.json')
+    assert (folder / 'exp' / 'result.csv').exists() and (folder / 'exp' / 'models' / 'best_audio_model.pth').exists()
+
+
+def test_another_number_of_validation_samples_is_refused_before_training(folder, capsys, make_datafile):
+    start('--exp_dir', 'exp', '--n_epochs', '1')
+    make_datafile([(folder / f'{i}.wav', f'/m/{i % 2}') for i in range(4)], 'val.json')
+    said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2')
+    assert 'evaluated on 8 samples, but the validation set has 4' in said

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataloader import EpochSampler, SampleKey, one_thread
 from models import ASTModel, read_state_dict
-from traintest import Evaluation, Run, Schedule, Trainer, TrainingError, TrainSettings, validate
+from traintest import Evaluation, Run, Schedule, Trainer, TrainingError, TrainSettings, draw_patchout, validate
 from utilities.interrupt import Interrupt
 from utilities.stats import calculate_stats, summarise
 
@@ -379,3 +379,68 @@ def test_every_epoch_is_trained_in_another_order(tmp_path):
     model.register_forward_pre_hook(_keep_training_inputs(seen))
     start(model, tmp_path, settings(n_epochs=2), (train_loader, val_loader)).train()
     assert sorted(seen[:12]) == sorted(seen[12:]) and seen[:12] != seen[12:]
+
+
+@pytest.fixture
+def make_ast():
+    """An ASTModel with a grid of 3 x 7 patches, always of the same weights, and a batch for it."""
+    def make(**settings_):
+        model = ASTModel(CLASSES, 8, 8, 32, 64, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+        data = golden.spectrogram('patchout', 4, 64, 32), F.one_hot(torch.arange(4) % CLASSES, CLASSES).float()
+        return Trainer(golden.fill(model), CPU, settings(lr=0.01, **settings_)), *data
+    return make
+
+
+def tokens_seen(model):
+    """How many tokens each forward pass takes through the blocks; the list grows."""
+    seen = []
+    model.v.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    return seen
+
+
+def test_patchout_leaves_rows_and_columns_out_in_training_and_none_in_evaluation(make_ast):
+    trainer, fbanks, labels = make_ast(freq_patchout=1, time_patchout=3)
+    seen = tokens_seen(trainer.model)
+    trainer.step(fbanks, labels)
+    validate(trainer.model, [(fbanks, labels)], CPU, 'BCE')
+    assert seen == [2 + 2 * 4, 2 + 3 * 7]
+
+
+def test_patchout_keeps_the_embeddings_of_what_it_keeps(make_ast):
+    trainer, fbanks, _ = make_ast()
+    model, seen = trainer.model, []
+    model.v.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.train()
+    model(fbanks)
+    model.keep_patches([0, 2], [1, 4, 5])
+    model(fbanks)
+    kept = [0, 1, *(2 + row * 7 + column for row in (0, 2) for column in (1, 4, 5))]
+    assert torch.equal(seen[1], seen[0][:, kept])
+
+
+def test_patchout_is_drawn_from_seed_and_step_alone():
+    draws = [draw_patchout((12, 101), (4, 40), seed, step) for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    rows, columns = draws[0]
+    assert len(set(rows)) == 8 and len(set(columns)) == 61 and (np.diff(columns) > 0).all()
+    assert all(np.array_equal(a, b) for a, b in zip(draws[0], draws[1]))
+    assert not any(np.array_equal(draws[0][1], other[1]) for other in draws[2:])
+
+
+def test_patchout_of_nothing_changes_no_bit(make_ast):
+    weights = []
+    for chosen in ({}, {'freq_patchout': 0, 'time_patchout': 0, 'seed': 5}):
+        trainer, fbanks, labels = make_ast(**chosen)
+        trainer.step(fbanks, labels)
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_a_compiled_model_trains_to_the_same_numbers(make_ast):
+    losses, logits = [], []
+    for compiled in (False, True):
+        trainer, fbanks, labels = make_ast(compile=compiled, freq_patchout=1)
+        losses.append([float(trainer.step(fbanks, labels)) for _ in range(3)])
+        logits.append(validate(trainer.parallel, [(fbanks, labels)], CPU, 'BCE').predictions)
+        assert all(name.startswith(('v.', 'mlp_head.')) for name in trainer.model.state_dict())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert logits[1] == pytest.approx(logits[0], abs=1e-4)

@@ -13,8 +13,8 @@ from dataloader import AudiosetDataset, make_loader  # noqa: E402
 from features import AudioError  # noqa: E402
 from hardware import choose_device, choose_precision, parallelise  # noqa: E402
 from models import WeightsError, load_model  # noqa: E402
-from models.files import WriteError  # noqa: E402
 from models.weights import locate, sha256  # noqa: E402
+from tagging import labels_of  # noqa: E402
 from traintest import TrainingError, explained, validate  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
 from utilities.labels import DataError  # noqa: E402
@@ -57,9 +57,7 @@ def evaluate(args, source, device, folder):
                   **{name: description[name] if value is None else value for name, value in given.items()},
                   'mode': 'evaluation'}
     dataset = AudiosetDataset(args.data_eval, audio_conf, args.label_csv)
-    if len(dataset.labels) != model.config['label_dim']:
-        raise DataError(f'{path} has {model.config["label_dim"]} classes, but {args.label_csv} lists '
-                        f'{len(dataset.labels)}: give the label file it was trained with as --label_csv')
+    labels_of(path, description, dataset.labels)  # raises where they are not the checkpoint's
     targets = np.stack([dataset.targets(i).numpy() for i in range(len(dataset))])
     what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval), 'precision': str(precision),
             'strides': [model.config['fstride'], model.config['tstride']]}
@@ -112,7 +110,7 @@ def main(argv=None):
         choose_device(args.device)
     except ValueError as error:
         parser.error(str(error))
-    with exit_on(AudioError, DataError, TrainingError, WeightsError, WriteError):
+    with exit_on(AudioError, DataError, TrainingError, WeightsError, OSError):
         try:
             ensemble(args)
         except KeyboardInterrupt:

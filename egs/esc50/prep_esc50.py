@@ -14,7 +14,7 @@ import zipp
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
-from models.files import DownloadError, Url, WriteError, atomic_write, download  # noqa: E402
+from models.files import Url, atomic_write, download  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
@@ -138,7 +138,7 @@ def main():
     parser.add_argument('--prep_dir', type=Path, default=HERE / 'data', help='where the prepared data go')
     args = parser.parse_args()
     setup_logging()
-    with exit_on(AudioError, BrokenProcessPool, DataError, DownloadError, WriteError):
+    with exit_on(AudioError, BrokenProcessPool, DataError, OSError):
         prepare(args.data_dir, args.prep_dir.resolve())
 
 

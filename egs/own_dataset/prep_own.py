@@ -123,6 +123,8 @@ def read_csv(path):
     rows = read_rows(path)
     # A comma may be part of a name where another separator is in use.
     separator = '[;|]' if any(re.search('[;|]', cells['labels']) for _, cells in rows) else ','
+    if separator == ',' and any(',' in cells['labels'] for _, cells in rows):
+        logger.warning('%s: labels with a comma are read as several; to keep commas in names, separate with ;', path)
     clips, lines = [], {}
     for line, cells in rows:
         labels = tuple(label for text in re.split(separator, cells['labels']) if (label := text.strip()))

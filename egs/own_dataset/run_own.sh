@@ -10,7 +10,7 @@
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
-[ -f "$HERE/../common.sh" ] || { echo "run or submit ${0##*/} in egs/own_dataset" >&2; exit 1; }
+[ -f "$HERE/../common.sh" ] || { echo "run or submit run_own.sh in egs/own_dataset" >&2; exit 1; }
 . "$HERE/../common.sh"
 
 # Options of the recipe; those of src/run.py are in egs/common.sh:

@@ -63,6 +63,24 @@ def resample_pos_embed(pos_embed, old_grid, new_grid, resize=cut_or_interpolate)
     return torch.cat([tokens, grid.flatten(2).transpose(1, 2)], dim=1)  # (1, 2 + f * t, dim)
 
 
+class Patchout(nn.Module):
+    """Structured Patchout (Koutini et al., PaSST, Interspeech 2022): in training, some of the patches are not seen.
+
+    kept: indices (patches,) of those that are, or None for all of them.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.kept = None
+
+    def forward(self, tokens):
+        """tokens: (B, 2 + f * t, dim), the positional embedding added. Returns (B, 2 + kept, dim)."""
+        if self.kept is None or not self.training:
+            return tokens
+        kept = self.kept.to(tokens.device, non_blocking=True)
+        return torch.cat([tokens[:, :2], tokens[:, 2:].index_select(1, kept)], dim=1)
+
+
 class ASTModel(nn.Module):
     """Audio Spectrogram Transformer: spectrogram (batch, frames, mel bins) in, logits (batch, label_dim) out.
 
@@ -114,6 +132,11 @@ class ASTModel(nn.Module):
         with self._precision(x):
             patches = self._out_of_autocast(self._tokens(x)[:, 2:])
         return patches.unflatten(1, self.grid).mean(dim=1)  # (B, f, t, dim) -> (B, t, dim)
+
+    def keep_patches(self, rows, columns):
+        """In training, let the transformer see only these rows and columns of the patch grid, two lists of indices."""
+        rows, columns = torch.as_tensor(rows), torch.as_tensor(columns)
+        self.v.patch_drop.kept = (rows[:, None] * self.grid[1] + columns).flatten()
 
     @torch.no_grad()
     def attention(self, x):
@@ -230,6 +253,7 @@ def build_transformer(model_size, grid, strides, input_size):
                           img_size=(grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE))
     v.patch_embed.proj.stride = strides
     v.patch_embed.img_size = input_size
+    v.patch_drop = Patchout()  # where timm drops patches too
     return v
 
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under a temporary name, downloaded into a scratch folder, then moved."""
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -42,7 +43,9 @@ def atomic_write(path):
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and 'inline_container' not in str(error):  # where torch.save fails to write
             raise
-        raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}; is the disk full?') from error
+        full = isinstance(error, RuntimeError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}'
+                         + ('; is the disk full?' if full else '')) from error
     finally:
         partial.unlink(missing_ok=True)
 

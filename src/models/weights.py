@@ -82,8 +82,11 @@ def find_or_download(file, sources=('url', 'hub')):
     places = {'url': Url(file.url, here / file.name)}
     if file.hub_id:
         places['hub'] = HubFile(file.hub_id, here / file.hub_name)
+    chosen = [places[source] for source in sources if source in places]
+    if not chosen:
+        raise WeightsError(f'{file.name} was never put on Hugging Face: get it from {file.url}')
     try:
-        return download([places[source] for source in sources if source in places], check=check_download)
+        return download(chosen, check=check_download)
     except DownloadError as error:
         by_hub = (f', or from https://huggingface.co/{file.hub_id}/resolve/main/model.safetensors '
                   f'and put it at {here / file.hub_name}') if file.hub_id else ''

@@ -22,7 +22,9 @@ class OptionParser(argparse.ArgumentParser):
 def normalise_options(argv):
     """Give option names underscores, and join a negative number to the option before it: argparse would not."""
     normal = []
-    for token in argv:
+    for i, token in enumerate(argv):
+        if token == '--':  # what follows are no options
+            return normal + argv[i:]
         if token.startswith('--') and len(token) > 2:
             name, equals, value = token.partition('=')
             normal.append('--' + name[2:].replace('-', '_') + equals + value)

@@ -31,7 +31,7 @@ class Labels:
 def read_labels(path):
     """Read a label file. Raises DataError where it is missing or malformed, or its indices are not 0, 1, 2, ..."""
     try:
-        with open(path, newline='', encoding='utf-8') as file:
+        with open(path, newline='', encoding='utf-8-sig') as file:
             reader = csv.DictReader(file)
             rows, columns = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:

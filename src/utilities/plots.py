@@ -19,6 +19,11 @@ TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 
 MAX_TIME_TICKS = 13
 
 
+def plain(text):
+    """A text that matplotlib shows as it is: two dollar signs would make a formula."""
+    return text.replace('$', r'\$')
+
+
 def plot_curves(columns, metric, title):
     """Loss, main metric and its epoch ensemble, and learning rate over the epochs.
 
@@ -40,7 +45,7 @@ def plot_curves(columns, metric, title):
         if len(lines) > 1:
             axes.legend(frameon=False, loc='best')
     axes.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     return figure
 
 
@@ -54,10 +59,10 @@ def plot_confusion(matrix, names, title):
     for truth, predicted in zip(*np.nonzero(matrix)):
         axes.text(predicted, truth, matrix[truth, predicted], ha='center', va='center', fontsize=8,
                   color='white' if share[truth, predicted] > 0.5 else 'black')
-    readable = [name.replace('_', ' ') for name in names]
+    readable = [plain(name.replace('_', ' ')) for name in names]
     axes.set_xticks(range(len(names)), readable, rotation=45, ha='right', rotation_mode='anchor')
     axes.set_yticks(range(len(names)), readable)
-    axes.set(xlabel='predicted class', ylabel='true class', title=title)
+    axes.set(xlabel='predicted class', ylabel='true class', title=plain(title))
     figure.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
     return figure
 
@@ -92,7 +97,7 @@ def plot_tags(spectrogram, seconds, starts, ends, scores, names, title):
         lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
     unit = 's' if seconds < 60 else 'm:ss' if seconds < 3600 else 'h:mm:ss'
     lower.set(xlim=(0, seconds), xlabel=f'time ({unit})')
-    upper.set_title(title)
+    upper.set_title(plain(title))
     return figure
 
 
@@ -134,7 +139,7 @@ def _draw_scores(figure, axes, starts, ends, scores, names):
         for (i, row), score in np.ndenumerate(scores):
             axes.text((starts[i] + stops[i]) / 2, row + 0.5, f'{score:.2f}', ha='center', va='center', fontsize=8,
                       color='white' if score > 0.5 else 'black', clip_on=True)
-    axes.set_yticks(np.arange(len(names)) + 0.5, [name.replace('_', ' ') for name in names])
+    axes.set_yticks(np.arange(len(names)) + 0.5, [plain(name.replace('_', ' ')) for name in names])
     axes.tick_params(axis='y', length=0)
     axes.set_ylim(len(names), 0)
     figure.colorbar(image, ax=axes, label='score', pad=0.01)

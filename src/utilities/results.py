@@ -1,4 +1,6 @@
 """What an experiment leaves in exp_dir: the table of its epochs, predictions, curves, and single rows of numbers."""
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -8,6 +10,8 @@ from sklearn.metrics import confusion_matrix
 from models.files import atomic_write
 from utilities.plots import plot_confusion, plot_curves
 from utilities.stats import calculate_stats, summarise
+
+MATRIX_CLASSES = 100  # of a confusion matrix that can still be read, and drawn
 
 
 def result_columns(metric):
@@ -28,7 +32,7 @@ def read_rows(path):
 
 
 def best_of(rows):
-    """Index of the row with the best main metric, the first column of rows (epochs, columns); the earliest of equals."""
+    """Index of the row with the best main metric, the first column of (epochs, columns); the earliest of equals."""
     return int(np.nan_to_num(np.asarray(rows)[:, 0], nan=-np.inf).argmax())
 
 
@@ -58,17 +62,21 @@ def write_json(path, value):
 def write_confusion(folder, names, predictions, targets):
     """Write confusion_matrix.png and class_accuracy.csv of single-label predictions, over the classes that occur.
 
-    names: of all classes; predictions, targets: (samples, classes). Returns the hardest classes as a line to print.
+    The picture is left out above 100 classes. names: of all; predictions, targets: (samples, classes). Returns the
+    hardest classes as a line to print.
     """
     predicted, truth = predictions.argmax(axis=1), targets.argmax(axis=1)
     classes = np.union1d(truth, predicted)
     matrix = confusion_matrix(truth, predicted, labels=classes)
-    title = f'{len(truth)} clips, accuracy {np.mean(predicted == truth):.3f}'
-    write_figure(folder / 'confusion_matrix.png', plot_confusion(matrix, [names[k] for k in classes], title))
+    if len(classes) <= MATRIX_CLASSES:
+        title = f'{len(truth)} clips, accuracy {np.mean(predicted == truth):.3f}'
+        write_figure(folder / 'confusion_matrix.png', plot_confusion(matrix, [names[k] for k in classes], title))
     clips = matrix.sum(axis=1)
     accuracy = [(names[k], n, matrix[i, i] / n) for i, (k, n) in enumerate(zip(classes, clips)) if n]
-    write_text(folder / 'class_accuracy.csv',
-               'class,clips,accuracy\n' + ''.join(f'{name},{n},{score:.4f}\n' for name, n, score in accuracy))
+    table = io.StringIO()
+    rows = ((name, n, f'{score:.4f}') for name, n, score in accuracy)
+    csv.writer(table, lineterminator='\n').writerows([('class', 'clips', 'accuracy'), *rows])
+    write_text(folder / 'class_accuracy.csv', table.getvalue())
     return 'hardest classes: ' + ', '.join(f'{name} {score:.2f}' for name, _, score in
                                            sorted(accuracy, key=lambda row: row[2])[:5])
 

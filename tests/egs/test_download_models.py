@@ -90,3 +90,9 @@ def test_an_unknown_name_lists_those_there_are(script, capsys):
 def test_the_shell_script_takes_the_same_options(root, run_shell):
     done = run_shell([root / 'egs' / 'audioset' / 'download_models.sh', '--help'])
     assert done.returncode == 0 and '--source' in done.stdout
+
+
+def test_one_that_was_never_on_hugging_face_says_so(script, torch_home, capsys):
+    with pytest.raises(SystemExit):
+        script.main(['audioset_bal_10_10_0.3499', '--source', 'huggingface'])
+    assert 'was never put on Hugging Face' in capsys.readouterr().err

@@ -112,10 +112,18 @@ def test_other_weights_under_the_same_name_are_evaluated_anew(script, data, untr
 def test_a_checkpoint_of_other_classes_is_refused(script, untrained, make_labels, make_datafile):
     make_labels(2)
     make_datafile([('a.wav', '/m/0')])
-    with pytest.raises(SystemExit, match='a.pth has 3 classes, but labels.csv lists 2'):
+    with pytest.raises(SystemExit, match='a.pth has 3 classes, but --label_csv lists 2'):
         script.main(options(untrained))
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(script, data):
     with pytest.raises(SystemExit, match='nowhere.pth does not exist'):
         script.main(options('nowhere.pth'))
+
+
+def test_classes_in_another_order_are_refused(script, data):
+    model = ASTModel(3, input_fdim=32, input_tdim=32, imagenet_pretrain=False, model_size='tiny224')
+    labels = {'mids': ['/m/2', '/m/1', '/m/0'], 'names': ['c', 'b', 'a']}
+    save_checkpoint(model, 'a.pth', labels=labels)
+    with pytest.raises(SystemExit, match='in another order'):
+        script.main(options('a.pth'))

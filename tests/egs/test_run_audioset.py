@@ -147,4 +147,4 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(folder, planned, run_s
     said = planned(*datafiles, script=script, cwd=folder, SLURM_SUBMIT_DIR=str(folder), SLURM_JOB_ID='1')
     assert f'{folder}/gen_weight_file.py' in said and f'{folder}/exp/' in said
     elsewhere = run_shell([script, *datafiles], SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
-    assert elsewhere.returncode and 'submit slurm_script in egs/audioset' in elsewhere.stderr
+    assert elsewhere.returncode and 'submit run.sh in egs/audioset' in elsewhere.stderr

@@ -62,7 +62,7 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, mak
     done = run_shell(words, cwd=recipe.parent, SLURM_SUBMIT_DIR=str(recipe.parent), SLURM_JOB_ID='1')
     assert done.returncode == 0, done.stderr
     elsewhere = run_shell(words, cwd=tmp_path, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
-    assert elsewhere.returncode and 'submit slurm_script in egs/esc50' in elsewhere.stderr
+    assert elsewhere.returncode and 'submit run_esc50.sh in egs/esc50' in elsewhere.stderr
 
 
 @pytest.mark.parametrize('words, reason', [

@@ -89,4 +89,4 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, tmp
     done = run_shell(job, cwd=recipe.parent, SLURM_SUBMIT_DIR=str(recipe.parent), SLURM_JOB_ID='1')
     assert done.returncode == 0, done.stderr
     elsewhere = run_shell(job, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
-    assert elsewhere.returncode and 'submit slurm_script in egs/speechcommands' in elsewhere.stderr
+    assert elsewhere.returncode and 'submit run_sc.sh in egs/speechcommands' in elsewhere.stderr

@@ -5,7 +5,7 @@ import logging
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from utilities.cli import OptionParser, boolean, exit_on, number, setup_logging, whole
+from utilities.cli import OptionParser, boolean, exit_on, normalise_options, number, setup_logging, whole
 from utilities.labels import DataError
 
 
@@ -146,3 +146,7 @@ def test_log_lines_go_to_standard_error_with_the_time(capsys, root_logger):
     captured = capsys.readouterr()
     assert captured.out == ''
     assert captured.err.endswith(' hello\n') and captured.err[:8].count(':') == 2
+
+
+def test_what_follows_two_dashes_is_left_as_it_is():
+    assert normalise_options(['--a-b', '1', '--', '--4g-aRa.wav', '-5']) == ['--a_b', '1', '--', '--4g-aRa.wav', '-5']

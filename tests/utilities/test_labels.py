@@ -109,3 +109,8 @@ def test_the_weight_file_lies_beside_its_datafile(datafile, weights):
 def test_a_packed_datafile_reaches_a_spawned_process(write):
     datafile = pickle.loads(pickle.dumps(read_datafile(write(json.dumps({'data': [GOOD] * 3})), MIDS)))
     assert np.array_equal(datafile.wavs, ['a.wav'] * 3)
+
+
+def test_a_label_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / 'labels.csv').write_text('index,mid,display_name\n0,/m/0,dog\n', encoding='utf-8-sig')
+    assert read_labels(tmp_path / 'labels.csv').names == ('dog',)

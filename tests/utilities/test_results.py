@@ -1,4 +1,5 @@
 """What an experiment's epochs leave in exp_dir."""
+import csv
 import json
 
 import golden
@@ -7,8 +8,8 @@ import pytest
 
 from traintest import Evaluation
 from utilities.plots import plot_curves
-from utilities.results import (Results, read_rows, result_columns, write_array, write_figure, write_json,
-                               write_rows)
+from utilities.results import (Results, read_rows, result_columns, write_array, write_confusion, write_figure,
+                               write_json, write_rows)
 from utilities.stats import calculate_stats, summarise
 
 EPOCHS = 3
@@ -130,3 +131,12 @@ def test_a_figure_is_written_as_png(tmp_path):
     columns = {name: np.ones(2) for name in ('train_loss', 'valid_loss', 'acc', 'cum_acc', 'lr')}
     write_figure(tmp_path / 'figure.png', plot_curves(columns, 'acc', 'my run'))
     assert (tmp_path / 'figure.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('classes, drawn', [(100, True), (101, False)])
+def test_a_confusion_matrix_that_nobody_could_read_is_not_drawn(tmp_path, classes, drawn):
+    names = [f'a "{k}", $b$' for k in range(classes)]
+    write_confusion(tmp_path, names, np.eye(classes), np.eye(classes))
+    assert (tmp_path / 'confusion_matrix.png').exists() == drawn
+    with open(tmp_path / 'class_accuracy.csv', newline='') as file:
+        assert [row[0] for row in csv.reader(file)][1:] == names
