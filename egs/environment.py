@@ -22,7 +22,6 @@ if sys.version_info < (3, 11):
     sys.exit('Python 3.11 or newer is needed')
 try:
     from numpy.dtypes import StringDType
-    from sklearn.metrics import confusion_matrix_at_thresholds
 except ImportError as error:
     sys.exit(str(error))
 for name in sys.argv[1:]:

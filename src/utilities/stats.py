@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import norm
-from sklearn.metrics import auc, confusion_matrix_at_thresholds, f1_score, top_k_accuracy_score
+from sklearn.metrics import f1_score, top_k_accuracy_score
 
 # The published results thinned every curve to each 1000th point, and report the middle of what is left.
 CURVE_STEP = 1000
@@ -22,11 +22,13 @@ def calculate_stats(output, target):
     Returns a list with a dict a class: AP (average precision), auc (area under the ROC curve), acc (accuracy of the
     arg-max, the same for every class), precisions and recalls (the curve, each 1000th point). A class without
     positives has NaN for AP and auc and an empty curve, one without negatives NaN for auc.
-    Raises ValueError where the shapes differ.
+    Raises ValueError where the shapes differ, and where output holds NaN.
     """
     output, target = np.asarray(output), np.asarray(target)
     if output.shape != target.shape or output.ndim != 2:
         raise ValueError(f'output and target must both be (samples, classes), got {output.shape} and {target.shape}')
+    if np.isnan(output).any():
+        raise ValueError('output holds NaN: no threshold can sort it')
     acc = float(np.mean(output.argmax(axis=1) == target.argmax(axis=1)))
     return [{**class_stats(output[:, k], target[:, k]), 'acc': acc} for k in range(target.shape[1])]
 
@@ -35,18 +37,29 @@ def class_stats(scores, labels):
     """AP, auc and the thinned precision-recall curve of one class: scores and labels (samples,)."""
     if not labels.any():
         return {'AP': math.nan, 'auc': math.nan, 'precisions': np.empty(0), 'recalls': np.empty(0)}
-    # Counts at each distinct score, the highest score first.
-    tns, fps, _, tps, _ = confusion_matrix_at_thresholds(labels, scores)
+    tps, fps = counts_at_thresholds(scores, labels)
     recall = tps / tps[-1]
-    precision = tps / np.maximum(tps + fps, 1)
+    precision = tps / (tps + fps)
     average_precision = float(np.sum(np.diff(recall, prepend=0) * precision))
     negatives = fps[-1]
-    area = float(auc(np.r_[0, fps / negatives], np.r_[0, recall])) if negatives else math.nan
+    area = float(np.trapezoid(np.r_[0, recall], np.r_[0, fps / negatives])) if negatives else math.nan
     # scikit-learn ended the curve at the first full recall when the results were published; it runs on since 1.1.
     end = np.searchsorted(tps, tps[-1]) + 1
     return {'AP': average_precision, 'auc': area,
             'precisions': np.r_[precision[:end][::-1], 1][::CURVE_STEP],
             'recalls': np.r_[recall[:end][::-1], 0][::CURVE_STEP]}
+
+
+def counts_at_thresholds(scores, labels):
+    """True and false positives where all samples from a score on count as positive, for each distinct score.
+
+    scores, labels: (samples,). Returns two int arrays (distinct scores,), the highest score first. What scikit-learn
+    has for it takes three times as long, which at 527 classes is felt in every epoch.
+    """
+    order = np.argsort(scores)[::-1]
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of the samples with equal scores
+    tps = np.cumsum(labels[order] > 0)[last]
+    return tps, last + 1 - tps
 
 
 @dataclass(frozen=True)

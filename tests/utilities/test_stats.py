@@ -131,3 +131,8 @@ def test_top_5_counts_labels_among_the_five_best_scores():
     predictions = np.tile(np.arange(7, 0, -1) / 10, (4, 1))
     assert single_label_scores(predictions, np.eye(7)[[0, 4, 5, 6]])[1] == 0.5
     assert math.isnan(single_label_scores(predictions[:, :5], np.eye(5)[[0, 1, 2, 3]])[1])
+
+
+def test_predictions_that_are_no_numbers_are_refused():
+    with pytest.raises(ValueError, match='NaN'):
+        calculate_stats(np.full((3, 2), np.nan), np.eye(3)[:, :2])
