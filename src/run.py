@@ -142,12 +142,12 @@ def make_loaders(args, device):
 
 
 def make_model(args, pretrained=True):
-    """The model that the options describe, on the CPU."""
+    """The model that the options describe, on the CPU; without pretrained weights, it is only as large as that."""
     torch.manual_seed(args.seed)
     return MODELS[args.model](
         label_dim=args.n_class, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
         input_tdim=args.audio_length, imagenet_pretrain=args.imagenet_pretrain and pretrained,
-        audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size)
+        audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size, verbose=pretrained)
 
 
 def log_settings(args, loaders, device, precision):
@@ -214,7 +214,7 @@ def run(args, interrupt):
     precision = choose_precision(args.amp, device)
     if args.dry_run:
         log_settings(args, make_loaders(args, device), device, precision)
-        make_model(args, pretrained=False)
+        logger.info('%s', make_model(args, pretrained=False).summary(args.imagenet_pretrain, args.audioset_pretrain))
         return
     exp_dir = Path(args.exp_dir)
     with claimed(exp_dir):

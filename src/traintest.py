@@ -336,7 +336,8 @@ class Run:
             log_epoch(title, self.results, single, ensemble, time.monotonic() - start)
             if self.settings.loss == 'CE':
                 f1, top5 = single_label_scores(evaluation.predictions, evaluation.targets)
-                logger.info('%s: macro F1 %.4f, top-5 accuracy %.4f', title, f1, top5)
+                more = '' if math.isnan(top5) else f', top-5 accuracy {top5:.4f}'
+                logger.info('%s: macro F1 %.4f%s', title, f1, more)
 
     def check_validation_set(self):
         """Raise CheckpointError where the epochs so far were evaluated on another number of samples."""
@@ -391,8 +392,8 @@ class Run:
         save_checkpoint(self.model, models / 'audio_model_wa.pth', **self.description)
         write_rows(self.exp_dir / 'wa_result.csv',
                    [result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
-        logger.info('average of epochs %d to %d: mAP %.4f, acc %.4f, mAUC %.4f', s.wa_start, s.wa_end,
-                    result.mAP, result.acc, result.mAUC)
+        logger.info('average of epochs %d to %d: %s %.4f, mAUC %.4f, d-prime %.4f', s.wa_start, s.wa_end, s.metrics,
+                    getattr(result, s.metrics), result.mAUC, result.d_prime)
 
     def evaluate_best(self, eval_loader):
         """Evaluate the best epoch's model on the validation and the evaluation set and write eval_result.csv.

@@ -145,9 +145,11 @@ def test_data_eval_is_evaluated_with_the_best_model(start, exp_dir):
         'class_accuracy.csv'}
 
 
-def test_single_label_runs_log_macro_f1_and_top_5(start, capsys):
-    start('--n_epochs 1 --metrics acc --loss CE')
-    assert 'macro F1 ' in (said := capsys.readouterr().err) and 'top-5 accuracy ' in said
+@pytest.mark.parametrize('classes, with_top5', [(3, False), (6, True)])
+def test_single_label_runs_log_macro_f1_and_top_5_of_more_classes(start, make_labels, capsys, classes, with_top5):
+    make_labels(classes)
+    start(f'--n_epochs 1 --metrics acc --loss CE --n_class {classes}')
+    assert 'macro F1 ' in (said := capsys.readouterr().err) and ('top-5 accuracy ' in said) == with_top5
 
 
 def test_wa_leaves_the_averaged_model_and_its_numbers(start, exp_dir):

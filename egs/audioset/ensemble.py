@@ -96,7 +96,8 @@ def ensemble(args):
     metrics = summarise(calculate_stats(total / len(rows), targets))
     rows.append([metrics.mAP, metrics.mAUC, metrics.d_prime])
     write_rows(args.exp_dir / 'ensemble_result.csv', rows)
-    print(report(f'ensemble of {len(args.checkpoints)}', metrics, targets))
+    if len(args.checkpoints) > 1:
+        print(report(f'ensemble of {len(args.checkpoints)}', metrics, targets))
     if metrics.classes_without_positives:
         print(f'{metrics.classes_without_positives} of {metrics.classes} classes without positives are left out')
 

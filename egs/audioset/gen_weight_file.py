@@ -51,7 +51,7 @@ def main(argv=None):
           f'{weight_file(datafile.path)}')
     if not present.all():
         absent = [name for name, there in zip(labels.names, present) if not there]
-        print(f'{len(absent)} classes have no samples: {", ".join(absent[:10])}{", ..." if len(absent) > 10 else ""}')
+        print(f'{len(absent)} classes have no samples: {"; ".join(absent[:10])}{"; ..." if len(absent) > 10 else ""}')
 
 
 if __name__ == '__main__':

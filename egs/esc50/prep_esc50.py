@@ -14,11 +14,11 @@ import zipp
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
-from models.files import Url, atomic_write, download  # noqa: E402
+from models.files import Url, atomic_write  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_not_mixed, is_prepared  # noqa: E402
+from utilities.preparation import check_not_mixed, fetch, is_prepared  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
@@ -122,7 +122,7 @@ def prepare(data_dir, out_dir):
         print(f'{out_dir} is prepared already')
         return
     if data_dir is None:
-        download([Url(ESC50_URL, archive)], check_zip)
+        fetch(Url(ESC50_URL, archive), check_zip)
     clips = read_meta(dataset_root(source), labels)
     convert_all(source, clips, out_dir / 'audio_16k')
     write_datafiles(clips, labels, out_dir)

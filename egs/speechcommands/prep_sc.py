@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from models.files import Url, WriteError, download  # noqa: E402
+from models.files import Url, WriteError  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
-from utilities.preparation import check_not_mixed, is_prepared  # noqa: E402
+from utilities.preparation import check_not_mixed, fetch, is_prepared  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
@@ -176,7 +176,7 @@ def prepare(data_dir, out_dir):
         print(f'{out_dir} is prepared already')
         return
     if data_dir is None and not unpacked.is_dir():
-        download([Url(SC_URL, archive)], check_download)
+        fetch(Url(SC_URL, archive), check_download)
     root = find_dataset(source, unpacked)
     mids = dict(zip(labels.names, labels.mids))
     clips = list_clips(root, list_words(root, mids))

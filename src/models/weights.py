@@ -75,7 +75,7 @@ def find_or_download(file, sources=('url', 'hub')):
     """
     folders = weights_folders()
     for folder in folders:
-        for name in (file.name, file.hub_name):
+        for name in (file.name, Path(file.name).name, file.hub_name, Path(file.hub_name).name):
             if (folder / name).is_file():
                 return folder / name
     here = folders[0]
@@ -120,6 +120,8 @@ def locate(source):
         return find_or_download(file)
     if re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)) and path.suffix not in ('.pth', '.safetensors'):
         return find_or_download_hub(str(source))
+    if path.suffix and len(path.parts) > 1:
+        raise WeightsError(f'{source} does not exist')
     raise WeightsError(f'{source} does not exist; a checkpoint is a file, a folder of transformers, the id of a model '
                        f'on Hugging Face, or one of {", ".join(Path(file.name).name for file in PUBLISHED)}')
 

@@ -2,8 +2,18 @@
 import json
 from pathlib import Path
 
+from models.files import DownloadError, download
 from utilities.labels import DataError
 from utilities.results import write_json
+
+
+def fetch(url, check):
+    """Download a dataset; raises DataError that says how to do without a network."""
+    try:
+        download([url], check)
+    except DownloadError as error:
+        raise DataError(f'the dataset could not be downloaded:\n{error}\nGet {url} on a machine with network, and give '
+                        f'the file with --data_dir') from None
 
 
 def is_prepared(datafiles):

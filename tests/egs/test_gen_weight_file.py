@@ -41,7 +41,7 @@ def test_the_summary_names_the_classes_without_samples(generate, make_labels, ma
     generate([str(make_datafile([('a.wav', '/m/0'), ('b.wav', '/m/2,/m/0')])), '--label_csv', str(make_labels(4))])
     said = capsys.readouterr().out
     assert '2 samples, 2 of 4 classes, from 1 to 2 samples each' in said
-    assert '2 classes have no samples: class 1, class 3' in said
+    assert '2 classes have no samples: class 1; class 3' in said
 
 
 def test_without_a_label_file_the_labels_are_audiosets(generate, make_datafile, tmp_path):

@@ -100,6 +100,11 @@ def test_a_published_checkpoint_is_located_by_its_name(name, torch_home):
     assert locate(name) == path
 
 
+def test_one_of_an_ensemble_is_found_without_its_folder_too(torch_home):
+    (torch_home / 'audioset_12_12_0.4467.pth').touch()
+    assert locate('audioset_12_12_0.4467') == torch_home / 'audioset_12_12_0.4467.pth'
+
+
 def test_the_published_checkpoints_are_nine_of_different_names_and_addresses():
     assert len({file.name for file in PUBLISHED}) == len({file.url for file in PUBLISHED}) == 9
 
@@ -113,6 +118,8 @@ def test_a_model_of_the_hub_is_located_by_its_id_without_network_once_it_is_ther
 
 def test_what_is_no_checkpoint_says_what_would_be(torch_home, tmp_path):
     with pytest.raises(WeightsError, match='nowhere.pth does not exist; a checkpoint is .*audioset_10_10_0.4593.pth'):
+        locate('nowhere.pth')
+    with pytest.raises(WeightsError, match='nowhere.pth does not exist$'):
         locate(tmp_path / 'nowhere.pth')
     with pytest.raises(WeightsError, match='holds no model.safetensors'):
         locate(tmp_path)
