@@ -71,10 +71,10 @@ def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=N
         samples = audio.read(frames, dtype='float32', always_2d=True)  # (samples, channels)
     if len(samples) <= (start - skipped) * file_rate:
         raise AudioError(f'the audio file {name} holds no samples' + (f' after {start} s' if start else ''))
-    waveform = torch.from_numpy(samples.mean(axis=1))
-    if not torch.isfinite(waveform).all():
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    if not np.isfinite(mono).all():
         raise AudioError(f'the audio file {name} holds NaN or infinite samples')
-    return resample(waveform, file_rate, sample_rate)[round((start - skipped) * sample_rate):]
+    return resample(torch.from_numpy(mono), file_rate, sample_rate)[round((start - skipped) * sample_rate):]
 
 
 def resample(waveform, old_rate, new_rate):
