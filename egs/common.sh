@@ -40,6 +40,7 @@ seed=0                    # fixes the run
 device=auto               # auto, cpu, cuda (all GPUs), cuda:N or mps
 amp=auto                  # mixed precision: auto, bf16, fp16 or off
 num_workers=-1            # processes that load data; -1: one a core
+features=auto             # where fbanks are computed: cpu (data workers), gpu (in batches) or auto: gpu with CUDA
 grad_accum=1              # pieces in which a batch goes through the model, to save memory
 clip_grad=0               # largest norm of the gradient; 0: no limit
 freq_patchout=0           # rows of the patch grid that a training step leaves out
@@ -76,7 +77,8 @@ parse_options() {
         esac
         shift
         name=${name#--} name=${name//-/_}
-        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names "$0" "${BASH_SOURCE[0]}" | grep -qx "$name" || refuse "unknown option: --$name"
+        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names "$0" "${BASH_SOURCE[0]}" | grep -qx "$name" ||
+            refuse "unknown option: --$name"
         case $value in [Tt]rue | TRUE) value=True ;; [Ff]alse | FALSE) value=False ;; esac
         printf -v "$name" %s "$value"
     done

@@ -16,7 +16,7 @@ from models import WeightsError
 from models.files import atomic_write
 from tagging import load_tagger, tag
 from traintest import TrainingError
-from utilities.cli import OptionParser, exit_on, number, setup_logging, whole
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, number, setup_logging, whole
 from utilities.labels import DataError
 from utilities.plots import clock, plot_tags
 from utilities.results import write_figure, write_json
@@ -129,12 +129,6 @@ def make_parser():
         help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face; the scores of '
              'several are averaged')
     add('--label_csv', help='label file: index,mid,display_name; without it the names that the checkpoint knows')
-    add('--fstride', type=whole(1), help='stride in frequency of checkpoints that do not say theirs')
-    add('--tstride', type=whole(1), help='stride in time of checkpoints that do not say theirs')
-    add('--num_mel_bins', type=whole(16), help='mel bins of checkpoints that do not say theirs')
-    add('--audio_length', type=whole(16), help='frames of 10 ms of checkpoints that do not say theirs')
-    add('--dataset_mean', type=number(), help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
-    add('--dataset_std', type=number(above=0), help='standard deviation of the fbank, likewise')
     add('--window', choices=['all', 'first'], default='all',
         help='all: the whole recording, window by window; first: the first window alone, as in validation')
     add('--hop_seconds', type=number(FRAME_SHIFT_MS / 1000),
@@ -144,10 +138,8 @@ def make_parser():
     add('--csv', type=Path, metavar='FILE', help='write the scores of all classes, a row a window')
     add('--plot', type=Path, metavar='PNG', help='draw spectrogram and tags: a .png, or a folder for several files')
     add('--embeddings', type=Path, metavar='NPZ', help='write the embedding of every window')
-    add('-b', '--batch_size', type=whole(1), default=16, help='windows in a batch')
-    add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
-    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
-    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+    add('-b', '--batch_size', type=whole(1), help='windows in a batch; by default 16, or 4 on a CPU')
+    add_checkpoint_options(parser)
     return parser
 
 

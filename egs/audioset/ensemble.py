@@ -16,7 +16,7 @@ from models import WeightsError, load_model  # noqa: E402
 from models.weights import locate, sha256  # noqa: E402
 from tagging import labels_of  # noqa: E402
 from traintest import TrainingError, explained, validate  # noqa: E402
-from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging, whole  # noqa: E402
 from utilities.labels import DataError  # noqa: E402
 from utilities.results import write_array, write_rows  # noqa: E402
 from utilities.stats import calculate_stats, is_single_label, summarise  # noqa: E402
@@ -33,16 +33,8 @@ def make_parser():
         help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face')
     add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
     add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
-    add('--fstride', type=whole(1), help='stride in frequency of checkpoints that do not say theirs')
-    add('--tstride', type=whole(1), help='stride in time of checkpoints that do not say theirs')
-    add('--num_mel_bins', type=whole(16), help='mel bins of checkpoints that do not say theirs')
-    add('--audio_length', type=whole(16), help='frames of 10 ms of checkpoints that do not say theirs')
-    add('--dataset_mean', type=number(), help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
-    add('--dataset_std', type=number(above=0), help='standard deviation of the fbank, likewise')
     add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
-    add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
-    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
-    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+    add_checkpoint_options(parser)
     return parser
 
 

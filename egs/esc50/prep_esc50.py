@@ -18,7 +18,7 @@ from models.files import Url, atomic_write  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_not_mixed, fetch, is_prepared  # noqa: E402
+from utilities.preparation import check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
@@ -139,7 +139,9 @@ def main():
     args = parser.parse_args()
     setup_logging()
     with exit_on(AudioError, BrokenProcessPool, DataError, OSError):
-        prepare(args.data_dir, args.prep_dir.resolve())
+        out_dir = args.prep_dir.resolve()
+        with only_one(out_dir):
+            prepare(args.data_dir, out_dir)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from filelock import FileLock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS, AudioError  # noqa: E402
@@ -23,7 +22,7 @@ from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, war
 from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
 from utilities.labels import DataError, Labels, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_not_mixed  # noqa: E402
+from utilities.preparation import check_not_mixed, only_one  # noqa: E402
 from utilities.results import write_json, write_text  # noqa: E402
 
 # Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
@@ -288,8 +287,8 @@ def prepare(data, prep_dir, conf=SplitConf(), label_csv=None):
     folder, marker = prep_dir / 'datafiles', prep_dir / 'run_options.txt'
     if folder.exists() and any(folder.iterdir()) and not (prep_dir / 'source.json').exists():
         raise DataError(f'{folder} holds files of another origin: give another folder with --prep_dir')
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(prep_dir / 'lock'):  # jobs of one dataset may start together
+    with only_one(prep_dir):
+        folder.mkdir(exist_ok=True)
         check_not_mixed(prep_dir, source, marker)
         if marker.exists():
             print(f'{prep_dir} is prepared already')

@@ -9,7 +9,6 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from filelock import FileLock
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -17,7 +16,7 @@ sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from models.files import Url, WriteError  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
-from utilities.preparation import check_not_mixed, fetch, is_prepared  # noqa: E402
+from utilities.preparation import check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
@@ -45,21 +44,20 @@ def find_dataset(source, unpacked):
 
 def unpack(archive, folder):
     """Unpack a tar.gz into `folder`, which appears when it is whole; one that is there is kept."""
-    with FileLock(f'{folder}.lock'):
-        if folder.is_dir():
-            return
-        if not archive.exists():
-            raise DataError(f'--data_dir {archive} does not exist')
-        partial = folder.with_name(f'.{folder.name}.partial')
-        shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
-        try:
-            partial.mkdir()
-            extract(archive, partial)
-            partial.rename(folder)
-        except OSError as error:
-            raise WriteError(f'cannot unpack {archive} into {folder}: {error.strerror or error}') from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    if folder.is_dir():
+        return
+    if not archive.exists():
+        raise DataError(f'--data_dir {archive} does not exist')
+    partial = folder.with_name(f'.{folder.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
+    try:
+        partial.mkdir()
+        extract(archive, partial)
+        partial.rename(folder)
+    except OSError as error:
+        raise WriteError(f'cannot unpack {archive} into {folder}: {error.strerror or error}') from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def extract(archive, folder):
@@ -196,7 +194,9 @@ def main():
     args = parser.parse_args()
     setup_logging()
     with exit_on(DataError, OSError):
-        prepare(args.data_dir, args.prep_dir.resolve())
+        out_dir = args.prep_dir.resolve()
+        with only_one(out_dir):
+            prepare(args.data_dir, out_dir)
 
 
 if __name__ == '__main__':

@@ -80,6 +80,20 @@ def number(minimum=-math.inf, maximum=math.inf, above=-math.inf):
     return parse
 
 
+def add_checkpoint_options(parser):
+    """Options of the tools that load checkpoints: what a checkpoint may not say itself, and how to compute."""
+    add = parser.add_argument
+    add('--fstride', type=whole(1), help='stride in frequency of checkpoints that do not say theirs')
+    add('--tstride', type=whole(1), help='stride in time of checkpoints that do not say theirs')
+    add('--num_mel_bins', type=whole(16), help='mel bins of checkpoints that do not say theirs')
+    add('--audio_length', type=whole(16), help='frames of 10 ms of checkpoints that do not say theirs')
+    add('--dataset_mean', type=number(), help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
+    add('--dataset_std', type=number(above=0), help='standard deviation of the fbank, likewise')
+    add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
+    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
+    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+
+
 def setup_logging():
     """Log to standard error, a line a message, with the time."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)

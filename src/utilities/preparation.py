@@ -1,10 +1,21 @@
 """Prepared data: whether a folder holds a finished preparation, and which source it was made from."""
+import contextlib
 import json
 from pathlib import Path
+
+from filelock import FileLock
 
 from models.files import DownloadError, download
 from utilities.labels import DataError
 from utilities.results import write_json
+
+
+@contextlib.contextmanager
+def only_one(out_dir):
+    """Make the folder of a preparation and keep other processes out of it: jobs of one dataset may start together."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(out_dir / 'lock'):
+        yield
 
 
 def fetch(url, check):

@@ -8,6 +8,33 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 
+class Waiting:
+    """Iterate over batches, and note how long the loop waits for them; not for the first one, for which workers start.
+
+    seconds: waited so far; share: of the time since the first batch.
+    """
+
+    def __init__(self, batches):
+        self.batches, self.seconds, self.start = batches, 0.0, None
+
+    def __iter__(self):
+        iterator = iter(self.batches)
+        asked = time.monotonic()
+        for batch in iterator:
+            now = time.monotonic()
+            if self.start is None:
+                self.start = now
+            else:
+                self.seconds += now - asked
+            yield batch
+            asked = time.monotonic()
+
+    @property
+    def share(self):
+        """From 0 to 1."""
+        return self.seconds / (time.monotonic() - self.start) if self.seconds else 0.0
+
+
 class Progress:
     """Count batches and the samples in them; `report` shows values, samples per second and the time left.
 

@@ -10,15 +10,18 @@ from transformers import ASTFeatureExtractor, pipeline
 
 from dataloader import AudiosetDataset, SampleKey
 from features import SAMPLE_RATE, fbank, normalise
-from measure import alternate, faster, forward_operations, matrix_product, repeat, require_close, share, threads
+from measure import (alternate, at_most, faster, forward_operations, matrix_product, repeat, require_close, share,
+                     threads)
 from peers import (CLASSES, MEL_BINS, PATCHOUT, audioset, load_peer, make_batch, make_recordings, make_trainer,
                    make_waveforms, save_peer)
 from published import PublishedDataset, PublishedEpochs, PublishedTrainer
+from published import calculate_stats as published_stats
 from published import fbank as published_fbank
 from published import make_model as published_model
 from tagging import load_tagger, tag
 from traintest import LOSSES, Evaluation
-from utilities.results import Results
+from utilities.results import Results, write_array
+from utilities.stats import calculate_stats
 
 AUDIOSET_CONF = {'num_mel_bins': MEL_BINS, 'target_length': 1024, 'mode': 'train', 'freqm': 48, 'timem': 192,
                  'mixup': 0.5}
@@ -159,6 +162,20 @@ def metrics(scale, folder):
         _, mean = published.add(evaluation.predictions, targets)
         return [np.mean([statistics[name] for statistics in mean]) for name in ('AP', 'auc')]
 
+    every_class = [[(one['AP'], one['auc']) for one in function(evaluation.predictions, targets)]
+                   for function in (calculate_stats, published_stats)]
+    require_close('AP and AUC of every class', *every_class, 1e-9)
+    times = alternate({'ours': partial(calculate_stats, evaluation.predictions, targets),
+                       'scikit-learn': partial(published_stats, evaluation.predictions, targets)}, 1, settle=False)
+    yield faster(f'calculate_stats of {samples} x {classes}, against four calls a class of scikit-learn',
+                 times['ours'], times['scikit-learn'], 3)
+
+    def files():
+        write_array(folder / 'predictions.npy', evaluation.predictions)
+        return (np.load(folder / 'predictions.npy').astype(np.float64) + evaluation.predictions) / 2
+
+    seconds = alternate({'files': files}, scale.rounds)['files']
+    yield at_most("an epoch's predictions saved, loaded, averaged, against 1 s", seconds, 1.0, 's')
     require_close('mAP and mAUC', ours(), reference(), 1e-6)
     times = alternate({'ours': ours, 'published': reference}, TURNS_OF_METRICS, settle=False)
     yield faster(f'metrics and epoch ensemble of {samples} x {classes}, against published', times['ours'],

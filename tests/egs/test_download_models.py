@@ -66,11 +66,17 @@ def test_a_truncated_file_is_refused_after_three_attempts(script, server, dropbo
     assert not [file for file in torch_home.rglob('*') if file.suffix == '.pth']
 
 
-def test_where_dropbox_fails_hugging_face_delivers(root, server, torch_home):
+@pytest.fixture
+def hub_page(server):
+    """The Speech Commands weights on a hub that the server stands in for; returns their bytes."""
     model = ASTModel(2, input_fdim=16, input_tdim=16, imagenet_pretrain=False, model_size='tiny224')
     body = save({name: value.contiguous() for name, value in model.state_dict().items()})
     server.pages['/MIT/ast-finetuned-speech-commands-v2/resolve/main/model.safetensors'] = Page(
         body, headers={'ETag': '"1"', 'X-Repo-Commit': 'a' * 40})
+    return body
+
+
+def test_where_dropbox_fails_hugging_face_delivers(root, server, torch_home, hub_page):
     code = ('import sys; sys.path[:0] = ["src", "egs/audioset"]; import models.weights as w, download_models; '
             'import dataclasses; '
             f'here = tuple(dataclasses.replace(f, url="{server.address}/nothing") for f in w.PUBLISHED); '
@@ -78,7 +84,7 @@ def test_where_dropbox_fails_hugging_face_delivers(root, server, torch_home):
     done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True,
                           env={**os.environ, 'HF_ENDPOINT': server.address, 'TORCH_HOME': str(torch_home)})
     assert done.returncode == 0, done.stderr
-    assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == body
+    assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == hub_page
 
 
 def test_an_unknown_name_lists_those_there_are(script, capsys):
@@ -87,9 +93,11 @@ def test_an_unknown_name_lists_those_there_are(script, capsys):
     assert 'no published checkpoint audioset_9_9' in (said := capsys.readouterr().err) and 'audioset_16_16' in said
 
 
-def test_the_shell_script_takes_the_same_options(root, run_shell):
-    done = run_shell([root / 'egs' / 'audioset' / 'download_models.sh', '--help'])
-    assert done.returncode == 0 and '--source' in done.stdout
+def test_the_shell_script_fetches_too(root, run_shell, server, torch_home, hub_page):
+    done = run_shell([root / 'egs' / 'audioset' / 'download_models.sh', '--source', 'huggingface',
+                      'speechcommands_10_10_0.9812'], HF_ENDPOINT=server.address, TORCH_HOME=str(torch_home))
+    assert done.returncode == 0, done.stderr
+    assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == hub_page
 
 
 def test_one_that_was_never_on_hugging_face_says_so(script, torch_home, capsys):

@@ -11,16 +11,6 @@ MIDS = {'/m/0': 0, '/m/1': 1}
 GOOD = {'wav': 'a.wav', 'labels': '/m/0'}
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write a file of that text or those bytes; returns its path."""
-    def make(content, name='file'):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-    return make
-
-
 def test_labels_keep_the_order_of_the_file(write):
     labels = read_labels(write('index,mid,display_name\n0,/m/x,"Male speech, man speaking"\n1,/m/a,Élan\n'))
     assert labels.mids == ('/m/x', '/m/a')

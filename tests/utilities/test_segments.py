@@ -9,16 +9,6 @@ from utilities.segments import Segment, read_segment_lists, read_segments
 MIDS = {'/m/0': 0, '/m/1': 1}
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write a list of that text or those bytes; returns its path."""
-    def make(content, name='list.csv'):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-    return make
-
-
 @pytest.mark.parametrize('text', [
     '# Segments csv created Sun Mar  5\n# num\n# YTID, start_seconds\n--PJHxphWEs, 30.000, 40.000, "/m/0,/m/1"\n',
     '--PJHxphWEs,30,40,"/m/0,/m/1"', '--PJHxphWEs, 30.0, 40.0, /m/0, /m/1\r\n',
