@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from features import (Augmentation, add_noise_and_roll, draw_augmentation, fbank, fit_frames, load_window, mix,
-                      normalise, spec_augment)
+from features import (Augmentation, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank, fit_frames,
+                      load_window, mix, normalise, spec_augment, window_samples)
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
@@ -84,14 +84,10 @@ class AudiosetDataset(Dataset):
         return len(self.datafile)
 
     def __getitem__(self, key):
-        augmentation = self.augmentation(key)
-        index = key.index if isinstance(key, SampleKey) else key
+        index, augmentation = _index(key), self.augmentation(key)
         with one_thread():
-            features = fit_frames(self.fbank(index, augmentation), self.conf.target_length)
-            features = spec_augment(features, augmentation)
-            if not self.conf.skip_norm:
-                features = normalise(features, self.conf.mean, self.conf.std)
-            return add_noise_and_roll(features, augmentation), self.targets(index, augmentation)
+            features = self.finish(self.fbank(index, augmentation), augmentation, self.noise(augmentation))
+            return features, self.targets(index, augmentation)
 
     def augmentation(self, key):
         """Draw the Augmentation of a sample: from its SampleKey, or from torch's generator for a bare index."""
@@ -111,10 +107,26 @@ class AudiosetDataset(Dataset):
 
         Of a long recording, little more than the first target_length frames.
         """
+        return fbank(self.waveform(index, augmentation), self.conf.num_mel_bins)
+
+    def waveform(self, index, augmentation):
+        """The waveform (samples,) of which `fbank` is made."""
         waveform = self._load(index)
         if augmentation.partner is not None:
             waveform = mix(waveform, self._load(augmentation.partner), augmentation.lam)
-        return fbank(waveform, self.conf.num_mel_bins)
+        return waveform
+
+    def noise(self, augmentation):
+        """The noise (target_length, num_mel_bins) of a sample, or None without."""
+        shape = self.conf.target_length, self.conf.num_mel_bins
+        return draw_noise(augmentation, shape) if augmentation.noise else None
+
+    def finish(self, fbank, augmentation, noise):
+        """Make the sample (target_length, num_mel_bins) of an fbank (frames, num_mel_bins), on whichever device."""
+        features = spec_augment(fit_frames(fbank, self.conf.target_length), augmentation)
+        if not self.conf.skip_norm:
+            features = normalise(features, self.conf.mean, self.conf.std)
+        return add_noise_and_roll(features, noise, augmentation.roll)
 
     def _load(self, index):
         return load_window(self.datafile.wavs[index], self.conf.target_length)
@@ -130,6 +142,51 @@ class AudiosetDataset(Dataset):
         targets = torch.zeros(len(self.labels))
         targets[[self._class_index[mid] for mid in self.datafile.labels[index].split(',')]] = 1
         return targets
+
+
+def _index(key):
+    return key.index if isinstance(key, SampleKey) else key
+
+
+class Waveforms(NamedTuple):
+    """A batch before its fbank. waveforms: (B, samples), padded; frames: how many of each one's frames are real.
+
+    augmentations: a list; noise: (B, frames, bins), or None.
+    """
+    waveforms: torch.Tensor
+    frames: list
+    augmentations: list
+    noise: torch.Tensor | None
+
+
+class WaveformDataset(AudiosetDataset):
+    """An AudiosetDataset that leaves the fbank, and all that follows it, to `features`, for a whole batch on a GPU.
+
+    Its samples are (waveform (samples of target_length frames,), real frames, Augmentation, noise or None, labels).
+    """
+
+    def __getitem__(self, key):
+        index, augmentation = _index(key), self.augmentation(key)
+        with one_thread():
+            waveform = self.waveform(index, augmentation)
+            waveform = waveform - waveform.mean()  # as fbank does, but over what is cut away here, too
+            padding = window_samples(self.conf.target_length) - len(waveform)
+            return (torch.nn.functional.pad(waveform, (0, padding)), count_frames(len(waveform)), augmentation,
+                    self.noise(augmentation), self.targets(index, augmentation))
+
+    @staticmethod
+    def collate(samples):
+        """Make (Waveforms, labels (B, classes)) of samples."""
+        waveforms, frames, augmentations, noise, labels = map(list, zip(*samples))
+        noise = None if any(one is None for one in noise) else torch.stack(noise)
+        return Waveforms(torch.stack(waveforms), frames, augmentations, noise), torch.stack(labels)
+
+    def features(self, batch, device):
+        """The fbanks (B, target_length, num_mel_bins) of Waveforms, computed on a device: those of AudiosetDataset."""
+        fbanks = fbank(batch.waveforms.to(device, non_blocking=True), self.conf.num_mel_bins)
+        noise = [None] * len(fbanks) if batch.noise is None else batch.noise.to(device, non_blocking=True)
+        return torch.stack([self.finish(one[:frames], *how)
+                            for one, frames, *how in zip(fbanks, batch.frames, batch.augmentations, noise)])
 
 
 @contextlib.contextmanager
@@ -176,12 +233,30 @@ def count_workers(num_workers):
     return available_cores() if num_workers < 0 else num_workers
 
 
-def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None):
-    """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores."""
+def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, device=None):
+    """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores.
+
+    device: where the fbanks of a WaveformDataset are computed.
+    """
     workers = count_workers(num_workers)
     _end_workers_at_exit()
-    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
-                      pin_memory=pin_memory, persistent_workers=workers > 0, worker_init_fn=_leave_signals_to_parent)
+    options = {'batch_size': batch_size, 'sampler': sampler, 'num_workers': workers, 'pin_memory': pin_memory,
+               'persistent_workers': workers > 0, 'worker_init_fn': _leave_signals_to_parent}
+    if isinstance(dataset, WaveformDataset):
+        return FeatureLoader(dataset, device, **options)
+    return DataLoader(dataset, **options)
+
+
+class FeatureLoader(DataLoader):
+    """A DataLoader of a WaveformDataset that yields what one of an AudiosetDataset does, the fbanks on `device`."""
+
+    def __init__(self, dataset, device, **options):
+        super().__init__(dataset, collate_fn=dataset.collate, **options)
+        self.device = device
+
+    def __iter__(self):
+        for batch, labels in super().__iter__():
+            yield self.dataset.features(batch, self.device), labels
 
 
 def _leave_signals_to_parent(_):

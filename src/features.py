@@ -123,8 +123,20 @@ def fbank(waveform, num_mel_bins):
     torch.mul(frames[..., 1:] - PREEMPHASIS * frames[..., :-1], window[1:], out=padded[..., 1:MIN_SAMPLES])
     spectrum = torch.fft.rfft(padded)
     power = spectrum.real.square() + spectrum.imag.square()  # (..., frames, FFT bins)
-    energies = torch.cat([power[..., fft_bins] @ weights for fft_bins, weights in filters], dim=-1)
+    with _without_tf32():
+        energies = torch.cat([power[..., fft_bins] @ weights for fft_bins, weights in filters], dim=-1)
     return energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
+
+
+@contextlib.contextmanager
+def _without_tf32():
+    """Multiply float32 matrices as such on GPUs, too: TF32 keeps 10 bits, an error of 5e-4 in a logarithm."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @functools.lru_cache(maxsize=8)
@@ -155,9 +167,9 @@ def fit_frames(fbank, target_frames):
     return torch.nn.functional.pad(fbank, (0, 0, 0, target_frames - len(fbank)))  # a negative length cuts
 
 
-def window_seconds(target_frames):
-    """How much audio fills so many frames."""
-    return ((target_frames - 1) * FRAME_SHIFT_MS + FRAME_LENGTH_MS) / 1000
+def window_samples(target_frames):
+    """How many samples at 16 kHz fill so many frames."""
+    return (target_frames - 1) * SHIFT_SAMPLES + MIN_SAMPLES
 
 
 def load_window(file, target_frames, start=0.0):
@@ -165,7 +177,7 @@ def load_window(file, target_frames, start=0.0):
 
     What follows the window gives the resampling filter its future: a recording of hours is not read for its beginning.
     """
-    return load_waveform(file, start=start, seconds=window_seconds(target_frames) + 1)
+    return load_waveform(file, start=start, seconds=window_samples(target_frames) / SAMPLE_RATE + 1)
 
 
 def normalise(fbank, mean, std):
@@ -223,9 +235,14 @@ def spec_augment(fbank, augmentation):
     return fbank
 
 
-def add_noise_and_roll(fbank, augmentation):
-    """Add uniform noise to a normalised (frames, bins) and roll its frames."""
-    if augmentation.noise:
-        rng = np.random.default_rng(augmentation.noise_seed)
-        fbank = fbank + augmentation.noise * torch.from_numpy(rng.random(fbank.shape, dtype=np.float32))
-    return fbank.roll(augmentation.roll, dims=0) if augmentation.roll else fbank
+def draw_noise(augmentation, shape):
+    """The uniform noise (float32 of that shape, a tensor) that an Augmentation adds to a normalised fbank."""
+    rng = np.random.default_rng(augmentation.noise_seed)
+    return augmentation.noise * torch.from_numpy(rng.random(shape, dtype=np.float32))
+
+
+def add_noise_and_roll(fbank, noise, roll):
+    """Add noise (frames, bins), or None, to a normalised (frames, bins), then roll it by so many frames."""
+    if noise is not None:
+        fbank = fbank + noise
+    return fbank.roll(roll, dims=0) if roll else fbank

@@ -43,6 +43,11 @@ def choose_precision(amp, device):
     return None
 
 
+def features_on_device(features, device):
+    """Whether `--features` asks for fbanks on the device that trains and not in the data workers; auto: on CUDA."""
+    return features == 'gpu' or features == 'auto' and device.type == 'cuda'
+
+
 def parallelise(model, device):
     """Wrap a model in nn.DataParallel where device is `cuda`, without a number, and there are several."""
     if device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1:

@@ -1,5 +1,6 @@
 """Train and evaluate one AST experiment: the command line, the only place where options become settings."""
 import contextlib
+import functools
 import logging
 import shutil
 import sys
@@ -11,9 +12,9 @@ import torch
 from filelock import FileLock, Timeout
 
 from checkpoint import CheckpointError
-from dataloader import AudioConf, AudiosetDataset, EpochSampler, make_loader
+from dataloader import AudioConf, AudiosetDataset, EpochSampler, WaveformDataset, make_loader
 from features import AudioError
-from hardware import choose_device, choose_precision
+from hardware import choose_device, choose_precision, features_on_device
 from models import ASTModel, WeightsError
 from models.ast_models import DEIT, check_settings, patch_grid
 from models.files import WriteError
@@ -30,7 +31,8 @@ MODELS = {'ast': ASTModel}
 STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'optim', 'metrics',
              'label_csv')
 # Options that a second start in the same exp_dir may change: they do not change what is computed.
-FREE_OPTIONS = ('num_workers', 'device', 'n_print_steps', 'checkpoint_minutes', 'resume', 'force', 'dry_run')
+FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes', 'resume', 'force',
+                'dry_run')
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def make_parser():
     add('--optim', choices=['adam', 'sgd'], default='adam', help='optimizer')
     add('-b', '--batch_size', type=whole(1), default=12, help='samples in a training batch')
     add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
+    add('--features', choices=['auto', 'cpu', 'gpu'], default='auto',
+        help='where fbanks are computed: cpu, in the data workers; gpu, in batches on --device; auto: gpu with CUDA')
     add('--n_epochs', type=whole(1), default=1, help='epochs to train')
     add('--lr_patience', type=whole(0), default=0,
         help='epochs without a better metric after which the rate decays; 0 for a schedule of steps')
@@ -116,12 +120,12 @@ def check_options(parser, args):
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, {args.wa_end}, {args.n_epochs}')
 
 
-def make_dataset(args, datafile, mode):
+def make_dataset(args, datafile, mode, kind=AudiosetDataset):
     """A dataset of one of the experiment's datafiles; raises DataError where it does not go with the options."""
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': mode,
                   'mean': args.dataset_mean, 'std': args.dataset_std, 'freqm': args.freqm, 'timem': args.timem,
                   'mixup': args.mixup, 'noise': args.noise, 'dataset': args.dataset}
-    dataset = AudiosetDataset(datafile, audio_conf, args.label_csv)
+    dataset = kind(datafile, audio_conf, args.label_csv)
     if len(dataset.labels) != args.n_class:
         raise DataError(f'--n_class is {args.n_class}, but {args.label_csv} lists {len(dataset.labels)} classes')
     if args.loss == 'CE' and np.strings.count(dataset.datafile.labels, ',').any():
@@ -131,14 +135,14 @@ def make_dataset(args, datafile, mode):
 
 def make_loaders(args, device):
     """Loaders of the training, validation and, where --data_eval is given, evaluation set."""
-    train_set = make_dataset(args, args.data_train, 'train')
+    make = functools.partial(make_dataset, args,
+                             kind=WaveformDataset if features_on_device(args.features, device) else AudiosetDataset)
+    load = functools.partial(make_loader, num_workers=args.num_workers, pin_memory=device.type == 'cuda', device=device)
+    train_set = make(args.data_train, 'train')
     weights = read_sample_weights(weight_file(args.data_train), len(train_set)) if args.bal == 'bal' else None
-    evaluation_files = [args.data_val] + ([args.data_eval] if args.data_eval else [])
-    evaluation_sets = [make_dataset(args, datafile, 'evaluation') for datafile in evaluation_files]
-    pin_memory = device.type == 'cuda'
-    return [make_loader(train_set, args.batch_size, args.num_workers, pin_memory,
-                        EpochSampler(len(train_set), args.seed, weights)),
-            *(make_loader(dataset, 2 * args.batch_size, args.num_workers, pin_memory) for dataset in evaluation_sets)]
+    evaluation_sets = [make(datafile, 'evaluation') for datafile in (args.data_val, args.data_eval) if datafile]
+    return [load(train_set, args.batch_size, sampler=EpochSampler(len(train_set), args.seed, weights)),
+            *(load(dataset, 2 * args.batch_size) for dataset in evaluation_sets)]
 
 
 def make_model(args, pretrained=True):

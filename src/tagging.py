@@ -183,7 +183,7 @@ class Tagging:
         return [(int(i), scores[i]) for i in np.argsort(-scores, kind='stable')[:k]]
 
 
-def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=16, num_workers=-1, embeddings=False,
+def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=None, num_workers=-1, embeddings=False,
         spectrograms=False):
     """Tag audio files. Returns an iterator over a Tagging a file, in order; of a long recording, only scores are kept.
 
@@ -192,6 +192,7 @@ def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=16, num_wor
     as in training, and left out where it would hold less than a tenth of a window. 'first' takes the first one alone,
     which is what training and validation see. embeddings: keep those too, of a tagger of one checkpoint.
     spectrograms: keep log mel spectrograms for pictures, max-pooled in time to at most 1500 columns.
+    batch_size: windows in a batch, by default 16, or 4 on a CPU, whose caches larger ones overflow.
     A file that cannot be read gives a Tagging with an error. Raises DataError for settings that contradict each other.
 
         tagger = load_tagger('audioset_10_10_0.4593.pth')
@@ -204,7 +205,7 @@ def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=16, num_wor
         raise DataError('embeddings of several checkpoints have no mean: give one checkpoint')
     paths = [str(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
     recordings = [_examine(path, window, tagger.seconds, hop_seconds or tagger.seconds) for path in paths]
-    rows = _rows(tagger, recordings, batch_size, num_workers, embeddings)
+    rows = _rows(tagger, recordings, batch_size or (4 if tagger.device.type == 'cpu' else 16), num_workers, embeddings)
     return (_collect(tagger, recording, rows, spectrograms) for recording in recordings)
 
 

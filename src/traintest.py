@@ -14,7 +14,7 @@ from torch import nn
 from checkpoint import Checkpoint, CheckpointError
 from hardware import parallelise
 from models import load_checkpoint, mean_state_dict, save_checkpoint
-from utilities.progress import Progress
+from utilities.progress import Progress, Waiting
 from utilities.results import Results, write_array, write_confusion, write_json, write_rows
 from utilities.stats import calculate_stats, is_single_label, single_label_scores, summarise
 
@@ -22,6 +22,8 @@ WARMUP_STEPS = 1000  # published schedule
 ADAM_BETAS = (0.95, 0.999)  # published, as is the weight decay
 WEIGHT_DECAY = 5e-7
 SGD_MOMENTUM = 0.9
+# Training waits for data where it does so for this long in an epoch, and for this share of it.
+WAITING_SECONDS, WAITING_SHARE = 10, 0.2
 NOT_FINITE_ADVICE = 'try a lower --lr, --warmup True, --clip_grad 1 or --amp off'
 
 logger = logging.getLogger(__name__)
@@ -194,14 +196,18 @@ class Trainer:
         Calls after_step() after each. Returns the mean loss over all samples of the epoch.
         """
         self.parallel.train()
-        steps = self.loss.steps + len(loader)
+        steps, batches = self.loss.steps + len(loader), Waiting(loader)
         with Progress(title, steps, done=self.loss.steps) as progress:
-            for fbanks, labels in loader:
+            for fbanks, labels in batches:
                 self.loss.add(self.step(fbanks, labels), len(fbanks))
                 progress.advance(len(fbanks))
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
                     progress.report(loss=f'{self.loss.mean():.4f}', lr=f'{self.schedule.current:.3g}')
                 after_step()
+        if batches.seconds >= WAITING_SECONDS and batches.share >= WAITING_SHARE:
+            logger.warning('%s: training waited for data for %.0f %% of the time, with %d data workers; more cores and '
+                           '--num_workers, files on a local disk, 16 kHz WAV or FLAC help', title, 100 * batches.share,
+                           loader.num_workers)
         return self.loss.mean()
 
     def end_epoch(self, metric):

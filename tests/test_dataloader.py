@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from dataloader import AudiosetDataset, EpochSampler, SampleKey, make_loader
+from dataloader import AudiosetDataset, EpochSampler, SampleKey, WaveformDataset, make_loader
 from features import AudioError, fbank, load_waveform
 from utilities.labels import DataError
 from utilities.parallel import available_cores
@@ -21,7 +21,9 @@ EVERYTHING = {'mode': 'train', 'mixup': 0.5, 'freqm': 12, 'timem': 10, 'noise': 
 @pytest.fixture
 def make_dataset(make_labels, make_datafile):
     """A dataset of (wav, labels) pairs with four classes; further arguments go into audio_conf."""
-    return lambda entries, **conf: AudiosetDataset(make_datafile(entries), {**CONF, **conf}, make_labels(4))
+    def make(entries, kind=AudiosetDataset, **conf):
+        return kind(make_datafile(entries), {**CONF, **conf}, make_labels(4))
+    return make
 
 
 @pytest.fixture
@@ -52,7 +54,8 @@ def key_with_partner(dataset, index, partner):
 
 def epoch(dataset, workers, epochs=(1,), weights=None):
     """All batches of three of some epochs, from one loader."""
-    loader = make_loader(dataset, 3, workers, pin_memory=False, sampler=EpochSampler(len(dataset), 7, weights))
+    loader = make_loader(dataset, 3, workers, pin_memory=False, sampler=EpochSampler(len(dataset), 7, weights),
+                         device=torch.device('cpu'))
     batches = []
     for number in epochs:
         loader.sampler.set_epoch(number)
@@ -206,6 +209,20 @@ def test_batches_do_not_depend_on_the_number_of_workers(make_dataset, tones):
     alone, shared = (epoch(dataset, workers, epochs=(1, 2)) for workers in (0, 2))
     assert len(alone) == 4
     assert all(equal(first, second) for first, second in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('conf', [{'mode': 'train'}, EVERYTHING, {**EVERYTHING, 'noise': False},
+                                  {'skip_norm': True}])
+def test_batches_of_waveforms_become_the_batches_of_fbanks(make_dataset, make_tone, tones, conf, workers):
+    tones += [(make_tone('long.wav', seconds=2.5), '/m/1'), (make_tone('no_frame.wav', seconds=0.02), '/m/2')]
+    samples, _ = soundfile.read(tones[0][0])
+    soundfile.write(tones[0][0], 0.5 + samples / 2, 16000)  # far from a mean of 0
+    plain, batched = (epoch(make_dataset(tones, kind, **conf), workers) for kind in (AudiosetDataset, WaveformDataset))
+    tolerance = 1e-3 if 'skip_norm' in conf else 1e-4  # of a logarithm, and what normalising leaves of it
+    for (fbanks, labels), (from_waveforms, same_labels) in zip(plain, batched, strict=True):
+        assert torch.equal(labels, same_labels)
+        torch.testing.assert_close(from_waveforms, fbanks, rtol=0, atol=tolerance)
 
 
 def test_workers_that_live_on_augment_the_next_epoch_anew(make_dataset, tones):

@@ -7,7 +7,7 @@ import soundfile
 import torch
 import torchaudio
 
-from features import (MAX_NOISE, SAMPLE_RATE, Augmentation, AudioError, add_noise_and_roll, draw_augmentation, fbank,
+from features import (MAX_NOISE, SAMPLE_RATE, Augmentation, AudioError, add_noise_and_roll, draw_augmentation, draw_noise, fbank,
                       fit_frames, load_waveform, mix, normalise, resample, spec_augment)
 
 BINS, FRAMES = 128, 1024
@@ -196,7 +196,7 @@ def test_nothing_is_drawn_where_nothing_is_asked_for():
     nothing = draw(mixup=0, freqm=0, timem=0, noise=False)
     frames = torch.rand(FRAMES, BINS)
     assert (nothing.partner, nothing.lam) == (None, 1.0)
-    assert torch.equal(add_noise_and_roll(spec_augment(frames, nothing), nothing), frames)
+    assert torch.equal(add_noise_and_roll(spec_augment(frames, nothing), None, nothing.roll), frames)
 
 
 def test_partners_are_uniform_and_as_frequent_as_mixup_says():
@@ -243,17 +243,18 @@ def test_noise_and_roll_stay_within_their_ranges():
 
 
 def test_noise_is_uniform_up_to_its_loudness():
-    silence = torch.zeros(200, 100)
-    noise = add_noise_and_roll(silence, Augmentation(noise=0.08, noise_seed=1))
+    noise = draw_noise(Augmentation(noise=0.08, noise_seed=1), (200, 100))
     assert 0 <= float(noise.min()) and float(noise.max()) < 0.08
     assert float(noise.mean()) == pytest.approx(0.04, abs=0.001)
-    assert not torch.equal(noise, add_noise_and_roll(silence, Augmentation(noise=0.08, noise_seed=2)))
+    assert not torch.equal(noise, draw_noise(Augmentation(noise=0.08, noise_seed=2), (200, 100)))
+    frames = torch.rand(200, 100)
+    assert torch.equal(add_noise_and_roll(frames, noise, 0), frames + noise)
 
 
 @pytest.mark.parametrize('roll', [-10, 0, 9])
 def test_rolling_moves_frames_around_the_end(roll):
     frames = torch.arange(30.0)[:, None].expand(30, 4)
-    rolled = add_noise_and_roll(frames, Augmentation(roll=roll))
+    rolled = add_noise_and_roll(frames, None, roll)
     assert rolled[:, 0].tolist() == [(i - roll) % 30 for i in range(30)]
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import hardware
-from hardware import choose_device, choose_precision, parallelise
+from hardware import choose_device, choose_precision, features_on_device, parallelise
 
 
 @pytest.fixture
@@ -65,3 +65,10 @@ def test_batches_are_split_exactly_where_all_of_several_gpus_are_asked_for(machi
     monkeypatch.setattr(hardware.nn, 'DataParallel', lambda model: ('all GPUs', model))
     model = nn.Linear(2, 2)
     assert parallelise(model, torch.device(device)) == (('all GPUs', model) if split else model)
+
+
+@pytest.mark.parametrize('features, device, expected', [
+    ('auto', 'cuda:0', True), ('auto', 'cpu', False), ('auto', 'mps', False), ('cpu', 'cuda', False),
+    ('gpu', 'cpu', True)])
+def test_auto_features_are_computed_on_cuda_alone(features, device, expected):
+    assert features_on_device(features, torch.device(device)) is expected

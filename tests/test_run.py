@@ -116,6 +116,13 @@ def test_the_number_of_workers_changes_nothing(start, exp_dir):
     assert alone.read_bytes() == workers.read_bytes()
 
 
+def test_fbanks_in_batches_train_to_the_same_numbers(start, exp_dir):
+    start(f'{EVERYTHING} --amp off --features cpu --exp_dir exp/samples')
+    start(f'{EVERYTHING} --amp off --features gpu --exp_dir exp/batches --data_eval val.json')
+    samples, batches = (np.loadtxt(exp_dir / name / 'result.csv', delimiter=',') for name in ('samples', 'batches'))
+    np.testing.assert_allclose(batches[:, 5:7], samples[:, 5:7], rtol=1e-5)  # training and validation loss
+
+
 def test_another_seed_is_another_run(start, exp_dir):
     start(f'{EVERYTHING} --exp_dir exp/first --n_epochs 1 --seed 1')
     start(f'{EVERYTHING} --exp_dir exp/second --n_epochs 1 --seed 2')

@@ -1,6 +1,7 @@
 """Training: losses, schedule, gradients, and the models that are kept."""
 import dataclasses
 import json
+import time
 
 import golden
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+import traintest
 from dataloader import EpochSampler, SampleKey, one_thread
 from models import ASTModel, read_state_dict
 from traintest import Evaluation, Run, Schedule, Trainer, TrainingError, TrainSettings, draw_patchout, validate
@@ -183,6 +185,19 @@ def test_the_training_loss_is_weighted_by_samples():
     loss = trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
     expected = F.binary_cross_entropy_with_logits(LinearModel()(data.fbanks).detach(), data.labels)
     assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize('slow, said', [('data', True), ('step', False)])
+def test_a_run_that_waits_for_its_data_says_so(monkeypatch, caplog, slow, said):
+    class Slow(Samples):
+        def __getitem__(self, key):
+            time.sleep(0.05 if slow == 'data' else 0)
+            return super().__getitem__(key)
+    monkeypatch.setattr(traintest, 'WAITING_SECONDS', 0.1)
+    trainer = Trainer(LinearModel(), CPU, settings())
+    trainer.run_epoch(DataLoader(Slow(12), batch_size=2), 'epoch 1 of 1',
+                      after_step=lambda: time.sleep(0.05 if slow == 'step' else 0))
+    assert ('waited for data' in caplog.text and '0 data workers' in caplog.text) == said
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])

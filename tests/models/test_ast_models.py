@@ -200,6 +200,19 @@ def test_verbose_logs_one_line_about_the_model(verbose, lines, make_tiny, caplog
     assert len([record for record in caplog.records if 'tiny224' in record.getMessage()]) == lines
 
 
+def test_attention_head_by_head_is_as_near_to_the_exact_one_as_the_fused_kernel(make_tiny):
+    model = make_tiny(input_tdim=1024, fstride=10, tstride=10)  # 202 tokens
+    x = golden.spectrogram('heads', 2, 1024, 32)
+    with torch.inference_mode():
+        exact = model(x)
+        model.autocast_dtype = torch.bfloat16
+        by_head = model(x)
+    with torch.enable_grad():
+        fused = model(x).detach()
+    assert not torch.equal(by_head, fused)
+    assert (by_head - exact).abs().max() < 1.5 * (fused - exact).abs().max() < 0.05
+
+
 def test_bfloat16_autocast_returns_float32_logits_near_the_exact_ones(make_tiny):
     model = golden.fill(make_tiny())
     x = golden.spectrogram('bfloat16', 2, 64, 32)
