@@ -7,8 +7,8 @@ import soundfile
 import torch
 import torchaudio
 
-from features import (MAX_NOISE, SAMPLE_RATE, Augmentation, AudioError, add_noise_and_roll, draw_augmentation, draw_noise, fbank,
-                      fit_frames, load_waveform, mix, normalise, resample, spec_augment)
+from features import (MAX_NOISE, SAMPLE_RATE, Augmentation, AudioError, add_noise_and_roll, draw_augmentation,
+                      draw_noise, fbank, fit_frames, load_waveform, mix, normalise, resample, spec_augment)
 
 BINS, FRAMES = 128, 1024
 RATES = (8000, 22050, 44100, 48000)

@@ -8,7 +8,7 @@ import soundfile
 import torch
 from transformers import ASTFeatureExtractor, pipeline
 
-from dataloader import AudiosetDataset, SampleKey
+from dataloader import AudiosetDataset, SampleKey, WaveformDataset
 from features import SAMPLE_RATE, fbank, normalise
 from measure import (alternate, at_most, faster, forward_operations, matrix_product, repeat, require_close, share,
                      threads)
@@ -58,18 +58,21 @@ def dataset(scale, folder):
         paths = make_recordings(folder, RECORDINGS, suffix)
         entries = [(str(path), f'/m/{i},/m/{i + 1}') for i, path in enumerate(paths)]
         (folder / 'data.json').write_text(json.dumps({'data': [{'wav': w, 'labels': mids} for w, mids in entries]}))
-        ours = AudiosetDataset(folder / 'data.json', AUDIOSET_CONF, folder / 'labels.csv')
+        ours, waveforms = (kind(folder / 'data.json', AUDIOSET_CONF, folder / 'labels.csv')
+                           for kind in (AudiosetDataset, WaveformDataset))
         published = PublishedDataset(entries, ours.labels.index(), ours.conf)
         epochs = itertools.count()
         with threads(1):
             times = alternate({'ours': lambda: draw_ours(ours, next(epochs), scale.samples),
+                               'waveforms': lambda: draw_ours(waveforms, next(epochs), scale.samples),
                                'published': lambda: draw(published, scale.samples),
                                'decoding': lambda: [soundfile.read(path, dtype='float32') for path in paths]},
                               scale.rounds)
-        a_sample = {name: times[name] / scale.samples for name in ('ours', 'published')}
+        a_sample = {name: times[name] / scale.samples for name in ('ours', 'waveforms', 'published')}
         kind = suffix[1:].upper()
         yield faster(f'dataset, a sample of 10 s {kind}, mixup 0.5, one core, against published', a_sample['ours'],
                      a_sample['published'], bar)
+        yield faster('the same, the fbank left to a GPU (--features gpu)', a_sample['waveforms'], a_sample['published'])
         reading = (1 + AUDIOSET_CONF['mixup']) * times['decoding'] / len(entries)
         yield share(f'the same, against decoding its 1.5 {kind} files alone', 1 / a_sample['ours'], 1 / reading, '/s')
 
