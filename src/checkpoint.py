@@ -15,12 +15,13 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """One file in exp_dir, whole or not there, that holds the state of several objects.
 
-    exp_dir: directory of the experiment. minutes: how often it is due. parts: name -> object with state_dict() and
-    load_state_dict(), made of tensors, numbers, texts, lists and dicts.
+    exp_dir: directory of the experiment. minutes: how often it is due. world: whose main process writes; all read.
+    parts: name -> object with state_dict() and load_state_dict(), made of tensors, numbers, texts, lists and dicts;
+    processes other than the main one may have fewer.
     """
 
-    def __init__(self, exp_dir, minutes, **parts):
-        self.path = Path(exp_dir) / 'checkpoint.pth'
+    def __init__(self, exp_dir, minutes, world, **parts):
+        self.path, self.world = Path(exp_dir) / 'checkpoint.pth', world
         self.interval = 60 * minutes
         self.parts = parts
         self.written = time.monotonic()
@@ -30,18 +31,29 @@ class Checkpoint:
         return time.monotonic() - self.written >= self.interval
 
     def save(self):
-        """Write the state of all parts; the checkpoint before stays until the new one is whole."""
-        with atomic_write(self.path) as partial:
-            torch.save({name: part.state_dict() for name, part in self.parts.items()}, partial)
+        """Write the state of all parts; the checkpoint before stays until the new one is whole.
+
+        All processes call this, and go on when it is written.
+        """
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        self.world.on_main(lambda: self._write(state))
         self.written = time.monotonic()
+
+    def _write(self, state):
+        with atomic_write(self.path) as partial:
+            torch.save(state, partial)
 
     def restore(self):
         """Load the state of all parts where there is a checkpoint. Returns whether there is one.
 
-        Raises CheckpointError where the file, or one that belongs to it, is broken or missing.
+        Raises CheckpointError where the file, or one that belongs to it, is broken, missing or seen by the main
+        process alone.
         """
-        if not self.path.exists():
+        if not self.world.on_main(self.path.exists):
             return False
+        if not self.path.exists():
+            raise CheckpointError(f'{self.path} is there for the main process, but not for number {self.world.rank}: '
+                                  f'--exp_dir must be in a folder that all machines share')
         try:
             state = torch.load(self.path, map_location='cpu', weights_only=True)
             for name, part in self.parts.items():

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, get_worker_info
 
+from distributed import World
 from features import (Augmentation, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank, fit_frames,
                       load_window, mix, normalise, spec_augment, window_samples)
 from models.weights import AUDIOSET_INPUT
@@ -228,20 +229,48 @@ class EpochSampler(Sampler):
             yield SampleKey(int(order[position]), self.seed, self.epoch, position)
 
 
-def count_workers(num_workers):
-    """How many processes load data: num_workers, or one a core for -1."""
-    return available_cores() if num_workers < 0 else num_workers
+class SharedBatches(BatchSampler):
+    """The part of each batch of batch_size that falls to a process of a World. Its part of the last one may be empty.
+
+    An empty part holds the batch's first sample instead, for a pass through the model in step with the others; `sizes`
+    says what counts.
+    """
+
+    def __init__(self, sampler, batch_size, world):
+        super().__init__(sampler, batch_size, drop_last=False)
+        self.world = world
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            part = self.world.part(len(batch))
+            yield batch[part.start:part.stop] or batch[:1]
+
+    def sizes(self):
+        """For each batch to come, how many of its samples fall to this process, and how many it has."""
+        for left in range(len(self.sampler), 0, -self.batch_size):
+            size = min(left, self.batch_size)
+            yield len(self.world.part(size)), size
 
 
-def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, device=None):
+def count_workers(num_workers, processes=1):
+    """How many processes load data: num_workers, or one a core for -1, shared by so many processes that train."""
+    return max(1, available_cores() // processes) if num_workers < 0 else num_workers
+
+
+def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, device=None, world=World()):
     """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores.
 
-    device: where the fbanks of a WaveformDataset are computed.
+    device: where the fbanks of a WaveformDataset are computed. world: with several processes, this one's part of every
+    batch of a sampler (SharedBatches), or its part of the dataset.
     """
-    workers = count_workers(num_workers)
+    workers = count_workers(num_workers, world.local_size)
     _end_workers_at_exit()
-    options = {'batch_size': batch_size, 'sampler': sampler, 'num_workers': workers, 'pin_memory': pin_memory,
-               'persistent_workers': workers > 0, 'worker_init_fn': _leave_signals_to_parent}
+    options = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
+               'worker_init_fn': _leave_signals_to_parent}
+    if sampler is not None:
+        options['batch_sampler'] = SharedBatches(sampler, batch_size, world)
+    else:
+        options |= {'sampler': world.part(len(dataset)), 'batch_size': batch_size}
     if isinstance(dataset, WaveformDataset):
         return FeatureLoader(dataset, device, **options)
     return DataLoader(dataset, **options)

@@ -49,7 +49,10 @@ def features_on_device(features, device):
 
 
 def parallelise(model, device):
-    """Wrap a model in nn.DataParallel where device is `cuda`, without a number, and there are several."""
+    """Wrap a model in nn.DataParallel where device is `cuda`, without a number, and there are several.
+
+    A process of several has a numbered one: DistributedDataParallel goes around it in training.
+    """
     if device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1:
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from checkpoint import CheckpointError
 from dataloader import AudioConf, AudiosetDataset, EpochSampler, WaveformDataset, make_loader
+from distributed import DistributedError, World, find_world, in_contact
 from features import AudioError
 from hardware import choose_device, choose_precision, features_on_device
 from models import ASTModel, WeightsError
@@ -31,8 +32,8 @@ MODELS = {'ast': ASTModel}
 STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'optim', 'metrics',
              'label_csv')
 # Options that a second start in the same exp_dir may change: they do not change what is computed.
-FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes', 'resume', 'force',
-                'dry_run')
+FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes', 'timeout_minutes',
+                'resume', 'force', 'dry_run')
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ def make_parser():
     add('--time_patchout', type=whole(0), default=0, help='columns of the patch grid that a training step leaves out')
     add('--compile', type=boolean, default=False, help='compile the model with torch.compile')
     add('--grad_checkpointing', type=boolean, default=False, help='recompute activations, to save memory')
+    add('--timeout_minutes', type=number(above=0), default=30,
+        help='how long one of several processes waits for the others before the run ends')
     add('--resume', choices=['auto', 'none'], default='auto', help='auto: go on from the checkpoint in exp_dir')
     add('--checkpoint_minutes', type=number(0), default=15, help='minutes between checkpoints inside an epoch')
     add('--force', type=boolean, nargs='?', const=True, default=False, help='go on although settings have changed')
@@ -101,12 +104,12 @@ def make_parser():
     return parser
 
 
-def check_options(parser, args):
+def check_options(parser, args, world):
     """Stop with a sentence where options contradict each other."""
     try:
         check_settings(args.n_class, args.fstride, args.tstride, args.num_mel_bins, args.audio_length,
                        args.imagenet_pretrain, args.audioset_pretrain, args.model_size)
-        choose_device(args.device)
+        world.device(choose_device(args.device))
     except ValueError as error:
         parser.error(str(error))
     if args.freqm > args.num_mel_bins:
@@ -116,6 +119,10 @@ def check_options(parser, args):
     rows, columns = patch_grid(args.fstride, args.tstride, args.num_mel_bins, args.audio_length)
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and {columns} columns')
+    if args.batch_size % world.size:
+        less = args.batch_size // world.size * world.size
+        nearest = f'{less} or {less + world.size}' if less else world.size
+        parser.error(f'--batch_size {args.batch_size} cannot be split over {world.size} processes; {nearest} can')
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, {args.wa_end}, {args.n_epochs}')
 
@@ -133,16 +140,17 @@ def make_dataset(args, datafile, mode, kind=AudiosetDataset):
     return dataset
 
 
-def make_loaders(args, device):
+def make_loaders(args, device, world=World()):
     """Loaders of the training, validation and, where --data_eval is given, evaluation set."""
     make = functools.partial(make_dataset, args,
                              kind=WaveformDataset if features_on_device(args.features, device) else AudiosetDataset)
-    load = functools.partial(make_loader, num_workers=args.num_workers, pin_memory=device.type == 'cuda', device=device)
+    load = functools.partial(make_loader, num_workers=args.num_workers, pin_memory=device.type == 'cuda', device=device,
+                             world=world)
     train_set = make(args.data_train, 'train')
     weights = read_sample_weights(weight_file(args.data_train), len(train_set)) if args.bal == 'bal' else None
     evaluation_sets = [make(datafile, 'evaluation') for datafile in (args.data_val, args.data_eval) if datafile]
     return [load(train_set, args.batch_size, sampler=EpochSampler(len(train_set), args.seed, weights)),
-            *(load(dataset, 2 * args.batch_size) for dataset in evaluation_sets)]
+            *(load(dataset, 2 * args.batch_size // world.size) for dataset in evaluation_sets)]
 
 
 def make_model(args, pretrained=True):
@@ -154,13 +162,14 @@ def make_model(args, pretrained=True):
         audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size, verbose=pretrained)
 
 
-def log_settings(args, loaders, device, precision):
+def log_settings(args, loaders, device, precision, world):
     """Say once what is about to run."""
     names = ('training', 'validation', 'evaluation')
     sizes = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(names, loaders))
     logger.info('settings: %s', ' '.join(f'--{name} {value}' for name, value in vars(args).items()))
-    logger.info('samples: %s; %d steps an epoch; device %s, %s, %d data workers', sizes, len(loaders[0]), device,
-                str(precision or torch.float32).removeprefix('torch.'), loaders[0].num_workers)
+    each = f' in each of {world.size} processes' if world.size > 1 else ''
+    logger.info('samples: %s; %d steps an epoch; device %s, %s, %d data workers%s', sizes, len(loaders[0]), device,
+                str(precision or torch.float32).removeprefix('torch.'), loaders[0].num_workers, each)
 
 
 @contextlib.contextmanager
@@ -212,35 +221,49 @@ def is_finished(args, exp_dir):
     return not longer
 
 
-def run(args, interrupt):
+def run(args, interrupt, world):
     """Run one experiment, or nothing where it is finished already."""
-    device = choose_device(args.device)
+    device = world.device(choose_device(args.device))
     precision = choose_precision(args.amp, device)
     if args.dry_run:
-        log_settings(args, make_loaders(args, device), device, precision)
+        log_settings(args, make_loaders(args, device, world), device, precision, world)
         logger.info('%s', make_model(args, pretrained=False).summary(args.imagenet_pretrain, args.audioset_pretrain))
         return
+    world.start(device, args.timeout_minutes)
     exp_dir = Path(args.exp_dir)
-    with claimed(exp_dir):
-        (exp_dir / 'interrupted').unlink(missing_ok=True)
-        if args.resume != 'none' and is_finished(args, exp_dir):
-            logger.info('%s is finished already', exp_dir)
-            return
-        loaders = make_loaders(args, device)
-        for loader in loaders:
-            loader.dataset[0]  # a wrong path is better noticed now than after the first epoch
-        log_settings(args, loaders, device, precision)
-        model = make_model(args).to(device)
-        model.autocast_dtype = precision
-        model.v.set_grad_checkpointing(args.grad_checkpointing)
-        if args.resume == 'none':
-            forget(exp_dir)  # not before everything that the new experiment needs is there
-        write_json(exp_dir / 'args.json', vars(args))
-        for name in ('finished', 'report.html'):
-            (exp_dir / name).unlink(missing_ok=True)
-        with warn_only('environment.json'):
-            record_start(exp_dir, device)
-        experiment(args, model, device, loaders, exp_dir, interrupt)
+    with contextlib.ExitStack() as claim:
+        if world.on_main(lambda: is_to_run(args, exp_dir, claim)):
+            loaders = make_loaders(args, device, world)
+            for loader in loaders:
+                loader.dataset[0]  # a wrong path is better noticed now than after the first epoch
+            log_settings(args, loaders, device, precision, world)
+            model = make_model(args).to(device)
+            model.autocast_dtype = precision
+            model.v.set_grad_checkpointing(args.grad_checkpointing)
+            world.on_main(lambda: begin(args, exp_dir, device, world))
+            experiment(args, model, device, loaders, exp_dir, interrupt, world)
+    world.end()
+
+
+def is_to_run(args, exp_dir, claim):
+    """Claim exp_dir, until the ExitStack `claim` is closed; returns whether there is something left to do in it."""
+    claim.enter_context(claimed(exp_dir))
+    (exp_dir / 'interrupted').unlink(missing_ok=True)
+    finished = args.resume != 'none' and is_finished(args, exp_dir)
+    if finished:
+        logger.info('%s is finished already', exp_dir)
+    return not finished
+
+
+def begin(args, exp_dir, device, world):
+    """Note what is about to run in exp_dir, once everything that it needs is there."""
+    if args.resume == 'none':
+        forget(exp_dir)
+    write_json(exp_dir / 'args.json', vars(args))
+    for name in ('finished', 'report.html'):
+        (exp_dir / name).unlink(missing_ok=True)
+    with warn_only('environment.json'):
+        record_start(exp_dir, device, world.size)
 
 
 def forget(exp_dir):
@@ -252,41 +275,48 @@ def forget(exp_dir):
         shutil.rmtree(exp_dir / name, ignore_errors=True)
 
 
-def experiment(args, model, device, loaders, exp_dir, interrupt):
+def experiment(args, model, device, loaders, exp_dir, interrupt, world):
     """Train, average and evaluate as the options say. On a signal, leave the mark `interrupted` and exit with 75."""
     settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
     description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
                    'std': args.dataset_std, 'loss': args.loss}
-    this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, interrupt)
     try:
-        with explained():
+        with explained(), in_contact():
+            this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, interrupt, world)
             this_run.train()
-            best, rows = this_run.results.best_epoch, this_run.results.rows
-            logger.info('best epoch %d: %s %.4f; last epoch: %.4f', best, args.metrics, rows[best - 1][0], rows[-1][0])
+            world.on_main(lambda: log_best(args.metrics, this_run.results))
             if args.wa:
                 this_run.average_weights()
             if args.data_eval:
                 this_run.evaluate_best(loaders[2])
-        this_run.finish()
+        world.on_main(this_run.finish)
     except Interrupted:
-        (exp_dir / 'interrupted').touch()
+        if world.is_main:
+            (exp_dir / 'interrupted').touch()
         logger.info('%s wants to go on: start it again with the same options%s', exp_dir,
                     ', but --resume auto' if args.resume == 'none' else '')
         sys.exit(EXIT_CODE)
-    with warn_only('report.html'):
-        write_text(exp_dir / 'report.html', run_page(exp_dir, make_parser().get_default))
+    if world.is_main:
+        with warn_only('report.html'):
+            write_text(exp_dir / 'report.html', run_page(exp_dir, make_parser().get_default))
+
+
+def log_best(metric, results):
+    """Say how the best and the last epoch did."""
+    best, rows = results.best_epoch, results.rows
+    logger.info('best epoch %d: %s %.4f; last epoch: %.4f', best, metric, rows[best - 1][0], rows[-1][0])
 
 
 def main(argv=None):
     """Entry point."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    check_options(parser, args)
-    setup_logging()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # what autocast leaves in float32
-    interrupt = Interrupt().listen()
-    with exit_on(AudioError, CheckpointError, DataError, TrainingError, WeightsError, WriteError):
-        run(args, interrupt)
+    with exit_on(AudioError, CheckpointError, DataError, DistributedError, TrainingError, WeightsError, WriteError):
+        world = find_world()
+        check_options(parser, args, world)
+        setup_logging(world.rank)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for what stays float32
+        run(args, Interrupt().listen(), world)
 
 
 if __name__ == '__main__':

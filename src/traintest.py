@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from checkpoint import Checkpoint, CheckpointError
+from distributed import Agreement, World, in_contact
 from hardware import parallelise
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from utilities.progress import Progress, Waiting
@@ -136,16 +137,20 @@ class Schedule:
 
 
 class EpochLoss:
-    """Mean loss over the samples of an epoch, kept on the device so that no step waits for it."""
+    """Mean loss over the samples of an epoch, kept on the device so that no step waits for it.
 
-    def __init__(self, device):
+    steps, samples: how many so far, of all processes together.
+    """
+
+    def __init__(self, device, world=World()):
         dtype = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
+        self.world = world
         self.total = torch.zeros((), device=device, dtype=dtype)
         self.first_bad_step = torch.zeros((), device=device, dtype=torch.int64)
         self.steps = self.samples = 0
 
     def add(self, loss, samples):
-        """loss: mean over the samples of a step, a tensor without gradient."""
+        """loss: mean over the samples of a step, a tensor without gradient; of several processes, their mean is."""
         self.steps += 1
         self.samples += samples
         self.total += loss * samples
@@ -154,17 +159,20 @@ class EpochLoss:
 
     def mean(self):
         """The mean so far. Raises TrainingError where the loss of a step was NaN or infinite."""
-        if step := int(self.first_bad_step):
+        totals, bad_steps = self.world.gather_numbers(float(self.total), int(self.first_bad_step)).T
+        if bad_steps.any():
+            step = int(bad_steps[bad_steps > 0].min())
             raise TrainingError(f'the loss is no longer a finite number since step {step} of this epoch; '
                                 f'{NOT_FINITE_ADVICE}')
-        return float(self.total) / self.samples
+        return float(totals.mean()) / self.samples
 
     def state_dict(self):
         """What a checkpoint keeps of it; float64 holds every float32."""
-        return {'total': float(self.total), 'steps': self.steps, 'samples': self.samples}
+        total = float(self.world.gather_numbers(float(self.total)).mean())
+        return {'total': total, 'steps': self.steps, 'samples': self.samples}
 
     def load_state_dict(self, state):
-        """Go back to a state of state_dict."""
+        """Go back to a state of state_dict, of any number of processes."""
         self.total.fill_(state['total'])
         self.steps, self.samples = state['steps'], state['samples']
 
@@ -173,34 +181,45 @@ class Trainer:
     """A model and all that training it changes: optimizer, gradient scaler, schedule, how far it has come.
 
     model: an ASTModel on `device`, its autocast_dtype set. epoch: the one under way, from 1; loss.steps: how many of
-    its steps are done. seconds: the time that training took before this start.
+    its steps are done. seconds: the time that training took before this start. world: the processes that train.
     """
 
     STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
 
-    def __init__(self, model, device, settings):
-        self.model, self.device, self.settings = model, device, settings
-        self.epoch, self.loss = 1, EpochLoss(device)
+    def __init__(self, model, device, settings, world=World()):
+        self.model, self.device, self.settings, self.world = model, device, settings, world
+        self.epoch, self.loss = 1, EpochLoss(device, world)
         self.seconds, self.start = 0.0, time.monotonic()
         if settings.compile:
             model.compile()
-        self.parallel = parallelise(model, device)
+        self.parallel = self.trained = parallelise(model, device)  # for evaluation, and for training
+        if world.size > 1:
+            with in_contact():
+                self.trained = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,
+                                                                   gradient_as_bucket_view=True)
         self.loss_function = LOSSES[settings.loss]()
         self.optimizer = make_optimizer(model.parameters(), settings)
         self.schedule = Schedule(self.optimizer, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=model.autocast_dtype == torch.float16)
+
+    @property
+    def elapsed(self):
+        """Seconds of training, those of earlier starts included."""
+        return self.seconds + time.monotonic() - self.start
 
     def run_epoch(self, loader, title, after_step=lambda: None):
         """Train on the batches of loader, (fbank, labels): those that the epoch has not seen yet.
 
         Calls after_step() after each. Returns the mean loss over all samples of the epoch.
         """
-        self.parallel.train()
+        self.trained.train()
         steps, batches = self.loss.steps + len(loader), Waiting(loader)
+        sizes = loader.batch_sampler.sizes() if self.world.size > 1 else None
         with Progress(title, steps, done=self.loss.steps) as progress:
             for fbanks, labels in batches:
-                self.loss.add(self.step(fbanks, labels), len(fbanks))
-                progress.advance(len(fbanks))
+                own, everybodys = next(sizes) if self.world.size > 1 else (len(fbanks), len(fbanks))
+                self.loss.add(self.step(fbanks, labels, self.world.size * own / everybodys), everybodys)
+                progress.advance(everybodys)
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
                     progress.report(loss=f'{self.loss.mean():.4f}', lr=f'{self.schedule.current:.3g}')
                 after_step()
@@ -213,21 +232,26 @@ class Trainer:
     def end_epoch(self, metric):
         """Turn to the next epoch. metric: the main one of the epoch that ends, for a schedule that looks at it."""
         self.schedule.end_epoch(self.epoch, metric)
-        self.epoch, self.loss = self.epoch + 1, EpochLoss(self.device)
+        self.epoch, self.loss = self.epoch + 1, EpochLoss(self.device, self.world)
 
-    def step(self, fbanks, labels):
-        """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, a tensor."""
+    def step(self, fbanks, labels, weight=1.0):
+        """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, a tensor.
+
+        weight: of this process's part of the batch, over that of an even one; the loss returned is times it.
+        """
         self.schedule.start_step()
         dropped = self.settings.freq_patchout, self.settings.time_patchout
         if any(dropped):
             self.model.keep_patches(*draw_patchout(self.model.grid, dropped, self.settings.seed, self.schedule.step))
         total = torch.zeros((), device=self.device)
         pieces = min(self.settings.grad_accum, len(fbanks))
-        for fbank, label in zip(fbanks.chunk(pieces), labels.chunk(pieces)):
-            logits = self.parallel(fbank.to(self.device, non_blocking=True))
-            loss = self.loss_function(logits, label.to(self.device, non_blocking=True))
-            loss = loss * (len(fbank) / len(fbanks))
-            self.scaler.scale(loss).backward()
+        pieces = list(zip(fbanks.chunk(pieces), labels.chunk(pieces)))
+        for i, (fbank, label) in enumerate(pieces, start=1):
+            with self._exchange(gradients=i == len(pieces)):
+                logits = self.trained(fbank.to(self.device, non_blocking=True))
+                loss = self.loss_function(logits, label.to(self.device, non_blocking=True))
+                loss = loss * (weight * len(fbank) / len(fbanks))
+                self.scaler.scale(loss).backward()
             total += loss.detach()
         if self.settings.clip_grad:
             self.scaler.unscale_(self.optimizer)
@@ -237,10 +261,13 @@ class Trainer:
         self.optimizer.zero_grad()
         return total
 
+    def _exchange(self, gradients):
+        """The context of a backward pass after which several processes average gradients, or do not yet."""
+        return contextlib.nullcontext() if gradients or self.world.size == 1 else self.trained.no_sync()
+
     def state_dict(self):
-        """What a checkpoint keeps of it."""
-        seconds = self.seconds + time.monotonic() - self.start
-        return {'epoch': self.epoch, 'seconds': seconds,
+        """What a checkpoint keeps of it. All processes call this."""
+        return {'epoch': self.epoch, 'seconds': self.elapsed,
                 **{name: getattr(self, name).state_dict() for name in self.STATEFUL}}
 
     def load_state_dict(self, state):
@@ -268,10 +295,11 @@ def make_optimizer(parameters, settings):
 
 
 @torch.inference_mode()
-def validate(model, loader, device, loss, title='validation', after_batch=lambda: None):
+def validate(model, loader, device, loss, title='validation', after_batch=lambda: None, world=World()):
     """Evaluate a model on every sample of loader; call after_batch() after each batch.
 
-    loss: 'BCE' or 'CE'. Returns an Evaluation.
+    loss: 'BCE' or 'CE'. world: processes that evaluate a part each (make_loader) and call after_batch equally often.
+    Returns an Evaluation; in processes other than the main one, None.
     """
     model.eval()
     loss_function = LOSSES[loss]()
@@ -284,8 +312,12 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
             targets.append(labels)
             progress.advance(len(fbanks))
             after_batch()
-    targets = torch.cat(targets).numpy()
-    return Evaluation(torch.cat(predictions).cpu().numpy(), targets, float(total) / len(targets))
+    for _ in range(len(loader), int(world.gather_numbers(len(loader)).max())):
+        after_batch()
+    predictions, targets = (world.gather_rows(torch.cat(batches).cpu() if batches else torch.zeros(0))
+                            for batches in (predictions, targets))
+    total = float(world.gather_numbers(float(total)).sum())
+    return Evaluation(predictions.numpy(), targets.numpy(), total / len(targets)) if world.is_main else None
 
 
 @contextlib.contextmanager
@@ -309,41 +341,57 @@ class Run:
 
     train_loader has an EpochSampler. description: what save_checkpoint writes beside the weights; its `dataset` is the
     title of the plots. interrupt: an Interrupt, looked at after every step and every batch of an evaluation.
+    world: the processes that do this together; the main one writes.
     """
 
-    def __init__(self, model, device, train_loader, val_loader, settings, exp_dir, description, interrupt):
-        self.model, self.device, self.settings = model, device, settings
+    def __init__(self, model, device, train_loader, val_loader, settings, exp_dir, description, interrupt,
+                 world=World()):
+        self.model, self.device, self.settings, self.world = model, device, settings, world
         self.train_loader, self.val_loader = train_loader, val_loader
         self.exp_dir, self.description, self.interrupt = Path(exp_dir), description, interrupt
         (self.exp_dir / 'models').mkdir(parents=True, exist_ok=True)
-        self.trainer = Trainer(model, device, settings)
+        self.trainer = Trainer(model, device, settings, world)
         self.results = Results(exp_dir, settings.metrics, description['dataset'])
-        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, trainer=self.trainer, results=self.results)
+        self.agreement = Agreement(world)
+        kept = {'trainer': self.trainer, 'results': self.results} if world.is_main else {'trainer': self.trainer}
+        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, **kept)
 
     def train(self):
         """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
         if self.checkpoint.restore():
-            self.check_validation_set()
-            logger.info('going on in epoch %d after %d steps', self.trainer.epoch, self.trainer.loss.steps)
-            if self.results.rows:
-                self.write_epoch()
+            self.world.on_main(self.take_up)
         while self.trainer.epoch <= self.settings.n_epochs:
             start = time.monotonic()
             title = f'epoch {self.trainer.epoch} of {self.settings.n_epochs}'
-            self.train_loader.sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
+            self.train_loader.batch_sampler.sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
             train_loss = self.trainer.run_epoch(self.train_loader, title, self.after_step)
             evaluation = self.evaluate(self.val_loader, f'{title}, validation')
-            if not math.isfinite(evaluation.loss):
-                raise TrainingError(f'{title}: the validation loss is no longer a finite number; {NOT_FINITE_ADVICE}')
-            single, ensemble = self.results.add(train_loss, evaluation, self.trainer.schedule.current)
-            self.trainer.end_epoch(self.results.rows[-1][0])
+            metrics = self.world.on_main(lambda: self.take_in(title, train_loss, evaluation))
+            self.trainer.end_epoch(getattr(metrics[0], self.settings.metrics))
             self.checkpoint.save()
+            self.world.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start))
+
+    def take_up(self):
+        """Look whether a checkpoint fits, and write what an earlier start did not come to after its last epoch."""
+        self.check_validation_set()
+        logger.info('going on in epoch %d after %d steps', self.trainer.epoch, self.trainer.loss.steps)
+        if self.results.rows:
             self.write_epoch()
-            log_epoch(title, self.results, single, ensemble, time.monotonic() - start)
-            if self.settings.loss == 'CE':
-                f1, top5 = single_label_scores(evaluation.predictions, evaluation.targets)
-                more = '' if math.isnan(top5) else f', top-5 accuracy {top5:.4f}'
-                logger.info('%s: macro F1 %.4f%s', title, f1, more)
+
+    def take_in(self, title, train_loss, evaluation):
+        """Add an epoch to the results. Returns the Metrics of its predictions and of the ensemble."""
+        if not math.isfinite(evaluation.loss):
+            raise TrainingError(f'{title}: the validation loss is no longer a finite number; {NOT_FINITE_ADVICE}')
+        return self.results.add(train_loss, evaluation, self.trainer.schedule.current)
+
+    def conclude_epoch(self, title, single, ensemble, evaluation, seconds):
+        """Write what follows from an epoch whose checkpoint is written, and log it."""
+        self.write_epoch()
+        log_epoch(title, self.results, single, ensemble, seconds)
+        if self.settings.loss == 'CE':
+            f1, top5 = single_label_scores(evaluation.predictions, evaluation.targets)
+            more = '' if math.isnan(top5) else f', top-5 accuracy {top5:.4f}'
+            logger.info('%s: macro F1 %.4f%s', title, f1, more)
 
     def check_validation_set(self):
         """Raise CheckpointError where the epochs so far were evaluated on another number of samples."""
@@ -366,36 +414,48 @@ class Run:
             save_checkpoint(self.model, models / f'audio_model.{epoch}.pth', **self.description)
 
     def after_step(self):
-        """Write a checkpoint where one is due, and stop where that was asked for."""
-        if self.interrupt.requested or self.checkpoint.is_due():
+        """Write a checkpoint where one is due, and stop where that was asked for, of any process."""
+        stop, due = self.agreement(self.interrupt.requested, self.world.is_main and self.checkpoint.is_due())
+        if stop or due:
             self.trainer.loss.mean()  # raises where the weights are no longer worth keeping
             self.checkpoint.save()
-        self.stop_if_asked()
+            self.agreement.forget()
+        if stop:
+            raise Interrupted
 
-    def stop_if_asked(self):
-        """Raise Interrupted where a signal asked for it."""
-        if self.interrupt.requested:
+    def stop_if_asked(self, save=False):
+        """Raise Interrupted where a signal asked any process for it; save: write a checkpoint before."""
+        stop, _ = self.agreement(self.interrupt.requested, False)
+        if stop:
+            if save:
+                self.checkpoint.save()
             raise Interrupted
 
     def evaluate(self, loader, title):
         """The Evaluation of the model as it is. A signal stops it: what was trained before is kept in a checkpoint."""
-        def after_batch():
-            if self.interrupt.requested:
-                self.checkpoint.save()
-            self.stop_if_asked()
-        return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, after_batch)
+        return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title,
+                        lambda: self.stop_if_asked(save=True), self.world)
+
+    def evaluate_trained(self, loader, title):
+        """The Evaluation of the model as it is, after training: a signal stops it, and it is done again."""
+        return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, self.stop_if_asked,
+                        self.world)
 
     def average_weights(self):
         """Average the models of epochs wa_start to wa_end, evaluate the mean, write wa_result.csv, audio_model_wa.pth.
 
         Leaves the averaged weights in the model. The epochs' own models go unless settings.save_model keeps them.
         """
-        models, s = self.exp_dir / 'models', self.settings
-        paths = [models / f'audio_model.{epoch}.pth' for epoch in range(s.wa_start, s.wa_end + 1)]
+        s = self.settings
+        paths = [self.exp_dir / 'models' / f'audio_model.{epoch}.pth' for epoch in range(s.wa_start, s.wa_end + 1)]
         self.model.load_state_dict(mean_state_dict(paths))
         evaluation = self.evaluate_trained(self.val_loader, 'averaged model')
-        result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
-        save_checkpoint(self.model, models / 'audio_model_wa.pth', **self.description)
+        self.world.on_main(lambda: self.write_average(evaluation))
+
+    def write_average(self, evaluation):
+        """Write the averaged model and its metrics."""
+        s, result = self.settings, summarise(calculate_stats(evaluation.predictions, evaluation.targets))
+        save_checkpoint(self.model, self.exp_dir / 'models' / 'audio_model_wa.pth', **self.description)
         write_rows(self.exp_dir / 'wa_result.csv',
                    [result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
         logger.info('average of epochs %d to %d: %s %.4f, mAUC %.4f, d-prime %.4f', s.wa_start, s.wa_end, s.metrics,
@@ -408,9 +468,14 @@ class Run:
         are kept; with one label a sample, its confusion matrix is drawn.
         """
         load_checkpoint(self.model, self.exp_dir / 'models' / 'best_audio_model.pth')
+        evaluations = {name: self.evaluate_trained(loader, f'best model, {name} set')
+                       for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader))}
+        self.world.on_main(lambda: self.write_best(evaluations))
+
+    def write_best(self, evaluations):
+        """Write and log what evaluate_best found. evaluations: by name of the set, in the file's order."""
         row = []
-        for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader)):
-            evaluation = self.evaluate_trained(loader, f'best model, {name} set')
+        for name, evaluation in evaluations.items():
             result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
             row += [getattr(result, self.settings.metrics), result.mAUC]
             logger.info('best model on the %s set: %s %.4f, mAUC %.4f', name, self.settings.metrics, *row[-2:])
@@ -421,13 +486,9 @@ class Run:
             names = self.description['labels']['names']
             logger.info(write_confusion(self.exp_dir, names, evaluation.predictions, evaluation.targets))
 
-    def evaluate_trained(self, loader, title):
-        """The Evaluation of the model as it is, after training: a signal stops it, and it is done again."""
-        return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, self.stop_if_asked)
-
     def finish(self):
         """Mark the experiment as finished, and remove what it needed only to go on; save_model keeps all of it."""
-        write_json(self.exp_dir / 'finished', {'seconds': round(self.trainer.state_dict()['seconds'], 1)})
+        write_json(self.exp_dir / 'finished', {'seconds': round(self.trainer.elapsed, 1)})
         if not self.settings.save_model:
             self.checkpoint.remove()
             for path in (self.exp_dir / 'models').glob('audio_model.[0-9]*'):

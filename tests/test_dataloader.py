@@ -58,7 +58,7 @@ def epoch(dataset, workers, epochs=(1,), weights=None):
                          device=torch.device('cpu'))
     batches = []
     for number in epochs:
-        loader.sampler.set_epoch(number)
+        loader.batch_sampler.sampler.set_epoch(number)
         batches += list(loader)
     return batches
 

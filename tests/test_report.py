@@ -185,8 +185,8 @@ def test_device_hours_count_every_gpu_and_starts_say_what_changed(single, monkey
 def test_a_start_says_nothing_of_host_and_user(tmp_path):
     environment.record_start(tmp_path, torch.device('cpu'))
     start, = json.loads((tmp_path / 'environment.json').read_text())['starts']
-    assert set(start) == {'time', 'device', 'devices', 'GPUs', 'CUDA', 'CPU cores', 'platform', 'python', 'torch',
-                          'torchaudio', 'timm', 'numpy', 'commit', 'changed since the commit'}
+    assert set(start) == {'time', 'device', 'devices', 'processes', 'GPUs', 'CUDA', 'CPU cores', 'platform', 'python',
+                          'torch', 'torchaudio', 'timm', 'numpy', 'commit', 'changed since the commit'}
     assert start['devices'] == 1 and start['platform'].startswith(('Linux', 'macOS', 'Windows'))
 
 

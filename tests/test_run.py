@@ -179,7 +179,8 @@ def test_n_print_steps_sets_how_often_the_loss_is_reported(start, capsys):
 
 def test_validation_batches_are_twice_as_large(exp_dir):
     args = run.make_parser().parse_args([*BASE.split(), '--data_eval', 'val.json'])
-    assert [loader.batch_size for loader in run.make_loaders(args, torch.device('cpu'))] == [4, 8, 8]
+    train, val, test = run.make_loaders(args, torch.device('cpu'))
+    assert (train.batch_sampler.batch_size, val.batch_size, test.batch_size) == (4, 8, 8)
 
 
 def test_a_dry_run_prints_sizes_and_leaves_nothing(start, exp_dir, capsys):

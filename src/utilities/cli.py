@@ -94,9 +94,10 @@ def add_checkpoint_options(parser):
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
 
 
-def setup_logging():
-    """Log to standard error, a line a message, with the time."""
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True)
+def setup_logging(rank=0):
+    """Log to standard error, a line a message, with the time; of several processes, those but the first only warn."""
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, datefmt='%H:%M:%S', force=True,
+                        format=f'%(asctime)s {f"process {rank}: " if rank else ""}%(message)s')
     # Its requests are no news to somebody who trains a model.
     logging.getLogger('httpx').setLevel(logging.WARNING)
 

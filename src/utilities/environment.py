@@ -21,7 +21,7 @@ def now():
     return datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M:%S UTC')
 
 
-def record_start(exp_dir, device):
+def record_start(exp_dir, device, processes=1):
     """Append a start to environment.json: when, on which devices, which versions. No name of a host or a user."""
     path = exp_dir / 'environment.json'
     starts = read_json(path)['starts'] if path.exists() else []
@@ -29,7 +29,7 @@ def record_start(exp_dir, device):
     if device.type == 'cuda':  # without a number, training takes all: hardware.parallelise
         numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
         gpus = [torch.cuda.get_device_name(number) for number in numbers]
-    start = {'time': now(), 'device': str(device), 'devices': max(1, len(gpus)),
+    start = {'time': now(), 'device': str(device), 'devices': processes * max(1, len(gpus)), 'processes': processes,
              'GPUs': ', '.join(f'{count} × {name}' for name, count in Counter(gpus).items()) or None,
              'CUDA': torch.version.cuda, 'CPU cores': available_cores(), 'platform': platform.platform(),
              'python': platform.python_version(),

@@ -46,8 +46,9 @@ class Progress:
         self.title, self.batches, self.before = title, batches, done
         self.done, self.samples = done, 0
         self.start = time.monotonic()
+        quiet = not logger.isEnabledFor(logging.INFO)  # of several processes, one shows a bar
         self.bar = tqdm(total=batches, desc=title, unit='batch', initial=done, leave=False,
-                        disable=None)  # None: only on a terminal
+                        disable=quiet or None)  # None: only on a terminal
 
     def __enter__(self):
         return self

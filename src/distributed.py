@@ -1,0 +1,211 @@
+"""Several processes that train one model (torch.distributed): who they are, and what they tell each other."""
+import contextlib
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+FIRST_PORT, PORTS = 15000, 15000  # from which a Slurm job takes one, by its number
+
+
+class DistributedError(RuntimeError):
+    """Processes that cannot find each other, or have lost each other; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, of which this one is number `rank` of `size`; by default it is alone.
+
+    local_rank, local_size: the same on its machine. Every method is called by all processes, in the same order; alone,
+    none of them does anything.
+    """
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def is_main(self):
+        """Whether this is the process that writes and logs."""
+        return self.rank == 0
+
+    def device(self, device):
+        """The device of this process: its own GPU of those that `device` stands for. Raises ValueError."""
+        if self.size == 1 or device.type != 'cuda':
+            return device
+        if device.index is not None:
+            raise ValueError(f'--device {device} is one GPU, but there are {self.size} processes: --device cuda')
+        visible = torch.cuda.device_count()
+        if 1 < visible < self.local_size:
+            raise ValueError(f'{self.local_size} processes share a machine on which they see {visible} GPUs')
+        return torch.device('cuda', self.local_rank if visible > 1 else 0)  # Slurm may show each process its own
+
+    def start(self, device, timeout_minutes):
+        """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError."""
+        if self.size == 1:
+            return
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)
+        backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
+        try:
+            dist.init_process_group(backend, rank=self.rank, world_size=self.size,
+                                    timeout=timedelta(minutes=timeout_minutes))
+        except (RuntimeError, ValueError) as error:
+            raise DistributedError(f'process {self.rank} of {self.size} did not meet the others at '
+                                   f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}: '
+                                   f'{str(error).strip().splitlines()[0]}') from None
+
+    def end(self):
+        """Part from the other processes."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def part(self, count):
+        """The consecutive part of `count` things, a range, that falls to this process.
+
+        The first ones take one more where it does not divide; with fewer things than processes, the last have none.
+        """
+        share, rest = divmod(count, self.size)
+        first = self.rank * share + min(self.rank, rest)
+        return range(first, first + share + (self.rank < rest))
+
+    def on_main(self, function):
+        """Call function() in the main process, and return there and in all others what it returns.
+
+        An error in it is raised there, and a DistributedError in the others.
+        """
+        if self.size == 1:
+            return function()
+        answer = [None, None]
+        try:
+            if self.is_main:
+                answer = [function(), None]
+        except BaseException as error:
+            answer = [None, str(error)]
+            raise
+        finally:
+            with in_contact():
+                dist.broadcast_object_list(answer, src=0, device=torch.device('cpu'))
+        if answer[1] is not None:
+            raise DistributedError(f'the main process stopped: {answer[1]}')
+        return answer[0]
+
+    def gather_rows(self, rows):
+        """Join the rows of all processes, in their order, in the main one; the others get None.
+
+        rows: (own rows, ...) tensor on the CPU; own rows may be 0, but not in the main process.
+        """
+        if self.size == 1:
+            return rows
+        counts = self.gather_numbers(len(rows)).flatten().int().tolist()
+        with in_contact():
+            if self.is_main:
+                parts = [rows.new_empty(count, *rows.shape[1:]) for count in counts]
+                parts[0] = rows
+                for rank in range(1, self.size):
+                    if counts[rank]:
+                        dist.recv(parts[rank], src=rank)
+                return torch.cat(parts)
+            if len(rows):
+                dist.send(rows.contiguous(), dst=0)
+
+    def gather_numbers(self, *numbers):
+        """The numbers of all processes, (size, numbers) float64 on the CPU."""
+        own = torch.tensor(numbers, dtype=torch.float64)
+        if self.size == 1:
+            return own[None]
+        with in_contact():
+            everybodys = [torch.empty_like(own) for _ in range(self.size)]
+            dist.all_gather(everybodys, own)
+        return torch.stack(everybodys)
+
+
+class Agreement:
+    """Flags that any process may raise, and that all see raised at the same call; all call it equally often.
+
+    Several processes see what was raised before the call before: the answer travels while they compute, and no step
+    waits for it.
+    """
+
+    def __init__(self, world):
+        self.world, self.pending = world, None
+
+    def forget(self):
+        """Drop what was raised and not seen yet, in all processes: who still means it raises it again."""
+        if self.pending:
+            with in_contact():
+                self.pending[1].wait()
+        self.pending = None
+
+    def __call__(self, *flags):
+        """flags: booleans. Returns as many."""
+        if self.world.size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.int32)
+        with in_contact():
+            asked, self.pending = self.pending, (raised, dist.all_reduce(raised, dist.ReduceOp.MAX, async_op=True))
+            if asked is None:
+                return (False,) * len(flags)
+            asked[1].wait()
+        return tuple(map(bool, asked[0].tolist()))
+
+
+@contextlib.contextmanager
+def in_contact():
+    """Turn what torch.distributed says where a process is gone or does not answer into a DistributedError."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ('gloo', 'NCCL', 'Connection'))
+        if not lost or not dist.is_initialized() or isinstance(error, DistributedError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise DistributedError(f'process {dist.get_rank()} lost contact with another one, which died or did not answer '
+                               f'within --timeout_minutes ({reason}); started again, the run goes on from its '
+                               f'checkpoint') from None
+
+
+def find_world():
+    """The World that torchrun or srun has put this process into. Raises DistributedError where it is incomplete."""
+    found = _find('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
+    if found is None and 'SLURM_STEP_ID' in os.environ:  # srun, and not the script of the job
+        found = _find('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID')
+        if found and found[1] > 1:
+            _meet_by_slurm()
+    if found is None:
+        return World()
+    world = World(*found)
+    if not 0 <= world.rank < world.size:
+        raise DistributedError(f'this process is number {world.rank} of {world.size}: the environment is not that of '
+                               f'torchrun or srun')
+    if world.size > 1 and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
+        raise DistributedError(f'there are {world.size} processes, but MASTER_ADDR and MASTER_PORT do not say where '
+                               f'they meet: start them with torchrun or srun')
+    return world
+
+
+def _find(*names):
+    """The numbers that variables of the environment hold, or None where the first of them is not there."""
+    if names[0] not in os.environ:
+        return None
+    try:
+        return [int(os.environ[name]) for name in names]
+    except (KeyError, ValueError):
+        raise DistributedError(f'the environment has {names[0]}, but not all of {", ".join(names)} as numbers: start '
+                               f'the processes with torchrun or srun') from None
+
+
+def _meet_by_slurm():
+    """Say where the processes of a job step meet: on its first node, at a port that its number gives."""
+    if 'MASTER_ADDR' not in os.environ:
+        try:
+            nodes = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_STEP_NODELIST']], check=True,
+                                   capture_output=True, text=True).stdout.split()
+            os.environ['MASTER_ADDR'] = nodes[0]
+        except (OSError, KeyError, IndexError, subprocess.CalledProcessError):
+            raise DistributedError('Slurm does not say on which nodes this step runs: set MASTER_ADDR') from None
+    step = int(os.environ['SLURM_JOB_ID']) * 10 + int(os.environ['SLURM_STEP_ID'])
+    os.environ.setdefault('MASTER_PORT', str(FIRST_PORT + step % PORTS))
