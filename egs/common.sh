@@ -50,18 +50,32 @@ grad_checkpointing=False  # recompute activations, to save memory
 n_print_steps=100         # steps from one report to the next
 resume=auto               # auto: go on from the checkpoint in exp_dir; none: start again
 checkpoint_minutes=15     # minutes from one checkpoint inside an epoch to the next
+timeout_minutes=30        # how long one of several processes waits for the others before the run ends
 force=False               # go on although settings have changed
 # End of options
 
-# The lines `name=default  # what it is` of the options in the files named.
-option_lines() { sed -n '/^# Options/,/^# End of options/p' "$@" | grep -E '^[a-z][a-z0-9_]*='; }
+# Options of launching:
+launcher=auto             # auto, single (one process), torchrun (several) or slurm (on the nodes of the job)
+nodes=                    # machines that train together; empty: those of the Slurm job, or one
+processes=                # processes a machine; empty: one a GPU, or without GPUs one a Slurm task
+# End of options
+
+STOP=            # the signal that asked the recipe to stop
+TRAINING_STAGE=2 # which stage trains
+
+# The lines `name=default  # what it is` of the options in the files named, of blocks whose heading goes on with $1.
+option_lines() {
+    local heading=$1
+    shift
+    sed -n "\\|^# Options$heading|,/^# End of options/p" "$@" | grep -E '^[a-z][a-z0-9_]*='
+}
 
 option_names() { option_lines "$@" | sed 's/=.*//'; }
 
 usage() {
     sed -n '2,/^[^#]/p' "$0" | sed -n '/^#SBATCH/d; s/^# \{0,1\}//p'
     echo 'Options, with their defaults:'
-    option_lines "$0" "${BASH_SOURCE[0]}" | sed -E 's/^([a-z0-9_]*)=.*# (.*)/\1|\2/' | awk -F'|' '!seen[$1]++' |
+    option_lines '' "$0" "${BASH_SOURCE[0]}" | sed -E 's/^([a-z0-9_]*)=.*# (.*)/\1|\2/' | awk -F'|' '!seen[$1]++' |
         while IFS='|' read -r name text; do printf '  --%-18s %-12s %s\n' "$name" "${!name}" "$text"; done
 }
 
@@ -77,11 +91,12 @@ parse_options() {
         esac
         shift
         name=${name#--} name=${name//-/_}
-        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names "$0" "${BASH_SOURCE[0]}" | grep -qx "$name" ||
+        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names '' "$0" "${BASH_SOURCE[0]}" | grep -qx "$name" ||
             refuse "unknown option: --$name"
         case $value in [Tt]rue | TRUE) value=True ;; [Ff]alse | FALSE) value=False ;; esac
         printf -v "$name" %s "$value"
     done
+    choose_launcher
 }
 
 refuse() {
@@ -117,13 +132,89 @@ collect_run_options() {
     local name
     RUN_OPTIONS=()
     [ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || resume=auto # a job that was queued again goes on, whatever it began with
-    for name in $(option_names "${BASH_SOURCE[0]}"); do
+    for name in $(option_names ' of src/run.py' "${BASH_SOURCE[0]}"); do
         [ -z "${!name}" ] || RUN_OPTIONS+=("--$name=${!name}")
     done
 }
 
+# Stop with one sentence, where it is not an option alone that is wrong.
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+
+# Turn --launcher auto into what fits, and look whether everything is there that it needs.
+choose_launcher() {
+    local name
+    for name in nodes processes; do
+        [[ ${!name} =~ ^([1-9][0-9]*)?$ ]] || refuse "--$name wants a whole number above 0, got ${!name}"
+    done
+    [ "${SLURM_STEP_NUM_TASKS:-1}" -eq 1 ] ||
+        fail "srun starts this recipe $SLURM_STEP_NUM_TASKS times: start it once, it starts the processes itself"
+    case $launcher in
+        auto)
+            if [ -n "${SLURM_JOB_ID:-}" ] && { [ "${SLURM_NNODES:-1}" -gt 1 ] || [ "${SLURM_NTASKS:-1}" -gt 1 ]; }; then
+                launcher=slurm
+            elif [ "${nodes:-1}" -gt 1 ] || [ "${processes:-1}" -gt 1 ]; then
+                launcher=torchrun
+            else
+                launcher=single
+            fi
+            ;;
+        single)
+            [ "${nodes:-1}" -eq 1 ] && [ "${processes:-1}" -eq 1 ] ||
+                refuse '--launcher single is one process: leave out --nodes and --processes, or take torchrun or slurm'
+            ;;
+        torchrun | slurm) ;;
+        *) refuse "--launcher is auto, single, torchrun or slurm, not $launcher" ;;
+    esac
+    if [ "$launcher" = slurm ]; then
+        [ -n "${SLURM_JOB_ID:-}" ] || fail '--launcher slurm is for the inside of a Slurm job: sbatch, or salloc before'
+        : "${nodes:=${SLURM_NNODES:-1}}"
+        [ "$nodes" -le "${SLURM_NNODES:-1}" ] ||
+            fail "--nodes $nodes, but the job has ${SLURM_NNODES:-1}: sbatch --nodes=$nodes"
+    fi
+    : "${nodes:=1}"
+    if [ "$launcher" = torchrun ] && [ "$nodes" -gt 1 ]; then
+        export MASTER_PORT=${MASTER_PORT:-29500} # torchrun's own default
+        [ -n "${MASTER_ADDR:-}" ] && [[ ${NODE_RANK:-} =~ ^[0-9]+$ ]] && [ "$NODE_RANK" -lt "$nodes" ] ||
+            fail "--nodes $nodes: start the same line on each machine, with MASTER_ADDR=the name of the first one and \
+NODE_RANK=0 there, 1 to $((nodes - 1)) on the others"
+    fi
+}
+
+# Whether this machine is another than the first of those on which somebody started the recipe.
+is_follower() { [ "$launcher" = torchrun ] && [ "$nodes" -gt 1 ] && [ "$NODE_RANK" -gt 0 ]; }
+
+# Start src/run.py with these arguments in the background, as --launcher says; RUN_PID is the process to wait for.
+launch() {
+    local several=("$PYTHON" "$ROOT/egs/launch.py" --timeout_minutes "$timeout_minutes")
+    [ -z "$processes" ] || several+=(--processes "$processes")
+    case $launcher in
+        single) "$PYTHON" "$ROOT/src/run.py" "$@" & ;;
+        torchrun)
+            [ "$nodes" -eq 1 ] || several+=(--nodes "$nodes" --node_rank "$NODE_RANK")
+            "${several[@]}" -- "$@" &
+            ;;
+        slurm)
+            [ "${SLURM_NTASKS:-1}" -le "$SLURM_NNODES" ] ||
+                several+=(--without_gpus "$((SLURM_NTASKS / SLURM_NNODES))")
+            # One task a node that has all the job has there, whatever was said about the tasks of the job.
+            env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK -u SLURM_GPUS_PER_TASK \
+                srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
+                --kill-on-bad-exit=1 "${several[@]}" -- "$@" &
+            ;;
+    esac
+    RUN_PID=$!
+}
+
+# Ask what `launch` started to stop. With SIGUSR1, which srun passes on; on SIGTERM it would end its tasks.
+stop_run() {
+    STOP=$1
+    [ -z "$RUN_PID" ] || kill -USR1 "$RUN_PID" 2> /dev/null || true
+}
+
 # A signal before the time limit that comes in another stage counts at the next training.
-STOP=
 trap 'STOP=USR1' USR1
 
 # Train: run src/run.py on exp_dir $1 with RUN_OPTIONS and further options. It runs in the background, since bash would
@@ -133,18 +224,21 @@ train() {
     shift
     [ -z "$STOP" ] || go_on_later
     rm -f "$exp_dir/interrupted" # of an earlier start
-    "$PYTHON" "$ROOT/src/run.py" "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir" "$@" &
-    RUN_PID=$!
+    RUN_PID=
     # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at once.
-    trap 'STOP=TERM; kill -TERM "$RUN_PID" 2>/dev/null || true' INT TERM
-    trap 'STOP=USR1; kill -USR1 "$RUN_PID" 2>/dev/null || true' USR1
+    trap 'stop_run TERM' INT TERM
+    trap 'stop_run USR1' USR1
+    launch "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir" "$@"
+    [ -z "$STOP" ] || stop_run "$STOP" # it came before there was something to pass it on to
     wait "$RUN_PID" || status=$?
     while kill -0 "$RUN_PID" 2>/dev/null; do wait "$RUN_PID" || true; done # a trapped signal ends `wait` too early
     [ -z "$STOP" ] || { status=0; wait "$RUN_PID" || status=$?; }          # bash remembers the program's own status
     trap - INT TERM
     trap 'STOP=USR1' USR1
-    # The mark and not the exit code says whether the run wants to go on: launchers change codes.
-    [ ! -e "$exp_dir/interrupted" ] && { [ -z "$STOP" ] || [ "$status" -ne 0 ]; } || go_on_later
+    # The mark says that the run wants to go on, and so does its exit code where no launcher changed it; one that was
+    # asked to stop before it listened died of the signal, and one that had done ended with 0.
+    [ ! -e "$exp_dir/interrupted" ] && [ "$status" -ne 75 ] || go_on_later
+    [ -z "$STOP" ] || [[ ! $status =~ ^(0|130|138|143)$ ]] || go_on_later
     return "$status"
 }
 
@@ -163,8 +257,9 @@ go_on_later() {
     exit 75
 }
 
-# Whether a stage lies between --stage and --stop_stage.
+# Whether a stage lies between --stage and --stop_stage. Of several machines, the first alone does more than train.
 in_stage() {
     [[ $stage =~ ^[0-9]$ && $stop_stage =~ ^[0-9]$ ]] || refuse '--stage and --stop_stage want a number'
+    ! is_follower || [ "$1" -eq "$TRAINING_STAGE" ] || return 1
     [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]
 }

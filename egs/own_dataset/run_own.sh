@@ -38,6 +38,7 @@ lr=1e-5                   # learning rate; without AudioSet pretraining take a h
 
 imagenet_pretrain=True audioset_pretrain=True
 n_epochs=25 batch_size=12 lrscheduler_start=5 lrscheduler_decay=0.85
+TRAINING_STAGE=3
 
 # The name of the folder or file at $1.
 dataset_name() {
