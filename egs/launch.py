@@ -42,11 +42,10 @@ def make_config(machines, processes, timeout_minutes):
     if machines.size == 1:
         meeting = {'rdzv_backend': 'c10d', 'rdzv_endpoint': 'localhost:0', 'local_addr': 'localhost'}
     else:
-        missing = [name for name in ('MASTER_ADDR', 'MASTER_PORT') if not os.environ.get(name)]
-        if missing:
-            raise DistributedError(f'{machines.size} machines meet at MASTER_ADDR and MASTER_PORT: set '
-                                   f'{" and ".join(missing)}')
-        meeting = {'rdzv_backend': 'static', 'rdzv_endpoint': f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}',
+        address, port = map(os.environ.get, ('MASTER_ADDR', 'MASTER_PORT'))
+        if not address or not port:
+            raise DistributedError(f'{machines.size} machines meet at MASTER_ADDR and MASTER_PORT: set both')
+        meeting = {'rdzv_backend': 'static', 'rdzv_endpoint': f'{address}:{port}',
                    'rdzv_configs': {'rank': machines.rank, 'timeout': round(60 * timeout_minutes)}}
     return LaunchConfig(machines.size, machines.size, processes, run_id='ast', max_restarts=0,
                         logs_specs=DefaultLogsSpecs(os.devnull), **meeting)
@@ -66,9 +65,9 @@ def processes_started():
 def listen():
     """Collect the numbers of the signals that ask to stop, from now on, in the list returned."""
     came = []
-    for number in (*STOP_SIGNALS, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda number, _: came.append(number))
+    for stop_signal in (*STOP_SIGNALS, signal.SIGHUP):
+        if signal.getsignal(stop_signal) != signal.SIG_IGN:  # as under nohup
+            signal.signal(stop_signal, lambda came_now, _: came.append(came_now))
     return came
 
 
@@ -80,10 +79,10 @@ def pass_on(came, told):
     running = processes_started()
     if not running and not told:
         os._exit(EXIT_CODE)  # nothing has begun, and a thread may be waiting for other machines
-    number = signal.SIGKILL if came.count(signal.SIGINT) > 1 else signal.SIGUSR1
-    for process in running if number == signal.SIGKILL else running - told:
+    impatient = came.count(signal.SIGINT) > 1
+    for process in running if impatient else running - told:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
+            os.kill(process, signal.SIGKILL if impatient else signal.SIGUSR1)
     told |= running
 
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PROGRAMS = ('sbatch', 'munged', 'slurmctld', 'slurmd', 'scontrol', 'scancel', 'sinfo')
@@ -106,29 +107,62 @@ def wait_for(condition, seconds, what):
         time.sleep(0.2)
 
 
-def demo(tmp_path, exp_dir):
-    """The options of a short demo, on data that both runs share."""
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Where the recipe's runs, disturbed or not, leave their results, and find the same data."""
+    return tmp_path_factory.mktemp('runs')
+
+
+@pytest.fixture(scope='module')
+def undisturbed(root, folder):
+    """The results of the recipe in one process that nobody disturbed."""
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    environment = {name: value for name, value in os.environ.items() if name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
+    done = subprocess.run([root / 'egs' / 'esc50' / 'run_esc50.sh', *demo(folder, 'undisturbed')], capture_output=True,
+                          text=True, env={**environment, 'PATH': path})
+    assert done.returncode == 0, done.stderr
+    return folder / 'undisturbed'
+
+
+def demo(folder, exp_dir):
+    """The options of a short demo, on data that all runs share."""
     return ['--demo', 'True', '--n_epochs', '3', '--folds', '1 2', '--n_print_steps', '1', '--clips_per_fold', '2',
-            '--prep_dir', tmp_path / 'prep', '--exp_dir', tmp_path / exp_dir, '--num_workers', '0']
+            '--prep_dir', folder / 'prep', '--exp_dir', folder / exp_dir, '--num_workers', '0', '--amp', 'off']
 
 
-def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed(slurm, root, run_shell, tmp_path):
-    recipe = root / 'egs' / 'esc50'
-    undisturbed = run_shell([recipe / 'run_esc50.sh', *demo(tmp_path, 'undisturbed')])
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    log = tmp_path / 'log.txt'
-    job = subprocess.check_output(
-        [str(word) for word in ['sbatch', '--parsable', '--gres=gpu:1', '-c', '2', f'--output={log}', 'run_esc50.sh',
-                                *demo(tmp_path, 'job')]], cwd=recipe, env=slurm, text=True).strip()
+def preempt(slurm, root, folder, exp_dir, *options):
+    """Submit the recipe, preempt it in the second epoch, wait until it was queued again and has ended; returns its log.
+
+    options: of sbatch, then, after the name of the recipe, the recipe's own.
+    """
+    log = folder / f'{exp_dir}.txt'
+    words = ['sbatch', '--parsable', f'--output={log}', *options, *demo(folder, exp_dir)]
+    job = subprocess.check_output([str(word) for word in words], cwd=root / 'egs' / 'esc50', env=slurm,
+                                  text=True).strip()
     wait_for(lambda: log.exists() and 'epoch 2 of 3, step' in log.read_text(), 180, 'the second epoch')
     ask(slurm, 'scancel', '--batch', '--signal=USR1', job)
     wait_for(lambda: 'queued again' in log.read_text(), 60, 'the job to be queued again')
-    assert (tmp_path / 'job' / 'fold1' / 'checkpoint.pth').exists()
+    assert (folder / exp_dir / 'fold1' / 'checkpoint.pth').exists()
     wait_for(lambda: 'PENDING' in ask(slurm, 'squeue', '-h', '-o', '%T', '-j', job), 60, 'the job to be pending')
     time.sleep(3)  # slurmd takes no job back in the second in which it let it go
     ask(slurm, 'scontrol', 'update', f'JobId={job}', 'StartTime=now')  # instead of Slurm's two minutes
     wait_for(lambda: any(state in ask(slurm, 'scontrol', 'show', 'job', job) for state in ('COMPLETED', 'FAILED')), 240,
              'the job to end')
-    for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
-        assert (tmp_path / 'job' / name).read_bytes() == (tmp_path / 'undisturbed' / name).read_bytes()
     assert 'going on in epoch' in log.read_text()
+    return log.read_text()
+
+
+def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed(slurm, root, folder, undisturbed):
+    preempt(slurm, root, folder, 'job', '--gres=gpu:1', '-c', '2', 'run_esc50.sh')
+    for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
+        assert (folder / 'job' / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+def test_a_job_of_two_tasks_trains_in_two_processes_and_is_queued_again_like_any_other(slurm, root, folder,
+                                                                                        undisturbed):
+    said = preempt(slurm, root, folder, 'tasks', '--gres=gpu:1', '--ntasks-per-node=2', '-c', '1', 'run_esc50.sh',
+                   '--launcher', 'slurm')
+    assert 'in each of 2 processes' in said and 'Traceback' not in said
+    for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
+        results, expected = (np.loadtxt(runs / name, delimiter=',') for runs in (folder / 'tasks', undisturbed))
+        np.testing.assert_allclose(results, expected, atol=1e-5)
