@@ -10,7 +10,7 @@ import pytest
 
 OPTIONS = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--audioset_pretrain', 'False', '--fstride', '16',
            '--tstride', '16', '--num_mel_bins', '32', '--freqm', '8', '--audio_length', '32', '--timem', '8',
-           '--mixup', '0.5', '--n_epochs', '4', '--batch_size', '4', '--lr', '1e-4', '--num_workers', '0',
+           '--mixup', '0.5', '--n_epochs', '3', '--batch_size', '4', '--lr', '1e-4', '--num_workers', '0',
            '--amp', 'off', '--device', 'cpu', '--folds', '1', '--n_print_steps', '1', '--stage', '2']
 
 
@@ -64,7 +64,7 @@ def test_two_processes_stop_at_a_signal_go_on_and_end_as_one_process_does(prepar
     single = run_shell([recipe, '--prep_dir', 'prep', '--exp_dir', 'one', *OPTIONS])
     assert single.returncode == 0, single.stderr
     process = start()
-    read_until(process, 'epoch 2 of 4, step 1 of 2')
+    read_until(process, 'epoch 2 of 3, step 1 of 2')
     os.kill(process.pid, signal.SIGUSR1)
     said = process.stderr.read()
     assert process.wait() == 75 and 'the same command goes on' in said and 'Traceback' not in said
@@ -80,7 +80,7 @@ def test_two_processes_stop_at_a_signal_go_on_and_end_as_one_process_does(prepar
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='signals find processes in /proc')
 def test_a_process_that_is_killed_ends_the_recipe_with_a_sentence(prepared, start):
     process = start()
-    read_until(process, 'epoch 1 of 4, step 1 of 2')
+    read_until(process, 'epoch 1 of 3, step 1 of 2')
     os.kill(max(workers(process)), signal.SIGKILL)
     said = process.stderr.read()
     assert process.wait() not in (0, 75) and 'ended by SIGKILL' in said and 'Traceback' not in said
