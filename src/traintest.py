@@ -3,6 +3,7 @@ import contextlib
 import logging
 import math
 import time
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -194,6 +195,7 @@ class Trainer:
             model.compile()
         self.parallel = self.trained = parallelise(model, device)  # for evaluation, and for training
         if world.size > 1:
+            warnings.filterwarnings('ignore', 'Grad strides do not match')  # of [CLS] and [DIST]: 3 kB, copied
             with in_contact():
                 self.trained = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,
                                                                    gradient_as_bucket_view=True)
@@ -304,6 +306,7 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
     model.eval()
     loss_function = LOSSES[loss]()
     total, predictions, targets = 0.0, [], []
+    rounds = int(world.gather_numbers(len(loader)).max())  # of the process that has most batches
     with Progress(title, len(loader)) as progress:
         for fbanks, labels in loader:
             logits = model(fbanks.to(device, non_blocking=True))
@@ -312,7 +315,7 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
             targets.append(labels)
             progress.advance(len(fbanks))
             after_batch()
-    for _ in range(len(loader), int(world.gather_numbers(len(loader)).max())):
+    for _ in range(len(loader), rounds):
         after_batch()
     predictions, targets = (world.gather_rows(torch.cat(batches).cpu() if batches else torch.zeros(0))
                             for batches in (predictions, targets))
