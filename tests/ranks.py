@@ -29,7 +29,8 @@ def start_ranks(size, options, folder, log='log.txt'):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    ranks = [make_context().Process(target=_run, args=(rank, size, port, str(folder), [str(word) for word in options], log))
+    words = [str(word) for word in options]
+    ranks = [make_context().Process(target=_run, args=(rank, size, port, str(folder), words, log))
              for rank in range(size)]
     for process in ranks:
         process.start()
