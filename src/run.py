@@ -20,7 +20,8 @@ from models import ASTModel, WeightsError
 from models.ast_models import DEIT, check_settings, patch_grid
 from models.files import WriteError
 from report import run_page, warn_only
-from traintest import LOSSES, Interrupted, Run, TrainingError, TrainSettings, explained
+from trainer import LOSSES, TrainingError, TrainSettings
+from traintest import Interrupted, Run, explained
 from utilities.cli import OptionParser, boolean, exit_on, number, setup_logging, whole
 from utilities.environment import record_start
 from utilities.interrupt import EXIT_CODE, Interrupt

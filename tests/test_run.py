@@ -14,7 +14,7 @@ import torch
 import run
 from dataloader import one_thread
 from models import read_state_dict
-from traintest import TrainSettings
+from trainer import TrainSettings
 
 CLIPS = 12
 BASE = ('--data-train train.json --data-val val.json --label-csv labels.csv --n_class 3 --exp-dir exp --dataset demo '
@@ -291,7 +291,7 @@ def test_a_worker_that_finds_a_broken_recording_ends_the_program_with_one_senten
 
 def test_every_option_is_read_somewhere(root):
     read = {field.name for field in fields(TrainSettings)}
-    for path in (root / 'src' / 'run.py', root / 'src' / 'traintest.py'):
+    for path in (root / 'src' / 'run.py', root / 'src' / 'trainer.py'):
         read |= {node.attr for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'args'}
     options = {action.dest for action in run.make_parser()._actions} - {'help'}
@@ -299,8 +299,8 @@ def test_every_option_is_read_somewhere(root):
 
 
 def test_every_setting_of_training_is_used(root):
-    source = (root / 'src' / 'traintest.py').read_text()
-    used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    used = {node.attr for name in ('trainer.py', 'traintest.py')
+            for node in ast.walk(ast.parse((root / 'src' / name).read_text())) if isinstance(node, ast.Attribute)}
     assert {field.name for field in fields(TrainSettings)} - used == set()
 
 
