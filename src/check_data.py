@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import shards
 from features import SAMPLE_RATE, AudioError, count_frames, open_audio
 from utilities.cli import OptionParser, exit_on, setup_logging, whole
 from utilities.labels import DataError, entry_problem, read_entries, read_labels, read_sample_weights, weight_file
@@ -28,6 +29,7 @@ PROBLEMS = {
     'malformed': (True, 'malformed entries'),
     'without_labels': (True, 'entries without labels'),
     'unknown_labels': (True, 'entries with labels that are not in the label file'),
+    'shards': (True, 'shards that are missing or cannot be read'),
     'missing': (True, 'missing recordings'),
     'unreadable': (True, 'recordings that cannot be decoded'),
     'empty': (True, 'recordings without samples'),
@@ -66,16 +68,21 @@ class Recording(NamedTuple):
 
 def examine(path):
     """Read an audio file whole, a block at a time. Returns a Recording."""
-    if not os.path.isfile(path):
-        return Recording('missing')
+    try:
+        if not shards.is_file(path):
+            return Recording('missing')
+    except shards.ShardError as error:
+        return Recording('shards', str(error))
     samples, peak, finite = 0, 0.0, True
     try:
+        if place := shards.split(path):
+            shards.verify(*place)
         with open_audio(path) as audio:
             while len(block := audio.read(BLOCK_SAMPLES, dtype='float32', always_2d=True)):
                 highest = float(np.abs(block).max())
                 samples, peak, finite = samples + len(block), max(peak, highest), finite and math.isfinite(highest)
             facts = audio.samplerate, audio.channels, samples, peak
-    except AudioError as error:
+    except (AudioError, shards.ShardError) as error:
         return Recording('unreadable', str(error))
     if not samples:
         return Recording('empty')
@@ -121,7 +128,7 @@ def check_recordings(recordings, audio_length):
 
     audio_length: frames of the window.
     """
-    problems = {name: [] for name in ('missing', 'unreadable', 'empty', 'non_finite', 'silent', 'too_short')}
+    problems = {name: [] for name in ('shards', 'missing', 'unreadable', 'empty', 'non_finite', 'silent', 'too_short')}
     for path, recording in recordings.items():
         if recording.problem:
             problems[recording.problem].append(recording.reason or path)
@@ -130,6 +137,7 @@ def check_recordings(recordings, audio_length):
             problems['silent'].append(path)
         if not recording.frames:
             problems['too_short'].append(path)
+    problems['shards'] = [f'{reason} ({count} recordings)' for reason, count in Counter(problems['shards']).items()]
     sound = [recording for recording in recordings.values() if recording.problem is None]
     seconds = [recording.seconds for recording in sound]
     return problems, {

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import golden
 import numpy as np
@@ -209,6 +210,21 @@ def test_batches_do_not_depend_on_the_number_of_workers(make_dataset, tones):
     alone, shared = (epoch(dataset, workers, epochs=(1, 2)) for workers in (0, 2))
     assert len(alone) == 4
     assert all(equal(first, second) for first, second in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('kind', [AudiosetDataset, WaveformDataset])
+def test_batches_from_shards_are_those_from_files(make_dataset, tones, tmp_path, kind, workers):
+    packed = []
+    for i, (path, labels) in enumerate(tones):
+        with zipfile.ZipFile(tmp_path / f'{i % 2}.zip', 'a') as archive:
+            archive.write(path, path.name)
+        packed.append((tmp_path / f'{i % 2}.zip' / path.name, labels))
+    weights = np.array([1.0, 2, 0, 3, 1, 1])
+    from_files, from_shards = (epoch(make_dataset(clips, kind, **EVERYTHING), workers, (1, 2), weights)
+                               for clips in (tones, packed))
+    assert len(from_files) == 4
+    assert all(equal(first, second) for first, second in zip(from_files, from_shards, strict=True))
 
 
 @pytest.mark.parametrize('workers', [0, 2])
