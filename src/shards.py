@@ -8,6 +8,7 @@ import functools
 import io
 import os
 import struct
+import weakref
 import zipfile
 import zlib
 from typing import NamedTuple
@@ -33,13 +34,9 @@ class _File:
 
     def __init__(self, path):
         self.path = path
-        self.close = os.close  # while the interpreter ends, the module may be gone
         self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
         self.size = os.fstat(self.descriptor).st_size
-
-    def __del__(self):
-        if hasattr(self, 'descriptor'):
-            self.close(self.descriptor)
 
     def read(self, size, offset):
         """Up to so many bytes from there on, fewer only at the end of the file."""

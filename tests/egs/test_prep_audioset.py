@@ -239,8 +239,8 @@ def test_packing_that_was_killed_goes_on(prep, pack_apart, files, tmp_path):
     shards = tmp_path / 'shards'
     whole = prep.pack(files, tmp_path / 'undisturbed', 100_000)
     for wanted in (1, 4, 8):
-        pid = pack_apart(files, shards, 100_000)
-        while len(list(shards.glob('*.zip'))) < wanted:
+        pid, deadline = pack_apart(files, shards, 100_000), time.monotonic() + 60
+        while len(list(shards.glob('*.zip'))) < wanted and time.monotonic() < deadline:
             time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
