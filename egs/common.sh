@@ -50,6 +50,7 @@ grad_checkpointing=False  # recompute activations, to save memory
 n_print_steps=100         # steps from one report to the next
 resume=auto               # auto: go on from the checkpoint in exp_dir; none: start again
 checkpoint_minutes=15     # minutes from one checkpoint inside an epoch to the next
+max_bad_audio=0.01        # share of an epoch's samples that may be replaced since their audio cannot be read
 force=False               # go on although settings have changed
 # End of options
 

@@ -40,6 +40,7 @@ class TrainSettings:
     freq_patchout, time_patchout: rows and columns of the patch grid that a training step leaves out; seed: of the draw.
     compile: compile the model.
     checkpoint_minutes: how often a checkpoint is written inside an epoch.
+    max_bad_audio: share of an epoch's samples that may be replaced since their audio cannot be read.
     """
     n_epochs: int
     metrics: str
@@ -63,6 +64,7 @@ class TrainSettings:
     time_patchout: int = 0
     seed: int = 0
     compile: bool = False
+    max_bad_audio: float = 0.01
 
     def averages(self, epoch):
         """Whether weight averaging needs the model of this epoch."""

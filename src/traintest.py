@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from checkpoint import Checkpoint, CheckpointError
+from dataloader import BadAudio
 from distributed import Agreement, World
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
 from utilities.progress import Progress
 from utilities.results import Results, write_array, write_confusion, write_json, write_rows
 from utilities.stats import calculate_stats, is_single_label, single_label_scores, summarise
+
+LISTED = 50  # recordings in a message
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +96,9 @@ class Run:
         self.trainer = Trainer(model, device, settings, world)
         self.results = Results(exp_dir, settings.metrics, description['dataset'])
         self.agreement = Agreement(world)
-        kept = {'trainer': self.trainer, 'results': self.results} if world.is_main else {'trainer': self.trainer}
-        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, **kept)
+        self.bad_audio = getattr(train_loader, 'bad_audio', None) or BadAudio()  # of a loader of anything, none
+        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, trainer=self.trainer, run=self,
+                                     **({'results': self.results} if world.is_main else {}))
 
     def train(self):
         """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
@@ -105,11 +109,22 @@ class Run:
             title = f'epoch {self.trainer.epoch} of {self.settings.n_epochs}'
             self.train_loader.batch_sampler.sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
             train_loss = self.trainer.run_epoch(self.train_loader, title, self.after_step)
+            replaced = int(self.world.gather_numbers(self.bad_audio.count).sum())
             evaluation = self.evaluate(self.val_loader, f'{title}, validation')
             metrics = self.world.on_main(lambda: self.take_in(title, train_loss, evaluation))
             self.trainer.end_epoch(getattr(metrics[0], self.settings.metrics))
+            self.bad_audio.count = 0
             self.checkpoint.save()
-            self.world.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start))
+            self.world.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start,
+                                                           replaced))
+
+    def state_dict(self):
+        """What a checkpoint keeps of the epoch, beside the trainer. All processes call this."""
+        return {'replaced': int(self.world.gather_numbers(self.bad_audio.count).sum())}
+
+    def load_state_dict(self, state):
+        """Go back to a state of state_dict, of any number of processes."""
+        self.bad_audio.count = state['replaced'] if self.world.is_main else 0
 
     def take_up(self):
         """Look whether a checkpoint fits, and write what an earlier start did not come to after its last epoch."""
@@ -124,10 +139,10 @@ class Run:
             raise TrainingError(f'{title}: the validation loss is no longer a finite number; {NOT_FINITE_ADVICE}')
         return self.results.add(train_loss, evaluation, self.trainer.schedule.current)
 
-    def conclude_epoch(self, title, single, ensemble, evaluation, seconds):
+    def conclude_epoch(self, title, single, ensemble, evaluation, seconds, replaced):
         """Write what follows from an epoch whose checkpoint is written, and log it."""
         self.write_epoch()
-        log_epoch(title, self.results, single, ensemble, seconds)
+        log_epoch(title, self.results, single, ensemble, seconds, replaced)
         if self.settings.loss == 'CE':
             f1, top5 = single_label_scores(evaluation.predictions, evaluation.targets)
             more = '' if math.isnan(top5) else f', top-5 accuracy {top5:.4f}'
@@ -155,21 +170,37 @@ class Run:
 
     def after_step(self):
         """Write a checkpoint where one is due, and stop where that was asked for, of any process."""
-        stop, due = self.agreement(self.interrupt.requested, self.world.is_main and self.checkpoint.is_due())
-        if stop or due:
+        stop, bad, due = self.agreement(self.interrupt.requested, self.has_too_much_bad_audio(),
+                                        self.world.is_main and self.checkpoint.is_due())
+        if stop or bad or due:
             self.trainer.loss.mean()  # raises where the weights are no longer worth keeping
             self.checkpoint.save()
             self.agreement.forget()
+        if bad:
+            raise TrainingError(self.bad_audio_message())
         if stop:
             raise Interrupted
 
     def stop_if_asked(self, save=False):
         """Raise Interrupted where a signal asked any process for it; save: write a checkpoint before."""
-        stop, _ = self.agreement(self.interrupt.requested, False)
+        stop, _, _ = self.agreement(self.interrupt.requested, False, False)
         if stop:
             if save:
                 self.checkpoint.save()
             raise Interrupted
+
+    def has_too_much_bad_audio(self):
+        """Whether this process has replaced more than its share of what max_bad_audio allows in an epoch."""
+        allowed = self.settings.max_bad_audio * len(self.train_loader.dataset) / self.world.size
+        return self.bad_audio.count > allowed
+
+    def bad_audio_message(self):
+        """Why the run stops, with the recordings."""
+        reasons = self.bad_audio.reasons
+        more = [f'and {len(reasons) - LISTED} more'] if len(reasons) > LISTED else []
+        return (f'{self.bad_audio.count} samples of epoch {self.trainer.epoch} so far could not be read, more than '
+                f'--max_bad_audio {self.settings.max_bad_audio:g} of an epoch; src/check_data.py finds all such '
+                f'recordings, and with a higher --max_bad_audio the run goes on; {"; ".join([*reasons[:LISTED], *more])}')
 
     def evaluate(self, loader, title):
         """The Evaluation of the model as it is. A signal stops it: what was trained before is kept in a checkpoint."""
@@ -235,13 +266,14 @@ class Run:
                 path.unlink()
 
 
-def log_epoch(title, results, single, ensemble, seconds):
-    """One line about an epoch."""
+def log_epoch(title, results, single, ensemble, seconds, replaced):
+    """One line about an epoch. replaced: samples whose audio could not be read."""
     metric = results.metric
     *_, train_loss, valid_loss, _, _, lr = results.rows[-1]
     absent = single.classes_without_positives
+    bad = f', {replaced} samples replaced whose audio could not be read' if replaced else ''
     left_out = f', {absent} of {single.classes} classes without positives left out of the means' if absent else ''
     logger.info('%s: %s %.4f (ensemble of epochs %.4f), mAUC %.4f, training loss %.4f, validation loss %.4f, '
-                'lr %.3g, %s, best so far epoch %d%s', title, metric, getattr(single, metric),
+                'lr %.3g, %s, best so far epoch %d%s%s', title, metric, getattr(single, metric),
                 getattr(ensemble, metric), single.mAUC, train_loss, valid_loss, lr, timedelta(seconds=round(seconds)),
-                results.best_epoch, left_out)
+                results.best_epoch, left_out, bad)

@@ -294,6 +294,33 @@ def test_a_broken_recording_stops_the_epoch_and_is_named(tmp_path, make_dataset,
         epoch(dataset, workers)
 
 
+@pytest.mark.parametrize('kind', [AudiosetDataset, WaveformDataset])
+def test_an_unreadable_recording_is_replaced_by_another_that_seed_epoch_and_position_choose(
+        make_dataset, tones, tmp_path, caplog, kind):
+    (tmp_path / 'text.wav').write_text('no audio')
+    entries = [*tones, (tmp_path / 'text.wav', '/m/0'), (tmp_path / 'gone.wav', '/m/1')]
+    dataset = make_dataset(entries, kind, **EVERYTHING)
+    alone, shared = (epoch(dataset, workers, epochs=(1, 2)) for workers in (0, 2))
+    assert all(equal(first, second) for first, second in zip(alone, shared, strict=True))
+    assert sum(len(labels) for _, labels in alone) == 2 * len(entries)
+    for name in ('gone.wav does not exist', 'text.wav'):  # once for each of the loaders
+        assert sum(name in text and 'another sample takes its place' in text for text in caplog.messages) == 2
+
+
+def test_replaced_samples_are_counted(make_dataset, tones, tmp_path):
+    dataset = make_dataset([*tones, (tmp_path / 'gone.wav', '/m/1')], mode='train')
+    loader = make_loader(dataset, 3, 1, pin_memory=False, sampler=EpochSampler(len(dataset), 7))
+    loader.batch_sampler.sampler.set_epoch(1)
+    assert len(list(loader)) == 3 and loader.bad_audio.count == 1
+    assert loader.bad_audio.reasons == [f'the audio file {tmp_path}/gone.wav does not exist']
+
+
+def test_where_nothing_can_be_read_training_ends(make_dataset, tmp_path):
+    dataset = make_dataset([(tmp_path / f'{i}.wav', '/m/1') for i in range(30)], mode='train')
+    with pytest.raises(AudioError, match='20 recordings in a row.*check_data.py'):
+        dataset[SampleKey(0, 0, 1, 0)]
+
+
 def test_a_large_datafile_makes_no_python_objects_for_workers_to_copy(make_dataset):
     make_dataset([('a.wav', '/m/0')])
     before = sys.getallocatedblocks()

@@ -35,6 +35,7 @@ def exp_dir(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i), f'/m/{i % 3}') for i in range(CLIPS)]
     make_datafile(clips, 'train.json')
     make_datafile(clips[:9], 'val.json')
+    make_datafile(clips[:3], 'good.json')
     make_datafile([*clips, (clips[0][0], '/m/0,/m/1')], 'several.json')
     make_datafile([*clips, (clips[0][0], '/m/99')], 'unknown.json')
     make_datafile([(tmp_path / 'gone.wav', '/m/0'), *clips], 'gone.json')
@@ -247,7 +248,6 @@ def test_other_settings_in_the_same_folder_are_named(start, refuse, exp_dir):
     ('--label-csv nowhere.csv', 'label file nowhere.csv.*No such file'),
     ('--data-val unknown.json', "entry 12.*'/m/99'"),
     ('--data-train val.json --bal bal', 'val_weight.csv.*sum over its labels'),
-    ('--data-train gone.json', 'gone.wav'),
     ('--data-val gone.json -w 1', 'gone.wav'),
     ('--data-eval gone.json', 'gone.wav')])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(refuse, exp_dir, options, reason):
@@ -279,6 +279,30 @@ def test_a_run_from_another_folder_exits_with_0(exp_dir, root, tmp_path):
     done = in_subprocess(root, tmp_path, '--n_epochs 1 --num_workers -1')
     assert done.returncode == 0, done.stderr
     assert 'best epoch 1' in done.stderr and 'result.csv' in files(exp_dir)
+
+
+def test_bad_audio_in_training_is_replaced_and_reported(start, exp_dir, capsys):
+    (exp_dir.parent / '3.wav').write_text('no audio')
+    start('--data_val good.json --max_bad_audio 0.1 --n_print_steps 1')
+    said = capsys.readouterr().err
+    assert said.count('another sample takes its place') == 1 and '3.wav' in said
+    assert said.count('1 samples replaced whose audio could not be read') == 2  # of both epochs
+
+
+def test_too_much_bad_audio_stops_the_run_with_the_list_and_more_may_be_allowed(start, refuse, exp_dir, capsys):
+    for i in (3, 7):
+        (exp_dir.parent / f'{i}.wav').write_text('no audio')
+    said = refuse('--data_val good.json --max_bad_audio 0.1 --batch_size 1')
+    assert 'more than --max_bad_audio 0.1 of an epoch' in said and '/3.wav' in said and '/7.wav' in said
+    capsys.readouterr()
+    start('--data_val good.json --max_bad_audio 0.2 --batch_size 1')
+    said = capsys.readouterr().err
+    assert 'going on in epoch 1' in said and said.count('2 samples replaced') == 2
+
+
+def test_bad_audio_in_evaluation_is_an_error(refuse, exp_dir):
+    (exp_dir.parent / '8.wav').write_text('no audio')
+    assert '8.wav' in refuse('--max_bad_audio 1')
 
 
 def test_a_worker_that_finds_a_broken_recording_ends_the_program_with_one_sentence(exp_dir, root, tmp_path):
