@@ -197,10 +197,10 @@ class Run:
     def bad_audio_message(self):
         """Why the run stops, with the recordings."""
         reasons = self.bad_audio.reasons
-        more = [f'and {len(reasons) - LISTED} more'] if len(reasons) > LISTED else []
+        listed = '; '.join(reasons[:LISTED] + [f'and {len(reasons) - LISTED} more'] * (len(reasons) > LISTED))
         return (f'{self.bad_audio.count} samples of epoch {self.trainer.epoch} so far could not be read, more than '
                 f'--max_bad_audio {self.settings.max_bad_audio:g} of an epoch; src/check_data.py finds all such '
-                f'recordings, and with a higher --max_bad_audio the run goes on; {"; ".join([*reasons[:LISTED], *more])}')
+                f'recordings, and with a higher --max_bad_audio the run goes on; {listed}')
 
     def evaluate(self, loader, title):
         """The Evaluation of the model as it is. A signal stops it: what was trained before is kept in a checkpoint."""
