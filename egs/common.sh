@@ -51,6 +51,7 @@ n_print_steps=100         # steps from one report to the next
 resume=auto               # auto: go on from the checkpoint in exp_dir; none: start again
 checkpoint_minutes=15     # minutes from one checkpoint inside an epoch to the next
 timeout_minutes=30        # how long one of several processes waits for the others before the run ends
+max_bad_audio=0.01        # share of an epoch's samples that may be replaced since their audio cannot be read
 force=False               # go on although settings have changed
 # End of options
 

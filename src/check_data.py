@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import statistics
 import sys
 from collections import Counter
@@ -15,23 +16,32 @@ from typing import NamedTuple
 
 import numpy as np
 
-from features import SAMPLE_RATE, AudioError, count_frames, open_audio
+import shards
+from features import SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, open_audio
 from utilities.cli import OptionParser, exit_on, setup_logging, whole
 from utilities.labels import DataError, entry_problem, read_entries, read_labels, read_sample_weights, weight_file
 from utilities.parallel import available_cores, parallel_map
 from utilities.segments import read_segments
 
 BLOCK_SAMPLES = 2 ** 18  # of each channel, read at once
+# What libsndfile's log of a file says where its audio is shorter than announced: WAV and AIFF, with two numbers of
+# bytes; OGG. Programs that write to a pipe announce the largest number that there is.
+SHORTER = re.compile(r'^ *(?:data|SSND) *: (\d+) \(should be (\d+)\)', re.MULTILINE)
+NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'
+STREAMED = 2 ** 31 - 2 ** 16  # bytes
+ENOUGH = 0.9  # of the announced samples: some headers estimate
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
 # What is listed by name: whether it stops training, and what it is.
 PROBLEMS = {
     'malformed': (True, 'malformed entries'),
     'without_labels': (True, 'entries without labels'),
     'unknown_labels': (True, 'entries with labels that are not in the label file'),
+    'shards': (True, 'shards that are missing or cannot be read'),
     'missing': (True, 'missing recordings'),
     'unreadable': (True, 'recordings that cannot be decoded'),
     'empty': (True, 'recordings without samples'),
     'non_finite': (True, 'recordings with NaN or infinite samples'),
+    'cut_off': (False, 'recordings that end before their header says, of which the rest would be used'),
     'silent': (False, f'silent recordings (peak below {SILENCE:g})'),
     'too_short': (False, 'recordings shorter than one frame of 25 ms'),
     'repeated_wavs': (False, 'recordings listed more than once'),
@@ -52,6 +62,7 @@ class Recording(NamedTuple):
     channels: int = 0
     samples: int = 0  # of each channel
     peak: float = 0.0  # largest absolute sample; 1 is full scale
+    cut_off: bool = False  # whether it ends before its header says
 
     @property
     def seconds(self):
@@ -66,20 +77,33 @@ class Recording(NamedTuple):
 
 def examine(path):
     """Read an audio file whole, a block at a time. Returns a Recording."""
-    if not os.path.isfile(path):
-        return Recording('missing')
+    try:
+        if not shards.is_file(path):
+            return Recording('missing')
+    except shards.ShardError as error:
+        return Recording('shards', str(error))
     samples, peak, finite = 0, 0.0, True
     try:
+        if place := shards.split(path):
+            shards.verify(*place)
         with open_audio(path) as audio:
             while len(block := audio.read(BLOCK_SAMPLES, dtype='float32', always_2d=True)):
                 highest = float(np.abs(block).max())
                 samples, peak, finite = samples + len(block), max(peak, highest), finite and math.isfinite(highest)
-            facts = audio.samplerate, audio.channels, samples, peak
-    except AudioError as error:
+            facts = audio.samplerate, audio.channels, samples, peak, is_cut_off(audio, samples)
+    except (AudioError, shards.ShardError) as error:
         return Recording('unreadable', str(error))
     if not samples:
         return Recording('empty')
     return Recording(None, '', *facts) if finite else Recording('non_finite')
+
+
+def is_cut_off(audio, samples):
+    """Whether a SoundFile, of which so many samples could be read, announces more than it has."""
+    log = audio.extra_info
+    announced = SHORTER.search(log)
+    shorter = announced and int(announced[2]) < int(announced[1]) < STREAMED
+    return bool(shorter) or any(words in log for words in NO_END) or samples < ENOUGH * audio.frames < UNKNOWN_LENGTH
 
 
 def wav_path(entry):
@@ -121,15 +145,19 @@ def check_recordings(recordings, audio_length):
 
     audio_length: frames of the window.
     """
-    problems = {name: [] for name in ('missing', 'unreadable', 'empty', 'non_finite', 'silent', 'too_short')}
+    problems = {name: [] for name in ('shards', 'missing', 'unreadable', 'empty', 'non_finite', 'cut_off', 'silent',
+                                      'too_short')}
     for path, recording in recordings.items():
         if recording.problem:
             problems[recording.problem].append(recording.reason or path)
             continue
+        if recording.cut_off:
+            problems['cut_off'].append(path)
         if recording.peak < SILENCE:
             problems['silent'].append(path)
         if not recording.frames:
             problems['too_short'].append(path)
+    problems['shards'] = [f'{reason} ({count} recordings)' for reason, count in Counter(problems['shards']).items()]
     sound = [recording for recording in recordings.values() if recording.problem is None]
     seconds = [recording.seconds for recording in sound]
     return problems, {

@@ -2,6 +2,7 @@
 import atexit
 import contextlib
 import functools
+import logging
 import multiprocessing
 import signal
 from dataclasses import dataclass, fields
@@ -9,15 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from distributed import World
-from features import (Augmentation, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank, fit_frames,
-                      load_window, mix, normalise, spec_augment, window_samples)
+from features import (Augmentation, AudioError, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank,
+                      fit_frames, load_window, mix, normalise, spec_augment, window_samples)
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
 from utilities.parallel import available_cores
+
+MOST_ATTEMPTS = 20  # at a sample whose recording cannot be read, with others in its place
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ class AudiosetDataset(Dataset):
 
     dataset_json_file: a datafile; audio_conf: a dict with the fields of AudioConf; label_csv: a label file.
     Labels are 1 for each of a sample's classes; mixed samples carry lam and 1 - lam instead, added where they meet.
-    In training, dataset[SampleKey] is the same wherever it is made; dataset[int] draws from torch's generator.
+    In training, dataset[SampleKey] is the same wherever it is made, and made of another recording where one cannot be
+    read; dataset[int] draws from torch's generator.
     Raises DataError for files that cannot be used, and AudioError on reading a missing or broken recording.
     """
 
@@ -80,15 +86,39 @@ class AudiosetDataset(Dataset):
         self.labels = read_labels(label_csv)
         self._class_index = self.labels.index()
         self.datafile = read_datafile(dataset_json_file, self._class_index)
+        self._replaced = []  # of the batch under way
 
     def __len__(self):
         return len(self.datafile)
 
     def __getitem__(self, key):
-        index, augmentation = _index(key), self.augmentation(key)
         with one_thread():
-            features = self.finish(self.fbank(index, augmentation), augmentation, self.noise(augmentation))
-            return features, self.targets(index, augmentation)
+            if self.conf.mode != 'train' or not isinstance(key, SampleKey):
+                return self.sample(_index(key), self.augmentation(key))
+            failures = []
+            for attempt in range(MOST_ATTEMPTS):
+                try:
+                    sample = self.sample(*self.draw(key, attempt))
+                except AudioError as error:
+                    failures.append(str(error))
+                    continue
+                if failures:
+                    self._replaced.append(failures)
+                return sample
+            raise AudioError(f'{MOST_ATTEMPTS} recordings in a row could not be read, the last one: {failures[-1]}; '
+                             f'src/check_data.py looks into all of them')
+
+    def sample(self, index, augmentation):
+        """The sample of a recording under an Augmentation."""
+        features = self.finish(self.fbank(index, augmentation), augmentation, self.noise(augmentation))
+        return features, self.targets(index, augmentation)
+
+    def draw(self, key, attempt):
+        """The index and Augmentation of a sample; after an attempt that met an unreadable recording, of another one."""
+        if attempt == 0:
+            return key.index, self.augmentation(key)
+        rng = np.random.default_rng(np.random.SeedSequence((key.seed, key.epoch), spawn_key=(key.position, attempt)))
+        return int(rng.integers(len(self))), self._draw_augmentation(rng)
 
     def augmentation(self, key):
         """Draw the Augmentation of a sample: from its SampleKey, or from torch's generator for a bare index."""
@@ -98,10 +128,24 @@ class AudiosetDataset(Dataset):
             seed = np.random.SeedSequence((key.seed, key.epoch), spawn_key=(key.position,))
         else:
             seed = int(torch.randint(2 ** 63 - 1, ()))
+        return self._draw_augmentation(np.random.default_rng(seed))
+
+    def _draw_augmentation(self, rng):
         return draw_augmentation(
-            np.random.default_rng(seed), samples=len(self), mixup=self.conf.mixup, freqm=self.conf.freqm,
-            timem=self.conf.timem, noise=self.conf.noise, num_mel_bins=self.conf.num_mel_bins,
-            target_frames=self.conf.target_length)
+            rng, samples=len(self), mixup=self.conf.mixup, freqm=self.conf.freqm, timem=self.conf.timem,
+            noise=self.conf.noise, num_mel_bins=self.conf.num_mel_bins, target_frames=self.conf.target_length)
+
+    def collate(self, samples):
+        """Make a batch (fbanks, labels, replaced) of samples; replaced: for each that took another's place, why."""
+        return *default_collate(samples), self._take_replaced()
+
+    def _take_replaced(self):
+        replaced, self._replaced = self._replaced, []
+        return replaced
+
+    def features(self, batch, device):
+        """The fbanks of a batch of `collate`, where `device` is still to compute them."""
+        return batch
 
     def fbank(self, index, augmentation):
         """The fbank (frames, num_mel_bins) of a recording, mixed with its partner; not fitted, masked or normalised.
@@ -166,21 +210,19 @@ class WaveformDataset(AudiosetDataset):
     Its samples are (waveform (samples of target_length frames,), real frames, Augmentation, noise or None, labels).
     """
 
-    def __getitem__(self, key):
-        index, augmentation = _index(key), self.augmentation(key)
-        with one_thread():
-            waveform = self.waveform(index, augmentation)
-            waveform = waveform - waveform.mean()  # as fbank does, but over what is cut away here, too
-            padding = window_samples(self.conf.target_length) - len(waveform)
-            return (torch.nn.functional.pad(waveform, (0, padding)), count_frames(len(waveform)), augmentation,
-                    self.noise(augmentation), self.targets(index, augmentation))
+    def sample(self, index, augmentation):
+        waveform = self.waveform(index, augmentation)
+        waveform = waveform - waveform.mean()  # as fbank does, but over what is cut away here, too
+        padding = window_samples(self.conf.target_length) - len(waveform)
+        return (torch.nn.functional.pad(waveform, (0, padding)), count_frames(len(waveform)), augmentation,
+                self.noise(augmentation), self.targets(index, augmentation))
 
-    @staticmethod
-    def collate(samples):
-        """Make (Waveforms, labels (B, classes)) of samples."""
+    def collate(self, samples):
+        """Make (Waveforms, labels (B, classes), replaced) of samples."""
         waveforms, frames, augmentations, noise, labels = map(list, zip(*samples))
         noise = None if any(one is None for one in noise) else torch.stack(noise)
-        return Waveforms(torch.stack(waveforms), frames, augmentations, noise), torch.stack(labels)
+        waveforms = Waveforms(torch.stack(waveforms), frames, augmentations, noise)
+        return waveforms, torch.stack(labels), self._take_replaced()
 
     def features(self, batch, device):
         """The fbanks (B, target_length, num_mel_bins) of Waveforms, computed on a device: those of AudiosetDataset."""
@@ -271,21 +313,44 @@ def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, devi
         options['batch_sampler'] = SharedBatches(sampler, batch_size, world)
     else:
         options |= {'sampler': world.part(len(dataset)), 'batch_size': batch_size}
-    if isinstance(dataset, WaveformDataset):
-        return FeatureLoader(dataset, device, **options)
+    if isinstance(dataset, AudiosetDataset):
+        return AudioLoader(dataset, device, **options)
     return DataLoader(dataset, **options)
 
 
-class FeatureLoader(DataLoader):
-    """A DataLoader of a WaveformDataset that yields what one of an AudiosetDataset does, the fbanks on `device`."""
+class AudioLoader(DataLoader):
+    """A DataLoader of an AudiosetDataset, or of a WaveformDataset, whose fbanks are computed on `device`.
+
+    Yields (fbanks (B, target_length, num_mel_bins), labels (B, classes)). bad_audio: what was replaced meanwhile.
+    """
 
     def __init__(self, dataset, device, **options):
         super().__init__(dataset, collate_fn=dataset.collate, **options)
         self.device = device
+        self.bad_audio = BadAudio()
 
     def __iter__(self):
-        for batch, labels in super().__iter__():
+        for batch, labels, replaced in super().__iter__():
+            self.bad_audio.note(replaced)
             yield self.dataset.features(batch, self.device), labels
+
+
+class BadAudio:
+    """The training samples that others replaced, since recordings could not be read. Logs each recording once.
+
+    count: how many in the epoch under way; reasons: one a recording, of all epochs.
+    """
+
+    def __init__(self):
+        self.count, self.reasons = 0, []
+
+    def note(self, replaced):
+        """replaced: for each sample the reasons, a list."""
+        self.count += len(replaced)
+        for reason in (reason for reasons in replaced for reason in reasons):
+            if reason not in self.reasons:
+                self.reasons.append(reason)
+                logger.warning('%s: another sample takes its place', reason)
 
 
 def _leave_signals_to_parent(_):

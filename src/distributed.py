@@ -8,6 +8,8 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
+from utilities.parallel import available_cores
+
 FIRST_PORT, PORTS = 15000, 15000  # from which a Slurm job takes one, by its number
 
 
@@ -49,6 +51,8 @@ class World:
             return
         if device.type == 'cuda':
             torch.cuda.set_device(device)
+        if 'OMP_NUM_THREADS' not in os.environ:
+            torch.set_num_threads(max(1, available_cores() // self.local_size))
         backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
         try:
             dist.init_process_group(backend, rank=self.rank, world_size=self.size,

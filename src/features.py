@@ -11,6 +11,8 @@ import soundfile
 import torch
 import torchaudio
 
+import shards
+
 SAMPLE_RATE = 16000  # Hz; what the published weights were trained on
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
@@ -41,15 +43,23 @@ class AudioError(ValueError):
 
 @contextlib.contextmanager
 def open_audio(file, name=None):
-    """A soundfile.SoundFile of a path or an open binary file; what fails while it is open is an AudioError."""
+    """A soundfile.SoundFile of a path or an open binary file; what fails while it is open is an AudioError.
+
+    A path may lead into a shard, shards/0001.zip/a.flac.
+    """
     name = name or file
+    is_path = isinstance(file, (str, os.PathLike))
     try:
-        with soundfile.SoundFile(file) as audio:
+        place = shards.split(file) if is_path else None
+        with soundfile.SoundFile(shards.read(*place) if place else file) as audio:
             yield audio
+    except shards.ShardError as error:
+        raise AudioError(f'cannot read the audio file {name}: {error}') from None
     except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
-        if isinstance(file, (str, os.PathLike)) and not os.path.isfile(file):
+        if is_path and not shards.is_file(file):
             raise AudioError(f'the audio file {name} does not exist') from None
-        raise AudioError(f'cannot read the audio file {name}: {str(error).strip()}') from None
+        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+        raise AudioError(f'cannot read the audio file {name}: {str(reason).strip()}') from None
 
 
 def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None):

@@ -15,7 +15,7 @@ from hardware import choose_device
 from models import WeightsError
 from models.files import atomic_write
 from tagging import load_tagger, tag
-from traintest import TrainingError
+from trainer import TrainingError
 from utilities.cli import OptionParser, add_checkpoint_options, exit_on, number, setup_logging, whole
 from utilities.labels import DataError
 from utilities.plots import clock, plot_tags

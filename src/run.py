@@ -20,7 +20,8 @@ from models import ASTModel, WeightsError
 from models.ast_models import DEIT, check_settings, patch_grid
 from models.files import WriteError
 from report import run_page, warn_only
-from traintest import LOSSES, Interrupted, Run, TrainingError, TrainSettings, explained
+from trainer import LOSSES, TrainingError, TrainSettings
+from traintest import Interrupted, Run, explained
 from utilities.cli import OptionParser, boolean, exit_on, number, setup_logging, whole
 from utilities.environment import record_start
 from utilities.interrupt import EXIT_CODE, Interrupt
@@ -32,8 +33,10 @@ MODELS = {'ast': ASTModel}
 STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'optim', 'metrics',
              'label_csv')
 # Options that a second start in the same exp_dir may change: they do not change what is computed.
-FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes', 'timeout_minutes',
-                'resume', 'force', 'dry_run')
+FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes', 'max_bad_audio',
+                'timeout_minutes', 'resume', 'force', 'dry_run')
+
+FIRST_FEW = 10  # recordings of which one must be readable
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +97,8 @@ def make_parser():
     add('--time_patchout', type=whole(0), default=0, help='columns of the patch grid that a training step leaves out')
     add('--compile', type=boolean, default=False, help='compile the model with torch.compile')
     add('--grad_checkpointing', type=boolean, default=False, help='recompute activations, to save memory')
+    add('--max_bad_audio', type=number(0, 1), default=0.01,
+        help="share of an epoch's samples that may be replaced by others since their audio cannot be read")
     add('--timeout_minutes', type=number(above=0), default=30,
         help='how long one of several processes waits for the others before the run ends')
     add('--resume', choices=['auto', 'none'], default='auto', help='auto: go on from the checkpoint in exp_dir')
@@ -235,7 +240,7 @@ def run(args, interrupt, world):
         if world.on_main(lambda: is_to_run(args, exp_dir, claim)):
             loaders = make_loaders(args, device, world)
             for loader in loaders:
-                loader.dataset[0]  # a wrong path is better noticed now than after the first epoch
+                look_at(loader.dataset)
             log_settings(args, loaders, device, precision, world)
             model = make_model(args).to(device)
             model.autocast_dtype = precision
@@ -253,6 +258,21 @@ def is_to_run(args, exp_dir, claim):
     if finished:
         logger.info('%s is finished already', exp_dir)
     return not finished
+
+
+def look_at(dataset):
+    """Read the first recording, in training one of the first few: a wrong path is better noticed now than in an hour.
+
+    Raises AudioError.
+    """
+    few = range(min(FIRST_FEW if dataset.conf.mode == 'train' else 1, len(dataset)))
+    for index in few:
+        try:
+            dataset[index]
+            return
+        except AudioError:
+            if index == few[-1]:
+                raise
 
 
 def begin(args, exp_dir, device, world):

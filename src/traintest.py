@@ -1,4 +1,4 @@
-"""Train, validate, average checkpoints: the loop of one experiment."""
+"""Train, validate, average checkpoints: the course of one experiment."""
 import contextlib
 import logging
 import math
@@ -9,72 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from checkpoint import Checkpoint, CheckpointError
-from distributed import Agreement, World, in_contact
-from hardware import parallelise
+from dataloader import BadAudio
+from distributed import Agreement, World
 from models import load_checkpoint, mean_state_dict, save_checkpoint
-from utilities.progress import Progress, Waiting
+from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
+from utilities.progress import Progress
 from utilities.results import Results, write_array, write_confusion, write_json, write_rows
 from utilities.stats import calculate_stats, is_single_label, single_label_scores, summarise
 
-WARMUP_STEPS = 1000  # published schedule
-ADAM_BETAS = (0.95, 0.999)  # published, as is the weight decay
-WEIGHT_DECAY = 5e-7
-SGD_MOMENTUM = 0.9
-# Training waits for data where it does so for this long in an epoch, and for this share of it.
-WAITING_SECONDS, WAITING_SHARE = 10, 0.2
-NOT_FINITE_ADVICE = 'try a lower --lr, --warmup True, --clip_grad 1 or --amp off'
+LISTED = 50  # recordings in a message
 
 logger = logging.getLogger(__name__)
 
 
-class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says at which step and what to try."""
-
-
 class Interrupted(Exception):
     """A run that was asked to stop, and whose checkpoint holds all that it has trained."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How an experiment trains, under the names of run.py's options.
-
-    metrics: 'acc' or 'mAP', which chooses the best epoch. loss: 'BCE' on multi-hot labels, 'CE' on a distribution.
-    lr_patience: above 0, the rate decays when the metric has not risen for so many epochs, instead of in steps.
-    grad_accum: pieces in which a batch goes through the model. clip_grad: largest gradient norm, 0 for no limit.
-    freq_patchout, time_patchout: rows and columns of the patch grid that a training step leaves out; seed: of the draw.
-    compile: compile the model.
-    checkpoint_minutes: how often a checkpoint is written inside an epoch.
-    """
-    n_epochs: int
-    metrics: str
-    loss: str
-    optim: str
-    lr: float
-    lr_patience: int
-    warmup: bool
-    lrscheduler_start: int
-    lrscheduler_step: int
-    lrscheduler_decay: float
-    grad_accum: int
-    clip_grad: float
-    save_model: bool
-    wa: bool
-    wa_start: int
-    wa_end: int
-    n_print_steps: int
-    checkpoint_minutes: float
-    freq_patchout: int = 0
-    time_patchout: int = 0
-    seed: int = 0
-    compile: bool = False
-
-    def averages(self, epoch):
-        """Whether weight averaging needs the model of this epoch."""
-        return self.wa and self.wa_start <= epoch <= self.wa_end
 
 
 @dataclass(frozen=True)
@@ -83,215 +34,6 @@ class Evaluation:
     predictions: np.ndarray
     targets: np.ndarray
     loss: float
-
-
-LOSSES = {'BCE': nn.BCEWithLogitsLoss, 'CE': nn.CrossEntropyLoss}
-
-
-class Schedule:
-    """The learning rate of every step: that of its epoch, times a linear warmup from 0 over the first 1000 steps."""
-
-    def __init__(self, optimizer, settings):
-        self.optimizer, self.settings = optimizer, settings
-        self.decay = 1.0  # of the epoch under way
-        self.step = 0
-        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, 'max', factor=settings.lrscheduler_decay, patience=settings.lr_patience,
-        ) if settings.lr_patience else None
-
-    def start_step(self):
-        """Set the rate of the step that is about to be taken."""
-        warmup = min(1.0, self.step / WARMUP_STEPS) if self.settings.warmup else 1.0
-        self._set(self.settings.lr * self.decay * warmup)
-        self.step += 1
-
-    def end_epoch(self, epoch, metric):
-        """Set the rate of the next epoch: after epoch `start` and every `step` epochs times decay, or on a plateau."""
-        s = self.settings
-        if self.plateau:
-            self._set(self.decay)
-            self.plateau.step(metric)
-            self.decay = self.current
-        elif epoch >= s.lrscheduler_start and (epoch - s.lrscheduler_start) % s.lrscheduler_step == 0:
-            self.decay *= s.lrscheduler_decay
-
-    @property
-    def current(self):
-        """The rate of the last step."""
-        return self.optimizer.param_groups[0]['lr']
-
-    def _set(self, rate):
-        for group in self.optimizer.param_groups:
-            group['lr'] = rate
-
-    def state_dict(self):
-        """What a checkpoint keeps of it."""
-        plateau = self.plateau.state_dict() if self.plateau else None
-        return {'decay': self.decay, 'step': self.step, 'plateau': plateau}
-
-    def load_state_dict(self, state):
-        """Go back to a state of state_dict."""
-        self.decay, self.step = state['decay'], state['step']
-        if self.plateau and state['plateau']:
-            self.plateau.load_state_dict(state['plateau'])
-
-
-class EpochLoss:
-    """Mean loss over the samples of an epoch, kept on the device so that no step waits for it.
-
-    steps, samples: how many so far, of all processes together.
-    """
-
-    def __init__(self, device, world=World()):
-        dtype = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
-        self.world = world
-        self.total = torch.zeros((), device=device, dtype=dtype)
-        self.first_bad_step = torch.zeros((), device=device, dtype=torch.int64)
-        self.steps = self.samples = 0
-
-    def add(self, loss, samples):
-        """loss: mean over the samples of a step, a tensor without gradient; of several processes, their mean is."""
-        self.steps += 1
-        self.samples += samples
-        self.total += loss * samples
-        bad = ~torch.isfinite(loss) & (self.first_bad_step == 0)
-        self.first_bad_step += bad * self.steps
-
-    def mean(self):
-        """The mean so far. Raises TrainingError where the loss of a step was NaN or infinite."""
-        totals, bad_steps = self.world.gather_numbers(float(self.total), int(self.first_bad_step)).T
-        if bad_steps.any():
-            step = int(bad_steps[bad_steps > 0].min())
-            raise TrainingError(f'the loss is no longer a finite number since step {step} of this epoch; '
-                                f'{NOT_FINITE_ADVICE}')
-        return float(totals.mean()) / self.samples
-
-    def state_dict(self):
-        """What a checkpoint keeps of it; float64 holds every float32."""
-        total = float(self.world.gather_numbers(float(self.total)).mean())
-        return {'total': total, 'steps': self.steps, 'samples': self.samples}
-
-    def load_state_dict(self, state):
-        """Go back to a state of state_dict, of any number of processes."""
-        self.total.fill_(state['total'])
-        self.steps, self.samples = state['steps'], state['samples']
-
-
-class Trainer:
-    """A model and all that training it changes: optimizer, gradient scaler, schedule, how far it has come.
-
-    model: an ASTModel on `device`, its autocast_dtype set. epoch: the one under way, from 1; loss.steps: how many of
-    its steps are done. seconds: the time that training took before this start. world: the processes that train.
-    """
-
-    STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
-
-    def __init__(self, model, device, settings, world=World()):
-        self.model, self.device, self.settings, self.world = model, device, settings, world
-        self.epoch, self.loss = 1, EpochLoss(device, world)
-        self.seconds, self.start = 0.0, time.monotonic()
-        if settings.compile:
-            model.compile()
-        self.parallel = self.trained = parallelise(model, device)  # for evaluation, and for training
-        if world.size > 1:
-            with in_contact():
-                self.trained = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,
-                                                                   gradient_as_bucket_view=True)
-        self.loss_function = LOSSES[settings.loss]()
-        self.optimizer = make_optimizer(model.parameters(), settings)
-        self.schedule = Schedule(self.optimizer, settings)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=model.autocast_dtype == torch.float16)
-
-    @property
-    def elapsed(self):
-        """Seconds of training, those of earlier starts included."""
-        return self.seconds + time.monotonic() - self.start
-
-    def run_epoch(self, loader, title, after_step=lambda: None):
-        """Train on the batches of loader, (fbank, labels): those that the epoch has not seen yet.
-
-        Calls after_step() after each. Returns the mean loss over all samples of the epoch.
-        """
-        self.trained.train()
-        steps, batches = self.loss.steps + len(loader), Waiting(loader)
-        sizes = loader.batch_sampler.sizes() if self.world.size > 1 else None
-        with Progress(title, steps, done=self.loss.steps) as progress:
-            for fbanks, labels in batches:
-                own, everybodys = next(sizes) if self.world.size > 1 else (len(fbanks), len(fbanks))
-                self.loss.add(self.step(fbanks, labels, self.world.size * own / everybodys), everybodys)
-                progress.advance(everybodys)
-                if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
-                    progress.report(loss=f'{self.loss.mean():.4f}', lr=f'{self.schedule.current:.3g}')
-                after_step()
-        if batches.seconds >= WAITING_SECONDS and batches.share >= WAITING_SHARE:
-            logger.warning('%s: training waited for data for %.0f %% of the time, with %d data workers; more cores and '
-                           '--num_workers, files on a local disk, 16 kHz WAV or FLAC help', title, 100 * batches.share,
-                           loader.num_workers)
-        return self.loss.mean()
-
-    def end_epoch(self, metric):
-        """Turn to the next epoch. metric: the main one of the epoch that ends, for a schedule that looks at it."""
-        self.schedule.end_epoch(self.epoch, metric)
-        self.epoch, self.loss = self.epoch + 1, EpochLoss(self.device, self.world)
-
-    def step(self, fbanks, labels, weight=1.0):
-        """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, a tensor.
-
-        weight: of this process's part of the batch, over that of an even one; the loss returned is times it.
-        """
-        self.schedule.start_step()
-        dropped = self.settings.freq_patchout, self.settings.time_patchout
-        if any(dropped):
-            self.model.keep_patches(*draw_patchout(self.model.grid, dropped, self.settings.seed, self.schedule.step))
-        total = torch.zeros((), device=self.device)
-        pieces = min(self.settings.grad_accum, len(fbanks))
-        pieces = list(zip(fbanks.chunk(pieces), labels.chunk(pieces)))
-        for i, (fbank, label) in enumerate(pieces, start=1):
-            with self._exchange(gradients=i == len(pieces)):
-                logits = self.trained(fbank.to(self.device, non_blocking=True))
-                loss = self.loss_function(logits, label.to(self.device, non_blocking=True))
-                loss = loss * (weight * len(fbank) / len(fbanks))
-                self.scaler.scale(loss).backward()
-            total += loss.detach()
-        if self.settings.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parallel.parameters(), self.settings.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        return total
-
-    def _exchange(self, gradients):
-        """The context of a backward pass after which several processes average gradients, or do not yet."""
-        return contextlib.nullcontext() if gradients or self.world.size == 1 else self.trained.no_sync()
-
-    def state_dict(self):
-        """What a checkpoint keeps of it. All processes call this."""
-        return {'epoch': self.epoch, 'seconds': self.elapsed,
-                **{name: getattr(self, name).state_dict() for name in self.STATEFUL}}
-
-    def load_state_dict(self, state):
-        """Go back to a state of state_dict."""
-        self.epoch, self.seconds = state['epoch'], state['seconds']
-        for name in self.STATEFUL:
-            if state[name]:  # a gradient scaler that was not in use has no state
-                getattr(self, name).load_state_dict(state[name])
-
-
-def draw_patchout(grid, dropped, seed, step):
-    """The rows and columns of a patch grid (f, t) that a training step keeps, sorted; drawn from (seed, step) alone.
-
-    dropped: how many (rows, columns) it leaves out.
-    """
-    rng = np.random.default_rng((seed, step, 1))  # (seed, epoch) orders the samples
-    return [np.sort(rng.choice(size, size - out, replace=False)) for size, out in zip(grid, dropped)]
-
-
-def make_optimizer(parameters, settings):
-    """The optimizer that settings.optim names, with the published constants."""
-    if settings.optim == 'sgd':
-        return torch.optim.SGD(parameters, settings.lr, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    return torch.optim.Adam(parameters, settings.lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
 
 @torch.inference_mode()
@@ -304,6 +46,7 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
     model.eval()
     loss_function = LOSSES[loss]()
     total, predictions, targets = 0.0, [], []
+    rounds = int(world.gather_numbers(len(loader)).max())  # of the process that has most batches
     with Progress(title, len(loader)) as progress:
         for fbanks, labels in loader:
             logits = model(fbanks.to(device, non_blocking=True))
@@ -312,7 +55,7 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
             targets.append(labels)
             progress.advance(len(fbanks))
             after_batch()
-    for _ in range(len(loader), int(world.gather_numbers(len(loader)).max())):
+    for _ in range(len(loader), rounds):
         after_batch()
     predictions, targets = (world.gather_rows(torch.cat(batches).cpu() if batches else torch.zeros(0))
                             for batches in (predictions, targets))
@@ -353,8 +96,9 @@ class Run:
         self.trainer = Trainer(model, device, settings, world)
         self.results = Results(exp_dir, settings.metrics, description['dataset'])
         self.agreement = Agreement(world)
-        kept = {'trainer': self.trainer, 'results': self.results} if world.is_main else {'trainer': self.trainer}
-        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, **kept)
+        self.bad_audio = getattr(train_loader, 'bad_audio', None) or BadAudio()  # of a loader of anything, none
+        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, trainer=self.trainer, run=self,
+                                     **({'results': self.results} if world.is_main else {}))
 
     def train(self):
         """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
@@ -365,11 +109,22 @@ class Run:
             title = f'epoch {self.trainer.epoch} of {self.settings.n_epochs}'
             self.train_loader.batch_sampler.sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
             train_loss = self.trainer.run_epoch(self.train_loader, title, self.after_step)
+            replaced = int(self.world.gather_numbers(self.bad_audio.count).sum())
             evaluation = self.evaluate(self.val_loader, f'{title}, validation')
             metrics = self.world.on_main(lambda: self.take_in(title, train_loss, evaluation))
             self.trainer.end_epoch(getattr(metrics[0], self.settings.metrics))
+            self.bad_audio.count = 0
             self.checkpoint.save()
-            self.world.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start))
+            self.world.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start,
+                                                           replaced))
+
+    def state_dict(self):
+        """What a checkpoint keeps of the epoch, beside the trainer. All processes call this."""
+        return {'replaced': int(self.world.gather_numbers(self.bad_audio.count).sum())}
+
+    def load_state_dict(self, state):
+        """Go back to a state of state_dict, of any number of processes."""
+        self.bad_audio.count = state['replaced'] if self.world.is_main else 0
 
     def take_up(self):
         """Look whether a checkpoint fits, and write what an earlier start did not come to after its last epoch."""
@@ -384,10 +139,10 @@ class Run:
             raise TrainingError(f'{title}: the validation loss is no longer a finite number; {NOT_FINITE_ADVICE}')
         return self.results.add(train_loss, evaluation, self.trainer.schedule.current)
 
-    def conclude_epoch(self, title, single, ensemble, evaluation, seconds):
+    def conclude_epoch(self, title, single, ensemble, evaluation, seconds, replaced):
         """Write what follows from an epoch whose checkpoint is written, and log it."""
         self.write_epoch()
-        log_epoch(title, self.results, single, ensemble, seconds)
+        log_epoch(title, self.results, single, ensemble, seconds, replaced)
         if self.settings.loss == 'CE':
             f1, top5 = single_label_scores(evaluation.predictions, evaluation.targets)
             more = '' if math.isnan(top5) else f', top-5 accuracy {top5:.4f}'
@@ -415,21 +170,37 @@ class Run:
 
     def after_step(self):
         """Write a checkpoint where one is due, and stop where that was asked for, of any process."""
-        stop, due = self.agreement(self.interrupt.requested, self.world.is_main and self.checkpoint.is_due())
-        if stop or due:
+        stop, bad, due = self.agreement(self.interrupt.requested, self.has_too_much_bad_audio(),
+                                        self.world.is_main and self.checkpoint.is_due())
+        if stop or bad or due:
             self.trainer.loss.mean()  # raises where the weights are no longer worth keeping
             self.checkpoint.save()
             self.agreement.forget()
+        if bad:
+            raise TrainingError(self.bad_audio_message())
         if stop:
             raise Interrupted
 
     def stop_if_asked(self, save=False):
         """Raise Interrupted where a signal asked any process for it; save: write a checkpoint before."""
-        stop, _ = self.agreement(self.interrupt.requested, False)
+        stop, _, _ = self.agreement(self.interrupt.requested, False, False)
         if stop:
             if save:
                 self.checkpoint.save()
             raise Interrupted
+
+    def has_too_much_bad_audio(self):
+        """Whether this process has replaced more than its share of what max_bad_audio allows in an epoch."""
+        allowed = self.settings.max_bad_audio * len(self.train_loader.dataset) / self.world.size
+        return self.bad_audio.count > allowed
+
+    def bad_audio_message(self):
+        """Why the run stops, with the recordings."""
+        reasons = self.bad_audio.reasons
+        listed = '; '.join(reasons[:LISTED] + [f'and {len(reasons) - LISTED} more'] * (len(reasons) > LISTED))
+        return (f'{self.bad_audio.count} samples of epoch {self.trainer.epoch} so far could not be read, more than '
+                f'--max_bad_audio {self.settings.max_bad_audio:g} of an epoch; src/check_data.py finds all such '
+                f'recordings, and with a higher --max_bad_audio the run goes on; {listed}')
 
     def evaluate(self, loader, title):
         """The Evaluation of the model as it is. A signal stops it: what was trained before is kept in a checkpoint."""
@@ -495,13 +266,14 @@ class Run:
                 path.unlink()
 
 
-def log_epoch(title, results, single, ensemble, seconds):
-    """One line about an epoch."""
+def log_epoch(title, results, single, ensemble, seconds, replaced):
+    """One line about an epoch. replaced: samples whose audio could not be read."""
     metric = results.metric
     *_, train_loss, valid_loss, _, _, lr = results.rows[-1]
     absent = single.classes_without_positives
+    bad = f', {replaced} samples replaced whose audio could not be read' if replaced else ''
     left_out = f', {absent} of {single.classes} classes without positives left out of the means' if absent else ''
     logger.info('%s: %s %.4f (ensemble of epochs %.4f), mAUC %.4f, training loss %.4f, validation loss %.4f, '
-                'lr %.3g, %s, best so far epoch %d%s', title, metric, getattr(single, metric),
+                'lr %.3g, %s, best so far epoch %d%s%s', title, metric, getattr(single, metric),
                 getattr(ensemble, metric), single.mAUC, train_loss, valid_loss, lr, timedelta(seconds=round(seconds)),
-                results.best_epoch, left_out)
+                results.best_epoch, left_out, bad)

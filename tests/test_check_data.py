@@ -1,6 +1,8 @@
 """Checking datafiles: each planted fault is found, and the exit code says whether training would run."""
 import json
 import logging
+import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -36,6 +38,17 @@ def sound(tmp_path):
     def make(name, samples, rate=16000):
         soundfile.write(tmp_path / name, np.asarray(samples), rate, subtype='FLOAT')
         return str(tmp_path / name)
+    return make
+
+
+@pytest.fixture
+def make_shard(tmp_path):
+    """Pack recordings into a zip; returns the paths that lead into it."""
+    def make(paths, name='0001.zip', compression=zipfile.ZIP_STORED):
+        with zipfile.ZipFile(tmp_path / name, 'w', compression) as archive:
+            for path in paths:
+                archive.write(path, path.name)
+        return [str(tmp_path / name / path.name) for path in paths]
     return make
 
 
@@ -89,6 +102,44 @@ def test_a_recording_that_cannot_be_used_stops_training(check, make_datafile, ma
     found = problems(said)
     assert code == 1 and list(found) == [{'block': 'non_finite', 'cut': 'unreadable'}.get(kind, kind)]
     assert str(bad) in next(iter(found.values()))[0]
+
+
+def test_recordings_in_shards_are_checked_as_files_are(check, make_datafile, make_tone, make_shard, sound, tmp_path):
+    sound('silent.wav', np.full(2000, 5e-5))
+    sound('non_finite.wav', [0.1] * 500 + [np.inf])
+    files = [make_tone('a.flac', rate=44100, channels=2), tmp_path / 'silent.wav', tmp_path / 'non_finite.wav']
+    packed = make_shard(files)
+    as_files, as_members = (json.loads(check(make_datafile([(wav, '/m/0') for wav in wavs]), '--json')[1])
+                            for wavs in (files, packed))
+    said = json.dumps(as_members).replace('0001.zip/', '')
+    assert json.loads(said) == as_files and as_files['datafiles'][0]['problems']['non_finite']
+
+
+def test_a_truncated_shard_is_named_once_and_its_recordings_are_counted(check, make_datafile, make_tone, make_shard,
+                                                                        tmp_path):
+    tones = [make_tone(f'{i}.wav') for i in range(5)]
+    datafile = make_datafile([(wav, '/m/0') for wav in make_shard(tones[:3], 'cut.zip') + make_shard(tones)])
+    os.truncate(tmp_path / 'cut.zip', 50_000)
+    code, said = check(datafile)
+    assert code == 1 and said.count('cut.zip') == 1 and said.splitlines()[-1].endswith(
+        'has 1 shards that are missing or cannot be read')
+    assert f'the shard {tmp_path / "cut.zip"} is cut off' in said and '(3 recordings)' in said
+
+
+def test_what_is_wrong_with_members_of_a_shard_is_found(check, make_datafile, make_tone, make_shard, tmp_path):
+    damaged, whole = make_shard([make_tone('a.wav'), make_tone('b.wav')])
+    compressed, = make_shard([make_tone('c.wav')], 'deflated.zip', zipfile.ZIP_DEFLATED)
+    missing = tmp_path / '0001.zip' / 'no.wav'
+    with open(tmp_path / '0001.zip', 'r+b') as file:
+        file.seek(1000)  # among the samples of a.wav
+        file.write(b'damage')
+    wavs = [damaged, whole, compressed, missing, tmp_path / 'no.zip' / 'a.wav']
+    code, said = check(make_datafile([(wav, '/m/0') for wav in wavs]), '--json')
+    found = problems(said)
+    assert code == 1 and list(found) == ['shards', 'missing', 'unreadable'] and found['missing'] == [str(missing)]
+    assert 'no.zip does not exist (1 recordings)' in found['shards'][0]
+    assert 'a.wav' in found['unreadable'][0] and 'checksum' in found['unreadable'][0]
+    assert len(found['unreadable']) == 2 and 'compressed' in found['unreadable'][1]
 
 
 def test_the_last_line_says_what_stops_training(check, make_datafile, make_tone, tmp_path):

@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 
 import golden
 import numpy as np
@@ -212,6 +213,21 @@ def test_batches_do_not_depend_on_the_number_of_workers(make_dataset, tones):
 
 
 @pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('kind', [AudiosetDataset, WaveformDataset])
+def test_batches_from_shards_are_those_from_files(make_dataset, tones, tmp_path, kind, workers):
+    packed = []
+    for i, (path, labels) in enumerate(tones):
+        with zipfile.ZipFile(tmp_path / f'{i % 2}.zip', 'a') as archive:
+            archive.write(path, path.name)
+        packed.append((tmp_path / f'{i % 2}.zip' / path.name, labels))
+    weights = np.array([1.0, 2, 0, 3, 1, 1])
+    from_files, from_shards = (epoch(make_dataset(clips, kind, **EVERYTHING), workers, (1, 2), weights)
+                               for clips in (tones, packed))
+    assert len(from_files) == 4
+    assert all(equal(first, second) for first, second in zip(from_files, from_shards, strict=True))
+
+
+@pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('conf', [{'mode': 'train'}, EVERYTHING, {**EVERYTHING, 'noise': False},
                                   {'skip_norm': True}])
 def test_batches_of_waveforms_become_the_batches_of_fbanks(make_dataset, make_tone, tones, conf, workers):
@@ -276,6 +292,33 @@ def test_a_broken_recording_stops_the_epoch_and_is_named(tmp_path, make_dataset,
     dataset = make_dataset([*tones, (tmp_path / 'broken.flac', '/m/0')])
     with pytest.raises(AudioError, match='broken.flac'):
         epoch(dataset, workers)
+
+
+@pytest.mark.parametrize('kind', [AudiosetDataset, WaveformDataset])
+def test_an_unreadable_recording_is_replaced_by_another_that_seed_epoch_and_position_choose(
+        make_dataset, tones, tmp_path, caplog, kind):
+    (tmp_path / 'text.wav').write_text('no audio')
+    entries = [*tones, (tmp_path / 'text.wav', '/m/0'), (tmp_path / 'gone.wav', '/m/1')]
+    dataset = make_dataset(entries, kind, **EVERYTHING)
+    alone, shared = (epoch(dataset, workers, epochs=(1, 2)) for workers in (0, 2))
+    assert all(equal(first, second) for first, second in zip(alone, shared, strict=True))
+    assert sum(len(labels) for _, labels in alone) == 2 * len(entries)
+    for name in ('gone.wav does not exist', 'text.wav'):  # once for each of the loaders
+        assert sum(name in text and 'another sample takes its place' in text for text in caplog.messages) == 2
+
+
+def test_replaced_samples_are_counted(make_dataset, tones, tmp_path):
+    dataset = make_dataset([*tones, (tmp_path / 'gone.wav', '/m/1')], mode='train')
+    loader = make_loader(dataset, 3, 1, pin_memory=False, sampler=EpochSampler(len(dataset), 7))
+    loader.batch_sampler.sampler.set_epoch(1)
+    assert len(list(loader)) == 3 and loader.bad_audio.count == 1
+    assert loader.bad_audio.reasons == [f'the audio file {tmp_path}/gone.wav does not exist']
+
+
+def test_where_nothing_can_be_read_training_ends(make_dataset, tmp_path):
+    dataset = make_dataset([(tmp_path / f'{i}.wav', '/m/1') for i in range(30)], mode='train')
+    with pytest.raises(AudioError, match='20 recordings in a row.*check_data.py'):
+        dataset[SampleKey(0, 0, 1, 0)]
 
 
 def test_a_large_datafile_makes_no_python_objects_for_workers_to_copy(make_dataset):

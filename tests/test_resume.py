@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 import run
 from dataloader import end_workers, make_loader
-from traintest import TrainingError, explained
+from trainer import TrainingError
+from traintest import explained
 
 BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 --dataset demo '
         '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '

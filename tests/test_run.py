@@ -14,7 +14,7 @@ import torch
 import run
 from dataloader import one_thread
 from models import read_state_dict
-from traintest import TrainSettings
+from trainer import TrainSettings
 
 CLIPS = 12
 BASE = ('--data-train train.json --data-val val.json --label-csv labels.csv --n_class 3 --exp-dir exp --dataset demo '
@@ -35,6 +35,7 @@ def exp_dir(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i), f'/m/{i % 3}') for i in range(CLIPS)]
     make_datafile(clips, 'train.json')
     make_datafile(clips[:9], 'val.json')
+    make_datafile(clips[:3], 'good.json')
     make_datafile([*clips, (clips[0][0], '/m/0,/m/1')], 'several.json')
     make_datafile([*clips, (clips[0][0], '/m/99')], 'unknown.json')
     make_datafile([(tmp_path / 'gone.wav', '/m/0'), *clips], 'gone.json')
@@ -247,7 +248,6 @@ def test_other_settings_in_the_same_folder_are_named(start, refuse, exp_dir):
     ('--label-csv nowhere.csv', 'label file nowhere.csv.*No such file'),
     ('--data-val unknown.json', "entry 12.*'/m/99'"),
     ('--data-train val.json --bal bal', 'val_weight.csv.*sum over its labels'),
-    ('--data-train gone.json', 'gone.wav'),
     ('--data-val gone.json -w 1', 'gone.wav'),
     ('--data-eval gone.json', 'gone.wav')])
 def test_a_mistake_is_one_sentence_and_leaves_nothing(refuse, exp_dir, options, reason):
@@ -281,6 +281,30 @@ def test_a_run_from_another_folder_exits_with_0(exp_dir, root, tmp_path):
     assert 'best epoch 1' in done.stderr and 'result.csv' in files(exp_dir)
 
 
+def test_bad_audio_in_training_is_replaced_and_reported(start, exp_dir, capsys):
+    (exp_dir.parent / '3.wav').write_text('no audio')
+    start('--data_val good.json --max_bad_audio 0.1 --n_print_steps 1')
+    said = capsys.readouterr().err
+    assert said.count('another sample takes its place') == 1 and '3.wav' in said
+    assert said.count('1 samples replaced whose audio could not be read') == 2  # of both epochs
+
+
+def test_too_much_bad_audio_stops_the_run_with_the_list_and_more_may_be_allowed(start, refuse, exp_dir, capsys):
+    for i in (3, 7):
+        (exp_dir.parent / f'{i}.wav').write_text('no audio')
+    said = refuse('--data_val good.json --max_bad_audio 0.1 --batch_size 1')
+    assert 'more than --max_bad_audio 0.1 of an epoch' in said and '/3.wav' in said and '/7.wav' in said
+    capsys.readouterr()
+    start('--data_val good.json --max_bad_audio 0.2 --batch_size 1')
+    said = capsys.readouterr().err
+    assert 'going on in epoch 1' in said and said.count('2 samples replaced') == 2
+
+
+def test_bad_audio_in_evaluation_is_an_error(refuse, exp_dir):
+    (exp_dir.parent / '8.wav').write_text('no audio')
+    assert '8.wav' in refuse('--max_bad_audio 1')
+
+
 def test_a_worker_that_finds_a_broken_recording_ends_the_program_with_one_sentence(exp_dir, root, tmp_path):
     (tmp_path / '7.wav').write_text('no sound')
     done = in_subprocess(root, tmp_path, '--num_workers 2')
@@ -291,7 +315,7 @@ def test_a_worker_that_finds_a_broken_recording_ends_the_program_with_one_senten
 
 def test_every_option_is_read_somewhere(root):
     read = {field.name for field in fields(TrainSettings)}
-    for path in (root / 'src' / 'run.py', root / 'src' / 'traintest.py'):
+    for path in (root / 'src' / 'run.py', root / 'src' / 'trainer.py'):
         read |= {node.attr for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'args'}
     options = {action.dest for action in run.make_parser()._actions} - {'help'}
@@ -299,8 +323,8 @@ def test_every_option_is_read_somewhere(root):
 
 
 def test_every_setting_of_training_is_used(root):
-    source = (root / 'src' / 'traintest.py').read_text()
-    used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+    used = {node.attr for name in ('trainer.py', 'traintest.py')
+            for node in ast.walk(ast.parse((root / 'src' / name).read_text())) if isinstance(node, ast.Attribute)}
     assert {field.name for field in fields(TrainSettings)} - used == set()
 
 

@@ -15,7 +15,8 @@ from hardware import choose_device, choose_precision, parallelise  # noqa: E402
 from models import WeightsError, load_model  # noqa: E402
 from models.weights import locate, sha256  # noqa: E402
 from tagging import labels_of  # noqa: E402
-from traintest import TrainingError, explained, validate  # noqa: E402
+from trainer import TrainingError  # noqa: E402
+from traintest import explained, validate  # noqa: E402
 from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging, whole  # noqa: E402
 from utilities.labels import DataError  # noqa: E402
 from utilities.results import write_array, write_rows  # noqa: E402

@@ -2,26 +2,31 @@
 
 A file belongs to a clip by its name, [Y]ID[_START[_END]].suffix, with times in seconds (30, 30.0) or milliseconds.
 """
+import collections
 import csv
 import functools
 import io
+import logging
 import math
 import os
 import re
 import sys
+import zipfile
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import soundfile
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from features import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
-from models.files import WriteError, atomic_write  # noqa: E402
-from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
+from models.files import atomic_write  # noqa: E402
+from utilities.cli import OptionParser, exit_on, number, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
+from utilities.preparation import only_one  # noqa: E402
 from utilities.results import write_json, write_text  # noqa: E402
 from utilities.segments import VIDEO_ID, read_segment_lists  # noqa: E402
 
@@ -34,6 +39,9 @@ FOREIGN = {'.3gp', '.aac', '.ac3', '.amr', '.ape', '.avi', '.flv', '.m4a', '.m4b
 TOLERANCE = 0.001  # seconds by which the start in a name may differ from the list's, which has three decimals
 PROBE_SECONDS = 0.1  # of a file, decoded to see whether it can be
 AMBIGUOUS = 'a file of this video has no start in its name, but several of its clips are listed: name files ID_START'
+GB = 10 ** 9  # bytes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -151,12 +159,89 @@ def read_files(segments, candidates, flac_dir):
         results = parallel_map(functools.partial(first_usable, probe), list(candidates.values()), 'reading headers',
                                unit='clip')
     else:
-        flacs = (f'{segments[clip].video_id}_{segments[clip].start_seconds:.3f}.flac' for clip in candidates)
+        flacs = (clip_name(segments[clip], '.flac') for clip in candidates)
         work = [(str(flac_dir / name), paths) for name, paths in zip(flacs, candidates.values())]
         results = parallel_map(convert, work, 'converting to 16 kHz FLAC', unit='clip')
     results = dict(zip(candidates, results))
     return ({clip: path for clip, (path, _) in results.items() if path},
             {clip: problem for clip, (path, problem) in results.items() if not path})
+
+
+def clip_name(segment, suffix):
+    """The name of a file that is this clip and no other."""
+    return f'{segment.video_id}_{segment.start_seconds:.3f}{suffix}'
+
+
+def pack(files, folder, shard_bytes):
+    """Pack files into the shards folder/0001.zip, 0002.zip, ... of about so many bytes, but for those packed before.
+
+    files: name in its shard -> path. Returns name -> path into the shard, for all of them. A shard appears when it is
+    whole and was read back: after a broken-off run, the next packs what is in none.
+    """
+    with only_one(folder):
+        for broken_off in folder.glob('.*.zip.partial'):
+            broken_off.unlink()
+        packed, count = packed_before(folder)
+        left = collections.deque((name, path) for name, path in files.items() if name not in packed)
+        with tqdm(total=len(left), desc='packing shards', unit='clip', disable=None) as bar:
+            while left:
+                count += 1
+                shard = folder / f'{count:04d}.zip'
+                with atomic_write(shard) as partial:
+                    names = write_shard(partial, left, shard_bytes, bar)
+                    check_shard(partial)
+                packed.update(dict.fromkeys(names, shard))
+                logger.info('%s: %d clips, %d left to pack', shard, len(names), len(left))
+    return {name: f'{packed[name]}/{name}' for name in files}
+
+
+def packed_before(folder):
+    """What the shards of a folder hold, as name -> shard, and the highest number of a shard. Raises DataError."""
+    packed, count = {}, 0
+    for shard in sorted(folder.glob('*.zip')):
+        try:
+            with zipfile.ZipFile(shard) as archive:
+                packed.update(dict.fromkeys(archive.namelist(), shard))
+        except (zipfile.BadZipFile, OSError) as error:
+            raise DataError(f'the shard {shard} cannot be read ({error}): delete it, and the same line packs its clips '
+                            'again') from None
+        count = max(count, int(shard.stem) if shard.stem.isdecimal() else 0)
+    return packed, count
+
+
+def write_shard(path, left, shard_bytes, bar):
+    """Move files from the front of a deque of (name, path) into a new zip until it has so many bytes.
+
+    Returns their names. Raises DataError for a file that cannot be read.
+    """
+    names, size = [], 0
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
+        while left and size < shard_bytes:
+            name, source = left.popleft()
+            try:
+                data = Path(source).read_bytes()
+            except OSError as error:
+                raise DataError(f'cannot read {source}: {error.strerror}') from None
+            archive.writestr(zipfile.ZipInfo(name), data)
+            names.append(name)
+            size += len(data)
+            bar.update()
+    return names
+
+
+def check_shard(path):
+    """Read a shard back from the disk and hold every file in it against its checksum; raises OSError."""
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
+        if hasattr(os, 'posix_fadvise'):  # what is still in memory says nothing of the disk
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except zipfile.BadZipFile:
+            damaged = 'the list of its files'
+        if damaged:
+            raise OSError(f'{damaged} cannot be read back as it was written')
 
 
 def missing_table(segments, found, problems, ambiguous):
@@ -171,23 +256,23 @@ def missing_table(segments, found, problems, ambiguous):
     return text.getvalue()
 
 
-def check_folders(audio_dir, out, flac_dir):
+def check_folders(audio_dir, out, *more):
     """Make the folders of what is to be written; raise DataError where that or the audio folder cannot be used."""
     if not audio_dir.is_dir():
         raise DataError(f'--audio_dir {audio_dir} is not a folder')
-    if flac_dir and flac_dir.resolve() == audio_dir.resolve():
-        raise DataError('--flac_dir must be another folder than --audio_dir')
-    for folder in (out.parent, flac_dir or out.parent):
+    for folder in (out.parent, *filter(None, more)):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f'the folder {folder} cannot be made: {error.strerror}') from None
 
 
-def prepare(lists, audio_dir, out, flac_dir, label_csv):
+def prepare(lists, audio_dir, out, flac_dir, label_csv, shards_dir=None, shard_bytes=GB):
     """Write the datafile `out` of the clips that are there, and beside it the list of the others; say how many."""
     segments = read_segment_lists(lists, read_labels(label_csv).index())
-    check_folders(audio_dir, out, flac_dir)
+    if flac_dir and flac_dir.resolve() == audio_dir.resolve():
+        raise DataError('--flac_dir must be another folder than --audio_dir')
+    check_folders(audio_dir, out, flac_dir, shards_dir)
     matches = match_files(segments, audio_files(audio_dir))
     found, problems = read_files(segments, matches.candidates, flac_dir)
     rest = Path(str(out).removesuffix('.json') + '_missing.csv')
@@ -195,6 +280,10 @@ def prepare(lists, audio_dir, out, flac_dir, label_csv):
     report(segments, found, problems, matches.other_start, rest)
     if not found:
         raise DataError(nothing_found(audio_dir, segments, problems))
+    if shards_dir:
+        names = {clip: clip_name(segments[clip], _suffix(path)) for clip, path in found.items()}
+        packed = pack({names[clip]: path for clip, path in found.items()}, shards_dir, shard_bytes)
+        found = {clip: packed[name] for clip, name in names.items()}
     chosen = ((segments[clip], path) for clip, path in found.items())
     write_json(out, {'data': [{'video_id': segment.video_id, 'wav': path, 'labels': ','.join(segment.labels)}
                               for segment, path in chosen]})
@@ -235,12 +324,15 @@ def main(argv=None):
     add('--audio_dir', type=Path, required=True, help='folder that has the audio files, at any depth')
     add('--out', type=Path, required=True, help='datafile to write, such as data/datafiles/balanced_train_data.json')
     add('--flac_dir', type=Path, help='write 16 kHz mono FLAC copies there, which load faster, and list those')
+    add('--shards', type=Path, help='pack the files into uncompressed zip archives there, and list those, for file '
+                                    'systems that are slow to open files; to pack changed files, delete the folder')
+    add('--shard_gb', type=number(above=0), default=1, help='size of a shard in GB, about')
     add('--label_csv', default=LABEL_FILE, help='label file: index,mid,display_name')
     args = parser.parse_args(argv)
     setup_logging()
-    with exit_on(BrokenProcessPool, DataError, WriteError):
+    with exit_on(BrokenProcessPool, DataError, OSError):
         prepare(args.segments, args.audio_dir.absolute(), args.out, args.flac_dir and args.flac_dir.absolute(),
-                args.label_csv)
+                args.label_csv, args.shards and args.shards.absolute(), args.shard_gb * GB)
 
 
 if __name__ == '__main__':

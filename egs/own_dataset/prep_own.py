@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS, AudioError  # noqa: E402
+import shards  # noqa: E402
+from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS, AudioError, open_audio  # noqa: E402
 from models.files import WriteError  # noqa: E402
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
@@ -138,7 +138,10 @@ def read_csv(path):
                             f'of a file belong in one cell, separated by ;')
         lines[wav] = line
         clips.append(Clip(wav, labels, part, cells.get('fold', ''), cells.get('group', '')))
-    missing = [clip.wav for clip in clips if not os.path.isfile(clip.wav)]
+    try:
+        missing = [clip.wav for clip in clips if not shards.is_file(clip.wav)]
+    except shards.ShardError as error:
+        raise DataError(f'{path}: {error}') from None
     if missing:
         raise DataError(f'{path}: {len(missing)} of {len(clips)} audio files do not exist, the first is {missing[0]}; '
                         f'paths are relative to the folder of the CSV')
@@ -234,21 +237,21 @@ def write_labels(path, labels):
 def read_durations(clips, datafiles, label_csv):
     """Seconds of each clip, from the headers. Raises AudioError that names the first of those that cannot be read."""
     answers = list(parallel_map(read_header, [clip.wav for clip in clips], 'reading headers'))
-    broken = [(clip.wav, answer) for clip, answer in zip(clips, answers) if isinstance(answer, str)]
+    broken = [answer for answer in answers if isinstance(answer, str)]
     if broken:
-        raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be read, the first is {broken[0][0]}: '
-                         f'{broken[0][1]}; python src/check_data.py {" ".join(map(str, datafiles))} '
-                         f'--label_csv {label_csv} looks into all of them')
+        raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of them: {broken[0]}; '
+                         f'python src/check_data.py {" ".join(map(str, datafiles))} --label_csv {label_csv} looks into '
+                         f'all of them')
     return np.array(answers)
 
 
 def read_header(wav):
-    """Seconds of an audio file, or as text, why it cannot be read."""
+    """Seconds of an audio file, or as text, why it cannot be used."""
     try:
-        info = soundfile.info(wav)
-    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
+        with open_audio(wav) as audio:
+            return audio.frames / audio.samplerate if audio.frames else f'{wav} holds no samples'
+    except AudioError as error:
         return str(error)
-    return info.duration if info.frames else 'it holds no samples'
 
 
 def choose_options(clips, labels, seconds):

@@ -19,7 +19,8 @@ from published import calculate_stats as published_stats
 from published import fbank as published_fbank
 from published import make_model as published_model
 from tagging import load_tagger, tag
-from traintest import LOSSES, Evaluation
+from trainer import LOSSES
+from traintest import Evaluation
 from utilities.results import Results, write_array
 from utilities.stats import calculate_stats
 

@@ -12,7 +12,7 @@ from peers import (CLASSES, MEL_BINS, PATCHOUT, audioset, load_peer, make_batch,
                    save_peer)
 from published import PublishedTrainer
 from published import make_model as published_model
-from traintest import LOSSES
+from trainer import LOSSES
 
 CUDA = torch.device('cuda', 0)
 CLIPS = 64

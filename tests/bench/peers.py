@@ -11,7 +11,7 @@ from features import SAMPLE_RATE
 from hardware import choose_precision
 from models.checkpoints import SIZES
 from run import make_model, make_parser
-from traintest import Trainer, TrainSettings
+from trainer import Trainer, TrainSettings
 
 MEL_BINS = 128
 CLASSES = 527

@@ -3,11 +3,17 @@ import csv
 import json
 import logging
 import os
+import resource
+import signal
+import time
+import zipfile
 
 import numpy as np
 import pytest
 import soundfile
 
+from features import load_waveform
+from models.files import WriteError
 from utilities.labels import DataError, read_datafile, read_labels
 
 MALE, DOG = '/m/05zppz', '/m/0bt9lr'
@@ -22,10 +28,10 @@ def prep(load_script):
 @pytest.fixture
 def prepare(prep, tmp_path, capsys):
     """Prepare what lies in audio/, by a list of two clips; returns entries, rows of the missing, and the report."""
-    def run(flac_dir=None, clips=((FIRST, 30, f'{MALE},{DOG}'), (SECOND, 0, DOG))):
+    def run(flac_dir=None, *how, clips=((FIRST, 30, f'{MALE},{DOG}'), (SECOND, 0, DOG))):
         path = tmp_path / 'list.csv'
         path.write_text(''.join(f'{clip}, {start:.3f}, {start + 10:.3f}, "{mids}"\n' for clip, start, mids in clips))
-        prep.prepare([path], tmp_path / 'audio', tmp_path / 'out' / 'data.json', flac_dir, prep.LABEL_FILE)
+        prep.prepare([path], tmp_path / 'audio', tmp_path / 'out' / 'data.json', flac_dir, prep.LABEL_FILE, *how)
         with open(tmp_path / 'out' / 'data_missing.csv', newline='') as file:
             missing = list(csv.DictReader(file))
         return json.loads((tmp_path / 'out' / 'data.json').read_text())['data'], missing, capsys.readouterr().out
@@ -46,6 +52,38 @@ def audio(tmp_path):
                         format={'.oga': 'OGG', '.aif': 'AIFF'}.get(path.suffix))
         return str(path)
     return make
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Sixty files of 20 kB to pack: name -> path."""
+    rng = np.random.default_rng(0)
+    (tmp_path / 'files').mkdir()
+    paths = {f'{i}.flac': tmp_path / 'files' / f'{i}' for i in range(60)}
+    for path in paths.values():
+        path.write_bytes(rng.bytes(20_000))
+    return paths
+
+
+@pytest.fixture
+def pack_apart(prep):
+    """Start packing in another process; returns its pid."""
+    def start(*how):
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            prep.pack(*how)
+            code = 0
+        finally:
+            os._exit(code)
+    return start
+
+
+def packed_in(folder):
+    """Shard and name of all that shards hold, in their order."""
+    return [(path.name, name) for path in sorted(folder.glob('*.zip')) for name in zipfile.ZipFile(path).namelist()]
 
 
 @pytest.mark.parametrize('name', [
@@ -162,6 +200,96 @@ def test_copies_serve_as_audio_themselves(prepare, audio, tmp_path):
     assert [os.path.basename(entry['wav']) for entry in prepare()[0]] == [os.path.basename(wav) for wav in flacs]
 
 
+@pytest.mark.parametrize('convert', [True, False])
+def test_clips_are_packed_into_shards_in_the_order_of_the_list(prepare, audio, tmp_path, convert):
+    audio(f'{SECOND}.wav')
+    audio(f'{FIRST}.wav')
+    flac, shards = tmp_path / 'flac' if convert else None, tmp_path / 'shards'
+    plain = prepare(flac)[0]
+    entries, missing, _ = prepare(flac, shards)
+    names = [f'{FIRST}_30.000', f'{SECOND}_0.000']
+    suffix = 'flac' if convert else 'wav'
+    assert [entry['wav'] for entry in entries] == [f'{shards}/0001.zip/{name}.{suffix}' for name in names]
+    assert packed_in(shards) == [('0001.zip', f'{name}.{suffix}') for name in names] and missing == []
+    assert all(load_waveform(entry['wav']).equal(load_waveform(file['wav'])) for entry, file in zip(entries, plain))
+    assert {info.compress_type for info in zipfile.ZipFile(shards / '0001.zip').infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_shards_have_about_the_size_that_is_asked_for(prep, files, tmp_path):
+    wavs = prep.pack(files, tmp_path / 'shards', 100_000)
+    sizes = [path.stat().st_size for path in (tmp_path / 'shards').glob('*.zip')]
+    assert len(sizes) == 12 and 100_000 <= min(sizes) <= max(sizes) < 110_000
+    assert packed_in(tmp_path / 'shards') == [(f'{i // 5 + 1:04d}.zip', f'{i}.flac') for i in range(60)]
+    assert wavs == {f'{i}.flac': f'{tmp_path}/shards/{i // 5 + 1:04d}.zip/{i}.flac' for i in range(60)}
+
+
+def test_another_list_packs_what_no_shard_has(prep, files, tmp_path):
+    shards, some = tmp_path / 'shards', dict(list(files.items())[10:20])
+    wavs = prep.pack(some, shards, 150_000)
+    before = {path: path.stat().st_mtime_ns for path in shards.glob('*.zip')}
+    more = prep.pack(files, shards, 10 ** 9)
+    assert {name: more[name] for name in some} == wavs
+    assert len(before) == 2 and all(path.stat().st_mtime_ns == at for path, at in before.items())
+    assert sorted(name for _, name in packed_in(shards)) == sorted(files)
+    assert [name for shard, name in packed_in(shards) if shard == '0003.zip'] == [name for name in files
+                                                                                 if name not in some]
+
+
+def test_packing_that_was_killed_goes_on(prep, pack_apart, files, tmp_path):
+    shards = tmp_path / 'shards'
+    whole = prep.pack(files, tmp_path / 'undisturbed', 100_000)
+    for wanted in (1, 4, 8):
+        pid, deadline = pack_apart(files, shards, 100_000), time.monotonic() + 60
+        while len(list(shards.glob('*.zip'))) < wanted and time.monotonic() < deadline:
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    wavs = prep.pack(files, shards, 100_000)
+    assert {name: wav.replace('shards', 'undisturbed') for name, wav in wavs.items()} == whole
+    assert sorted(os.listdir(shards)) == sorted(os.listdir(tmp_path / 'undisturbed'))
+    assert all(path.read_bytes() == (tmp_path / 'undisturbed' / path.name).read_bytes()
+               for path in shards.glob('*.zip'))
+
+
+def test_two_processes_pack_a_file_once(pack_apart, files, tmp_path):
+    pids = [pack_apart(files, tmp_path / 'shards', 100_000) for _ in range(2)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0]
+    assert [name for _, name in packed_in(tmp_path / 'shards')] == list(files)
+
+
+def test_a_full_disk_leaves_the_shards_before_it(prep, files, tmp_path):
+    files['large.flac'] = tmp_path / 'large'
+    files['large.flac'].write_bytes(bytes(500_000))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
+    try:
+        with pytest.raises(WriteError, match='cannot write .*0013.zip: .*is the disk full'):
+            prep.pack(files, tmp_path / 'shards', 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert sorted(os.listdir(tmp_path / 'shards')) == [*(f'{i:04d}.zip' for i in range(1, 13)), 'lock']
+    prep.pack(files, tmp_path / 'shards', 100_000)
+    assert [name for _, name in packed_in(tmp_path / 'shards')] == list(files)
+
+
+def test_a_shard_that_cannot_be_read_back_does_not_appear(prep, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile.ZipFile, 'testzip', lambda archive: archive.namelist()[3])
+    with pytest.raises(WriteError, match='0001.zip: 3.flac cannot be read back'):
+        prep.pack(files, tmp_path / 'shards', 100_000)
+    assert os.listdir(tmp_path / 'shards') == ['lock']
+
+
+def test_a_broken_shard_and_a_file_that_went_are_named(prep, files, tmp_path):
+    shards = tmp_path / 'shards'
+    prep.pack(dict(list(files.items())[:5]), shards, 100_000)
+    files['5.flac'].unlink()
+    with pytest.raises(DataError, match='cannot read .*files/5: No such file'):
+        prep.pack(files, shards, 100_000)
+    os.truncate(shards / '0001.zip', 1000)
+    with pytest.raises(DataError, match='the shard .*0001.zip cannot be read .*delete it'):
+        prep.pack(files, shards, 100_000)
+
+
 def test_where_nothing_is_found_the_names_are_explained(prepare, audio):
     audio('song.wav')
     with pytest.raises(DataError, match=f'no file of a listed clip.*{FIRST}_30.000_40.000.wav'):
@@ -191,6 +319,8 @@ def test_a_mistake_ends_with_a_sentence_and_success_with_0(prep, audio, tmp_path
     (tmp_path / 'list.csv').write_text(f'{FIRST}, 30, 40, "{DOG}"\n')
     words = ['--audio-dir', str(tmp_path / 'audio'), '--out', str(tmp_path / 'data.json'), '--segments']
     prep.main([*words, str(tmp_path / 'list.csv')])
+    prep.main([*words, str(tmp_path / 'list.csv'), '--shards', str(tmp_path / 'shards'), '--shard-gb', '0.5'])
+    assert str(tmp_path / 'shards/0001.zip') in (tmp_path / 'data.json').read_text()
     with pytest.raises(SystemExit, match='error: cannot read the segment list'):
         prep.main([*words, str(tmp_path / 'nowhere.csv')])
 

@@ -1,0 +1,196 @@
+"""Several processes that train one model on the CPU, over gloo: they agree with one, and end and go on together."""
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from ranks import finish_ranks, start_ranks
+
+from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
+from distributed import Agreement, DistributedError, World, find_world
+from utilities.parallel import available_cores
+
+CLIPS, BATCH, EPOCHS = 41, 8, 2  # the last batch of an epoch has one clip: one of two processes has none
+OPTIONS = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 3 --num_mel_bins 32 '
+           '--audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False --lr 1e-4 '
+           f'--batch_size {BATCH} --n_epochs {EPOCHS} --mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --wa True '
+           f'--wa_end {EPOCHS} --freq_patchout 1 --clip_grad 1 --save_model True --amp off --device cpu '
+           '--num_workers 0 --n_print_steps 1').split()
+TORCHRUN = {'RANK': '1', 'WORLD_SIZE': '4', 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'here',
+            'MASTER_PORT': '1234'}
+SRUN = {'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0', 'SLURM_PROCID': '1', 'SLURM_STEP_NUM_TASKS': '4',
+        'SLURM_LOCALID': '1', 'MASTER_ADDR': 'here'}
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """A folder with tiny recordings of three classes, datafiles, weights and labels, and a run of one process: exp1."""
+    folder = tmp_path_factory.mktemp('ranks')
+    rng = np.random.default_rng(0)
+    clips = []
+    for i in range(CLIPS):
+        tone = np.sin(2 * np.pi * 400 * (1 + i % 3) * np.arange(6400) / 16000)
+        soundfile.write(folder / f'{i}.wav', 0.3 * tone + 0.05 * rng.standard_normal(6400), 16000)
+        clips.append({'wav': str(folder / f'{i}.wav'), 'labels': f'/m/{i % 3}'})
+    (folder / 'train.json').write_text(json.dumps({'data': clips}))
+    (folder / 'val.json').write_text(json.dumps({'data': clips[:19]}))
+    (folder / 'labels.csv').write_text('index,mid,display_name\n0,/m/0,a\n1,/m/1,b\n2,/m/2,c\n')
+    np.savetxt(folder / 'train_weight.csv', 1 + np.arange(CLIPS))
+    assert finish_ranks(start_ranks(1, [*OPTIONS, '--exp_dir', 'exp1', '--data_eval', 'train.json'], folder)) == [0]
+    return folder
+
+
+def log_of(folder, name):
+    """What processes printed."""
+    return (folder / name).read_text() if (folder / name).exists() else ''
+
+
+def wait_for(text, folder, log, seconds=60):
+    """Wait until processes have printed a text."""
+    end = time.monotonic() + seconds
+    while text not in log_of(folder, log):
+        assert time.monotonic() < end, log_of(folder, log)
+        time.sleep(0.02)
+
+
+def require_same(folder, exp_dir):
+    """Compare an experiment with that of one process: losses, metrics, predictions, averaged weights' metrics."""
+    for name in ('result.csv', 'wa_result.csv'):
+        np.testing.assert_allclose(np.loadtxt(folder / exp_dir / name, delimiter=','),
+                                   np.loadtxt(folder / 'exp1' / name, delimiter=','), atol=1e-5)
+    for name in ('predictions_1', 'predictions_2', 'cum_predictions', 'target'):
+        np.testing.assert_allclose(np.load(folder / exp_dir / 'predictions' / f'{name}.npy'),
+                                   np.load(folder / 'exp1' / 'predictions' / f'{name}.npy'), atol=1e-5)
+
+
+@pytest.mark.parametrize('size, more', [(2, '--grad_accum 3 --num_workers 1'), (4, '--features gpu')])
+def test_several_processes_train_to_the_numbers_of_one(data, size, more):
+    exp_dir, log = f'exp{size}{more[:5]}', f'{size}{more[:5]}.txt'
+    options = [*OPTIONS, *more.split(), '--exp_dir', exp_dir, '--data_eval', 'train.json']
+    assert finish_ranks(start_ranks(size, options, data, log)) == [0] * size, log_of(data, log)
+    require_same(data, exp_dir)
+    for name in ('eval_result.csv', 'models/audio_model.1.json'):
+        assert (data / exp_dir / name).exists()
+    np.testing.assert_allclose(np.load(data / exp_dir / 'predictions' / 'eval_predictions.npy'),
+                               np.load(data / 'exp1' / 'predictions' / 'eval_predictions.npy'), atol=1e-5)
+    assert log_of(data, log).count('epoch 2 of 2, step 6 of 6') == 1  # one process logs
+
+
+@pytest.mark.parametrize('before, after', [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(data, before, after):
+    exp_dir, log = f'from{before}to{after}', f'from{before}to{after}.txt'
+    ranks = start_ranks(before, [*OPTIONS, '--exp_dir', exp_dir], data, log)
+    wait_for('epoch 2 of 2, step 2 of 6', data, log)
+    os.kill(ranks[-1].pid, signal.SIGTERM)  # one of them is told, all stop
+    assert finish_ranks(ranks) == [75] * before, log_of(data, log)
+    assert (data / exp_dir / 'interrupted').exists()
+    assert finish_ranks(start_ranks(after, [*OPTIONS, '--exp_dir', exp_dir], data, log)) == [0] * after
+    assert 'going on in epoch 2' in log_of(data, log)
+    assert log_of(data, log).count('epoch 2 of 2, step 6 of 6') == 1
+    require_same(data, exp_dir)
+
+
+@pytest.mark.parametrize('number, victim', [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_goes_on(data, number, victim):
+    exp_dir, log = f'lost{number}{victim}', f'lost{number}{victim}.txt'
+    options = [*OPTIONS, '--exp_dir', exp_dir, '--timeout_minutes', '0.1', '--checkpoint_minutes', '0']
+    ranks = start_ranks(2, options, data, log)
+    wait_for('epoch 2 of 2, step 2 of 6', data, log)
+    os.kill(ranks[victim].pid, number)
+    assert finish_ranks([ranks[1 - victim]], 60) == [1]
+    ranks[victim].kill()
+    finish_ranks(ranks)
+    assert 'lost contact with another one' in log_of(data, log) and 'Traceback' not in log_of(data, log)
+    assert finish_ranks(start_ranks(2, options, data, log)) == [0, 0], log_of(data, log)
+    assert 'going on in epoch 2' in log_of(data, log)
+    require_same(data, exp_dir)
+
+
+def test_what_the_main_process_refuses_ends_all(data):
+    ranks = start_ranks(2, [*OPTIONS, '--exp_dir', 'exp1', '--lr', '1'], data, 'refused.txt')
+    assert finish_ranks(ranks) == [1, 1]
+    said = log_of(data, 'refused.txt')
+    assert '--lr 0.0001 -> 1.0' in said and 'error: the main process stopped' in said and 'Traceback' not in said
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(data):
+    ranks = start_ranks(3, [*OPTIONS, '--exp_dir', 'uneven'], data, 'uneven.txt')
+    assert finish_ranks(ranks) == [2, 2, 2]
+    assert '--batch_size 8 cannot be split over 3 processes; 6 or 9 can' in log_of(data, 'uneven.txt')
+    assert not (data / 'uneven').exists()
+
+
+@pytest.mark.parametrize('count, size, parts', [(7, 2, [4, 3]), (1, 3, [1, 0, 0]), (0, 2, [0, 0]), (6, 3, [2, 2, 2])])
+def test_a_part_is_consecutive_and_even(count, size, parts):
+    ranges = [World(rank, size).part(count) for rank in range(size)]
+    assert [len(part) for part in ranges] == parts
+    assert [i for part in ranges for i in part] == list(range(count))
+
+
+def test_processes_share_the_batches_of_one_order():
+    def batches(rank, size):
+        sampler = EpochSampler(9, seed=3)
+        sampler.set_epoch(2)
+        shared = SharedBatches(sampler, 4, World(rank, size))
+        return list(shared), list(shared.sizes())
+    whole, _ = batches(0, 1)
+    (first, first_sizes), (second, second_sizes) = batches(0, 2), batches(1, 2)
+    assert [a + b for a, b in zip(first, second)][:2] == whole[:2] and len(first) == len(second) == 3
+    assert first[2] == second[2] == whole[2]  # one sample: the second process computes with it, but it counts once
+    assert first_sizes == [(2, 4), (2, 4), (1, 1)] and second_sizes == [(2, 4), (2, 4), (0, 1)]
+    assert all(isinstance(key, SampleKey) for batch in second for key in batch)
+
+
+def test_a_lone_process_needs_nobody():
+    world = World()
+    assert world.on_main(lambda: 3) == 3 and world.is_main
+    assert world.gather_numbers(1, 2).tolist() == [[1, 2]]
+    assert torch.equal(world.gather_rows(torch.ones(2, 3)), torch.ones(2, 3))
+    assert Agreement(world)(True, False) == (True, False)
+
+
+@pytest.mark.parametrize('environment, expected', [
+    ({}, World()), (TORCHRUN, World(1, 4, 1, 2)), (SRUN, World(1, 4, 1)),
+    ({**SRUN, 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}, World(0, 1, 1)),
+    ({'SLURM_JOB_ID': '7', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '0'}, World())])
+def test_torchrun_and_srun_say_who_a_process_is_and_the_script_of_a_job_is_alone(monkeypatch, environment, expected):
+    for name in {*TORCHRUN, *SRUN, *(name for name in os.environ if name.startswith('SLURM'))}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert find_world() == expected
+
+
+@pytest.mark.parametrize('change, reason', [
+    ({'WORLD_SIZE': 'many'}, 'not all of RANK, WORLD_SIZE'), ({'WORLD_SIZE': None}, 'not all of RANK, WORLD_SIZE'),
+    ({'RANK': '4'}, 'number 4 of 4'), ({'MASTER_PORT': None}, 'MASTER_ADDR and MASTER_PORT')])
+def test_an_incomplete_environment_is_refused(monkeypatch, change, reason):
+    for name, value in {**TORCHRUN, **change}.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(DistributedError, match=reason):
+        find_world()
+
+
+@pytest.mark.parametrize('world, gpus, asked, expected', [
+    (World(), 4, 'cuda', 'cuda'), (World(5, 8, 1, 4), 4, 'cuda', 'cuda:1'), (World(5, 8, 1, 4), 1, 'cuda', 'cuda:0'),
+    (World(1, 2, 1, 2), 0, 'cpu', 'cpu'), (World(5, 8, 1, 4), 2, 'cuda', 'see 2 GPUs'),
+    (World(1, 2, 1, 2), 2, 'cuda:0', '--device cuda:0 is one GPU')])
+def test_every_process_takes_its_own_gpu(monkeypatch, world, gpus, asked, expected):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
+    if ' ' in expected:
+        with pytest.raises(ValueError, match=expected):
+            world.device(torch.device(asked))
+    else:
+        assert str(world.device(torch.device(asked))) == expected
+
+
+def test_processes_of_a_machine_share_its_cores():
+    assert count_workers(-1, processes=1) == available_cores()
+    assert count_workers(-1, processes=10 * available_cores()) == 1
+    assert count_workers(3, processes=2) == 3
