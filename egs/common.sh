@@ -107,12 +107,13 @@ refuse() {
 }
 
 # Stage 0: PYTHON is the interpreter that runs everything, its environment made where there is none. Arguments are
-# requirements files besides the repository's own.
+# requirements files besides the repository's own. AST_PYTHON, where a user sets it, is taken as it is.
 setup_environment() {
     local any_python name
     # Threads that spin while they wait starve each other on a busy machine: 49 samples/s instead of 9 to 21 were
     # measured for a tiny model beside two busy processes, and no difference on an idle machine.
     export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
+    [ -z "${AST_PYTHON:-}" ] || { PYTHON=$AST_PYTHON; return; }
     for name in python python3 python3.12 python3.11; do # the first that is new enough to look for the right one
         "$name" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null && any_python=$name && break
     done

@@ -208,7 +208,7 @@ def _meet_by_slurm():
         try:
             nodes = subprocess.run(['scontrol', 'show', 'hostnames', os.environ['SLURM_STEP_NODELIST']], check=True,
                                    capture_output=True, text=True).stdout.split()
-            os.environ['MASTER_ADDR'] = nodes[0]
+            os.environ['MASTER_ADDR'] = nodes[0] if len(nodes) > 1 else 'localhost'  # a name need not resolve
         except (OSError, KeyError, IndexError, subprocess.CalledProcessError):
             raise DistributedError('Slurm does not say on which nodes this step runs: set MASTER_ADDR') from None
     step = int(os.environ['SLURM_JOB_ID']) * 10 + int(os.environ['SLURM_STEP_ID'])

@@ -65,12 +65,12 @@ class PublishedDataset(Dataset):
 
 
 def make_model(**settings):
-    """An ASTModel with random weights whose attention is written out: two matrix products and a softmax."""
+    """An ASTModel with random weights whose attention is written out for all tokens: two products and a softmax."""
     model = ASTModel(imagenet_pretrain=False, verbose=False, **settings)
     for block in model.v.blocks:
         if not block.attn.fused_attn:
             raise SystemExit('timm chose plain attention already (TIMM_FUSED_ATTN=0?): there is nothing to compare')
-        block.attn.fused_attn = False
+        block.attn.fused_attn, block.attn.wanted = False, None
     return model
 
 

@@ -24,6 +24,13 @@ def load_script(root):
     return load
 
 
+@pytest.fixture(scope='session', autouse=True)
+def python_of_recipes():
+    """Recipes take this very Python without a look at its packages, which saves seconds; AST_PYTHON='' undoes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch.setenv('AST_PYTHON', sys.executable)
+
+
 @pytest.fixture
 def run_shell(tmp_path):
     """Run a command as a user would in a terminal, with this very Python as `python`; returns the finished process."""

@@ -56,7 +56,7 @@ def planned(folder, run_shell, tmp_path):
     def run(*words, script=folder / 'run.sh', cwd=tmp_path, **environment):
         calls.write_text('')
         path = f'{stand_in.parent}{os.pathsep}{os.environ["PATH"]}'
-        done = run_shell([script, *words], cwd=cwd, PATH=path, **environment)
+        done = run_shell([script, *words], cwd=cwd, PATH=path, AST_PYTHON='', **environment)
         assert done.returncode == 0, done.stderr
         return calls.read_text()
     return run

@@ -200,6 +200,19 @@ def test_verbose_logs_one_line_about_the_model(verbose, lines, make_tiny, caplog
     assert len([record for record in caplog.records if 'tiny224' in record.getMessage()]) == lines
 
 
+def test_the_last_block_computes_what_the_head_looks_at_and_nothing_changes(make_tiny):
+    model, x = make_tiny(), golden.spectrogram('last', 2, 64, 32)
+    seen = []
+    model.v.norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    logits = model(x)
+    gradient = torch.autograd.grad(logits.sum(), model.v.pos_embed)[0]
+    model.v.blocks[-1].attn.wanted = None
+    whole = model(x)
+    assert seen == [2, 2 + model.grid[0] * model.grid[1]]
+    torch.testing.assert_close(logits, whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole.sum(), model.v.pos_embed)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_attention_head_by_head_is_as_near_to_the_exact_one_as_the_fused_kernel(make_tiny):
     model = make_tiny(input_tdim=1024, fstride=10, tstride=10)  # 202 tokens
     x = golden.spectrogram('heads', 2, 1024, 32)
