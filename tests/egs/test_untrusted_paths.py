@@ -93,6 +93,7 @@ def test_an_experiment_reads_its_data_and_knows_its_folder_under_any_name(folder
     assert AudiosetDataset(datafile, conf, labels)[0][0].shape == (32, 16)
 
 
+@pytest.mark.filterwarnings('ignore:Glyph')
 def test_a_checkpoint_tags_recordings_and_writes_results_under_any_name(folder, data, capsys):
     wav = next(folder.glob('*.wav'))
     model = ASTModel(2, 16, 16, 16, 32, imagenet_pretrain=False, model_size='tiny224')
