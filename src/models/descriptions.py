@@ -21,8 +21,8 @@ def _is_text(value):
 
 
 def _is_labels(value):
-    return isinstance(value, dict) and all(isinstance(value.get(key), list) and all(map(_is_text, value[key]))
-                                           for key in ('mids', 'names'))
+    lists = [value.get(key, []) for key in ('mids', 'names')] if isinstance(value, dict) else [None]
+    return all(isinstance(texts, list) and all(map(_is_text, texts)) for texts in lists)
 
 
 # What is read of a description, where it is there; anything else in it has no effect.
@@ -37,7 +37,7 @@ FIELDS = {
     'std': (lambda value: _is_number(value) and value > 0, 'a finite number above 0'),
     'loss': (lambda value: value in ('BCE', 'CE'), 'BCE or CE'),
     'dataset': (_is_text, 'text'),
-    'labels': (_is_labels, 'two lists of texts, mids and names'),
+    'labels': (_is_labels, 'lists of texts under mids and names'),
 }
 
 
