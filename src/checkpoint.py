@@ -1,11 +1,11 @@
 """The checkpoint of a run that is under way: everything it needs to go on as if it had never stopped."""
-import pickle
 import time
 from pathlib import Path
 
 import torch
 
 from models.files import atomic_write
+from models.state_dicts import load_tensors, reason_of
 
 
 class CheckpointError(RuntimeError):
@@ -46,8 +46,8 @@ class Checkpoint:
     def restore(self):
         """Load the state of all parts where there is a checkpoint. Returns whether there is one.
 
-        Raises CheckpointError where the file, or one that belongs to it, is broken, missing or seen by the main
-        process alone.
+        Raises CheckpointError where the file, or one that belongs to it, is broken, missing, seen by the main process
+        alone, or holds code, which is not run.
         """
         if not self.world.on_main(self.path.exists):
             return False
@@ -55,11 +55,11 @@ class Checkpoint:
             raise CheckpointError(f'{self.path} is there for the main process, but not for number {self.world.rank}: '
                                   f'--exp_dir must be in a folder that all machines share')
         try:
-            state = torch.load(self.path, map_location='cpu', weights_only=True)
+            state = load_tensors(self.path)
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f'cannot go on from {self.path}: {str(error).splitlines()[0]}; '
+        except Exception as error:  # torch.load, and parts that are given something else, raise nearly anything
+            raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None
         return True
 

@@ -10,6 +10,7 @@ class Page:
     body: bytes = b''
     length: int | None = None
     headers: dict = field(default_factory=dict)
+    status: int = 200
     asked: threading.Event = field(default_factory=threading.Event)
     may_answer: threading.Event | None = None
 
@@ -38,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         page.asked.set()
         if page.may_answer:
             page.may_answer.wait(60)
-        self.send_response(200)
+        self.send_response(page.status)
         self.send_header('Content-Length', str(len(page.body) if page.length is None else page.length))
         for name, value in page.headers.items():
             self.send_header(name, value)

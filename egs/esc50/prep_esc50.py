@@ -3,7 +3,6 @@ import csv
 import functools
 import io
 import sys
-import zipfile
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
 from models.files import Url, atomic_write  # noqa: E402
+from utilities.archives import open_zip, read_member  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
@@ -35,32 +35,50 @@ class Clip:
 
 
 def dataset_root(source):
-    """The folder with meta/ and audio/ in `source`, a folder or a zip: itself, or the one folder in it."""
+    """The folder with meta/ and audio/ in `source`, a folder or a zip: itself, or the one folder in it.
+
+    Raises DataError where there is none, and for a zip that is not to be trusted.
+    """
     source = Path(source)
     if not source.exists():
         raise DataError(f'--data_dir {source} does not exist')
-    if source.is_file() and not zipfile.is_zipfile(source):
-        raise DataError(f'{source} is neither a folder nor a whole zip file')
-    top = source if source.is_dir() else zipp.Path(source)
+    top = source if source.is_dir() else zipp.Path(open_zip(source))
     for folder in (top, *sorted((entry for entry in top.iterdir() if entry.is_dir()), key=str)):
         if (folder / 'meta' / 'esc50.csv').is_file():
             return folder
     raise DataError(f"{source} is not in ESC-50's layout: there is no meta/esc50.csv in it")
 
 
+def read_bytes(path):
+    """What a file of the dataset holds, a pathlib.Path or a zipp.Path. Raises DataError, of a folder OSError."""
+    return read_member(path.root, path.at) if isinstance(path, zipp.Path) else path.read_bytes()
+
+
+def read_rows(meta):
+    """The rows of a CSV as dicts, a list. Raises DataError where it is none."""
+    try:
+        return list(csv.DictReader(io.StringIO(read_bytes(meta).decode())))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f'cannot read {meta} as a CSV in UTF-8: {error}') from None
+
+
 def read_meta(root, labels):
     """Read meta/esc50.csv and check every row against the label file. Returns a list of Clips; raises DataError."""
     meta = root / 'meta' / 'esc50.csv'
-    clips = []
-    for line, row in enumerate(csv.DictReader(io.StringIO(meta.read_text(encoding='utf-8'))), start=2):
+    clips, names = [], set()
+    for line, row in enumerate(read_rows(meta), start=2):
         try:
             clip = Clip(row['filename'], int(row['fold']), int(row['target']))
             fits = clip.fold in FOLDS and labels.names[clip.target] == row['category']
         except (KeyError, ValueError, TypeError, IndexError):
             fits = False
-        if not fits or Path(clip.filename).name != clip.filename:
+        if not fits or not Path(clip.filename).stem or Path(clip.filename).name != clip.filename:
             raise DataError(f'{meta}, line {line}: expected a file name, a fold from 1 to 5, and a target and category '
-                            f'as in {LABEL_FILE.name}, got {",".join(map(str, row.values()))}')
+                            f'as in {LABEL_FILE.name}, got {",".join(map(str, row.values()))[:200]}')
+        if wav_path(Path(), clip) in names:
+            raise DataError(f'{meta}, line {line}: {clip.filename} is listed twice, or another file of that name but '
+                            f'for the suffix')
+        names.add(wav_path(Path(), clip))
         clips.append(clip)
     if not clips:
         raise DataError(f'{meta} lists no clips')
@@ -80,7 +98,7 @@ def convert(source, audio_dir, filename):
     clip = cached_root(source) / 'audio' / filename
     if not clip.is_file():
         raise AudioError(f'{clip} is listed in meta/esc50.csv but is not there')
-    waveform = load_waveform(io.BytesIO(clip.read_bytes()), name=clip)
+    waveform = load_waveform(io.BytesIO(read_bytes(clip)), name=clip)
     with atomic_write(audio_dir / Path(filename).with_suffix('.wav')) as partial:
         soundfile.write(partial, waveform.numpy(), SAMPLE_RATE, subtype='PCM_16', format='WAV')
 
@@ -106,9 +124,10 @@ def write_datafiles(clips, labels, out_dir):
 
 
 def check_zip(path, _):
-    """Raise ValueError where a download is not a whole zip file."""
-    if not zipfile.is_zipfile(path) or zipfile.ZipFile(path).testzip() is not None:
-        raise ValueError('the download is not a whole zip file')
+    """Raise ValueError where a download is not a whole zip file, or not to be trusted."""
+    with open_zip(path) as archive:
+        if archive.testzip() is not None:
+            raise ValueError('the download is not a whole zip file')
 
 
 def prepare(data_dir, out_dir):

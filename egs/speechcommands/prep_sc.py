@@ -14,6 +14,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from models.files import Url, WriteError  # noqa: E402
+from utilities.archives import LimitedStream, extract_members  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.preparation import check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
@@ -61,25 +62,24 @@ def unpack(archive, folder):
 
 
 def extract(archive, folder):
-    """Write what a tar.gz holds into `folder`. Raises DataError where it is broken, or reaches out of the folder."""
+    """Write what a tar.gz holds into `folder`. Raises DataError where it is broken, or not to be trusted."""
     if not hasattr(tarfile, 'data_filter'):
         raise DataError(f'Python before 3.11.4 cannot unpack {archive} safely: unpack it yourself and give its folder '
                         f'as --data_dir')
-    with whole_gzip(archive) as stream, tarfile.open(fileobj=stream, mode='r:') as tar:
-        for member in tqdm(tar, desc='unpacking', unit='file', disable=None):
-            tar.extract(member, folder, filter='data')
+    with whole_gzip(archive) as stream, tarfile.open(fileobj=stream, mode='r|', bufsize=BLOCK) as tar:
+        for _ in tqdm(extract_members(archive, tar, folder), desc='unpacking', unit='file', disable=None):
+            pass
 
 
 @contextlib.contextmanager
 def whole_gzip(path):
-    """Give a stream of the contents of a gzip file, a tar. Raises DataError where it is not whole, or unsafe."""
+    """Give a stream of the contents of a gzip file, a tar. Raises DataError where it is not whole, or too much."""
     try:
-        with gzip.open(path) as stream:
+        with gzip.open(path) as file:
+            stream = LimitedStream(path, file)
             yield stream
             while stream.read(BLOCK):  # to the end, where the checksum is
                 pass
-    except tarfile.FilterError as error:
-        raise DataError(f'{path} is not to be trusted, nothing of it is kept: {error}') from None
     except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
         raise DataError(f'{path} is neither a folder nor a whole tar.gz ({error}): download it again') from None
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from .ast_models import ASTModel, patch_grid
+from .descriptions import checked, read_json
 from .files import atomic_write
-from .state_dicts import UNUSED_HEADS, WeightsError, load_strictly, read_state_dict, without
+from .state_dicts import UNUSED_HEADS, WeightsError, load_strictly, naming, read_state_dict, without
 from .weights import AUDIOSET_INPUT, SPEECHCOMMANDS_INPUT, TRANSFORMERS_FILES, locate
 
 MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
@@ -41,11 +42,8 @@ def load_model(source, **settings):
     if missing:
         raise WeightsError(f'{path} does not say its {" and ".join(missing)}, and no .json beside it does: give '
                            f'{" and ".join(f"--{name}" for name in missing)}')
-    try:
-        rows, dim = state['v.pos_embed'].shape[1:]
-        label_dim = len(state['mlp_head.1.bias'])
-    except KeyError as error:
-        raise WeightsError(f'{path} is no AST: {error} is missing') from None
+    rows, dim = _shape(state, 'v.pos_embed', 3, path)[1:]
+    label_dim, _ = _shape(state, 'mlp_head.1.weight', 2, path)
     strides_and_size = [description[name] for name in MODEL_SETTINGS]
     f, t = patch_grid(*strides_and_size)
     if rows != 2 + f * t or dim not in SIZES:
@@ -53,49 +51,62 @@ def load_model(source, **settings):
                            f'{strides_and_size[:2]} on {description["input_fdim"]} mel bins x '
                            f'{description["input_tdim"]} frames need {2 + f * t} rows of '
                            f'{", ".join(map(str, SIZES))}: give the strides, mel bins and frames it was trained with')
-    model = ASTModel(label_dim, *strides_and_size, imagenet_pretrain=False,
-                     model_size=description.get('model_size', SIZES[dim]), verbose=False)
+    with naming(path):
+        model = ASTModel(label_dim, *strides_and_size, imagenet_pretrain=False,
+                         model_size=description.get('model_size', SIZES[dim]), verbose=False)
     load_strictly(model, state, path)
     return model.eval(), {**description, **model.config}
+
+
+def _shape(state, name, axes, path):
+    """The shape of an entry of a state dict, which must have so many axes; raises WeightsError."""
+    if name not in state or state[name].dim() != axes:
+        problem = f'has shape {tuple(state[name].shape)}' if name in state else 'is missing'
+        raise WeightsError(f'{path} is no AST: {name} {problem}')
+    return state[name].shape
 
 
 def describe(path):
     """What is known of a checkpoint besides its weights, a dict with the keys of the .json that save_checkpoint writes.
 
     From that .json, else from the config.json that transformers puts beside its weights, else from a published name.
+    Raises WeightsError for a .json that is none, or says what cannot be.
     """
     path = Path(path)
     if path.with_suffix('.json').is_file():
-        return _read_json(path.with_suffix('.json'))
+        return checked(read_json(path.with_suffix('.json')), path.with_suffix('.json'))
     if path.name in TRANSFORMERS_FILES and (path.parent / 'config.json').is_file():
         return _describe_transformers(path.parent)
-    match = re.match(r'(audioset|speechcommands)(?:_bal)?_(\d+)_(\d+)_', path.name)
+    match = re.match(r'(audioset|speechcommands)(?:_bal)?_([1-9]\d*)_([1-9]\d*)_', path.name)
     if not match:
         return {}
     size = AUDIOSET_INPUT if match[1] == 'audioset' else SPEECHCOMMANDS_INPUT
     return {**size, 'fstride': int(match[2]), 'tstride': int(match[3]), 'dataset': match[1], 'loss': 'BCE'}
 
 
-def _read_json(path):
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
-        raise WeightsError(f'{path} describes a checkpoint, but is no JSON: {error}') from None
-
-
 def _describe_transformers(folder):
     """The description of a folder of transformers' ASTForAudioClassification and, where it is there, its extractor."""
-    config, extractor = _read_json(folder / 'config.json'), folder / 'preprocessor_config.json'
-    statistics = _read_json(extractor) if extractor.is_file() else {}
-    names = [name for _, name in sorted((int(k), v) for k, v in config.get('id2label', {}).items())]
+    path, extractor = folder / 'config.json', folder / 'preprocessor_config.json'
+    config, statistics = read_json(path), read_json(extractor) if extractor.is_file() else {}
+    names = _names(config.get('id2label', {}), path)
     lacking = [name for name in ('frequency_stride', 'time_stride', 'num_mel_bins', 'max_length') if name not in config]
     if lacking:
-        raise WeightsError(f'{folder / "config.json"} describes no AST: {", ".join(lacking)} is missing')
-    return {'fstride': config['frequency_stride'], 'tstride': config['time_stride'],
-            'input_fdim': config['num_mel_bins'], 'input_tdim': config['max_length'],
-            'labels': {'mids': names, 'names': names}, 'dataset': folder.name,
-            'loss': 'CE' if config.get('problem_type') == 'single_label_classification' else 'BCE',
-            **{name: statistics[name] for name in ('mean', 'std') if name in statistics}}
+        raise WeightsError(f'{path} describes no AST: {", ".join(lacking)} is missing')
+    statistics = checked({name: statistics[name] for name in ('mean', 'std') if name in statistics}, extractor)
+    return checked({'fstride': config['frequency_stride'], 'tstride': config['time_stride'],
+                    'input_fdim': config['num_mel_bins'], 'input_tdim': config['max_length'],
+                    'labels': {'mids': names, 'names': names}, 'dataset': folder.name,
+                    'loss': 'CE' if config.get('problem_type') == 'single_label_classification' else 'BCE',
+                    **statistics}, path)
+
+
+def _names(id2label, path):
+    """The names of the classes, in order, of a config.json's id2label: {"0": name, ...}."""
+    try:
+        return [id2label[key] for key in sorted(id2label, key=int)]
+    except (TypeError, ValueError):
+        raise WeightsError(f'{path} says id2label {str(id2label)[:100]}, expected a name for each number of a '
+                           f'class') from None
 
 
 def save_checkpoint(model, path, **description):

@@ -4,10 +4,14 @@ import errno
 import logging
 import os
 import re
+import runpy
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,10 +19,8 @@ from typing import ClassVar
 from filelock import FileLock
 
 STALL_SECONDS = 60  # a connection that sends nothing for so long is given up
-# wget.download writes into the working directory and has no time-out, hence a process of its own in a scratch folder.
-WGET = ('import runpy, socket; '
-        f'socket.setdefaulttimeout({STALL_SECONDS}); '
-        'runpy.run_module("wget", run_name="__main__")')
+THIS_MACHINE = ('localhost', '127.0.0.1', '::1')  # as a URL's host name
+NOT_ASKED = 'is not asked: downloads come over https, and by no redirect over less'
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,36 @@ class DownloadError(OSError):
     """A source that did not deliver, or none that did; a line a source says why."""
 
 
+def check_address(address, asked_before=''):
+    """Raise DownloadError for an address that is not to be asked: plain http is for servers on this machine.
+
+    asked_before: the address that redirects to it; https leads to https alone.
+    """
+    parts = urllib.parse.urlsplit(address)
+    local = parts.scheme == 'http' and parts.hostname in THIS_MACHINE and not asked_before.startswith('https:')
+    if parts.scheme != 'https' and not local:
+        raise DownloadError(f'{address} {NOT_ASKED}')
+
+
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects of urllib as far as check_address lets it."""
+
+    def redirect_request(self, request, file, code, message, headers, address):
+        check_address(address, request.full_url)
+        return super().redirect_request(request, file, code, message, headers, address)
+
+
+def run_wget(arguments):
+    """wget's command line, the last argument the address, within check_address, not waiting for ever."""
+    socket.setdefaulttimeout(STALL_SECONDS)
+    urllib.request.install_opener(urllib.request.build_opener(_CheckedRedirects))
+    try:
+        check_address(arguments[-1])
+        runpy.run_module('wget', run_name='__main__')
+    except DownloadError as error:
+        sys.exit(str(error))
+
+
 @dataclass(frozen=True)
 class Url:
     """A file at a web address, to be stored at `destination`."""
@@ -68,7 +100,8 @@ class Url:
         """Download into folder and return the file's path; show wget's progress bar on a terminal."""
         path = Path(folder) / 'download'
         bar = None if sys.stdout.isatty() else subprocess.DEVNULL
-        done = subprocess.run([sys.executable, '-c', WGET, '-o', path.name, self.address], cwd=folder,
+        # A process of its own: wget.download writes into the working directory, and settings for it are global.
+        done = subprocess.run([sys.executable, '-P', __file__, '-o', path.name, self.address], cwd=folder,
                               stdout=bar, stderr=subprocess.PIPE, text=True)
         if done.returncode or not path.is_file():
             raise DownloadError((done.stderr.strip() or 'no file came').split('\n')[-1])
@@ -88,8 +121,18 @@ class HubFile:
 
     def fetch(self, folder):
         """Download into folder and return the file's path. Honours HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."""
-        from huggingface_hub import hf_hub_download  # slow to import, and only needed here
-        return Path(hf_hub_download(self.hub_id, self.filename, local_dir=folder))
+        from huggingface_hub import constants, get_session, hf_hub_download  # slow to import, and only needed here
+
+        def check(request):  # each, so that a redirect is one of its own
+            address = str(request.url)
+            if urllib.parse.urlsplit(address)[:2] != urllib.parse.urlsplit(constants.ENDPOINT)[:2]:  # the user's choice
+                check_address(address, constants.ENDPOINT)
+        hooks = get_session().event_hooks['request']
+        hooks.append(check)
+        try:
+            return Path(hf_hub_download(self.hub_id, self.filename, local_dir=folder))
+        finally:
+            hooks.remove(check)
 
 
 def download(sources, check):
@@ -122,7 +165,8 @@ def _fetch_first(sources, check):
             except Exception as error:  # the hub's library has dozens of its own; each means: try again, or the next
                 reason = str(error.__cause__ or error).strip().split('\n')[0]
             logger.warning('%s failed: %s', source, reason)
-            if attempt == source.attempts or re.search(r'HTTP Error 4\d\d', reason):  # it will not be otherwise later
+            hopeless = re.search(rf'HTTP Error 4\d\d|{NOT_ASKED}', reason)  # it will not be otherwise later
+            if hopeless or attempt == source.attempts:
                 problems.append(f'  {source}: {reason}')
                 break
             time.sleep(attempt)
@@ -137,3 +181,7 @@ def _fetch(source, check):
         check(path, source)
         os.replace(path, destination)
     return destination
+
+
+if __name__ == '__main__':  # as Url.fetch starts it
+    run_wget(sys.argv[1:])

@@ -1,6 +1,8 @@
 """State dicts of an AST: read from every form they are published in, and loaded strictly."""
 import contextlib
+import os
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 DEIT_HEADS = ('head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias')
 UNUSED_HEADS = tuple(f'v.{name}' for name in DEIT_HEADS)
 AST_HEAD = ('mlp_head.0.weight', 'mlp_head.0.bias', 'mlp_head.1.weight', 'mlp_head.1.bias')
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what weights may be stored in
 
 
 class WeightsError(ValueError):
@@ -20,30 +23,83 @@ def read_state_dict(path):
     """Read a state dict (name -> tensor, on the CPU) in this project's names, from any form it is published in.
 
     Accepts .pth with and without the prefix `module.`, bare or under the key `model`, and .safetensors in the layout of
-    `transformers`. Raises WeightsError naming the file where it is truncated, or something else altogether.
+    `transformers`. Raises WeightsError naming the file where it is truncated, or something else altogether, and the
+    entry where that is no tensor of finite numbers.
     """
     path = Path(path)
     try:
-        if path.suffix == '.safetensors':
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location='cpu', weights_only=True)
+        state = load_file(path) if path.suffix == '.safetensors' else load_tensors(path)
     except FileNotFoundError:
         raise WeightsError(f'{path} does not exist') from None
     except Exception as error:  # torch.load raises nearly anything for a file that is none of its own
-        reason = str(error).split('\n')[0]
-        raise WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of file): {reason}; '
-                           f'remove it and get it again') from None
+        raise WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of file): '
+                           f'{reason_of(error)}; remove it and get it again') from None
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
         state = state['model']
     if not isinstance(state, dict) or not state or not all(
             isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
         raise WeightsError(f'{path} holds no state dict (a mapping from names to tensors)')
-    state = {name.removeprefix('module.'): value for name, value in state.items()}
-    if not any(name.startswith(TRANSFORMERS_PREFIX) for name in state):
-        return state
+    for name, value in state.items():
+        if problem := tensor_problem(value):
+            raise WeightsError(f'{path} holds no weights to work with: {shown(name)} {problem}')
     with naming(path):
-        return from_transformers(state)
+        state = renamed((name.removeprefix('module.'), value) for name, value in state.items())
+        return from_transformers(state) if any(name.startswith(TRANSFORMERS_PREFIX) for name in state) else state
+
+
+def load_tensors(path):
+    """What torch.save wrote: tensors on the CPU, numbers, texts, lists and dicts. Code in the file is never run.
+
+    Raises nearly anything where the file holds something else; reason_of says what.
+    """
+    with open(path, 'rb') as file:
+        if file.read(4) == b'PK\3\4':  # by which torch, too, tells its zip archives from its older files
+            with zipfile.ZipFile(file) as archive:
+                entries = archive.infolist()
+                # Small files would unpack to any size: torch.save never compresses.
+                if (any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+                        or sum(entry.file_size for entry in entries) > os.fstat(file.fileno()).st_size):
+                    raise WeightsError('it would unpack to more than it is')
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def reason_of(error):
+    """What an error of load_tensors, or of the use of what it returned, says, in one line.
+
+    PyTorch's own words advise to load the file without protection.
+    """
+    text = str(error)
+    if isinstance(error, KeyError):
+        return f'{error} is missing'
+    if code := re.search(r'GLOBAL (\S+)', text):
+        return f'it holds code ({code[1]}), which was not run'
+    return text.split('\n')[0].split(' In PyTorch ')[0] or type(error).__name__
+
+
+def tensor_problem(value):
+    """What is wrong with a tensor of a state dict, as text, or None."""
+    if value.dtype not in FLOATS or value.layout != torch.strided or value.is_nested or value.device.type != 'cpu':
+        return f'is no plain tensor of floating-point numbers ({value.dtype}, {value.layout}, {value.device})'
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f'has shape {tuple(value.shape)}, but fewer numbers are stored'
+    if value.numel() and not torch.stack(value.detach().float().aminmax()).isfinite().all():  # NaN where there is one
+        return 'has NaN or infinite values'
+    return None
+
+
+def shown(name):
+    """The name of an entry of a foreign file, as it may be printed: in one line, without control characters."""
+    return name if name.isprintable() and len(name) <= 200 else ascii(name[:200])
+
+
+def renamed(pairs):
+    """A state dict of (name, tensor) pairs; raises ValueError where two have one name."""
+    state = {}
+    for name, value in pairs:
+        if name in state:
+            raise ValueError(f'{shown(name)} is there twice, under two names')
+        state[name] = value
+    return state
 
 
 TRANSFORMERS_PREFIX = 'audio_spectrogram_transformer.'
@@ -67,18 +123,18 @@ TRANSFORMERS_QKV = re.compile(r'audio_spectrogram_transformer\.encoder\.layer\.(
 
 def from_transformers(state):
     """Rename a state dict of transformers' ASTForAudioClassification to ours, its query, key and value joined."""
-    renamed = {}
+    pairs = []
     for name, value in state.items():
         if match := TRANSFORMERS_QKV.fullmatch(name):
             if match[2] != 'query':
                 continue
             parts = [state[name.replace(f'.{match[2]}.', f'.{part}.')] for part in ('query', 'key', 'value')]
-            renamed[f'v.blocks.{match[1]}.attn.qkv.{match[3]}'] = torch.cat(parts)
+            pairs.append((f'v.blocks.{match[1]}.attn.qkv.{match[3]}', torch.cat(parts)))
         else:
             for pattern, ours in TRANSFORMERS_NAMES:
                 name = re.sub(f'^{pattern}', ours, name)
-            renamed[name] = value
-    return renamed
+            pairs.append((name, value))
+    return renamed(pairs)
 
 
 def without(state, names):
@@ -93,19 +149,18 @@ def transformer_part(state):
 
 @contextlib.contextmanager
 def naming(path):
-    """Turn the KeyError or ValueError of handling a foreign state dict into a WeightsError that names its file."""
+    """Turn what the handling of a foreign state dict raises into a WeightsError that names its file."""
     try:
         yield
-    except (KeyError, ValueError) as error:
-        reason = f'{error} is missing' if isinstance(error, KeyError) else error
-        raise WeightsError(f'{path} does not fit this model: {reason}') from None
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:  # RuntimeError: torch's, of shapes
+        raise WeightsError(f'{path} does not fit this model: {reason_of(error)}') from None
 
 
 def load_strictly(module, state, path):
     """Load a state dict whose names and shapes must be exactly module's; raise WeightsError naming path otherwise."""
     own = module.state_dict()
     problems = [f'{name} is missing' for name in own if name not in state]
-    problems += [f'{name} is not known' for name in state if name not in own]
+    problems += [f'{shown(name)} is not known' for name in state if name not in own]
     problems += [f'{name} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}'
                  for name, value in own.items() if name in state and state[name].shape != value.shape]
     if problems:

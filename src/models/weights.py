@@ -1,6 +1,5 @@
 """The published weights: which there are, where they come from, where they are looked for."""
 import hashlib
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import timm
 
+from .descriptions import read_json
 from .files import DownloadError, HubFile, Url, download
 from .state_dicts import WeightsError, read_state_dict
 
@@ -118,7 +118,7 @@ def locate(source):
         return path
     if file := published_file(source):
         return find_or_download(file)
-    if re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)) and path.suffix not in ('.pth', '.safetensors'):
+    if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(source)) and path.suffix not in ('.pth', '.safetensors'):
         return find_or_download_hub(str(source))
     if path.suffix and len(path.parts) > 1:
         raise WeightsError(f'{source} does not exist')
@@ -146,8 +146,8 @@ def find_or_download_hub(hub_id):
 
 
 def check_json(path, _):
-    """Raise ValueError where a fresh download is not JSON."""
-    json.loads(Path(path).read_text(encoding='utf-8'))
+    """Raise WeightsError where a fresh download is not a JSON object."""
+    read_json(Path(path))
 
 
 def check_download(path, source):

@@ -2,12 +2,14 @@
 import errno
 import hashlib
 import os
+import shutil
+import ssl
 import subprocess
 import threading
 
 import pytest
 import torch
-from http_server import Page
+from http_server import Page, Server
 from safetensors.torch import save
 
 from models import WeightsError, load_checkpoint, save_checkpoint
@@ -134,6 +136,71 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_reason(number, server
         download([Url(f'{server.address}/a', tmp_path / 'folder' / 'a')], anything)
 
 
+@pytest.fixture
+def secure_server(tmp_path_factory, no_proxy, monkeypatch):
+    """A Server that speaks https, with a certificate of its own that is trusted here."""
+    if not shutil.which('openssl'):
+        pytest.skip('there is no openssl to make a certificate with')
+    folder = tmp_path_factory.mktemp('certificate')
+    subprocess.run('openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=here '
+                   '-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out certificate.pem'.split(),
+                   cwd=folder, check=True, capture_output=True)
+    monkeypatch.setenv('SSL_CERT_FILE', str(folder / 'certificate.pem'))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / 'certificate.pem', folder / 'key.pem')
+    with Server() as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        running.address = running.address.replace('http:', 'https:')
+        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def redirect(address):
+    """A Page that leads to another address."""
+    return Page(status=302, headers={'Location': address})
+
+
+def test_https_is_followed_to_https(secure_server, tmp_path):
+    secure_server.pages['/a'], secure_server.pages['/b'] = redirect(f'{secure_server.address}/b'), Page(b'content')
+    download([Url(f'{secure_server.address}/a', tmp_path / 'a')], anything)
+    assert (tmp_path / 'a').read_bytes() == b'content'
+
+
+def test_an_https_server_whose_certificate_nobody_vouches_for_is_refused(secure_server, tmp_path, monkeypatch):
+    monkeypatch.delenv('SSL_CERT_FILE')
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+    secure_server.pages['/a'] = Page(b'content')
+    with pytest.raises(DownloadError, match='certificate'):
+        download([Url(f'{secure_server.address}/a', tmp_path / 'a')], anything)
+
+
+def test_a_redirect_from_https_to_http_is_refused_and_not_asked(secure_server, server, tmp_path):
+    server.pages['/b'] = Page(b'content')
+    secure_server.pages['/a'] = redirect(f'{server.address}/b')
+    with pytest.raises(DownloadError, match=f'{server.address}/b is not asked'):
+        download([Url(f'{secure_server.address}/a', tmp_path / 'a')], anything)
+    assert server.requests == [] and secure_server.requests == ['/a'] and os.listdir(tmp_path) == ['a.lock']
+
+
+@pytest.mark.parametrize('address', ['http://example.invalid/a', 'http://127.0.0.1@example.invalid/a',
+                                     'ftp://127.0.0.1/a'])
+def test_a_redirect_to_plain_http_elsewhere_is_refused(address, server, tmp_path):
+    server.pages['/a'] = redirect(address)
+    with pytest.raises(DownloadError, match=f'{address} is not asked'):
+        download([Url(f'{server.address}/a', tmp_path / 'a')], anything)
+
+
+@pytest.mark.parametrize('address', ['http://example.invalid/a', 'http://localhost.example.invalid/a', 'file:///a',
+                                     'ftp://127.0.0.1/a', 'data:,a', '--help'])
+def test_an_address_without_https_is_refused(address, tmp_path):
+    with pytest.raises(DownloadError, match=f'{address} is not asked: downloads come over https'):
+        download([Url(address, tmp_path / 'a')], anything)
+    assert os.listdir(tmp_path) == ['a.lock']
+
+
 DOWNLOAD = """
 import sys
 from pathlib import Path
@@ -172,6 +239,15 @@ def test_weights_from_the_hub_land_at_their_destination_and_in_no_cache(server, 
     assert destination.read_bytes() == b'weights'
     assert sorted(os.listdir(destination.parent)) == ['a.safetensors', 'a.safetensors.lock']
     assert not list(tmp_path.glob('cache/**/*.safetensors'))
+
+
+def test_a_hub_that_leads_to_plain_http_elsewhere_is_refused(server, tmp_path, root, start_python):
+    headers = {'Location': 'http://example.invalid/weights', 'ETag': '"a"', 'X-Repo-Commit': 'c' * 40}
+    server.pages['/someone/model/resolve/main/model.safetensors'] = Page(status=302, headers=headers)
+    process = start_python('-c', DOWNLOAD, 'hub', 'someone/model', tmp_path / 'a.safetensors', cwd=tmp_path,
+                           PYTHONPATH=root / 'src' / 'models', HF_ENDPOINT=server.address, HF_HOME=tmp_path / 'cache')
+    assert 'http://example.invalid/weights is not asked' in process.communicate(timeout=120)[1]
+    assert not (tmp_path / 'a.safetensors').exists()
 
 
 def test_weights_that_the_hub_lacks_are_a_download_error(server, tmp_path, root, start_python):
