@@ -94,7 +94,10 @@ parse_options() {
         name=${name#--} name=${name//-/_}
         [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names '' "$0" "${BASH_SOURCE[0]}" | grep -qx "$name" ||
             refuse "unknown option: --$name"
-        case $value in [Tt]rue | TRUE) value=True ;; [Ff]alse | FALSE) value=False ;; esac
+        case ${!name}/$value in # a folder may be called true
+            True/[Tt]rue | True/TRUE | False/[Tt]rue | False/TRUE) value=True ;;
+            True/[Ff]alse | True/FALSE | False/[Ff]alse | False/FALSE) value=False ;;
+        esac
         printf -v "$name" %s "$value"
     done
     choose_launcher
@@ -126,7 +129,7 @@ default_exp_dir() {
     local weights=scratch
     [ "$imagenet_pretrain" = False ] || weights=imagenet
     [ "$audioset_pretrain" = False ] || weights=audioset
-    echo "${1:-$HERE/exp/$dataset-$model_size-f$fstride-t$tstride-$weights-b$batch_size-lr$lr-seed$seed}"
+    printf '%s\n' "${1:-$HERE/exp/$dataset-$model_size-f$fstride-t$tstride-$weights-b$batch_size-lr$lr-seed$seed}"
 }
 
 # RUN_OPTIONS is what the recipe passes on to src/run.py.
@@ -225,7 +228,7 @@ train() {
     local exp_dir=$1 status=0
     shift
     [ -z "$STOP" ] || go_on_later
-    rm -f "$exp_dir/interrupted" # of an earlier start
+    rm -f -- "$exp_dir/interrupted" # of an earlier start
     RUN_PID=
     # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at once.
     trap 'stop_run TERM' INT TERM

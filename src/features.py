@@ -55,7 +55,7 @@ def open_audio(file, name=None):
             yield audio
     except shards.ShardError as error:
         raise AudioError(f'cannot read the audio file {name}: {error}') from None
-    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError) as error:
+    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError, UnicodeError) as error:
         if is_path and not shards.is_file(file):
             raise AudioError(f'the audio file {name} does not exist') from None
         reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error

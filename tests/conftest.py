@@ -1,5 +1,6 @@
 """Fixtures that the tests share: tiny recordings, label files and datafiles, made on the spot."""
 import json
+import logging
 import os
 import threading
 from pathlib import Path
@@ -23,6 +24,16 @@ def root():
 def golden_json():
     """Read one of the golden JSON files by name."""
     return lambda name: json.loads((GOLDEN / name).read_text())
+
+
+@pytest.fixture(autouse=True)
+def same_logging():
+    """Put back what an entry point did to the root logger: it logs to a stream that ends with its test."""
+    root_logger = logging.getLogger()
+    handlers, level = root_logger.handlers[:], root_logger.level
+    yield
+    root_logger.handlers[:] = handlers
+    root_logger.setLevel(level)
 
 
 @pytest.fixture

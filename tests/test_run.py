@@ -1,7 +1,6 @@
 """Experiments from the command line: what they leave, what they repeat, and what they say about mistakes."""
 import ast
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -46,15 +45,10 @@ def exp_dir(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
 @pytest.fixture
 def start(exp_dir):
     """Run an experiment with further options, given as one text, in this process."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-
     def in_process(options=''):
         with one_thread():  # quicker for a model of this size, by far on a busy machine
             run.main([*BASE.split(), *options.split()])
-    yield in_process
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    return in_process
 
 
 @pytest.fixture

@@ -56,7 +56,8 @@ if in_stage 1; then
 fi
 if in_stage 2; then
     collect_run_options
-    for fold in $folds; do
+    read -r -a folds_to_run <<< "$folds"
+    for fold in "${folds_to_run[@]}"; do
         echo "fold $fold: $exp_dir/fold$fold"
         train "$exp_dir/fold$fold" \
             --data_train "$prep_dir/datafiles/esc_train_data_$fold.json" \
