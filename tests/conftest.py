@@ -1,6 +1,8 @@
 """Fixtures that the tests share: tiny recordings, label files and datafiles, made on the spot."""
+import importlib.util
 import json
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -23,6 +25,19 @@ def root():
 def golden_json():
     """Read one of the golden JSON files by name."""
     return lambda name: json.loads((GOLDEN / name).read_text())
+
+
+@pytest.fixture(scope='session')
+def load_script(root):
+    """Import a script below egs/ as a module, by its path from the root."""
+    def load(path):
+        sys.path.insert(0, str((root / path).parent))  # as python does for a script
+        spec = importlib.util.spec_from_file_location(Path(path).stem, root / path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # where multiprocessing looks the script's functions up
+        spec.loader.exec_module(module)
+        return module
+    return load
 
 
 @pytest.fixture
