@@ -4,6 +4,8 @@ from pathlib import Path
 from models import WeightsError, load_model, mean_state_dict, save_checkpoint
 from models.weights import locate
 from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.folders import making
+from utilities.labels import DataError
 
 
 def average(sources, out):
@@ -11,8 +13,8 @@ def average(sources, out):
     paths = [locate(source) for source in sources]
     model, description = load_model(paths[0])
     model.load_state_dict(mean_state_dict(paths))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(model, out, **{name: value for name, value in description.items() if name not in model.config})
+    with making(out.parent):
+        save_checkpoint(model, out, **{name: value for name, value in description.items() if name not in model.config})
 
 
 def main(argv=None):
@@ -24,7 +26,7 @@ def main(argv=None):
     setup_logging()
     if args.out.suffix != '.pth':
         parser.error(f'--out must end in .pth, got {args.out}')
-    with exit_on(WeightsError, OSError):
+    with exit_on(DataError, WeightsError, OSError):
         average(args.checkpoints, args.out)
     print(f'mean of {len(args.checkpoints)} checkpoints: {args.out}')
 

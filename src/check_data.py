@@ -18,8 +18,9 @@ import numpy as np
 
 import shards
 from features import SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, open_audio
-from utilities.cli import OptionParser, exit_on, setup_logging, whole
-from utilities.labels import DataError, entry_problem, read_entries, read_labels, read_sample_weights, weight_file
+from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
+from utilities.labels import (DataError, entry_problem, is_text, read_entries, read_labels, read_sample_weights,
+                              weight_file)
 from utilities.parallel import available_cores, parallel_map
 from utilities.segments import read_segments
 
@@ -109,7 +110,7 @@ def is_cut_off(audio, samples):
 def wav_path(entry):
     """The recording of a datafile's entry as an absolute path, or None where it names none."""
     wav = entry.get('wav') if isinstance(entry, dict) else None
-    return os.path.abspath(wav) if isinstance(wav, str) and wav and '\0' not in wav else None
+    return os.path.abspath(wav) if is_text(wav) else None
 
 
 def video_id(entry):
@@ -318,7 +319,7 @@ def main(argv=None):
     add = parser.add_argument
     add('datafiles', nargs='+', help='datafiles to check: training, validation, evaluation set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--audio_length', type=whole(16), default=1024, help='frames of 10 ms of the input')
+    add('--audio_length', type=whole(16, MAX_FRAMES), default=1024, help='frames of 10 ms of the input')
     add('--segments', help='segment list to hold the datafiles against')
     add('--max_listed', type=whole(0), default=10, help='how many of each kind to list')
     add('--json', action='store_true', help='print everything as JSON')

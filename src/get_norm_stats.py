@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from dataloader import AudiosetDataset, SampleKey, count_workers, one_thread
 from features import AudioError
-from utilities.cli import OptionParser, exit_on, number, setup_logging, whole
+from utilities.cli import (MAX_FRAMES, MAX_MEL_BINS, OptionParser, add_num_workers, exit_on, number,
+                           setup_logging, whole)
 from utilities.labels import DataError
 
 
@@ -51,10 +52,10 @@ def main(argv=None):
     add = parser.add_argument
     add('--data_train', required=True, help='datafile of the training set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--num_mel_bins', type=whole(16), default=128, help='mel bins of the fbank')
-    add('--audio_length', type=whole(1), default=1024, help='frames of each recording that count')
+    add('--num_mel_bins', type=whole(16, MAX_MEL_BINS), default=128, help='mel bins of the fbank')
+    add('--audio_length', type=whole(1, MAX_FRAMES), default=1024, help='frames of each recording that count')
     add('--mixup', type=number(0, 1), default=0, help='mix so many of the samples, as training would')
-    add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
+    add_num_workers(parser)
     args = parser.parse_args(argv)
     setup_logging()
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': 'train',

@@ -1,5 +1,7 @@
 """Which devices and which precision an experiment runs in."""
 import logging
+import math
+import os
 
 import torch
 from torch import nn
@@ -57,3 +59,11 @@ def parallelise(model, device):
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)
     return model
+
+
+def memory_bytes():
+    """How much memory this machine has; infinite where the system does not say."""
+    try:
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):
+        return math.inf

@@ -16,7 +16,9 @@ from models import WeightsError
 from models.files import atomic_write
 from tagging import load_tagger, tag
 from trainer import TrainingError
-from utilities.cli import OptionParser, add_checkpoint_options, exit_on, number, setup_logging, whole
+from utilities.cli import (MAX_BATCH, OptionParser, add_checkpoint_options, exit_on, number,
+                           setup_logging, whole)
+from utilities.folders import making
 from utilities.labels import DataError
 from utilities.plots import clock, plot_tags
 from utilities.results import write_figure, write_json
@@ -138,7 +140,7 @@ def make_parser():
     add('--csv', type=Path, metavar='FILE', help='write the scores of all classes, a row a window')
     add('--plot', type=Path, metavar='PNG', help='draw spectrogram and tags: a .png, or a folder for several files')
     add('--embeddings', type=Path, metavar='NPZ', help='write the embedding of every window')
-    add('-b', '--batch_size', type=whole(1), help='windows in a batch; by default 16, or 4 on a CPU')
+    add('-b', '--batch_size', type=whole(1, MAX_BATCH), help='windows in a batch; by default 16, or 4 on a CPU')
     add_checkpoint_options(parser)
     return parser
 
@@ -155,13 +157,9 @@ def check_options(parser, args):
         parser.error(str(error))
 
 
-def make_folders(paths):
-    """Make the folders that files will be written into, before the work; raises DataError where they cannot be."""
+def check_writable(paths):
+    """Raise DataError where files cannot be written, before the work."""
     for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f'{path} cannot be written: {error.strerror}') from None
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise DataError(f'{path} cannot be written: it is a folder, or is in one that must not be written to')
 
@@ -173,7 +171,17 @@ def infer(args):
     """
     files = find_audio([*args.audio, *args.audio_path])
     pictures = picture_paths(args.plot, files) if args.plot else [None] * len(files)
-    make_folders([path for path in (args.json, args.csv, args.embeddings, pictures[0]) if path])
+    written = [path for path in (args.json, args.csv, args.embeddings, pictures[0]) if path]
+    with making(*(path.parent for path in written)):
+        check_writable(written)
+        return tag_all(args, files, pictures)
+
+
+def tag_all(args, files, pictures):
+    """Tag files and write what the options ask for, a picture of each to the path in `pictures`, or None.
+
+    Returns how many files there were and how many of them could not be read.
+    """
     tagger = load_tagger(args.checkpoint, args.device, args.amp, args.label_csv, args.dataset_mean, args.dataset_std,
                          fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
                          input_tdim=args.audio_length)

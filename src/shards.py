@@ -194,8 +194,8 @@ def _open(shard):
         return _File(shard)
     except FileNotFoundError:
         raise ShardError(f'the shard {shard} does not exist') from None
-    except OSError as error:
-        raise ShardError(f'cannot open the shard {shard}: {error.strerror}') from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file has
+        raise ShardError(f'cannot open the shard {shard}: {getattr(error, "strerror", None) or error}') from None
 
 
 @functools.cache

@@ -74,11 +74,11 @@ def summarise_folds(exp_dir):
     return lines
 
 
-def main():
+def main(argv=None):
     """Entry point."""
     parser = OptionParser(prog='summarise_folds.py', description=__doc__)
     parser.add_argument('--exp_dir', type=Path, required=True, help='directory with fold1, fold2, ...')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     setup_logging()
     with exit_on(DataError, OSError):
         print('\n'.join(summarise_folds(args.exp_dir)))

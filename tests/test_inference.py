@@ -387,7 +387,7 @@ def test_a_spectrogram_keeps_its_peaks_however_much_it_is_pooled():
     (['a.wav', '--checkpoint', 'model.pth', 'model.pth', '--embeddings', 'x.npz'], '--embeddings wants one checkpoint'),
     (['a.wav', '--checkpoint', 'model.pth', '--window', 'first', '--hop_seconds', '1'], '--hop_seconds'),
     (['a.wav', '--checkpoint', 'model.pth', '--hop_seconds', '0'], 'expected a number of at least 0.01'),
-    (['a.wav', '--checkpoint', 'model.pth', '--json', 'a.wav/out.json'], 'cannot be written'),
+    (['a.wav', '--checkpoint', 'model.pth', '--json', 'a.wav/out.json'], 'folder a.wav cannot be made'),
 ])
 def test_a_mistake_ends_with_a_sentence(refuse, checkpoint, make_tone, folder, words, reason):
     make_tone('a.wav')

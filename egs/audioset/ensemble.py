@@ -17,7 +17,8 @@ from models.weights import locate, sha256  # noqa: E402
 from tagging import labels_of  # noqa: E402
 from trainer import TrainingError  # noqa: E402
 from traintest import explained, validate  # noqa: E402
-from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging, whole  # noqa: E402
+from utilities.cli import MAX_BATCH, OptionParser, add_checkpoint_options, exit_on, setup_logging, whole  # noqa: E402
+from utilities.folders import making  # noqa: E402
 from utilities.labels import DataError  # noqa: E402
 from utilities.results import write_array, write_rows  # noqa: E402
 from utilities.stats import calculate_stats, is_single_label, summarise  # noqa: E402
@@ -34,7 +35,7 @@ def make_parser():
         help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face')
     add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
     add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
-    add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
+    add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=24, help='samples in a batch')
     add_checkpoint_options(parser)
     return parser
 
@@ -77,7 +78,6 @@ def ensemble(args):
     """Evaluate every checkpoint and their mean; write ensemble_result.csv, and print a line as soon as it is known."""
     device = choose_device(args.device)
     folder = args.exp_dir / 'predictions'
-    folder.mkdir(parents=True, exist_ok=True)
     print(f'{"checkpoint":<44} {"mAP":<8} {"AUC":<8} {"d-prime":<8} (accuracy)')
     total, rows = 0.0, []
     for source in args.checkpoints:
@@ -106,7 +106,8 @@ def main(argv=None):
         parser.error(str(error))
     with exit_on(AudioError, DataError, TrainingError, WeightsError, OSError):
         try:
-            ensemble(args)
+            with making(args.exp_dir / 'predictions'):
+                ensemble(args)
         except KeyboardInterrupt:
             sys.exit('stopped; the same command goes on with the checkpoint that was under way')
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from features import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
 from models.files import atomic_write  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging  # noqa: E402
+from utilities.folders import making  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import only_one  # noqa: E402
@@ -256,23 +257,26 @@ def missing_table(segments, found, problems, ambiguous):
     return text.getvalue()
 
 
-def check_folders(audio_dir, out, *more):
-    """Make the folders of what is to be written; raise DataError where that or the audio folder cannot be used."""
+def check_paths(audio_dir, out, flac_dir):
+    """Raise DataError where the folders and the datafile contradict each other, or what is there."""
     if not audio_dir.is_dir():
         raise DataError(f'--audio_dir {audio_dir} is not a folder')
-    for folder in (out.parent, *filter(None, more)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f'the folder {folder} cannot be made: {error.strerror}') from None
+    if flac_dir and flac_dir.resolve() == audio_dir.resolve():
+        raise DataError('--flac_dir must be another folder than --audio_dir')
+    if out.is_dir():
+        raise DataError(f'--out {out} is a folder: give the datafile that is to be written')
 
 
 def prepare(lists, audio_dir, out, flac_dir, label_csv, shards_dir=None, shard_bytes=GB):
     """Write the datafile `out` of the clips that are there, and beside it the list of the others; say how many."""
     segments = read_segment_lists(lists, read_labels(label_csv).index())
-    if flac_dir and flac_dir.resolve() == audio_dir.resolve():
-        raise DataError('--flac_dir must be another folder than --audio_dir')
-    check_folders(audio_dir, out, flac_dir, shards_dir)
+    check_paths(audio_dir, out, flac_dir)
+    with making(out.parent, *filter(None, (flac_dir, shards_dir))):
+        write_datafile(segments, audio_dir, out, flac_dir, shards_dir, shard_bytes)
+
+
+def write_datafile(segments, audio_dir, out, flac_dir, shards_dir, shard_bytes):
+    """What `prepare` does once the segments are read."""
     matches = match_files(segments, audio_files(audio_dir))
     found, problems = read_files(segments, matches.candidates, flac_dir)
     rest = Path(str(out).removesuffix('.json') + '_missing.csv')

@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from utilities.cli import OptionParser, number, whole  # noqa: E402
 
 BACKWARD_SHARE = 2 / 3  # of a step: two matrix products, of inputs and of weights, for each one of the forward pass
+MOST = 1e9  # of what is measured in the units of the options; past it, and below its inverse, sums lose their terms
 MOST_GPUS = 4096  # the estimate's reach: latency, which is left out, grows with them
 COLUMNS = ('GPUs', 'batch', 'samples/s ideal', 'reached', 'efficiency', 'all-reduce ms', 'hidden', 'storage GB/s',
            'cores', 'hours an epoch', 'limit')
@@ -114,7 +115,7 @@ def aligned(rows):
 def make_parser():
     """All options, with their defaults."""
     parser = OptionParser(prog='scaling.py', description=__doc__)
-    add, positive = parser.add_argument, number(above=0)
+    add, positive = parser.add_argument, number(1e-9, MOST)
     add('--step_seconds', type=positive, required=True,
         help='seconds of a training step of one GPU, to be measured on it: --batch_size divided by the samples/s that '
              'run.py --device cuda:0 reports where it does not wait for data')
@@ -126,7 +127,7 @@ def make_parser():
         help='kB read for a sample: with mixup 0.5, 1.5 times the mean size of a file, here assumed 200 kB for 10 s of '
              '16 kHz FLAC (WAV: 320 kB)')
     add('--gradient_mb', type=positive, default=346.4, help='MB of the gradient: 4 bytes a parameter; default: base384')
-    add('--decode_ms', type=number(0), default=2.55,
+    add('--decode_ms', type=number(0, MOST), default=2.55,
         help='ms of one core for a sample, as tests/bench/run.py --only dataset measures it; default: measured on an '
              'AMD EPYC core with FLAC, mixup 0.5 and the fbank left to the GPU (on the core: 4.54)')
     add('--cores_a_gpu', type=positive, default=4, help='CPU cores for each GPU, by default as run.sh asks Slurm for')

@@ -19,13 +19,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from models.files import atomic_write  # noqa: E402
 from prep_esc50 import FOLDS, LABEL_FILE  # noqa: E402
-from utilities.cli import OptionParser, exit_on, setup_logging, whole  # noqa: E402
+from utilities.cli import MAX_SEED, OptionParser, exit_on, setup_logging, whole  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 
 SAMPLE_RATE = 44100  # Hz, as in ESC-50
 SHORTEST, LONGEST = 1.0, 1.5  # seconds; ESC-50's clips last 5
 LOUDEST_BACKGROUND, SOFTEST_BACKGROUND = -20, -40  # dB below the sound
 LOUDEST_PEAK, SOFTEST_PEAK = -3, -15  # dB below full scale
+MOST_CLIPS = 1000  # of a class in a fold: 50,000 in all, more than 5 GB
 
 
 def noise(rng, t, low, high):
@@ -230,13 +231,14 @@ def make(out_dir, clips_per_fold, seed):
     print(f'{len(clips)} clips of {len(SOUNDS)} classes in {out_dir}')
 
 
-def main():
+def main(argv=None):
     """Entry point."""
     parser = OptionParser(prog='make_demo_data.py', description=__doc__)
     parser.add_argument('--out_dir', type=Path, required=True, help='where meta/ and audio/ go')
-    parser.add_argument('--clips_per_fold', type=whole(1), default=8, help='clips of a class in each of the five folds')
-    parser.add_argument('--seed', type=whole(0), default=0, help='fixes the clips')
-    args = parser.parse_args()
+    parser.add_argument('--clips_per_fold', type=whole(1, MOST_CLIPS), default=8,
+                        help='clips of a class in each of the five folds')
+    parser.add_argument('--seed', type=whole(0, MAX_SEED), default=0, help='fixes the clips')
+    args = parser.parse_args(argv)
     setup_logging()
     with exit_on(DataError, OSError):
         make(args.out_dir.resolve(), args.clips_per_fold, args.seed)

@@ -14,6 +14,7 @@ from utilities.labels import DataError
 
 FINEST_SHARE = 10  # shares are met in tenths, or finer where they are smaller than one
 MAX_NAMED = 10  # names in a message
+MAX_DIGITS = 20  # of the number of a fold; longer ones are names
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def split_clips(clips, conf):
 
 def fold_order(value):
     """How folds are sorted: whole numbers by size, before other names."""
-    return (0, int(value), value) if value.isdecimal() else (1, 0, value)
+    return (0, int(value), value) if value.isdecimal() and len(value) < MAX_DIGITS else (1, 0, value)
 
 
 def fold_files(clips, folds, n_folds):

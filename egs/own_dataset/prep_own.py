@@ -19,8 +19,8 @@ import shards  # noqa: E402
 from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS, AudioError, open_audio  # noqa: E402
 from models.files import WriteError  # noqa: E402
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
-from utilities.cli import OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
-from utilities.labels import DataError, Labels, read_labels  # noqa: E402
+from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
+from utilities.labels import DataError, Labels, quoted, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import check_not_mixed, only_one  # noqa: E402
 from utilities.results import write_json, write_text  # noqa: E402
@@ -130,21 +130,21 @@ def read_csv(path):
         part = PARTS.get(cells.get('split', '').lower(), '')
         wav = os.path.abspath(path.parent / cells['path'])
         if not labels:
-            raise DataError(f'{path}, line {line}: there is no label in {cells["labels"]!r}')
+            raise DataError(f'{path}, line {line}: there is no label in {quoted(cells["labels"])}')
         if 'split' in cells and not part:
-            raise DataError(f'{path}, line {line}: the split {cells["split"]!r} is none of {", ".join(PARTS)}')
+            raise DataError(f'{path}, line {line}: the split {quoted(cells["split"])} is none of {", ".join(PARTS)}')
         if wav in lines:
-            raise DataError(f'{path}, lines {lines[wav]} and {line}: {cells["path"]} is listed twice; several labels '
-                            f'of a file belong in one cell, separated by ;')
+            raise DataError(f'{path}, lines {lines[wav]} and {line}: {quoted(cells["path"])} is listed twice; several '
+                            f'labels of a file belong in one cell, separated by ;')
         lines[wav] = line
         clips.append(Clip(wav, labels, part, cells.get('fold', ''), cells.get('group', '')))
     try:
         missing = [clip.wav for clip in clips if not shards.is_file(clip.wav)]
     except shards.ShardError as error:
-        raise DataError(f'{path}: {error}') from None
+        raise DataError(f'{path}: {" ".join(str(error).split())}') from None
     if missing:
-        raise DataError(f'{path}: {len(missing)} of {len(clips)} audio files do not exist, the first is {missing[0]}; '
-                        f'paths are relative to the folder of the CSV')
+        raise DataError(f'{path}: {len(missing)} of {len(clips)} audio files do not exist, the first is '
+                        f'{quoted(missing[0])}; paths are relative to the folder of the CSV')
     return clips
 
 
@@ -163,7 +163,7 @@ def read_rows(path):
                             f'a cell with {delimiter!r} in it needs quotes')
         for column in columns.values():
             if not row[column].strip():
-                raise DataError(f'{path}, line {line}: the column {column} is empty')
+                raise DataError(f'{path}, line {line}: the column {quoted(column)} is empty')
     if not rows:
         raise DataError(f'{path} lists no files')
     return [(line, {name: row[column].strip() for name, column in columns.items()}) for line, row in rows]
@@ -171,8 +171,7 @@ def read_rows(path):
 
 def find_columns(path, text):
     """The delimiter of a CSV and {our name of a column: its header}, from the first line. Raises DataError."""
-    header = (text.splitlines() or [''])[0]
-    found = {delimiter: next(csv.reader([header], delimiter=delimiter), []) for delimiter in (',', ';', '\t')}
+    found = {delimiter: next(csv.reader(io.StringIO(text), delimiter=delimiter), []) for delimiter in (',', ';', '\t')}
     for delimiter, cells in found.items():
         by_name = {cell.strip().lower(): cell for cell in reversed(cells)}
         columns = {name: next(by_name[word] for word in words if word in by_name)
@@ -182,7 +181,7 @@ def find_columns(path, text):
         if columns.keys() >= set(NEEDED_COLUMNS):
             return delimiter, columns
     wanted = '; '.join(f'{name}: {" or ".join(words)}' for name, words in COLUMNS.items())
-    raise DataError(f'{path} begins with the columns {", ".join(max(found.values(), key=len))}, but '
+    raise DataError(f'{path} begins with the columns {quoted(", ".join(max(found.values(), key=len)))}, but '
                     f'{" and ".join(NEEDED_COLUMNS)} are needed; columns are known by these names: {wanted}')
 
 
@@ -203,8 +202,8 @@ def make_labels(clips, label_csv):
     for clip in clips:
         for label in clip.labels:
             if label not in mid_of:
-                raise DataError(f'{clip.wav}: the label {label!r} is neither a mid nor the name of a single class in '
-                                f'{label_csv}; several labels are separated by ;, or all through a CSV by ,')
+                raise DataError(f'{clip.wav}: the label {quoted(label)} is neither a mid nor the name of a single '
+                                f'class in {label_csv}; several labels are separated by ;, or all through a CSV by ,')
     if len(labels) < 2:
         raise DataError(f'there is but one class, {labels.names[0]}: expected at least two; '
                         f'of a tree, give the folder that holds the class folders')
@@ -291,7 +290,6 @@ def prepare(data, prep_dir, conf=SplitConf(), label_csv=None):
     if folder.exists() and any(folder.iterdir()) and not (prep_dir / 'source.json').exists():
         raise DataError(f'{folder} holds files of another origin: give another folder with --prep_dir')
     with only_one(prep_dir):
-        folder.mkdir(exist_ok=True)
         check_not_mixed(prep_dir, source, marker)
         if marker.exists():
             print(f'{prep_dir} is prepared already')
@@ -301,6 +299,7 @@ def prepare(data, prep_dir, conf=SplitConf(), label_csv=None):
         files = split_clips(clips, conf)
         warn_of_rare(files, labels)
         warn_of_shared_groups(files)
+        folder.mkdir(exist_ok=True)
         write_labels(prep_dir / 'labels.csv', labels)
         for name, chosen in files.items():
             entries = [{'wav': clip.wav, 'labels': ','.join(clip.labels)} for clip in chosen]
@@ -314,7 +313,7 @@ def prepare(data, prep_dir, conf=SplitConf(), label_csv=None):
     print(f'ready in {prep_dir}')
 
 
-def main():
+def main(argv=None):
     """Entry point."""
     parser = OptionParser(prog='prep_own.py', description=__doc__)
     add = parser.add_argument
@@ -324,9 +323,9 @@ def main():
         help='share of the validation set')
     add('--test_share', type=number(0, MAX_SHARE), default=SplitConf.test_share, help='share of the test set')
     add('--n_folds', type=whole(0), default=SplitConf.n_folds, help='make so many folds instead; 0 for none')
-    add('--seed', type=whole(0), default=SplitConf.seed, help='fixes the split')
+    add('--seed', type=whole(0, MAX_SEED), default=SplitConf.seed, help='fixes the split')
     add('--label_csv', help='label file that fixes the classes and their order; without it, they come from the data')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.n_folds == 1 or (args.n_folds and args.test_share):
         parser.error('--n_folds wants at least two folds, and no --test_share beside it')
     setup_logging()

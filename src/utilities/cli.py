@@ -1,22 +1,44 @@
 """What the entry points share: how options are spelled and checked, logging, and mistakes shown as one sentence."""
 import argparse
 import contextlib
+import io
 import logging
 import math
 import sys
+from pathlib import Path
+
+# The largest numbers that options take: what is beyond them is a slip, and would end in an error of some library, or
+# fill the memory before anything is said.
+MAX_WHOLE = 2 ** 31 - 1  # a 32-bit integer, which every library here takes
+MAX_SEED = 2 ** 32 - 1  # scikit-learn's; numpy and torch take larger ones
+MAX_BATCH = 2 ** 16  # samples; of the published input 34 GB
+MAX_WORKERS = 256  # processes; more than a machine has cores, and each takes memory of its own
+MAX_MEL_BINS = 256  # half of features.FFT_SAMPLES: the FFT tells no more frequencies apart
+MAX_FRAMES = 360_000  # of 10 ms: an hour
+MAX_MESSAGE = 1000  # characters of a mistake's sentence that quotes what the user gave
 
 
 class OptionParser(argparse.ArgumentParser):
-    """argparse with one form of every name (`--a-b` is `--a_b`), no abbreviations, and negative numbers as values."""
+    """argparse with one form of every name (`--a-b` is `--a_b`), no abbreviations, and negative numbers as values.
+
+    Texts and paths must not be empty: an empty path would be taken for the folder that the program was started in.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        self.register('type', None, _nonempty)
+        self.register('type', Path, lambda text: Path(_nonempty(text)))
 
     def parse_args(self, args=None, namespace=None):
         return super().parse_args(normalise_options(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message):
-        self.exit(2, f'{self.prog}: {message} (--help lists the options)\n')
+        self.exit(2, f'{self.prog}: {_one_line(message)} (--help lists the options)\n')
+
+
+def _one_line(message):
+    line = ' '.join(message.split())
+    return line if len(line) <= MAX_MESSAGE else f'{line[:MAX_MESSAGE]}...'
 
 
 def normalise_options(argv):
@@ -47,18 +69,29 @@ def boolean(text):
     try:
         return {'true': True, 'false': False}[text.lower()]
     except KeyError:
-        raise argparse.ArgumentTypeError(f'expected True or False, got {text!r}') from None
+        raise argparse.ArgumentTypeError(f'expected True or False, got {_quoted(text)}') from None
 
 
-def whole(minimum):
-    """An option type: whole numbers from `minimum` up."""
+def _quoted(text):
+    return repr(text if len(text) <= 50 else f'{text[:50]}...')
+
+
+def _nonempty(text):
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f'expected some text, got {_quoted(text)}')
+    return text
+
+
+def whole(minimum, maximum=MAX_WHOLE):
+    """An option type: whole numbers within [minimum, maximum]."""
     def parse(text):
         try:
             value = int(text)
         except ValueError:
             value = None
-        if value is None or value < minimum:
-            raise argparse.ArgumentTypeError(f'expected a whole number of at least {minimum}, got {text!r}')
+        if value is None or not minimum <= value <= maximum:
+            bound = f'of at most {maximum}' if value is not None and value > maximum else f'of at least {minimum}'
+            raise argparse.ArgumentTypeError(f'expected a whole number {bound}, got {_quoted(text)}')
         return value
     return parse
 
@@ -75,31 +108,48 @@ def number(minimum=-math.inf, maximum=math.inf, above=-math.inf):
             value = math.nan
         if not math.isfinite(value) or not minimum <= value <= maximum or not value > above:
             raise argparse.ArgumentTypeError(' '.join(['expected a number', ' and '.join(bounds)]).strip()
-                                             + f', got {text!r}')
+                                             + f', got {_quoted(text)}')
         return value
     return parse
+
+
+# The logarithm of a float32 energy is within -104 and 89, so no mean or standard deviation of an fbank is beyond 100;
+# one of nearly 0 would blow rounding up.
+fbank_mean = number(-100, 100)
+fbank_std = number(above=0.001, maximum=100)
+
+
+def add_num_workers(parser):
+    """The option of all tools that load data."""
+    parser.add_argument('-w', '--num_workers', type=whole(-1, MAX_WORKERS), default=-1,
+                        help='processes that load data, -1 for one a core')
 
 
 def add_checkpoint_options(parser):
     """Options of the tools that load checkpoints: what a checkpoint may not say itself, and how to compute."""
     add = parser.add_argument
-    add('--fstride', type=whole(1), help='stride in frequency of checkpoints that do not say theirs')
-    add('--tstride', type=whole(1), help='stride in time of checkpoints that do not say theirs')
-    add('--num_mel_bins', type=whole(16), help='mel bins of checkpoints that do not say theirs')
-    add('--audio_length', type=whole(16), help='frames of 10 ms of checkpoints that do not say theirs')
-    add('--dataset_mean', type=number(), help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
-    add('--dataset_std', type=number(above=0), help='standard deviation of the fbank, likewise')
-    add('-w', '--num_workers', type=whole(-1), default=-1, help='processes that load data, -1 for one a core')
+    add('--fstride', type=whole(1, MAX_MEL_BINS), help='stride in frequency of checkpoints that do not say theirs')
+    add('--tstride', type=whole(1, MAX_FRAMES), help='stride in time of checkpoints that do not say theirs')
+    add('--num_mel_bins', type=whole(16, MAX_MEL_BINS), help='mel bins of checkpoints that do not say theirs')
+    add('--audio_length', type=whole(16, MAX_FRAMES), help='frames of 10 ms of checkpoints that do not say theirs')
+    add('--dataset_mean', type=fbank_mean, help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
+    add('--dataset_std', type=fbank_std, help='standard deviation of the fbank, likewise')
+    add_num_workers(parser)
     add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
 
 
 def setup_logging(rank=0):
-    """Log to standard error, a line a message, with the time; of several processes, those but the first only warn."""
+    """Log to standard error, a line a message, with the time; of several processes, those but the first only warn.
+
+    Standard output is made to print any text.
+    """
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, datefmt='%H:%M:%S', force=True,
                         format=f'%(asctime)s {f"process {rank}: " if rank else ""}%(message)s')
     # Its requests are no news to somebody who trains a model.
     logging.getLogger('httpx').setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every name of a file is text that a terminal takes
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 @contextlib.contextmanager

@@ -1,12 +1,16 @@
 """Label files (index,mid,display_name), datafiles ({"data": [{"wav": ..., "labels": "mid,mid"}]}), weight files."""
 import csv
 import json
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 STRINGS = np.dtypes.StringDType()
+MAX_QUOTED = 200  # characters of a file that a message quotes
+SURROGATES = re.compile(r'[\ud800-\udfff]')
 WEIGHT_RULE = 'the sum over its labels of 1000 / (samples with that label + 0.01)'
 
 
@@ -41,14 +45,24 @@ def read_labels(path):
     if not rows:
         raise DataError(f'the label file {path} lists no classes')
     for i, row in enumerate(rows):
-        if row['index'] != str(i) or not row['mid'] or row['display_name'] is None:
-            raise DataError(f'the label file {path}, line {i + 2}: expected index {i}, a mid and a name, '
-                            f'got {",".join(str(v) for v in row.values())}')
+        if row['index'] != str(i) or not row['mid'] or row['display_name'] is None or None in row:
+            raise DataError(f'the label file {path}, line {i + 2}: expected index {i}, a mid and a name, in quotes '
+                            f'where it has commas, got {quoted(",".join(map(_cell, row.values())))}')
     mids = tuple(row['mid'] for row in rows)
     if len(set(mids)) < len(mids):
         repeated = next(mid for i, mid in enumerate(mids) if mid in mids[:i])
-        raise DataError(f'the label file {path} lists {repeated} twice')
+        raise DataError(f'the label file {path} lists {quoted(repeated)} twice')
     return Labels(mids, tuple(row['display_name'] for row in rows))
+
+
+def quoted(text):
+    """Text of a file as a message quotes it: on one line, of bearable length."""
+    return repr(text if len(text) <= MAX_QUOTED else f'{text[:MAX_QUOTED]}...')
+
+
+def _cell(value):
+    """The text of what csv.DictReader has for a cell: a list of those beyond the header, None for a missing one."""
+    return ','.join(value) if isinstance(value, list) else value or ''
 
 
 @dataclass(frozen=True)
@@ -81,12 +95,18 @@ def read_entries(path):
 def entry_problem(entry, known_mids):
     """What is wrong with one entry of a datafile, as text, or None."""
     values = (entry.get('wav'), entry.get('labels')) if isinstance(entry, dict) else (None,)
-    if not all(isinstance(value, str) and value and '\0' not in value for value in values):
-        return f'expected "wav" and "labels", both non-empty text, got {str(entry)[:200]}'
+    if not all(map(is_text, values)):
+        return f'expected "wav" and "labels", both non-empty text, got {quoted(str(entry))}'
     for mid in entry['labels'].split(','):
         if mid not in known_mids:
-            return f'{entry["wav"]}: the label {mid!r} is not in the label file'
+            return f'{quoted(entry["wav"])}: the label {quoted(mid)} is not in the label file'
     return None
+
+
+def is_text(value):
+    """Whether a value is text that may name a file; JSON's "\\ud800" is half a character, which UTF-8 does not have."""
+    return isinstance(value, str) and bool(value) and '\0' not in value and (
+        value.isascii() or not SURROGATES.search(value))
 
 
 def read_datafile(path, known_mids):
@@ -105,7 +125,9 @@ def read_datafile(path, known_mids):
 def read_sample_weights(path, samples):
     """Read a weight file (one number a sample) for weighted sampling. Returns (samples,) float64; raises DataError."""
     try:
-        weights = np.loadtxt(path, dtype=np.float64, ndmin=1, delimiter=',')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)  # of an empty file
+            weights = np.loadtxt(path, dtype=np.float64, ndmin=1, delimiter=',')
     except (OSError, ValueError) as error:
         raise DataError(f'cannot read the weight file {path}: {_reason(error)}; it holds, '
                         f'for each sample, {WEIGHT_RULE}') from None

@@ -6,16 +6,26 @@ from pathlib import Path
 from filelock import FileLock
 
 from models.files import DownloadError, download
+from utilities.folders import making
 from utilities.labels import DataError
 from utilities.results import write_json
+
+MARKER = 'source.json'  # says which source a folder was prepared from
 
 
 @contextlib.contextmanager
 def only_one(out_dir):
-    """Make the folder of a preparation and keep other processes out of it: jobs of one dataset may start together."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(out_dir / 'lock'):
-        yield
+    """Make the folder of a preparation and keep other processes out of it: jobs of one dataset may start together.
+
+    A folder in which nothing came to be is removed again.
+    """
+    with making(out_dir), FileLock(out_dir / 'lock'):
+        try:
+            yield
+        finally:
+            if {entry.name for entry in out_dir.iterdir()} <= {'lock', MARKER}:
+                for name in ('lock', MARKER):  # the lock before its release: who waits for a lost file asks again
+                    (out_dir / name).unlink(missing_ok=True)
 
 
 def fetch(url, check):
@@ -38,7 +48,7 @@ def check_not_mixed(out_dir, source, *made):
 
     made: what a preparation leaves in out_dir, besides the mark of its source, which this writes.
     """
-    marker = out_dir / 'source.json'
+    marker = out_dir / MARKER
     before = json.loads(marker.read_text())['source'] if marker.exists() else None
     left = [str(path) for path in made if path.exists()]
     if before not in (None, source) and left:

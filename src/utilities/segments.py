@@ -5,7 +5,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from utilities.labels import DataError
+from utilities.labels import DataError, quoted
 
 VIDEO_ID = '[A-Za-z0-9_-]{11}'  # what YouTube's ids look like, as a regular expression
 FORM = 'YTID, start_seconds, end_seconds, "mid,mid"'
@@ -74,18 +74,18 @@ def _parse(text, tuples, known_mids, where):
     try:
         columns = next(csv.reader([text], skipinitialspace=True, strict=True))
     except csv.Error as error:
-        raise DataError(f'{where}: expected {FORM}, got {text[:200]} ({error})') from None
+        raise DataError(f'{where}: expected {FORM}, got {quoted(text)} ({error})') from None
     if len(columns) < 4:
-        raise DataError(f'{where}: expected four columns, {FORM}, got {text[:200]}')
+        raise DataError(f'{where}: expected four columns, {FORM}, got {quoted(text)}')
     video_id, start, end = (column.rstrip() for column in columns[:3])
     if not _is_video_id(video_id):
-        raise DataError(f'{where}: a YTID is 11 letters, digits, - or _, got {video_id[:200]!r}')
+        raise DataError(f'{where}: a YTID is 11 letters, digits, - or _, got {quoted(video_id)}')
     try:
         start_seconds, end_seconds = float(start), float(end)
     except ValueError:
         start_seconds = end_seconds = math.nan
     if not 0 <= start_seconds < end_seconds < math.inf:
-        raise DataError(f'{where}: expected a start and a later end in seconds, got {start[:50]!r} and {end[:50]!r}')
+        raise DataError(f'{where}: expected a start and a later end in seconds, got {quoted(start)} and {quoted(end)}')
     labels = ','.join(columns[3:])  # without quotes, every label is a column
     if labels not in tuples:
         tuples[labels] = _mids(labels, known_mids, where)
@@ -101,5 +101,5 @@ def _mids(labels, known_mids, where):
         raise DataError(f'{where}: there are no labels; expected {FORM}')
     for mid in mids:
         if mid not in known_mids:
-            raise DataError(f'{where}: the label {mid[:200]!r} is not in the label file')
+            raise DataError(f'{where}: the label {quoted(mid)} is not in the label file')
     return mids

@@ -1,6 +1,5 @@
-"""Fixtures for the recipes: scripts as modules, a small dataset in ESC-50's layout, and a shell to run them in."""
+"""Fixtures for the recipes: a small dataset in ESC-50's layout, and a shell to run them in."""
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -9,19 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-
-
-@pytest.fixture(scope='session')
-def load_script(root):
-    """Import a script below egs/ as a module, by its path from the root."""
-    def load(path):
-        sys.path.insert(0, str((root / path).parent))  # as python does for a script
-        spec = importlib.util.spec_from_file_location(Path(path).stem, root / path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where multiprocessing looks the script's functions up
-        spec.loader.exec_module(module)
-        return module
-    return load
 
 
 @pytest.fixture(scope='session', autouse=True)

@@ -100,7 +100,7 @@ def test_the_authors_speed_gives_the_hours_of_their_run(scaling, capsys):
 
 @pytest.mark.parametrize('words, reason', [
     ([], 'required: --step_seconds'),
-    (['--step_seconds', '0'], 'above 0'),
+    (['--step_seconds', '0'], 'at least 1e-09'),
     (['--step_seconds', '0.1', '--overlap', '1.5'], 'at most 1'),
     (['--step_seconds', '0.1', '--gpus', '8', '12'], '--gpus 12 .* multiple of --gpus_a_node 8'),
     (['--step_seconds', '0.1', '--gpus', '100000'], '--gpus 100000 is more than 4096'),

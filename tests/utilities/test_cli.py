@@ -1,11 +1,16 @@
 """How options are spelled and checked, and how mistakes are shown."""
 import argparse
+import io
 import logging
+import sys
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from utilities.cli import OptionParser, boolean, exit_on, normalise_options, number, setup_logging, whole
+from features import FFT_SAMPLES
+from utilities.cli import (MAX_MEL_BINS, MAX_MESSAGE, OptionParser, boolean, exit_on, normalise_options, number,
+                           setup_logging, whole)
 from utilities.labels import DataError
 
 
@@ -14,6 +19,7 @@ def parse():
     """Parse a command line, given as one text, with options of every kind."""
     parser = OptionParser(prog='tool')
     parser.add_argument('--data_train')
+    parser.add_argument('--exp_dir', type=Path)
     parser.add_argument('--dataset_mean', type=number())
     parser.add_argument('--share', type=number(0, 1))
     parser.add_argument('--lr', '--learning_rate', type=number(above=0))
@@ -99,7 +105,9 @@ def test_a_value_out_of_range_is_refused_in_one_line_that_names_the_option(refus
 
 
 @pytest.mark.parametrize('kind, text, expected', [
-    (whole(1), '0', 'a whole number of at least 1'), (number(0, 1), '2', 'a number of at least 0 and of at most 1'),
+    (whole(1), '0', 'a whole number of at least 1'), (whole(1, 9), '10', 'a whole number of at most 9'),
+    (whole(1), '99999999999', 'a whole number of at most 2147483647'),
+    (number(0, 1), '2', 'a number of at least 0 and of at most 1'),
     (number(above=0), '0', 'a number above 0'), (number(), 'x', "a number, got 'x'"), (boolean, 'x', 'True or False')])
 def test_a_refused_value_is_quoted_with_what_was_expected(kind, text, expected):
     with pytest.raises(argparse.ArgumentTypeError, match=expected) as error:
@@ -146,6 +154,35 @@ def test_log_lines_go_to_standard_error_with_the_time(capsys, root_logger):
     captured = capsys.readouterr()
     assert captured.out == ''
     assert captured.err.endswith(' hello\n') and captured.err[:8].count(':') == 2
+
+
+@pytest.mark.parametrize('text', ['--data_train=', '--exp_dir=', '--exp_dir= '])
+def test_an_empty_text_is_no_path(refuse, text):
+    assert 'expected some text' in (message := refuse(text)) and text.rstrip('= ') in message
+
+
+def test_a_path_is_a_path(parse):
+    assert parse('--exp_dir a/b').exp_dir == Path('a/b')
+
+
+def test_a_mistake_is_one_line_of_bearable_length_whatever_was_typed(parse, capsys):
+    for text in ('a\nb', 'x' * 100_000):
+        with pytest.raises(SystemExit):
+            OptionParser(prog='tool').parse_args([text])
+        message = capsys.readouterr().err
+        assert message.count('\n') == 1 and len(message) < MAX_MESSAGE + 100
+
+
+def test_standard_output_prints_names_that_its_encoding_does_not_have(monkeypatch, root_logger):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(written, encoding='ascii'))
+    setup_logging()
+    print('Élan \udcff.wav', flush=True)
+    assert written.getvalue() == b'\\xc9lan \\udcff.wav\n'
+
+
+def test_no_more_mel_bins_are_asked_for_than_the_fft_tells_apart():
+    assert MAX_MEL_BINS == FFT_SAMPLES // 2
 
 
 def test_what_follows_two_dashes_is_left_as_it_is():

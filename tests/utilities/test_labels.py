@@ -26,7 +26,8 @@ def test_labels_keep_the_order_of_the_file(write):
     ('index,mid,display_name\n0,/m/0,a\n2,/m/1,b\n', 'line 3: expected index 1'),
     ('index,mid,display_name\n0,/m/0\n', 'line 2'),
     ('index,mid,display_name\n0,,a\n', 'line 2'),
-    ('index,mid,display_name\n0,/m/0,a\n1,/m/0,b\n', '/m/0 twice'),
+    ('index,mid,display_name\n0,/m/0,speech, man\n', "in quotes where it has commas, got '0,/m/0,speech, man'"),
+    ('index,mid,display_name\n0,/m/0,a\n1,/m/0,b\n', "'/m/0' twice"),
     (b'\xff\xfe\x00', 'cannot read')])
 def test_a_bad_label_file_is_named_with_the_reason(write, content, reason):
     path = write(content)
@@ -66,7 +67,9 @@ def test_a_file_that_is_no_datafile_is_named_with_the_reason(write, content, rea
 @pytest.mark.parametrize('entry, reason', [
     ({'wav': 'b.wav'}, 'expected "wav" and "labels"'), ({'labels': '/m/0'}, 'expected "wav" and "labels"'),
     ({**GOOD, 'wav': ''}, 'non-empty'), ({**GOOD, 'labels': ''}, 'non-empty'), ({**GOOD, 'labels': ['/m/0']}, 'text'),
-    ({**GOOD, 'wav': 3}, 'text'), ('a.wav', 'expected'), ({**GOOD, 'wav': 'a\0b.wav'}, 'expected'),
+    ({**GOOD, 'wav': 3}, 'text'), ({**GOOD, 'wav': 'half \ud800 a character'}, 'text'),
+    ({**GOOD, 'wav': 'a\nb', 'labels': '/m/9'}, r"'a\\nb': the label"),
+    ('a.wav', 'expected'), ({**GOOD, 'wav': 'a\0b.wav'}, 'expected'),
     ({**GOOD, 'labels': '/m/0,/m/9'}, "a.wav.*'/m/9' is not in the label file"),
     ({**GOOD, 'labels': '/m/0, /m/1'}, "' /m/1' is not in the label file"),
     ({**GOOD, 'labels': '/m/0,'}, "'' is not in the label file")])

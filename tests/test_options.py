@@ -1,0 +1,238 @@
+"""Every option of every entry point with every value that it can be wrong in: one sentence, and nothing left behind."""
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dataloader import one_thread
+from models import ASTModel, save_checkpoint
+from utilities.cli import MAX_MESSAGE, OptionParser, boolean
+from utilities.interrupt import STOP_SIGNALS
+
+CLIPS = 6
+MODEL = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 3 --exp_dir deep/exp '
+         '--num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
+         '--batch_size 4 --num_workers 0 --device cpu')
+LOADING = '--num_workers 0 --device cpu --label_csv labels.csv'
+# A right command line of every entry point. What it would write is in a folder that is not there yet.
+ENTRY_POINTS = {
+    'src/run.py': MODEL,
+    'src/inference.py': f'clip0.wav --checkpoint model.pth --json deep/out.json {LOADING}',
+    'src/get_norm_stats.py': '--data_train data.json --label_csv labels.csv --num_workers 0',
+    'src/check_data.py': 'data.json --label_csv labels.csv',
+    'src/report.py': '--exp_dir deep/exp',
+    'src/summarise_folds.py': '--exp_dir deep/exp',
+    'src/average_checkpoints.py': '--checkpoints model.pth model.pth --out deep/mean.pth',
+    'egs/audioset/download_models.py': 'audioset_10_10_0.4593',
+    'egs/audioset/ensemble.py': f'--checkpoints model.pth --data_eval data.json --exp_dir deep/exp {LOADING}',
+    'egs/audioset/gen_weight_file.py': 'data.json --label_csv labels.csv',
+    'egs/audioset/prep_audioset.py': '--segments segments.csv --audio_dir audio --out deep/data.json --label_csv '
+                                     'labels.csv',
+    'egs/audioset/scaling.py': '--step_seconds 0.1',
+    'egs/esc50/make_demo_data.py': '--out_dir deep/out --clips_per_fold 1',
+    'egs/esc50/prep_esc50.py': '--data_dir folder --prep_dir deep/prep',
+    'egs/own_dataset/prep_own.py': '--data classes --prep_dir deep/prep --val_share 0.3',
+    'egs/speechcommands/prep_sc.py': '--data_dir folder --prep_dir deep/prep',
+}
+# What the texts among the options stand for, by their names.
+KINDS = {
+    'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments',
+    'input folder': 'audio_dir data data_dir',
+    'recordings': 'audio audio_path',  # of which those that can be read are used: test_inference.py
+    'checkpoint': 'checkpoint checkpoints',
+    'output file': 'json csv embeddings out',
+    'output folder': 'exp_dir prep_dir out_dir flac_dir shards plot',
+    'known name': 'device names',
+    'any name': 'dataset',
+}
+UNUSABLE = ['missing', 'dangling', 'labels.csv/below', 'x' * 5000]
+REFUSED = {
+    'input file': [*UNUSABLE, 'folder', 'rubbish', '/proc/self/mem'],
+    'input folder': [*UNUSABLE, 'rubbish'],
+    'recordings': [],
+    'checkpoint': ['missing.pth', 'dangling', 'labels.csv/below.pth', 'x' * 5000, 'folder', 'rubbish'],
+    'output file': ['folder', 'labels.csv/below', 'x' * 5000 + '/x.pth', '/proc/nowhere/x.pth'],
+    'output folder': ['labels.csv', 'labels.csv/below', 'x' * 5000, '/proc/nowhere'],
+    'known name': ['nonsense', '-1', 'x' * 5000],
+    'any name': [],
+    'number': ['some', 'nan', 'inf', '-inf', '1e400', '9' * 400, '9' * 5000, '0x10', 'True'],
+    'one of a few': ['some', '-1', '0', 'nan', '1e30', 'x' * 5000],
+}
+# Numbers that may be right: the program does what it is to do, or refuses them as it does the others.
+EXTREME = ['-1', '0', '1', '0.5', '1e-300', '1e30', '1e300', '2147483647', '4294967296', '9' * 30]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch, hub_offline, make_labels, make_datafile, make_tone):
+    """Work in a folder with what the command lines name, and files that are of no use; leave this process as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
+    for name in ('folder', 'torch_home', 'audio', 'classes/a', 'classes/b'):
+        (tmp_path / name).mkdir(parents=True)
+    make_labels(3)
+    clips = [(make_tone(f'clip{i}.wav', seconds=0.4, seed=i), f'/m/{i % 3}') for i in range(CLIPS)]
+    make_datafile(clips)
+    for i in range(CLIPS):
+        make_tone(f'classes/{"ab"[i % 2]}/{i}.wav', seconds=0.1)
+    make_tone('audio/aaaaaaaaaaa.wav', seconds=0.1)
+    (tmp_path / 'segments.csv').write_text('aaaaaaaaaaa, 0, 10, "/m/0"\n')
+    (tmp_path / 'rubbish').write_bytes(bytes(range(256)) * 3)
+    (tmp_path / 'dangling').symlink_to('nowhere')
+    (tmp_path / 'torch_home' / 'audioset_10_10_0.4593.pth').touch()
+    model = ASTModel(3, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+    save_checkpoint(model, tmp_path / 'model.pth', mean=-4.0, std=4.0, loss='BCE')
+    root, signals = logging.getLogger(), {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handlers, level, tf32 = root.handlers[:], root.level, torch.backends.cuda.matmul.allow_tf32
+    with one_thread():
+        yield tmp_path
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def start(load_script, monkeypatch, capsys):
+    """Run an entry point in this process; returns None where it succeeds, else the last thing that it says."""
+    def run(script, words):
+        monkeypatch.setattr(sys, 'argv', [script, *words])
+        try:
+            load_script(script).main()
+        except SystemExit as stop:
+            seen = capsys.readouterr()
+            assert 'Traceback' not in seen.err
+            if isinstance(stop.code, str):
+                return stop.code
+            said = (seen.err or seen.out).rstrip('\n').split('\n')[-1]
+            return said if stop.code == 2 else f'{said} {seen.out}' if stop.code else None
+        finally:
+            capsys.readouterr()
+    return run
+
+
+class Captured(Exception):
+    """Carries a parser out of a main()."""
+
+
+@pytest.fixture
+def parser_of(load_script, monkeypatch):
+    """The parser that an entry point makes."""
+    def find(script):
+        def capture(self, *_):
+            raise Captured(self)
+        with monkeypatch.context() as patch, pytest.raises(Captured) as captured:
+            patch.setattr(OptionParser, 'parse_args', capture)
+            load_script(script).main()
+        return captured.value.args[0]
+    return find
+
+
+def kind_of(action):
+    """A key of REFUSED."""
+    if action.choices or action.type is boolean:
+        return 'one of a few'
+    if action.type not in (None, Path):
+        return 'number'
+    kinds = [kind for kind, names in KINDS.items() if action.dest in names.split()]
+    assert kinds, f'say in KINDS what {action.dest} stands for'
+    return kinds[0]
+
+
+def command(script, action, value):
+    """The words of a right command line, but for this value of this option; in its short form a value may be -1."""
+    words = ENTRY_POINTS[script].split()
+    if not action.option_strings:
+        known = [word for word in words if not word.startswith('-')]
+        return [value, *words[words.index(known[0]) + 1:]]
+    for name in action.option_strings:
+        while name in words:
+            del words[words.index(name):words.index(name) + 2]
+    if action.dest == 'data_path':  # which stands in place of a positional
+        words = words[1:]
+    return [*words, f'{action.option_strings[-1]}={value}']
+
+
+def snapshot(folder):
+    """The files and folders in a folder, with their sizes."""
+    return {path: path.lstat().st_size for path in folder.rglob('*') if '__pycache__' not in path.parts}
+
+
+def complaint(message, action, value):
+    """What is wrong with a message about a value of an option, or None."""
+    if len(message) > MAX_MESSAGE + 6000:
+        return 'is too long'
+    if '\n' in message.strip():
+        return 'has several lines'
+    names = (*action.option_strings, action.dest, action.metavar or action.dest)
+    paths = [path for path in (value, os.path.dirname(value)) if len(path) > 1]  # of a file or of its folder
+    if not any(name in message for name in names) and not any(path[:MAX_MESSAGE // 2] in message for path in paths):
+        return 'names neither the option nor the value'
+
+
+@pytest.mark.parametrize('script', ENTRY_POINTS)
+def test_a_wrong_value_of_an_option_is_one_sentence_and_leaves_nothing(script, start, parser_of, folder):
+    wrong = []
+    for action in parser_of(script)._actions:
+        if action.nargs == 0:  # a flag without a value, or --help
+            continue
+        for value in ['', ' ', *REFUSED[kind_of(action)]]:
+            before = snapshot(folder)
+            message = start(script, command(script, action, value))
+            problem = complaint(message, action, value) if message else 'was accepted'
+            left = [str(path.relative_to(folder)) for path in snapshot(folder) if path not in before]
+            if problem or left:
+                wrong.append(f'{action.dest} {value[:30]!r}: {problem} {left} {(message or "")[:300]!r}')
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('script', ENTRY_POINTS)
+def test_an_extreme_number_works_or_is_one_sentence(script, start, parser_of):
+    wrong = []
+    for action in parser_of(script)._actions:
+        if action.nargs == 0 or kind_of(action) != 'number':
+            continue
+        for value in EXTREME:
+            shutil.rmtree('deep', ignore_errors=True)  # what the value before has made
+            words = command(script, action, value)
+            message = start(script, [*words, '--dry_run'] if script == 'src/run.py' else words)
+            if message and (problem := complaint(message, action, value)):
+                wrong.append(f'{action.dest} {value!r}: {problem} {message[:300]!r}')
+    assert not wrong, '\n'.join(wrong)
+
+
+@pytest.mark.parametrize('options, reason', [
+    ('--batch_size 1000000000', '--batch_size.*at most 65536'),
+    ('--batch_size 65536 --audio_length 360000 --tstride 16', '--batch_size 65536.* GB, more than'),
+    ('--audio_length 1000000000', '--audio_length.*at most 360000'),
+    ('--num_mel_bins 1000000', '--num_mel_bins.*at most 256'),
+    ('--n_class 1000000000', '--n_class is 1000000000, but labels.csv lists 3'),
+    ('--n_class 4 --data_val missing', '--n_class is 4'),
+    ('--bal bal --data_val missing', '--bal bal .*data_weight.csv'),
+    ('--fstride 33', '--fstride 33 .* 32 mel bins'), ('--tstride 33', '--tstride 33 .* 32 frames'),
+    ('--fstride 1 --tstride 1 --audio_length 8000', '--fstride 1 and --tstride 1 .*135745 patches'),
+    ('--num_workers 1000000', '--num_workers.*at most 256'), ('--seed 4294967296', '--seed.*at most 4294967295'),
+    ('--dataset_mean 1e30', '--dataset_mean.*at most 100'), ('--dataset_std 1e-30', '--dataset_std.*above 0.001'),
+    ('--timeout_minutes 1e30', '--timeout_minutes'), ('--lr 0 --exp_dir=', '--lr'), ('--exp_dir=', '--exp_dir')])
+def test_sizes_that_no_training_has_are_refused_before_anything_is_read(start, folder, options, reason):
+    message = start('src/run.py', [*MODEL.split(), *options.split()])
+    assert re.search(reason, message or '') and '\n' not in message
+    assert not (folder / 'deep').exists()
+
+
+def test_every_script_with_options_is_walked_here(root):
+    with_parser = {str(path.relative_to(root)) for part in ('src', 'egs') for path in (root / part).rglob('*.py')
+                   if 'OptionParser(' in path.read_text() and path.name != 'cli.py'}
+    assert with_parser == set(ENTRY_POINTS)
+
+
+def test_an_exp_dir_that_somebody_made_stays_where_a_run_is_refused(start, folder):
+    (folder / 'deep' / 'exp').mkdir(parents=True)
+    start('src/run.py', [*MODEL.split(), '--n_class', '4'])
+    assert os.listdir(folder / 'deep') == ['exp']
