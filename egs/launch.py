@@ -130,8 +130,8 @@ def main(argv=None):
     add('--timeout_minutes', type=number(above=0), default=30, help='how long to wait for the other machines')
     add('options', nargs='*', help='options of run.py')
     args = parser.parse_args(argv)
-    if args.nodes > 1 and args.node_rank is None:
-        parser.error('--nodes needs --node_rank')
+    if args.nodes > 1 and args.node_rank is None or args.node_rank is not None and args.node_rank >= args.nodes:
+        parser.error(f'--nodes {args.nodes} needs a --node_rank from 0 to {args.nodes - 1}')
     processes = choose_processes(args.processes, args.without_gpus)
     os.environ.setdefault('OMP_NUM_THREADS', str(max(1, available_cores() // processes)))
     if 'LOGLEVEL' not in os.environ:  # torchrun's: what the processes say themselves is enough

@@ -7,6 +7,8 @@ import torch
 from models.files import atomic_write
 from models.state_dicts import load_tensors, reason_of
 
+LATER_PARTS = ('bad_audio',)  # which checkpoints of earlier versions lack
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that a run cannot go on from; the message names the file and what to do."""
@@ -57,7 +59,7 @@ class Checkpoint:
         try:
             state = load_tensors(self.path)
             for name, part in self.parts.items():
-                part.load_state_dict(state[name])
+                part.load_state_dict(state.get(name, {}) if name in LATER_PARTS else state[name])
         except Exception as error:  # torch.load, and parts that are given something else, raise nearly anything
             raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None

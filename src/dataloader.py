@@ -143,10 +143,6 @@ class AudiosetDataset(Dataset):
         replaced, self._replaced = self._replaced, []
         return replaced
 
-    def features(self, batch, device):
-        """The fbanks of a batch of `collate`, where `device` is still to compute them."""
-        return batch
-
     def fbank(self, index, augmentation):
         """The fbank (frames, num_mel_bins) of a recording, mixed with its partner; not fitted, masked or normalised.
 
@@ -299,11 +295,10 @@ def count_workers(num_workers, processes=1):
     return max(1, available_cores() // processes) if num_workers < 0 else num_workers
 
 
-def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, device=None, world=World()):
+def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, world=World()):
     """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores.
 
-    device: where the fbanks of a WaveformDataset are computed. world: with several processes, this one's part of every
-    batch of a sampler (SharedBatches), or its part of the dataset.
+    world: with several processes, this one's part of every batch of a sampler (SharedBatches), or of the dataset.
     """
     workers = count_workers(num_workers, world.local_size)
     _end_workers_at_exit()
@@ -314,35 +309,56 @@ def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, devi
     else:
         options |= {'sampler': world.part(len(dataset)), 'batch_size': batch_size}
     if isinstance(dataset, AudiosetDataset):
-        return AudioLoader(dataset, device, **options)
+        return AudioLoader(dataset, world, **options)
     return DataLoader(dataset, **options)
 
 
 class AudioLoader(DataLoader):
-    """A DataLoader of an AudiosetDataset, or of a WaveformDataset, whose fbanks are computed on `device`.
+    """A DataLoader of an AudiosetDataset. Yields (fbanks (B, target_length, num_mel_bins), labels (B, classes)).
 
-    Yields (fbanks (B, target_length, num_mel_bins), labels (B, classes)). bad_audio: what was replaced meanwhile.
+    Those of a WaveformDataset are Pending. bad_audio: what was replaced meanwhile.
     """
 
-    def __init__(self, dataset, device, **options):
+    def __init__(self, dataset, world, **options):
         super().__init__(dataset, collate_fn=dataset.collate, **options)
-        self.device = device
-        self.bad_audio = BadAudio()
+        self.bad_audio = BadAudio(world)
 
     def __iter__(self):
         for batch, labels, replaced in super().__iter__():
             self.bad_audio.note(replaced)
-            yield self.dataset.features(batch, self.device), labels
+            yield (Pending(self.dataset, batch) if isinstance(batch, Waveforms) else batch), labels
+
+
+class Pending(NamedTuple):
+    """Fbanks that are computed where they are wanted: a batch's `to`, as a tensor has it, makes the tensor."""
+    dataset: WaveformDataset
+    batch: Waveforms
+
+    def to(self, device, non_blocking=True):
+        """The fbanks (B, target_length, num_mel_bins) on a device."""
+        return self.dataset.features(self.batch, device)
 
 
 class BadAudio:
     """The training samples that others replaced, since recordings could not be read. Logs each recording once.
 
-    count: how many in the epoch under way; reasons: one a recording, of all epochs.
+    count: how many in the epoch under way, in this process; reasons: one a recording, of all epochs.
     """
 
-    def __init__(self):
-        self.count, self.reasons = 0, []
+    def __init__(self, world=World()):
+        self.world, self.count, self.reasons = world, 0, []
+
+    def total(self):
+        """The count of all processes, which all call this."""
+        return int(self.world.gather_numbers(self.count).sum())
+
+    def state_dict(self):
+        """What a checkpoint keeps of it. All processes call this."""
+        return {'count': self.total()}
+
+    def load_state_dict(self, state):
+        """Go back to a state of state_dict, of any number of processes."""
+        self.count = state.get('count', 0) if self.world.is_main else 0
 
     def note(self, replaced):
         """replaced: for each sample the reasons, a list."""

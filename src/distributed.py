@@ -21,8 +21,8 @@ class DistributedError(RuntimeError):
 class World:
     """The processes of a run, of which this one is number `rank` of `size`; by default it is alone.
 
-    local_rank, local_size: the same on its machine. Every method is called by all processes, in the same order; alone,
-    none of them does anything.
+    local_rank, local_size: the same on its machine. on_main, gather_rows and gather_numbers are called by all processes
+    in the same order; alone, a process talks to nobody.
     """
     rank: int = 0
     size: int = 1
@@ -41,9 +41,11 @@ class World:
         if device.index is not None:
             raise ValueError(f'--device {device} is one GPU, but there are {self.size} processes: --device cuda')
         visible = torch.cuda.device_count()
-        if 1 < visible < self.local_size:
-            raise ValueError(f'{self.local_size} processes share a machine on which they see {visible} GPUs')
-        return torch.device('cuda', self.local_rank if visible > 1 else 0)  # Slurm may show each process its own
+        own = self.local_rank if visible > 1 else 0  # Slurm may show each process its own
+        if visible < self.local_size or own >= visible:
+            raise ValueError(f'{max(self.local_size, self.local_rank + 1)} processes share a machine on which they see '
+                             f'{visible} GPUs: start one a GPU')
+        return torch.device('cuda', own)
 
     def start(self, device, timeout_minutes):
         """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError."""
@@ -128,33 +130,32 @@ class World:
 
 
 class Agreement:
-    """Flags that any process may raise, and that all see raised at the same call; all call it equally often.
+    """Sums of whole numbers that every process gives, and that all see at the same call; all call it equally often.
 
-    Several processes see what was raised before the call before: the answer travels while they compute, and no step
-    waits for it.
+    Several processes see the sums of the call before: they travel while the processes compute, and no step waits.
     """
 
     def __init__(self, world):
         self.world, self.pending = world, None
 
     def forget(self):
-        """Drop what was raised and not seen yet, in all processes: who still means it raises it again."""
+        """Drop what was given and not seen yet, in all processes: who still means it gives it again."""
         if self.pending:
             with in_contact():
                 self.pending[1].wait()
         self.pending = None
 
-    def __call__(self, *flags):
-        """flags: booleans. Returns as many."""
+    def __call__(self, *numbers):
+        """numbers: whole, or booleans. Returns as many sums."""
         if self.world.size == 1:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.int32)
+            return numbers
+        given = torch.tensor(numbers, dtype=torch.int64)
         with in_contact():
-            asked, self.pending = self.pending, (raised, dist.all_reduce(raised, dist.ReduceOp.MAX, async_op=True))
-            if asked is None:
-                return (False,) * len(flags)
-            asked[1].wait()
-        return tuple(map(bool, asked[0].tolist()))
+            before, self.pending = self.pending, (given, dist.all_reduce(given, async_op=True))
+            if before is None:
+                return (0,) * len(numbers)
+            before[1].wait()
+        return tuple(before[0].tolist())
 
 
 @contextlib.contextmanager
@@ -163,8 +164,9 @@ def in_contact():
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in ('gloo', 'NCCL', 'Connection'))
-        if not lost or not dist.is_initialized() or isinstance(error, DistributedError):
+        lost = isinstance(error, dist.DistError) or (
+            type(error) is RuntimeError and any(word in str(error) for word in ('gloo', 'NCCL', 'Connection')))
+        if not lost or not dist.is_initialized():
             raise
         reason = str(error).strip().splitlines()[0]
         raise DistributedError(f'process {dist.get_rank()} lost contact with another one, which died or did not answer '

@@ -190,8 +190,7 @@ def make_loaders(args, device, world=World()):
     check_files(args)
     make = functools.partial(make_dataset, args,
                              kind=WaveformDataset if features_on_device(args.features, device) else AudiosetDataset)
-    load = functools.partial(make_loader, num_workers=args.num_workers, pin_memory=device.type == 'cuda', device=device,
-                             world=world)
+    load = functools.partial(make_loader, num_workers=args.num_workers, pin_memory=device.type == 'cuda', world=world)
     train_set = make(args.data_train, 'train')
     weights = read_sample_weights(weight_file(args.data_train), len(train_set)) if args.bal == 'bal' else None
     evaluation_sets = [make(datafile, 'evaluation') for datafile in (args.data_val, args.data_eval) if datafile]
@@ -351,6 +350,7 @@ def experiment(args, model, device, loaders, exp_dir, interrupt, world):
             (exp_dir / 'interrupted').touch()
         logger.info('%s wants to go on: start it again with the same options%s', exp_dir,
                     ', but --resume auto' if args.resume == 'none' else '')
+        world.end()
         sys.exit(EXIT_CODE)
     if world.is_main:
         with warn_only('report.html'):

@@ -201,7 +201,8 @@ class Trainer:
         sizes = loader.batch_sampler.sizes() if self.world.size > 1 else None
         with Progress(title, steps, done=self.loss.steps) as progress:
             for fbanks, labels in batches:
-                own, everybodys = next(sizes) if self.world.size > 1 else (len(fbanks), len(fbanks))
+                own, everybodys = next(sizes) if self.world.size > 1 else (len(labels), len(labels))
+                fbanks = fbanks.to(self.device, non_blocking=True)  # here and not in the loader: it is no waiting
                 self.loss.add(self.step(fbanks, labels, self.world.size * own / everybodys), everybodys)
                 progress.advance(everybodys)
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:

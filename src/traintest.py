@@ -50,10 +50,10 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
     with Progress(title, len(loader)) as progress:
         for fbanks, labels in loader:
             logits = model(fbanks.to(device, non_blocking=True))
-            total = total + loss_function(logits, labels.to(device, non_blocking=True)) * len(fbanks)
+            total = total + loss_function(logits, labels.to(device, non_blocking=True)) * len(labels)
             predictions.append(logits.sigmoid())
             targets.append(labels)
-            progress.advance(len(fbanks))
+            progress.advance(len(labels))
             after_batch()
     for _ in range(len(loader), rounds):
         after_batch()
@@ -97,8 +97,10 @@ class Run:
         self.results = Results(exp_dir, settings.metrics, description['dataset'])
         self.agreement = Agreement(world)
         self.bad_audio = getattr(train_loader, 'bad_audio', None) or BadAudio()  # of a loader of anything, none
-        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, trainer=self.trainer, run=self,
-                                     **({'results': self.results} if world.is_main else {}))
+        kept = {'trainer': self.trainer, 'bad_audio': self.bad_audio}
+        if world.is_main:
+            kept['results'] = self.results
+        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, **kept)
 
     def train(self):
         """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
@@ -109,7 +111,8 @@ class Run:
             title = f'epoch {self.trainer.epoch} of {self.settings.n_epochs}'
             self.train_loader.batch_sampler.sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
             train_loss = self.trainer.run_epoch(self.train_loader, title, self.after_step)
-            replaced = int(self.world.gather_numbers(self.bad_audio.count).sum())
+            replaced = self.bad_audio.total()
+            self.stop_at_bad_audio(replaced)
             evaluation = self.evaluate(self.val_loader, f'{title}, validation')
             metrics = self.world.on_main(lambda: self.take_in(title, train_loss, evaluation))
             self.trainer.end_epoch(getattr(metrics[0], self.settings.metrics))
@@ -117,14 +120,6 @@ class Run:
             self.checkpoint.save()
             self.world.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start,
                                                            replaced))
-
-    def state_dict(self):
-        """What a checkpoint keeps of the epoch, beside the trainer. All processes call this."""
-        return {'replaced': int(self.world.gather_numbers(self.bad_audio.count).sum())}
-
-    def load_state_dict(self, state):
-        """Go back to a state of state_dict, of any number of processes."""
-        self.bad_audio.count = state['replaced'] if self.world.is_main else 0
 
     def take_up(self):
         """Look whether a checkpoint fits, and write what an earlier start did not come to after its last epoch."""
@@ -170,37 +165,37 @@ class Run:
 
     def after_step(self):
         """Write a checkpoint where one is due, and stop where that was asked for, of any process."""
-        stop, bad, due = self.agreement(self.interrupt.requested, self.has_too_much_bad_audio(),
-                                        self.world.is_main and self.checkpoint.is_due())
-        if stop or bad or due:
+        stop, replaced, due = self.agreement(self.interrupt.requested, self.bad_audio.count,
+                                             self.world.is_main and self.checkpoint.is_due())
+        self.stop_at_bad_audio(replaced)
+        if stop or due:
             self.trainer.loss.mean()  # raises where the weights are no longer worth keeping
             self.checkpoint.save()
             self.agreement.forget()
-        if bad:
-            raise TrainingError(self.bad_audio_message())
         if stop:
             raise Interrupted
 
     def stop_if_asked(self, save=False):
         """Raise Interrupted where a signal asked any process for it; save: write a checkpoint before."""
-        stop, _, _ = self.agreement(self.interrupt.requested, False, False)
+        stop, _, _ = self.agreement(self.interrupt.requested, 0, False)
         if stop:
             if save:
                 self.checkpoint.save()
+            self.agreement.forget()
             raise Interrupted
 
-    def has_too_much_bad_audio(self):
-        """Whether this process has replaced more than its share of what max_bad_audio allows in an epoch."""
-        allowed = self.settings.max_bad_audio * len(self.train_loader.dataset) / self.world.size
-        return self.bad_audio.count > allowed
-
-    def bad_audio_message(self):
-        """Why the run stops, with the recordings."""
+    def stop_at_bad_audio(self, replaced):
+        """Write a checkpoint and raise TrainingError where more samples were replaced than max_bad_audio allows."""
+        if replaced <= self.settings.max_bad_audio * len(self.train_loader.dataset):
+            return
+        self.trainer.loss.mean()
+        self.checkpoint.save()
         reasons = self.bad_audio.reasons
         listed = '; '.join(reasons[:LISTED] + [f'and {len(reasons) - LISTED} more'] * (len(reasons) > LISTED))
-        return (f'{self.bad_audio.count} samples of epoch {self.trainer.epoch} so far could not be read, more than '
-                f'--max_bad_audio {self.settings.max_bad_audio:g} of an epoch; src/check_data.py finds all such '
-                f'recordings, and with a higher --max_bad_audio the run goes on; {listed}')
+        raise TrainingError(
+            f'{replaced} samples of epoch {self.trainer.epoch} so far could not be read, more than --max_bad_audio '
+            f'{self.settings.max_bad_audio:g} of an epoch; src/check_data.py finds all such recordings, and with a '
+            f'higher --max_bad_audio the run goes on; {listed or "other processes or starts have logged them"}')
 
     def evaluate(self, loader, title):
         """The Evaluation of the model as it is. A signal stops it: what was trained before is kept in a checkpoint."""

@@ -55,12 +55,11 @@ def key_with_partner(dataset, index, partner):
 
 def epoch(dataset, workers, epochs=(1,), weights=None):
     """All batches of three of some epochs, from one loader."""
-    loader = make_loader(dataset, 3, workers, pin_memory=False, sampler=EpochSampler(len(dataset), 7, weights),
-                         device=torch.device('cpu'))
+    loader = make_loader(dataset, 3, workers, pin_memory=False, sampler=EpochSampler(len(dataset), 7, weights))
     batches = []
     for number in epochs:
         loader.batch_sampler.sampler.set_epoch(number)
-        batches += list(loader)
+        batches += [(fbanks.to('cpu'), labels) for fbanks, labels in loader]
     return batches
 
 

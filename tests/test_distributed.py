@@ -97,8 +97,8 @@ def test_a_run_goes_on_with_another_number_of_processes(data, before, after):
 @pytest.mark.parametrize('number, victim', [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
 def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_goes_on(data, number, victim):
     exp_dir, log = f'lost{number}{victim}', f'lost{number}{victim}.txt'
-    options = [*OPTIONS, '--exp_dir', exp_dir, '--timeout_minutes', '0.1', '--checkpoint_minutes', '0']
-    ranks = start_ranks(2, options, data, log)
+    options = [*OPTIONS, '--exp_dir', exp_dir, '--checkpoint_minutes', '0']
+    ranks = start_ranks(2, [*options, '--timeout_minutes', '0.2'], data, log)
     wait_for('epoch 2 of 2, step 2 of 6', data, log)
     os.kill(ranks[victim].pid, number)
     assert finish_ranks([ranks[1 - victim]], 60) == [1]
@@ -178,8 +178,9 @@ def test_an_incomplete_environment_is_refused(monkeypatch, change, reason):
 
 
 @pytest.mark.parametrize('world, gpus, asked, expected', [
-    (World(), 4, 'cuda', 'cuda'), (World(5, 8, 1, 4), 4, 'cuda', 'cuda:1'), (World(5, 8, 1, 4), 1, 'cuda', 'cuda:0'),
+    (World(), 4, 'cuda', 'cuda'), (World(5, 8, 1, 4), 4, 'cuda', 'cuda:1'), (World(5, 8, 5), 1, 'cuda', 'cuda:0'),
     (World(1, 2, 1, 2), 0, 'cpu', 'cpu'), (World(5, 8, 1, 4), 2, 'cuda', 'see 2 GPUs'),
+    (World(1, 2, 1, 2), 1, 'cuda', 'see 1 GPUs'), (World(5, 8, 5), 4, 'cuda', 'see 4 GPUs'),
     (World(1, 2, 1, 2), 2, 'cuda:0', '--device cuda:0 is one GPU')])
 def test_every_process_takes_its_own_gpu(monkeypatch, world, gpus, asked, expected):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
