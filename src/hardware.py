@@ -2,6 +2,7 @@
 import logging
 import math
 import os
+import re
 
 import torch
 from torch import nn
@@ -16,16 +17,13 @@ def choose_device(name):
     """
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f'--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}') from None
+    if not re.fullmatch('cpu|mps|cuda(:[0-9]{1,2})?', name):  # torch takes cuda:128 for cuda:-128
+        raise ValueError(f'--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}')
+    device = torch.device(name)
     if device.type == 'cuda' and not (device.index or 0) < torch.cuda.device_count():
         raise ValueError(f'--device {name}: this machine has {torch.cuda.device_count()} CUDA devices')
     if device.type == 'mps' and not torch.backends.mps.is_available():
         raise ValueError('--device mps: PyTorch finds no MPS device on this machine')
-    if device.type not in ('cpu', 'cuda', 'mps'):
-        raise ValueError(f'--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}')
     return device
 
 

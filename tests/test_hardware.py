@@ -35,7 +35,8 @@ def test_a_device_that_is_there_is_taken_as_named(machine, name):
 @pytest.mark.parametrize('gpus, name, reason', [
     (0, 'cuda', 'has 0 CUDA devices'), (0, 'cuda:0', 'has 0 CUDA devices'), (2, 'cuda:2', 'has 2 CUDA devices'),
     (0, 'mps', 'no MPS device'), (0, 'tpu', 'must be auto, cpu, cuda, cuda:N or mps'), (0, '', 'must be auto'),
-    (0, 'meta', 'must be auto'), (2, 'cuda:one', 'must be auto'), (2, 'cuda:-1', 'must be auto')])
+    (0, 'meta', 'must be auto'), (2, 'cuda:one', 'must be auto'), (2, 'cuda:-1', 'must be auto'),
+    (2, 'cuda:128', 'must be auto'), (2, 'cpu:1', 'must be auto')])
 def test_a_device_that_is_not_there_is_refused_with_the_reason(machine, gpus, name, reason):
     machine(gpus=gpus)
     with pytest.raises(ValueError, match=f'--device.*{reason}'):

@@ -1,4 +1,6 @@
 """Every option of every entry point with every value that it can be wrong in: one sentence, and nothing left behind."""
+import functools
+import importlib
 import logging
 import os
 import re
@@ -59,7 +61,7 @@ REFUSED = {
     'checkpoint': ['missing.pth', 'dangling', 'labels.csv/below.pth', 'x' * 5000, 'folder', 'rubbish'],
     'output file': ['folder', 'labels.csv/below', 'x' * 5000 + '/x.pth', '/proc/nowhere/x.pth'],
     'output folder': ['labels.csv', 'labels.csv/below', 'x' * 5000, '/proc/nowhere'],
-    'known name': ['nonsense', '-1', 'x' * 5000],
+    'known name': ['nonsense', '-1', 'x' * 5000, 'cuda:128', 'cpu:1'],
     'any name': [],
     'number': ['some', 'nan', 'inf', '-inf', '1e400', '9' * 400, '9' * 5000, '0x10', 'True'],
     'one of a few': ['some', '-1', '0', 'nan', '1e30', 'x' * 5000],
@@ -98,13 +100,22 @@ def folder(tmp_path, monkeypatch, hub_offline, make_labels, make_datafile, make_
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope='module')
+def entry_point(load_script):
+    """Import an entry point, by its path from the root; returns its main()."""
+    @functools.cache
+    def find(script):
+        return (load_script(script) if script.startswith('egs') else importlib.import_module(Path(script).stem)).main
+    return find
+
+
 @pytest.fixture
-def start(load_script, monkeypatch, capsys):
+def start(entry_point, monkeypatch, capsys):
     """Run an entry point in this process; returns None where it succeeds, else the last thing that it says."""
     def run(script, words):
         monkeypatch.setattr(sys, 'argv', [script, *words])
         try:
-            load_script(script).main()
+            entry_point(script)()
         except SystemExit as stop:
             seen = capsys.readouterr()
             assert 'Traceback' not in seen.err
@@ -122,14 +133,14 @@ class Captured(Exception):
 
 
 @pytest.fixture
-def parser_of(load_script, monkeypatch):
+def parser_of(entry_point, monkeypatch):
     """The parser that an entry point makes."""
     def find(script):
         def capture(self, *_):
             raise Captured(self)
         with monkeypatch.context() as patch, pytest.raises(Captured) as captured:
             patch.setattr(OptionParser, 'parse_args', capture)
-            load_script(script).main()
+            entry_point(script)()
         return captured.value.args[0]
     return find
 

@@ -300,13 +300,13 @@ def test_a_label_that_is_not_in_the_label_file_is_named(prep, make_clips, make_l
 
 @pytest.mark.parametrize('text, reason', [
     (table('path,label', ['c0.wav,a', 'gone.wav,a', 'lost.wav,b']), '2 of 3 audio files do not exist.*gone.wav'),
-    (table('path,label', ['c0.wav,a', 'c1.wav,b', './c0.wav,b']), 'lines 2 and 4: ./c0.wav is listed twice'),
-    (table('path,label', ['c0.wav,a', 'c1.wav, ']), 'line 3: the column label is empty'),
+    (table('path,label', ['c0.wav,a', 'c1.wav,b', './c0.wav,b']), "lines 2 and 4: './c0.wav' is listed twice"),
+    (table('path,label', ['c0.wav,a', 'c1.wav, ']), "line 3: the column 'label' is empty"),
     (table('path,labels', ['c0.wav,a;b', 'c1.wav,;']), "line 3: there is no label in ';'"),
     (table('path,label,split', ['c0.wav,a,train', 'c1.wav,b,mine']), "line 3: the split 'mine' is none of train, val"),
-    (table('path,label,fold', ['c0.wav,a,1', 'c1.wav,b,']), 'line 3: the column fold is empty'),
+    (table('path,label,fold', ['c0.wav,a,1', 'c1.wav,b,']), "line 3: the column 'fold' is empty"),
     (table('path,label', ['c0.wav,a', 'c1.wav,a,b']), 'line 3: .* needs quotes'),
-    (table('path,species', ['c0.wav,a']), 'columns path, species, but .*label or class or category'),
+    (table('path,species', ['c0.wav,a']), "columns 'path, species', but .*label or class or category"),
     (table('path,label,fold,split', ['c0.wav,a,1,train']), 'fold and split'),
     (table('path,label', ['c0.wav,a', 'c1.wav,a']), 'but one class, a'),
     ('path,label\n', 'lists no files'),
