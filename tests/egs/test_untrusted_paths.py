@@ -40,7 +40,8 @@ def start(run_shell, root, tmp_path):
     (bin_dir / 'python').chmod(stat.S_IRWXU)
 
     def go(recipe, *words):
-        done = run_shell([root / 'egs' / recipe, *words], cwd=cwd, PATH=f'{bin_dir}:/usr/bin:/bin', LOG=str(log))
+        done = run_shell([root / 'egs' / recipe, *words], cwd=cwd, PATH=f'{bin_dir}:/usr/bin:/bin', LOG=str(log),
+                         AST_PYTHON='')
         calls = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         assert calls and not any(cwd.iterdir()), done.stderr
         return [dict(zip(call, call[1:])) | dict(word.split('=', 1) for word in call if '=' in word) for call in calls]
@@ -51,8 +52,6 @@ def start(run_shell, root, tmp_path):
 @pytest.mark.parametrize('recipe, source', [('esc50/run_esc50.sh', '--data_dir'),
                                             ('speechcommands/run_sc.sh', '--data_dir')])
 def test_a_recipe_hands_paths_on_whole(recipe, source, name, start):
-    if name == 'True':
-        name = './True'  # a value of that name is a truth value in every option
     prepared, trained = start(recipe, source, f'{name}/data', '--prep_dir', f'{name}/prep', f'--exp_dir={name}/exp',
                               *(['--folds', '1'] if 'esc50' in recipe else []), '--stop_stage', '2')
     assert (prepared['--prep_dir'], prepared[source]) == (f'{name}/prep', f'{name}/data')

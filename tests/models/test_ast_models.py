@@ -213,8 +213,8 @@ def test_the_last_block_computes_what_the_head_looks_at_and_nothing_changes(make
     torch.testing.assert_close(gradient, torch.autograd.grad(whole.sum(), model.v.pos_embed)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_attention_head_by_head_is_as_near_to_the_exact_one_as_the_fused_kernel(make_tiny):
-    model = make_tiny(input_tdim=1024, fstride=10, tstride=10)  # 202 tokens
+def test_attention_head_by_head_is_near_to_the_exact_one_as_the_fused_kernel_is(make_tiny):
+    model = golden.fill(make_tiny(input_tdim=1024, fstride=10, tstride=10))  # 202 tokens
     x = golden.spectrogram('heads', 2, 1024, 32)
     with torch.inference_mode():
         exact = model(x)
@@ -222,8 +222,9 @@ def test_attention_head_by_head_is_as_near_to_the_exact_one_as_the_fused_kernel(
         by_head = model(x)
     with torch.enable_grad():
         fused = model(x).detach()
+    errors = [float((logits - exact).abs().max()) for logits in (by_head, fused)]
     assert not torch.equal(by_head, fused)
-    assert (by_head - exact).abs().max() < 1.5 * (fused - exact).abs().max() < 0.05
+    assert max(errors) < 0.02  # logits are of the order of 1; bfloat16 keeps 8 bits
 
 
 def test_bfloat16_autocast_returns_float32_logits_near_the_exact_ones(make_tiny):
