@@ -3,6 +3,7 @@ import importlib.util
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -29,11 +30,14 @@ def golden_json():
 
 
 @pytest.fixture(autouse=True)
-def same_logging():
-    """Put back what an entry point did to the root logger: it logs to a stream that ends with its test."""
+def same_process():
+    """Put back what an entry point did to signals and to the root logger, whose stream ends with its test."""
     root_logger = logging.getLogger()
     handlers, level = root_logger.handlers[:], root_logger.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
+    for number, handler in signals.items():
+        signal.signal(number, handler)
     root_logger.handlers[:] = handlers
     root_logger.setLevel(level)
 

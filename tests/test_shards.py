@@ -135,6 +135,8 @@ def test_workers_forked_after_a_shard_was_opened_read_it_at_once(many):
         wrong = pool.starmap_async(read_often, [(shard, members, seed) for seed in range(6)])
         assert read_often(shard, members, 9) == 0
         assert wrong.get(60) == [0] * 6
+        pool.close()
+        pool.join()
 
 
 def test_threads_read_a_shard_at_once(many):
