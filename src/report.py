@@ -2,12 +2,14 @@
 import base64
 import contextlib
 import logging
+import re
 from html import escape
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from options import FREE_OPTIONS, make_parser
 from utilities.cli import OptionParser, exit_on, setup_logging
 from utilities.environment import now
 from utilities.html import Html, markup, page, section, table
@@ -177,8 +179,9 @@ def read_seconds(exp_dir):
     return read_json(exp_dir / 'finished')['seconds'] if (exp_dir / 'finished').exists() else None
 
 
-def settings_tables(settings, default_of):
+def settings_tables(settings):
     """First the settings that differ from the defaults of run.py, then the others."""
+    default_of = make_parser().get_default
     changed = [(f'--{name}', str(value), default_of(name) if default_of(name) is None else str(default_of(name)))
                for name, value in settings.items() if value != default_of(name)]
     same = [(f'--{name}', str(value)) for name, value in settings.items() if value == default_of(name)]
@@ -193,8 +196,8 @@ def state_of(exp_dir, settings):
     return f'{state}: {epochs} of {settings["n_epochs"]} epochs.'
 
 
-def run_page(exp_dir, default_of):
-    """The report of one experiment, finished or not. default_of: function, name of an option of run.py -> default."""
+def run_page(exp_dir):
+    """The report of one experiment, finished or not."""
     settings = read_json(exp_dir / 'args.json')
 
     def validation_set():
@@ -210,10 +213,31 @@ def run_page(exp_dir, default_of):
         section('Validation set, best epoch', validation_set),
         section('Evaluation set, best epoch', evaluation_set) if (exp_dir / 'eval_result.csv').exists() else '',
         section('Time and machine', machine_tables, exp_dir),
-        section('Settings', settings_tables, settings, default_of)], now())
+        section('Settings', settings_tables, settings)], now())
 
 
-def fold_page(exp_dir, folds, default_of):
+def finished_folds(exp_dir):
+    """The directories fold1, fold2, ... of exp_dir whose runs are finished, and their common settings.
+
+    Raises DataError where there is none, and where their settings differ in more than the data and its statistics.
+    """
+    folds = sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
+                   key=lambda path: int(path.name.removeprefix('fold')))
+    finished = [fold for fold in folds if (fold / 'finished').exists()]
+    if not finished:
+        raise DataError(f'there is no finished fold in {exp_dir}')
+    for fold in folds:
+        if fold not in finished:
+            logger.warning('%s is not finished and is left out', fold)
+    settings = [read_json(fold / 'args.json') for fold in finished]
+    for name in settings[0].keys() - {'data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
+                                      *FREE_OPTIONS}:
+        if any(one.get(name) != settings[0][name] for one in settings):
+            raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong together')
+    return finished, settings[0]
+
+
+def fold_page(exp_dir, folds):
     """The report over folds, directories in exp_dir, when exp_dir has its result.csv and curves.png."""
     settings = [read_json(fold / 'args.json') for fold in folds]
     common = {name: value for name, value in settings[0].items() if all(one.get(name) == value for one in settings)}
@@ -230,7 +254,7 @@ def fold_page(exp_dir, folds, default_of):
         section('Curves, mean of the folds', curves, exp_dir),
         section('Epochs, mean of the folds', epochs_table, exp_dir, common),
         section(f'All clips, epoch {epoch}', all_clips),
-        section('Settings of all folds', settings_tables, common, default_of)], now())
+        section('Settings of all folds', settings_tables, common)], now())
 
 
 def folds_table(exp_dir, folds, metric, epoch):
@@ -248,18 +272,14 @@ def folds_table(exp_dir, folds, metric, epoch):
 
 def main(argv=None):
     """Entry point."""
-    from run import make_parser  # it imports this file, as summarise_folds does
-    from summarise_folds import finished_folds
     parser = OptionParser(prog='report.py', description='Write the report of an experiment, or of its folds, again.')
     parser.add_argument('--exp_dir', type=Path, required=True, help='of an experiment, or of fold1, fold2, ...')
     exp_dir = parser.parse_args(argv).exp_dir
     setup_logging()
     with exit_on(DataError, OSError):
-        if (exp_dir / 'args.json').exists():
-            text = run_page(exp_dir, make_parser().get_default)
-        else:
-            text = fold_page(exp_dir, finished_folds(exp_dir)[0], make_parser().get_default)
-        write_text(exp_dir / 'report.html', text)
+        is_run = (exp_dir / 'args.json').exists()
+        write_text(exp_dir / 'report.html',
+                   run_page(exp_dir) if is_run else fold_page(exp_dir, finished_folds(exp_dir)[0]))
     print(exp_dir / 'report.html')
 
 

@@ -1,41 +1,15 @@
 """Summarise the folds of a cross-validation: the best epoch of their mean and the last, by class, confusion matrix."""
-import logging
-import re
 from pathlib import Path
 
 import numpy as np
 
-from report import fold_page, warn_only
-from run import FREE_OPTIONS, make_parser
+from report import finished_folds, fold_page, warn_only
 from utilities.cli import OptionParser, exit_on, setup_logging
 from utilities.labels import DataError
 from utilities.plots import plot_curves
 from utilities.results import (best_of, read_json, read_rows, result_columns, write_confusion, write_figure, write_rows,
                                write_text)
 from utilities.stats import is_single_label
-
-logger = logging.getLogger(__name__)
-
-
-def finished_folds(exp_dir):
-    """The directories fold1, fold2, ... of exp_dir whose runs are finished, and their common settings.
-
-    Raises DataError where there is none, and where their settings differ in more than the data and its statistics.
-    """
-    folds = sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
-                   key=lambda path: int(path.name.removeprefix('fold')))
-    finished = [fold for fold in folds if (fold / 'finished').exists()]
-    if not finished:
-        raise DataError(f'there is no finished fold in {exp_dir}')
-    for fold in folds:
-        if fold not in finished:
-            logger.warning('%s is not finished and is left out', fold)
-    settings = [read_json(fold / 'args.json') for fold in finished]
-    for name in settings[0].keys() - {'data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
-                                      *FREE_OPTIONS}:
-        if any(one.get(name) != settings[0][name] for one in settings):
-            raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong together')
-    return finished, settings[0]
 
 
 def read_predictions(folds, epoch):
@@ -70,7 +44,7 @@ def summarise_folds(exp_dir):
         names = read_json(folds[0] / 'models' / 'best_audio_model.json')['labels']['names']
         lines.append(write_confusion(exp_dir, names, predictions, targets))
     with warn_only('report.html'):
-        write_text(exp_dir / 'report.html', fold_page(exp_dir, folds, make_parser().get_default))
+        write_text(exp_dir / 'report.html', fold_page(exp_dir, folds))
     return lines
 
 

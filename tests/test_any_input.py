@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import check_data
 import get_norm_stats
 import inference
-import run
+import options
 from distributed import World
 from features import AudioError
 from models import WeightsError
@@ -169,7 +169,7 @@ def parsers(load_script):
     """A parser of each of the entry points that have most options, by their names."""
     def capture(self, *_):
         raise Captured(self)
-    found = {'run.py': run.make_parser(), 'inference.py': inference.make_parser()}
+    found = {'run.py': options.make_parser(), 'inference.py': inference.make_parser()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OptionParser, 'parse_args', capture)
         for module in (get_norm_stats, check_data, load_script('egs/audioset/prep_audioset.py'),
@@ -189,9 +189,9 @@ words = st.one_of(any_text, st.integers().map(str), st.floats().map(str), st.sam
 @given(st.data())
 def test_any_command_line(parsers, data):
     name = data.draw(st.sampled_from(sorted(parsers)))
-    options = [option for action in parsers[name]._actions for option in action.option_strings
-               if option not in ('-h', '--help')]
-    line = data.draw(st.lists(st.one_of(st.sampled_from(options), words), max_size=8))
+    known = [option for action in parsers[name]._actions for option in action.option_strings
+             if option not in ('-h', '--help')]
+    line = data.draw(st.lists(st.one_of(st.sampled_from(known), words), max_size=8))
     if name == 'run.py':
         line = ['--data_train=a', '--data_val=b', '--label_csv=c', '--exp_dir=d', *line]
     said = io.StringIO()
@@ -199,7 +199,7 @@ def test_any_command_line(parsers, data):
         with contextlib.redirect_stderr(said):
             args = parsers[name].parse_args(line)
             if name == 'run.py':
-                run.check_options(parsers[name], args, World())
+                options.check_options(parsers[name], args, World())
             if name == 'inference.py':
                 inference.check_options(parsers[name], args)
     except SystemExit as stop:

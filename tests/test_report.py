@@ -11,12 +11,12 @@ import torch
 
 import report
 import run
+from options import make_parser
 from summarise_folds import summarise_folds
 from utilities import environment
 from utilities.results import write_rows
 
 EPOCHS = 3
-DEFAULT_OF = run.make_parser().get_default
 TRAINING = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 --exp_dir exp '
             '--dataset demo --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 '
             '--imagenet_pretrain False --n_epochs 1 --batch_size 4 --num_workers 0 --device cpu').split()
@@ -69,7 +69,7 @@ def make_experiment(tmp_path):
         (exp_dir / 'finished').write_text('{"seconds": 7200}')
         (exp_dir / 'models' / 'best_audio_model.json').write_text(
             json.dumps({'labels': {'mids': mids, 'names': list(names)}}))
-        args = vars(run.make_parser().parse_args(TRAINING)) | {
+        args = vars(make_parser().parse_args(TRAINING)) | {
             'data_val': str(exp_dir / 'val.json'), 'metrics': 'acc', 'n_epochs': EPOCHS, **settings}
         (exp_dir / 'args.json').write_text(json.dumps(args))
         return exp_dir
@@ -85,14 +85,14 @@ def single(make_experiment):
 
 
 def test_the_page_is_well_formed_and_asks_the_network_for_nothing(single):
-    page = report.run_page(single, DEFAULT_OF)
+    page = report.run_page(single)
     sources = [value for name, value in Reader(page).attributes if name in ('src', 'href')]
     assert sources and all(source.startswith('data:image/png;base64,') for source in sources)
     assert not re.search(r'https?:|url\(|@import|<script|<link', page)
 
 
 def test_the_page_holds_the_numbers_of_every_epoch(single):
-    texts = Reader(report.run_page(single, DEFAULT_OF)).texts
+    texts = Reader(report.run_page(single)).texts
     for number in np.loadtxt(single / 'result.csv', delimiter=',').flat:
         assert f'{number:.4f}' in texts
     assert {'cum_acc', 'valid_loss', 'best epoch (2)', 'Finished: 3 of 3 epochs.'} <= set(texts)
@@ -102,14 +102,14 @@ def test_names_and_paths_are_shown_as_they_are(make_experiment):
     names = ('<b>dog</b>', '"cat" & \'co\'', 'hen', 'cow')
     experiment = make_experiment(one_label([0, 1]), one_label([1, 0]), names=names, wav='/a "b"/<{}>&amp;.wav',
                                  dataset='<script>alert(1)</script>')
-    page = report.run_page(experiment, DEFAULT_OF)
+    page = report.run_page(experiment)
     texts = Reader(page).texts
     assert {*names[:2], '/a "b"/<0>&amp;.wav', '<script>alert(1)</script>: AST tiny224'} <= set(texts)
     assert '<script' not in page
 
 
 def test_single_labels_show_the_confusions_and_the_surest_mistakes_with_their_paths(single):
-    page = report.run_page(single, DEFAULT_OF)
+    page = report.run_page(single)
     Reader(page)
     assert 'title="cat taken for hen"' in page and 'title="hen taken for cat"' not in page
     mistakes = page.partition('Most confident mistakes, of 2')[2]
@@ -127,7 +127,7 @@ def test_several_labels_show_the_best_and_the_worst_classes(make_experiment):
     absent = int(np.flatnonzero(targets[:, 9] == 0)[3])
     predictions[absent, 9] = 0.8
     names = [f'class {k}' for k in range(classes)]
-    page = report.run_page(make_experiment(targets, predictions, names=names, metrics='mAP'), DEFAULT_OF)
+    page = report.run_page(make_experiment(targets, predictions, names=names, metrics='mAP'))
     Reader(page)
     best, worst = (re.findall(r'<td>(class \d+)</td>', part)
                    for part in page.partition('Most confident')[0].partition('Best classes')[2].split('Worst classes'))
@@ -141,12 +141,12 @@ def test_a_datafile_that_has_changed_lends_no_paths(single, change):
     entries = json.loads((single / 'val.json').read_text())
     change(entries['data'])
     (single / 'val.json').write_text(json.dumps(entries))
-    page = report.run_page(single, DEFAULT_OF)
+    page = report.run_page(single)
     assert 'clip4.wav' not in page and 'entry 4 of' in page and 'not found from here, or changed' in page
 
 
 def test_settings_that_are_not_the_defaults_come_first(single):
-    given, _, same = report.run_page(single, DEFAULT_OF).partition('As run.py has them by default')
+    given, _, same = report.run_page(single).partition('As run.py has them by default')
     assert '--model_size' in given and '--model_size' not in same and '--mixup' in same
 
 
@@ -154,7 +154,7 @@ def test_settings_that_are_not_the_defaults_come_first(single):
                                      'predictions/target.npy', 'finished', 'val.json'])
 def test_what_is_missing_does_not_take_the_rest_away(single, missing):
     (single / missing).unlink(missing_ok=True)
-    page = report.run_page(single, DEFAULT_OF)
+    page = report.run_page(single)
     Reader(page)
     assert '--model_size' in page and ('Not finished' in page) == (missing == 'finished')
 
@@ -177,7 +177,7 @@ def test_device_hours_count_every_gpu_and_starts_say_what_changed(single, monkey
     before = torch.__version__
     monkeypatch.setattr(torch, '__version__', '99.1')
     environment.record_start(single, torch.device('cuda'))
-    texts = Reader(report.run_page(single, DEFAULT_OF)).texts
+    texts = Reader(report.run_page(single)).texts
     assert {'8.00 (4 × cuda)', '4 × GPU <X>', '2:00:00, all starts together'} <= set(texts)
     assert f'torch {before} → 99.1' in ' '.join(texts)
 
@@ -204,6 +204,14 @@ def test_the_commit_is_that_of_the_code_and_not_of_a_repository_around_it(tmp_pa
     (tmp_path / 'file').write_text('b')
     assert environment.git_state(tmp_path)['changed since the commit'] is True
     assert environment.git_state(tmp_path / 'inner')['commit'] is None
+
+
+@pytest.mark.parametrize('text', ['{"lr": ', '[1]', '"a"', '\xff', '9' * 5000, '[' * 10 ** 5])
+def test_broken_settings_are_named(text, single):
+    (single / 'args.json').write_text(text, encoding='latin-1')
+    with pytest.raises(SystemExit, match=f'error: cannot read .*{single.name}/args.json: .') as stop:
+        report.main(['--exp_dir', str(single)])
+    assert '\n' not in str(stop.value)
 
 
 def test_folds_have_a_page_that_leads_to_theirs(make_experiment, tmp_path):

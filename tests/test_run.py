@@ -13,6 +13,7 @@ import torch
 import run
 from dataloader import one_thread
 from models import read_state_dict
+from options import make_parser
 from trainer import TrainSettings
 
 CLIPS = 12
@@ -100,7 +101,7 @@ def test_the_best_model_is_described_beside_it(start, exp_dir):
 def test_the_options_are_kept(start, exp_dir):
     start('--timem 7')
     kept = json.loads((exp_dir / 'args.json').read_text())
-    assert set(kept) == set(vars(run.make_parser().parse_args(BASE.split())))
+    assert set(kept) == set(vars(make_parser().parse_args(BASE.split())))
     assert (kept['timem'], kept['lr'], kept['imagenet_pretrain'], kept['data_eval']) == (7, 1e-4, False, None)
 
 
@@ -173,7 +174,7 @@ def test_n_print_steps_sets_how_often_the_loss_is_reported(start, capsys):
 
 
 def test_validation_batches_are_twice_as_large(exp_dir):
-    args = run.make_parser().parse_args([*BASE.split(), '--data_eval', 'val.json'])
+    args = make_parser().parse_args([*BASE.split(), '--data_eval', 'val.json'])
     train, val, test = run.make_loaders(args, torch.device('cpu'))
     assert (train.batch_sampler.batch_size, val.batch_size, test.batch_size) == (4, 8, 8)
 
@@ -312,7 +313,7 @@ def test_every_option_is_read_somewhere(root):
     for path in (root / 'src' / 'run.py', root / 'src' / 'trainer.py'):
         read |= {node.attr for node in ast.walk(ast.parse(path.read_text()))
                  if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'args'}
-    options = {action.dest for action in run.make_parser()._actions} - {'help'}
+    options = {action.dest for action in make_parser()._actions} - {'help'}
     assert options - read == set()
 
 
@@ -330,4 +331,4 @@ def test_every_setting_of_training_is_used(root):
     ('lrscheduler_decay', 0.5), ('wa_start', 1), ('wa_end', 5), ('num_workers', -1), ('model_size', 'base384')])
 def test_defaults_are_the_published_ones(name, value):
     needed = '--data_train a --data_val b --label_csv c --exp_dir d'.split()
-    assert vars(run.make_parser().parse_args(needed))[name] == value
+    assert vars(make_parser().parse_args(needed))[name] == value

@@ -118,7 +118,8 @@ def locate(source):
         return path
     if file := published_file(source):
         return find_or_download(file)
-    if re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(source)) and path.suffix not in ('.pth', '.safetensors'):
+    is_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(source)) and path.suffix not in ('.pth', '.safetensors')
+    if is_id and not path.parent.is_file():
         return find_or_download_hub(str(source))
     if path.suffix and len(path.parts) > 1:
         raise WeightsError(f'{source} does not exist')

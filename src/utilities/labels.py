@@ -39,7 +39,7 @@ def read_labels(path):
             reader = csv.DictReader(file)
             rows, columns = list(reader), reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f'cannot read the label file {path}: {_reason(error)}') from None
+        raise DataError(f'cannot read the label file {path}: {error_reason(error)}') from None
     if not {'index', 'mid', 'display_name'} <= set(columns):
         raise DataError(f'the label file {path} must begin with the line index,mid,display_name')
     if not rows:
@@ -86,7 +86,7 @@ def read_entries(path):
             entries = json.load(file)['data']
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f'cannot read the datafile {path}, expected {{"data": [{{"wav": ..., "labels": ...}}, ...]}}: '
-                        f'{_reason(error)}') from None
+                        f'{error_reason(error)}') from None
     if not isinstance(entries, list) or not entries:
         raise DataError(f'the datafile {path} lists no samples under "data"')
     return entries
@@ -129,7 +129,7 @@ def read_sample_weights(path, samples):
             warnings.simplefilter('ignore', UserWarning)  # of an empty file
             weights = np.loadtxt(path, dtype=np.float64, ndmin=1, delimiter=',')
     except (OSError, ValueError) as error:
-        raise DataError(f'cannot read the weight file {path}: {_reason(error)}; it holds, '
+        raise DataError(f'cannot read the weight file {path}: {error_reason(error)}; it holds, '
                         f'for each sample, {WEIGHT_RULE}') from None
     if weights.shape != (samples,) or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
         raise DataError(f'the weight file {path} must hold {samples} non-negative numbers, one for each sample of its '
@@ -142,7 +142,8 @@ def weight_file(datafile):
     return Path(str(datafile).removesuffix('.json') + '_weight.csv')
 
 
-def _reason(error):
+def error_reason(error):
+    """What went wrong with a file that a message names already, on one line."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, KeyError):

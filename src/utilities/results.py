@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from models.files import atomic_write
+from utilities.labels import DataError, error_reason
 from utilities.plots import plot_confusion, plot_curves
 from utilities.stats import calculate_stats, summarise
 
@@ -82,8 +83,14 @@ def write_confusion(folder, names, predictions, targets):
 
 
 def read_json(path):
-    """Read a JSON file."""
-    return json.loads(Path(path).read_text(encoding='utf-8'))
+    """Read a JSON object that `write_json` wrote. Raises DataError where it is not there, or something else by now."""
+    try:
+        value = json.loads(Path(path).read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+    if not isinstance(value, dict):
+        raise DataError(f'cannot read {path}: it is no JSON object')
+    return value
 
 
 class Results:

@@ -10,7 +10,8 @@ from transformers.utils import logging as transformers_logging
 from features import SAMPLE_RATE
 from hardware import choose_precision
 from models.checkpoints import SIZES
-from run import make_model, make_parser
+from options import make_parser
+from run import make_model
 from trainer import Trainer, TrainSettings
 
 MEL_BINS = 128

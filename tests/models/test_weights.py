@@ -125,6 +125,13 @@ def test_what_is_no_checkpoint_says_what_would_be(torch_home, tmp_path):
         locate(tmp_path)
 
 
+def test_what_lies_below_a_file_is_not_looked_for_on_hugging_face(torch_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'labels.csv').touch()
+    with pytest.raises(WeightsError, match='labels.csv/below does not exist'):
+        locate('labels.csv/below')
+
+
 def test_a_cut_connection_is_tried_again(server, torch_home, monkeypatch):
     monkeypatch.setattr('models.weights.read_state_dict', lambda path: None)
     server.pages['/a.pth'] = Page(b'half', length=8)
