@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / 'venvast'
-IMPORT_NAMES = {'scikit-learn': 'sklearn'}  # where it is not the package's own
+IMPORT_NAMES = {'scikit-learn': 'sklearn', 'pytest-xdist': 'xdist'}  # where it is not the package's own
 PYTHONS = ('python3.12', 'python3.11')  # which the pinned packages are made for
 # Besides that every package imports: what only versions that are new enough have.
 TRY_IMPORTS = '''
