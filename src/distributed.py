@@ -1,7 +1,9 @@
 """Several processes that train one model (torch.distributed): who they are, and what they tell each other."""
+import atexit
 import contextlib
 import os
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,6 +13,8 @@ from torch import distributed as dist
 from utilities.parallel import available_cores
 
 FIRST_PORT, PORTS = 15000, 15000  # from which a Slurm job takes one, by its number
+# What gloo and NCCL say where the other end of a connection is gone, some of it without their names.
+LOST_SIGNS = ('gloo', 'nccl', 'connection', 'pair closure', 'by peer', 'broken pipe', 'timed out')
 
 
 class DistributedError(RuntimeError):
@@ -63,11 +67,6 @@ class World:
             raise DistributedError(f'process {self.rank} of {self.size} did not meet the others at '
                                    f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}: '
                                    f'{str(error).strip().splitlines()[0]}') from None
-
-    def end(self):
-        """Part from the other processes."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
     def part(self, count):
         """The consecutive part of `count` things, a range, that falls to this process.
@@ -159,19 +158,47 @@ class Agreement:
 
 
 @contextlib.contextmanager
-def in_contact():
-    """Turn what torch.distributed says where a process is gone or does not answer into a DistributedError."""
+def in_contact(signs=('',)):
+    """Turn what torch.distributed says where a process is gone or does not answer into a DistributedError.
+
+    signs: words of which such a message has one, where other things may fail as well; without them, all count.
+    """
     try:
         yield
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or (
-            type(error) is RuntimeError and any(word in str(error) for word in ('gloo', 'NCCL', 'Connection')))
+            type(error) is RuntimeError and any(sign in str(error).lower() for sign in signs))
         if not lost or not dist.is_initialized():
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DistributedError(f'process {dist.get_rank()} lost contact with another one, which died or did not answer '
                                f'within --timeout_minutes ({reason}); started again, the run goes on from its '
                                f'checkpoint') from None
+
+
+@contextlib.contextmanager
+def ended_at_once():
+    """End a process that has met others where the block ends, with its exit code, but not by Python's own end.
+
+    That would wait, with Python's lock held, for threads of gloo's that may wait for the lock.
+    """
+    code = 0
+    try:
+        yield
+    except BaseException as error:
+        if not dist.is_initialized():
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+        elif isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    if dist.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
 
 
 def find_world():

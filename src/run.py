@@ -13,11 +13,10 @@ from filelock import FileLock, Timeout
 
 from checkpoint import CheckpointError
 from dataloader import AudiosetDataset, EpochSampler, WaveformDataset, make_loader
-from distributed import DistributedError, World, find_world, in_contact
+from distributed import LOST_SIGNS, DistributedError, World, ended_at_once, find_world, in_contact
 from features import AudioError
 from hardware import choose_device, choose_precision, features_on_device
 from models import WeightsError
-from models.files import WriteError
 from options import FREE_OPTIONS, MODELS, STRUCTURE, check_files, check_options, make_parser
 from report import run_page, warn_only
 from trainer import TrainingError, TrainSettings
@@ -142,7 +141,6 @@ def run(args, interrupt, world):
             model.v.set_grad_checkpointing(args.grad_checkpointing)
             world.on_main(lambda: begin(args, exp_dir, device, world))
             experiment(args, model, device, loaders, exp_dir, interrupt, world)
-    world.end()
 
 
 def is_to_run(args, exp_dir, claim):
@@ -196,7 +194,7 @@ def experiment(args, model, device, loaders, exp_dir, interrupt, world):
     description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
                    'std': args.dataset_std, 'loss': args.loss}
     try:
-        with explained(), in_contact():
+        with explained(), in_contact(LOST_SIGNS):
             this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, interrupt, world)
             this_run.train()
             world.on_main(lambda: log_best(args.metrics, this_run.results))
@@ -210,7 +208,6 @@ def experiment(args, model, device, loaders, exp_dir, interrupt, world):
             (exp_dir / 'interrupted').touch()
         logger.info('%s wants to go on: start it again with the same options%s', exp_dir,
                     ', but --resume auto' if args.resume == 'none' else '')
-        world.end()
         sys.exit(EXIT_CODE)
     if world.is_main:
         with warn_only('report.html'):
@@ -227,7 +224,8 @@ def main(argv=None):
     """Entry point."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    with exit_on(AudioError, CheckpointError, DataError, DistributedError, TrainingError, WeightsError, WriteError):
+    with ended_at_once(), exit_on(AudioError, CheckpointError, DataError, DistributedError, OSError, TrainingError,
+                                  WeightsError):
         world = find_world()
         check_options(parser, args, world)
         setup_logging(world.rank)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from distributed import World, in_contact
+from distributed import LOST_SIGNS, World, in_contact
 from hardware import parallelise
 from utilities.progress import Progress, Waiting
 
@@ -178,7 +178,7 @@ class Trainer:
         self.parallel = self.trained = parallelise(model, device)  # for evaluation, and for training
         if world.size > 1:
             warnings.filterwarnings('ignore', 'Grad strides do not match')  # of [CLS] and [DIST]: 3 kB, copied
-            with in_contact():
+            with in_contact(LOST_SIGNS):
                 self.trained = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,
                                                                    gradient_as_bucket_view=True)
         self.loss_function = LOSSES[settings.loss]()

@@ -1,10 +1,8 @@
 """Fixtures that the tests share: tiny recordings, label files and datafiles, made on the spot."""
-import importlib.util
 import json
 import logging
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 
@@ -40,19 +38,6 @@ def same_process():
         signal.signal(number, handler)
     root_logger.handlers[:] = handlers
     root_logger.setLevel(level)
-
-
-@pytest.fixture(scope='session')
-def load_script(root):
-    """Import a script below egs/ as a module, by its path from the root."""
-    def load(path):
-        sys.path.insert(0, str((root / path).parent))  # as python does for a script
-        spec = importlib.util.spec_from_file_location(Path(path).stem, root / path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where multiprocessing looks the script's functions up
-        spec.loader.exec_module(module)
-        return module
-    return load
 
 
 @pytest.fixture

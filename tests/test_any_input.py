@@ -15,6 +15,9 @@ import check_data
 import get_norm_stats
 import inference
 import options
+import prep_audioset
+import prep_own
+import scaling
 from distributed import World
 from features import AudioError
 from models import WeightsError
@@ -137,11 +140,6 @@ def test_any_weight_file(read_or_refuse, content, samples):
     read_or_refuse(content, lambda path: read_sample_weights(path, samples))
 
 
-@pytest.fixture(scope='module')
-def prep_own(load_script):
-    return load_script('egs/own_dataset/prep_own.py')
-
-
 CSV_LINES = lines_of(['path', 'labels', 'fold', 'split', 'group'], ['a.wav', 'file', 'shard.zip/a.wav'],
                      ['train', 'val', '1', 'dog;cat'])
 
@@ -156,7 +154,7 @@ CSV_LINES = lines_of(['path', 'labels', 'fold', 'split', 'group'], ['a.wav', 'fi
 @example(b'path,"la\nbels"\na.wav,dog\n')
 @example(b'path,labels,split\nfile,dog,"a\nb"\n')
 @example(b'path,labels\n"a\nb","x\ny"\n"a\nb",x\n')
-def test_any_csv_of_ones_own(read_or_refuse, prep_own, content):
+def test_any_csv_of_ones_own(read_or_refuse, content):
     read_or_refuse(content, prep_own.read_csv)
 
 
@@ -165,15 +163,14 @@ class Captured(Exception):
 
 
 @pytest.fixture(scope='module')
-def parsers(load_script):
+def parsers():
     """A parser of each of the entry points that have most options, by their names."""
     def capture(self, *_):
         raise Captured(self)
     found = {'run.py': options.make_parser(), 'inference.py': inference.make_parser()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OptionParser, 'parse_args', capture)
-        for module in (get_norm_stats, check_data, load_script('egs/audioset/prep_audioset.py'),
-                       load_script('egs/own_dataset/prep_own.py'), load_script('egs/audioset/scaling.py')):
+        for module in (get_norm_stats, check_data, prep_audioset, prep_own, scaling):
             with pytest.raises(Captured) as captured:
                 module.main()
             found[captured.value.args[0].prog] = captured.value.args[0]

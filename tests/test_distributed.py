@@ -1,6 +1,7 @@
 """Several processes that train one model on the CPU, over gloo: they agree with one, and end and go on together."""
 import json
 import os
+import re
 import signal
 import time
 
@@ -11,7 +12,7 @@ import torch
 from ranks import finish_ranks, start_ranks
 
 from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
-from distributed import Agreement, DistributedError, World, find_world
+from distributed import LOST_SIGNS, Agreement, DistributedError, World, find_world, in_contact
 from utilities.parallel import available_cores
 
 CLIPS, BATCH, EPOCHS = 41, 8, 2  # the last batch of an epoch has one clip: one of two processes has none
@@ -108,6 +109,21 @@ def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_go
     assert finish_ranks(start_ranks(2, options, data, log)) == [0, 0], log_of(data, log)
     assert 'going on in epoch 2' in log_of(data, log)
     require_same(data, exp_dir)
+
+
+@pytest.mark.parametrize('message, signs, lost', [
+    ('Application timeout caused pair closure', LOST_SIGNS, True),
+    ('[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1', LOST_SIGNS, True),
+    ('NCCL communicator was aborted on rank 1.', LOST_SIGNS, True), ('Broken pipe', LOST_SIGNS, True),
+    ('mat1 and mat2 shapes cannot be multiplied', LOST_SIGNS, False), ('whatever', ('',), True), ('', ('',), True)])
+def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, message, signs, lost):
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 0)
+    expected = DistributedError if lost else RuntimeError
+    words = 'lost contact with another one' if lost else re.escape(message)
+    with pytest.raises(expected, match=words) as raised, in_contact(signs):
+        raise RuntimeError(message)
+    assert type(raised.value) is expected
 
 
 def test_what_the_main_process_refuses_ends_all(data):

@@ -1,5 +1,4 @@
 """Every option of every entry point with every value that it can be wrong in: one sentence, and nothing left behind."""
-import functools
 import importlib
 import os
 import re
@@ -92,17 +91,13 @@ def folder(tmp_path, monkeypatch, hub_offline, make_labels, make_datafile, make_
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
 
-@pytest.fixture(scope='module')
-def entry_point(load_script):
-    """Import an entry point, by its path from the root; returns its main()."""
-    @functools.cache
-    def find(script):
-        return (load_script(script) if script.startswith('egs') else importlib.import_module(Path(script).stem)).main
-    return find
+def entry_point(script):
+    """The main() of an entry point, given its path from the root."""
+    return importlib.import_module(Path(script).stem).main
 
 
 @pytest.fixture
-def start(entry_point, monkeypatch, capsys):
+def start(monkeypatch, capsys):
     """Run an entry point in this process; returns None where it succeeds, else the last thing that it says."""
     def run(script, words):
         monkeypatch.setattr(sys, 'argv', [script, *words])
@@ -125,7 +120,7 @@ class Captured(Exception):
 
 
 @pytest.fixture
-def parser_of(entry_point, monkeypatch):
+def parser_of(monkeypatch):
     """The parser that an entry point makes."""
     def find(script):
         def capture(self, *_):

@@ -8,13 +8,9 @@ import pytest
 from http_server import Page
 from safetensors.torch import save
 
+import download_models
 from models import ASTModel, save_checkpoint
 from models import weights as weights_module
-
-
-@pytest.fixture
-def script(load_script):
-    return load_script('egs/audioset/download_models.py')
 
 
 @pytest.fixture(scope='module')
@@ -36,32 +32,32 @@ def dropbox(server, monkeypatch):
     return {Path(file.name).stem: file.url.removeprefix(server.address) for file in here}
 
 
-def test_one_is_fetched_by_name_and_not_twice(script, server, dropbox, weights, torch_home, capsys):
+def test_one_is_fetched_by_name_and_not_twice(server, dropbox, weights, torch_home, capsys):
     server.pages[dropbox['audioset_12_12_0.4467']] = Page(weights)
     for _ in range(2):
-        script.main(['audioset_12_12_0.4467.pth'])
+        download_models.main(['audioset_12_12_0.4467.pth'])
     path = torch_home / 'ensemble' / 'audioset_12_12_0.4467.pth'
     assert path.read_bytes() == weights and len(server.requests) == 1
     assert capsys.readouterr().out.split() == [str(path)] * 2
 
 
-def test_without_names_all_are_fetched_and_what_fails_is_counted(script, server, dropbox, weights, torch_home, capsys,
+def test_without_names_all_are_fetched_and_what_fails_is_counted(server, dropbox, weights, torch_home, capsys,
                                                                  monkeypatch):
-    monkeypatch.setattr(script, 'PUBLISHED', weights_module.PUBLISHED)
+    monkeypatch.setattr(download_models, 'PUBLISHED', weights_module.PUBLISHED)
     for name, path in dropbox.items():
         if name != 'audioset_bal_10_10_0.3499':
             server.pages[path] = Page(weights)
     with pytest.raises(SystemExit, match='1 could not be downloaded'):
-        script.main([])
+        download_models.main([])
     assert len(capsys.readouterr().out.split()) == 8
 
 
-def test_a_truncated_file_is_refused_after_three_attempts(script, server, dropbox, weights, torch_home, monkeypatch):
+def test_a_truncated_file_is_refused_after_three_attempts(server, dropbox, weights, torch_home, monkeypatch):
     monkeypatch.setattr('time.sleep', lambda seconds: None)
     path = dropbox['speechcommands_10_10_0.9812']
     server.pages[path] = Page(weights[:len(weights) // 2], length=len(weights))
     with pytest.raises(SystemExit):
-        script.main(['speechcommands_10_10_0.9812', '--source', 'dropbox'])
+        download_models.main(['speechcommands_10_10_0.9812', '--source', 'dropbox'])
     assert server.requests.count(path) == 3
     assert not [file for file in torch_home.rglob('*') if file.suffix == '.pth']
 
@@ -87,9 +83,9 @@ def test_where_dropbox_fails_hugging_face_delivers(root, server, torch_home, hub
     assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == hub_page
 
 
-def test_an_unknown_name_lists_those_there_are(script, capsys):
+def test_an_unknown_name_lists_those_there_are(capsys):
     with pytest.raises(SystemExit):
-        script.main(['audioset_9_9'])
+        download_models.main(['audioset_9_9'])
     assert 'no published checkpoint audioset_9_9' in (said := capsys.readouterr().err) and 'audioset_16_16' in said
 
 
@@ -100,7 +96,7 @@ def test_the_shell_script_fetches_too(root, run_shell, server, torch_home, hub_p
     assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == hub_page
 
 
-def test_one_that_was_never_on_hugging_face_says_so(script, torch_home, capsys):
+def test_one_that_was_never_on_hugging_face_says_so(torch_home, capsys):
     with pytest.raises(SystemExit):
-        script.main(['audioset_bal_10_10_0.3499', '--source', 'huggingface'])
+        download_models.main(['audioset_bal_10_10_0.3499', '--source', 'huggingface'])
     assert 'was never put on Hugging Face' in capsys.readouterr().err

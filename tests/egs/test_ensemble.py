@@ -11,15 +11,11 @@ import torch
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+import ensemble
 from models import ASTModel, load_model, save_checkpoint
 
 RUN = ('--n_class 3 --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --lr 1e-4 '
        '--batch_size 4 --num_workers 0 --device cpu --dataset_mean -6 --dataset_std 3').split()
-
-
-@pytest.fixture(scope='module')
-def script(load_script):
-    return load_script('egs/audioset/ensemble.py')
 
 
 @pytest.fixture
@@ -65,8 +61,8 @@ def plain(predictions, targets):
     return [precision, area, np.sqrt(2) * norm.ppf(area)]
 
 
-def test_single_and_ensemble_numbers_are_those_of_scikit_learn(script, data, checkpoints, capsys):
-    script.main(options(*checkpoints))
+def test_single_and_ensemble_numbers_are_those_of_scikit_learn(data, checkpoints, capsys):
+    ensemble.main(options(*checkpoints))
     each = [np.load(path).astype(np.float64) for path in sorted((data / 'exp' / 'predictions').glob('*.npy'),
                                                                 key=lambda path: path.stat().st_mtime_ns)]
     targets = np.load('run8/predictions/target.npy')
@@ -76,7 +72,7 @@ def test_single_and_ensemble_numbers_are_those_of_scikit_learn(script, data, che
     assert 'ensemble of 3' in capsys.readouterr().out
 
 
-def test_an_ensemble_that_was_killed_goes_on(root, data, checkpoints, script, capsys):
+def test_an_ensemble_that_was_killed_goes_on(root, data, checkpoints, capsys):
     command = [sys.executable, root / 'egs' / 'audioset' / 'ensemble.py', *options(*checkpoints)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for line in process.stdout:
@@ -86,44 +82,44 @@ def test_an_ensemble_that_was_killed_goes_on(root, data, checkpoints, script, ca
     process.communicate()
     done = len(list((data / 'exp' / 'predictions').glob('*.npy')))
     assert 1 <= done and not (data / 'exp' / 'ensemble_result.csv').exists()
-    script.main(options(*checkpoints))
+    ensemble.main(options(*checkpoints))
     assert 'run8/models/best_audio_model.pth: its predictions are in' in capsys.readouterr().err
     broken_off = np.loadtxt('exp/ensemble_result.csv', delimiter=',')
-    script.main([*options(*checkpoints), '--exp_dir', 'afresh'])
+    ensemble.main([*options(*checkpoints), '--exp_dir', 'afresh'])
     assert (np.loadtxt('afresh/ensemble_result.csv', delimiter=',') == broken_off).all()
 
 
-def test_with_one_checkpoint_it_is_the_evaluation_of_that_one(script, untrained):
-    script.main(options(untrained))
+def test_with_one_checkpoint_it_is_the_evaluation_of_that_one(untrained):
+    ensemble.main(options(untrained))
     rows = np.loadtxt('exp/ensemble_result.csv', delimiter=',')
     assert rows.shape == (2, 3) and (rows[0] == rows[1]).all()
 
 
-def test_other_weights_under_the_same_name_are_evaluated_anew(script, data, untrained):
-    script.main(options(untrained))
+def test_other_weights_under_the_same_name_are_evaluated_anew(data, untrained):
+    ensemble.main(options(untrained))
     before = (data / 'exp' / 'ensemble_result.csv').read_text()
     model, _ = load_model(untrained)
     torch.nn.init.normal_(model.mlp_head[1].weight)
     save_checkpoint(model, untrained)
-    script.main(options(untrained))
+    ensemble.main(options(untrained))
     assert (data / 'exp' / 'ensemble_result.csv').read_text() != before
 
 
-def test_a_checkpoint_of_other_classes_is_refused(script, untrained, make_labels, make_datafile):
+def test_a_checkpoint_of_other_classes_is_refused(untrained, make_labels, make_datafile):
     make_labels(2)
     make_datafile([('a.wav', '/m/0')])
     with pytest.raises(SystemExit, match='a.pth has 3 classes, but --label_csv lists 2'):
-        script.main(options(untrained))
+        ensemble.main(options(untrained))
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(script, data):
+def test_a_checkpoint_that_is_not_there_is_refused(data):
     with pytest.raises(SystemExit, match='nowhere.pth does not exist'):
-        script.main(options('nowhere.pth'))
+        ensemble.main(options('nowhere.pth'))
 
 
-def test_classes_in_another_order_are_refused(script, data):
+def test_classes_in_another_order_are_refused(data):
     model = ASTModel(3, input_fdim=32, input_tdim=32, imagenet_pretrain=False, model_size='tiny224')
     labels = {'mids': ['/m/2', '/m/1', '/m/0'], 'names': ['c', 'b', 'a']}
     save_checkpoint(model, 'a.pth', labels=labels)
     with pytest.raises(SystemExit, match='in another order'):
-        script.main(options('a.pth'))
+        ensemble.main(options('a.pth'))

@@ -4,14 +4,15 @@ import logging
 import numpy as np
 import pytest
 
+import gen_weight_file
 from utilities.labels import read_sample_weights
 
 
 @pytest.fixture
-def generate(load_script, monkeypatch):
+def generate(monkeypatch):
     """The script's entry point, which leaves the test's logging alone."""
     monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
-    return load_script('egs/audioset/gen_weight_file.py').main
+    return gen_weight_file.main
 
 
 @pytest.mark.parametrize('option', [[], ['--data_path'], ['--data-path']])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import prep_audioset as prep
 from features import load_waveform
 from models.files import WriteError
 from utilities.labels import DataError, read_datafile, read_labels
@@ -20,13 +21,8 @@ MALE, DOG = '/m/05zppz', '/m/0bt9lr'
 FIRST, SECOND = '--PJHxphWEs', 'Yb_-cd_-123'  # ids may begin with - or Y, and contain _ and -
 
 
-@pytest.fixture(scope='module')
-def prep(load_script):
-    return load_script('egs/audioset/prep_audioset.py')
-
-
 @pytest.fixture
-def prepare(prep, tmp_path, capsys):
+def prepare(tmp_path, capsys):
     """Prepare what lies in audio/, by a list of two clips; returns entries, rows of the missing, and the report."""
     def run(flac_dir=None, *how, clips=((FIRST, 30, f'{MALE},{DOG}'), (SECOND, 0, DOG))):
         path = tmp_path / 'list.csv'
@@ -66,7 +62,7 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def pack_apart(prep):
+def pack_apart():
     """Start packing in another process; returns its pid."""
     def start(*how):
         pid = os.fork()
@@ -103,7 +99,7 @@ def test_an_id_that_begins_with_y_is_no_other_id(prepare, audio, name):
     assert [(entry['video_id'], entry['wav']) for entry in prepare()[0]] == [(SECOND, path)]
 
 
-def test_the_datafile_is_in_the_order_of_the_list_and_is_what_training_reads(prepare, audio, prep, tmp_path):
+def test_the_datafile_is_in_the_order_of_the_list_and_is_what_training_reads(prepare, audio, tmp_path):
     for name in (f'{SECOND}.wav', f'{FIRST}.wav'):
         audio(name)
     entries, missing, _ = prepare()
@@ -159,7 +155,7 @@ def test_a_video_with_several_clips_needs_the_start_in_the_name(prepare, audio):
     assert [entry['wav'] for entry in prepare(clips=clips)[0] if entry['video_id'] == FIRST] == [path]
 
 
-def test_folders_that_link_to_each_other_are_walked_once(prep, prepare, audio, tmp_path):
+def test_folders_that_link_to_each_other_are_walked_once(prepare, audio, tmp_path):
     audio(f'a/{FIRST}.wav')
     (tmp_path / 'audio' / 'a' / 'loop').symlink_to(tmp_path / 'audio')
     (tmp_path / 'elsewhere').mkdir()
@@ -215,7 +211,7 @@ def test_clips_are_packed_into_shards_in_the_order_of_the_list(prepare, audio, t
     assert {info.compress_type for info in zipfile.ZipFile(shards / '0001.zip').infolist()} == {zipfile.ZIP_STORED}
 
 
-def test_shards_have_about_the_size_that_is_asked_for(prep, files, tmp_path):
+def test_shards_have_about_the_size_that_is_asked_for(files, tmp_path):
     wavs = prep.pack(files, tmp_path / 'shards', 100_000)
     sizes = [path.stat().st_size for path in (tmp_path / 'shards').glob('*.zip')]
     assert len(sizes) == 12 and 100_000 <= min(sizes) <= max(sizes) < 110_000
@@ -223,7 +219,7 @@ def test_shards_have_about_the_size_that_is_asked_for(prep, files, tmp_path):
     assert wavs == {f'{i}.flac': f'{tmp_path}/shards/{i // 5 + 1:04d}.zip/{i}.flac' for i in range(60)}
 
 
-def test_another_list_packs_what_no_shard_has(prep, files, tmp_path):
+def test_another_list_packs_what_no_shard_has(files, tmp_path):
     shards, some = tmp_path / 'shards', dict(list(files.items())[10:20])
     wavs = prep.pack(some, shards, 150_000)
     before = {path: path.stat().st_mtime_ns for path in shards.glob('*.zip')}
@@ -235,7 +231,7 @@ def test_another_list_packs_what_no_shard_has(prep, files, tmp_path):
                                                                                  if name not in some]
 
 
-def test_packing_that_was_killed_goes_on(prep, pack_apart, files, tmp_path):
+def test_packing_that_was_killed_goes_on(pack_apart, files, tmp_path):
     shards = tmp_path / 'shards'
     whole = prep.pack(files, tmp_path / 'undisturbed', 100_000)
     for wanted in (1, 4, 8):
@@ -257,7 +253,7 @@ def test_two_processes_pack_a_file_once(pack_apart, files, tmp_path):
     assert [name for _, name in packed_in(tmp_path / 'shards')] == list(files)
 
 
-def test_a_full_disk_leaves_the_shards_before_it(prep, files, tmp_path):
+def test_a_full_disk_leaves_the_shards_before_it(files, tmp_path):
     files['large.flac'] = tmp_path / 'large'
     files['large.flac'].write_bytes(bytes(500_000))
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -272,14 +268,14 @@ def test_a_full_disk_leaves_the_shards_before_it(prep, files, tmp_path):
     assert [name for _, name in packed_in(tmp_path / 'shards')] == list(files)
 
 
-def test_a_shard_that_cannot_be_read_back_does_not_appear(prep, files, tmp_path, monkeypatch):
+def test_a_shard_that_cannot_be_read_back_does_not_appear(files, tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile.ZipFile, 'testzip', lambda archive: archive.namelist()[3])
     with pytest.raises(WriteError, match='0001.zip: 3.flac cannot be read back'):
         prep.pack(files, tmp_path / 'shards', 100_000)
     assert not (tmp_path / 'shards').exists()
 
 
-def test_a_broken_shard_and_a_file_that_went_are_named(prep, files, tmp_path):
+def test_a_broken_shard_and_a_file_that_went_are_named(files, tmp_path):
     shards = tmp_path / 'shards'
     prep.pack(dict(list(files.items())[:5]), shards, 100_000)
     files['5.flac'].unlink()
@@ -313,7 +309,7 @@ def test_folders_that_cannot_be_used_are_refused(prepare, audio, tmp_path):
         prepare(tmp_path / 'file' / 'flac')
 
 
-def test_a_mistake_ends_with_a_sentence_and_success_with_0(prep, audio, tmp_path, caplog, monkeypatch):
+def test_a_mistake_ends_with_a_sentence_and_success_with_0(audio, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
     audio(f'{FIRST}.wav')
     (tmp_path / 'list.csv').write_text(f'{FIRST}, 30, 40, "{DOG}"\n')
@@ -325,7 +321,7 @@ def test_a_mistake_ends_with_a_sentence_and_success_with_0(prep, audio, tmp_path
         prep.main([*words, str(tmp_path / 'nowhere.csv')])
 
 
-def test_the_samples_of_datafiles_can_be_read(root, prep):
+def test_the_samples_of_datafiles_can_be_read(root):
     index = read_labels(prep.LABEL_FILE).index()
     wavs = [read_datafile(root / 'egs/audioset/data/datafiles' / f'sample_{name}_data.json', index).wavs
             for name in ('train', 'eval')]

@@ -8,13 +8,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import soundfile
 
+import prep_esc50 as prep
 from features import AudioError
 from utilities.labels import DataError
-
-
-@pytest.fixture(scope='module')
-def prep(load_script):
-    return load_script('egs/esc50/prep_esc50.py')
 
 
 def read(prep_dir, name):
@@ -27,7 +23,7 @@ def zipped(folder):
 
 
 @pytest.mark.parametrize('form', ['folder', 'folder above', 'zip'])
-def test_every_form_of_the_dataset_gives_the_same_folds(prep, make_esc, tmp_path, form):
+def test_every_form_of_the_dataset_gives_the_same_folds(make_esc, tmp_path, form):
     folder = make_esc('above/ESC-50-master')
     source = {'folder': folder, 'folder above': folder.parent, 'zip': zipped(folder)}[form]
     prep.prepare(source, tmp_path / 'out')
@@ -40,7 +36,7 @@ def test_every_form_of_the_dataset_gives_the_same_folds(prep, make_esc, tmp_path
         assert len(trained) == 8 and not {e['wav'] for e in trained} & {e['wav'] for e in held_out}
 
 
-def test_clips_of_any_format_become_mono_16_khz_wav_files(prep, make_esc, tmp_path):
+def test_clips_of_any_format_become_mono_16_khz_wav_files(make_esc, tmp_path):
     prep.prepare(make_esc(), tmp_path / 'out')
     infos = [soundfile.info(path) for path in (tmp_path / 'out' / 'audio_16k').iterdir()]
     assert len(infos) == 10
@@ -49,7 +45,7 @@ def test_clips_of_any_format_become_mono_16_khz_wav_files(prep, make_esc, tmp_pa
     assert all(info.duration == pytest.approx(0.4, abs=0.01) for info in infos)
 
 
-def test_a_broken_off_preparation_goes_on_where_it_was(prep, make_esc, tmp_path):
+def test_a_broken_off_preparation_goes_on_where_it_was(make_esc, tmp_path):
     source = make_esc()
     prep.prepare(source, tmp_path / 'out')
     kept, lost = sorted((tmp_path / 'out' / 'audio_16k').iterdir())[:2]
@@ -59,20 +55,20 @@ def test_a_broken_off_preparation_goes_on_where_it_was(prep, make_esc, tmp_path)
     assert lost.exists() and kept.stat().st_mtime_ns == before
 
 
-def test_a_second_dataset_does_not_mix_with_the_first(prep, make_esc, tmp_path):
+def test_a_second_dataset_does_not_mix_with_the_first(make_esc, tmp_path):
     prep.prepare(make_esc('first'), tmp_path / 'out')
     with pytest.raises(DataError, match='first.*second.*--prep_dir'):
         prep.prepare(make_esc('second'), tmp_path / 'out')
 
 
-def test_a_clip_that_is_listed_but_missing_is_named(prep, make_esc, tmp_path):
+def test_a_clip_that_is_listed_but_missing_is_named(make_esc, tmp_path):
     source = make_esc()
     (source / 'audio' / '3-4-A-0.ogg').unlink()
     with pytest.raises(AudioError, match='3-4-A-0.ogg'):
         prep.prepare(source, tmp_path / 'out')
 
 
-def test_a_broken_clip_is_named(prep, make_esc, tmp_path):
+def test_a_broken_clip_is_named(make_esc, tmp_path):
     source = make_esc()
     (source / 'audio' / '3-4-A-0.ogg').write_text('not audio')
     with pytest.raises(AudioError, match='3-4-A-0.ogg'):
@@ -81,7 +77,7 @@ def test_a_broken_clip_is_named(prep, make_esc, tmp_path):
 
 @pytest.mark.parametrize('row', ['a.wav,6,0,dog', 'a.wav,1,0,rain', 'a.wav,1,50,dog', 'a.wav,one,0,dog',
                                  '../a.wav,1,0,dog'])
-def test_a_row_that_contradicts_the_label_file_is_named(prep, make_esc, tmp_path, row):
+def test_a_row_that_contradicts_the_label_file_is_named(make_esc, tmp_path, row):
     source = make_esc()
     (source / 'meta' / 'esc50.csv').write_text(f'filename,fold,target,category\n{row}\n')
     with pytest.raises(DataError, match='line 2'):
@@ -90,14 +86,14 @@ def test_a_row_that_contradicts_the_label_file_is_named(prep, make_esc, tmp_path
 
 @pytest.mark.parametrize('source, reason', [('nowhere', 'does not exist'), ('text.zip', 'nor a whole zip'),
                                             ('empty', 'layout')])
-def test_something_else_than_the_dataset_is_refused(prep, tmp_path, source, reason):
+def test_something_else_than_the_dataset_is_refused(tmp_path, source, reason):
     (tmp_path / 'text.zip').write_text('not a zip')
     (tmp_path / 'empty').mkdir()
     with pytest.raises(DataError, match=reason):
         prep.prepare(tmp_path / source, tmp_path / 'out')
 
 
-def test_without_a_data_dir_the_zip_is_downloaded(prep, make_esc, tmp_path, monkeypatch):
+def test_without_a_data_dir_the_zip_is_downloaded(make_esc, tmp_path, monkeypatch):
     zipped(make_esc('site/ESC-50-master'))
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / 'site'))
     threading.Thread(target=server.serve_forever, daemon=True).start()

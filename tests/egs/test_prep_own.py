@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
+import own_split
+import prep_own as prep
 from features import AudioError
 from utilities.labels import DataError, read_labels
-
-
-@pytest.fixture(scope='module')
-def prep(load_script):
-    return load_script('egs/own_dataset/prep_own.py')
-
-
-@pytest.fixture(scope='module')
-def own_split(load_script):
-    return load_script('egs/own_dataset/own_split.py')
 
 
 @pytest.fixture
@@ -78,7 +70,7 @@ def many(classes=('cat', 'dog'), n=10):
     return [f'{name}/{name}{i}.wav' for name in classes for i in range(n)]
 
 
-def test_a_folder_a_class_becomes_a_stratified_split(prep, make_clips, out):
+def test_a_folder_a_class_becomes_a_stratified_split(make_clips, out):
     prep.prepare(make_clips(*many()), out)
     assert read_labels(out / 'labels.csv').names == ('cat', 'dog')
     split = parts(out)
@@ -87,14 +79,14 @@ def test_a_folder_a_class_becomes_a_stratified_split(prep, make_clips, out):
     assert len(labels_by_file(out)) == 20 and all(wav.startswith(label) for wav, label in labels_by_file(out).items())
 
 
-def test_clips_are_found_in_deeper_folders_and_in_any_format_of_libsndfile(prep, make_clips, out):
+def test_clips_are_found_in_deeper_folders_and_in_any_format_of_libsndfile(make_clips, out):
     prep.prepare(make_clips('cat/a.flac', 'cat/day 1/b.OGG', 'cat/day 1/x/c.mp3', 'dog/d.aiff', 'dog/e.opus',
                             'dog/f.wav'), out)
     assert labels_by_file(out) == {'a.flac': 'cat', 'b.OGG': 'cat', 'c.mp3': 'cat', 'd.aiff': 'dog', 'e.opus': 'dog',
                                    'f.wav': 'dog'}
 
 
-def test_other_files_are_left_out_and_counted(prep, make_clips, out, caplog):
+def test_other_files_are_left_out_and_counted(make_clips, out, caplog):
     data = make_clips(*many(n=3), 'loose.wav', 'cat/.hidden.wav', '.cache/a.wav')
     for name in ('cat/notes.txt', 'dog/more.TXT', 'dog/song.m4a', '.DS_Store'):
         (data / name).write_text('x')
@@ -104,47 +96,47 @@ def test_other_files_are_left_out_and_counted(prep, make_clips, out, caplog):
     assert len(labels_by_file(out)) == 6
 
 
-def test_a_link_back_to_a_folder_above_does_no_harm(prep, make_clips, out):
+def test_a_link_back_to_a_folder_above_does_no_harm(make_clips, out):
     data = make_clips(*many(n=3))
     (data / 'cat' / 'loop').symlink_to(data / 'cat')
     prep.prepare(data, out)
     assert len(sum(parts(out).values(), [])) == 6
 
 
-def test_a_split_in_folders_is_taken_as_it_is(prep, make_clips, out):
+def test_a_split_in_folders_is_taken_as_it_is(make_clips, out):
     prep.prepare(make_clips('Train/cat/a.wav', 'Train/dog/b.wav', 'validation/cat/c.wav', 'validation/dog/d.wav',
                             'eval/dog/e.wav'), out)
     assert files(out) == {'train_data': {'a.wav', 'b.wav'}, 'val_data': {'c.wav', 'd.wav'}, 'test_data': {'e.wav'}}
 
 
 @pytest.mark.parametrize('folders', [('train', 'test'), ('train', 'val', 'dev'), ('train', 'val', 'other')])
-def test_a_split_in_folders_that_is_not_clear_is_refused(prep, make_clips, out, folders):
+def test_a_split_in_folders_that_is_not_clear_is_refused(make_clips, out, folders):
     data = make_clips(*(f'{folder}/{name}/a.wav' for folder in folders for name in ('cat', 'dog')))
     with pytest.raises(DataError, match='exactly train, val and perhaps test'):
         prep.prepare(data, out)
 
 
-def test_a_class_may_be_called_train(prep, make_clips, out):
+def test_a_class_may_be_called_train(make_clips, out):
     prep.prepare(make_clips(*many(('bus', 'train'), 3)), out)
     assert read_labels(out / 'labels.csv').names == ('bus', 'train')
 
 
 @pytest.mark.parametrize('header', ['path,labels', 'file;label', 'Filename\tClass', 'id,wav,category',
                                     ' filepath , Label '])
-def test_a_csv_is_read_whatever_its_delimiter_and_the_names_of_its_columns(prep, make_csv, out, header):
+def test_a_csv_is_read_whatever_its_delimiter_and_the_names_of_its_columns(make_csv, out, header):
     delimiter = next(mark for mark in ',;\t' if mark in header)
     rows = ([str(i)] * header.startswith('id') + [f'c{i}.wav', ('cat', 'dog')[i % 2]] for i in range(4))
     prep.prepare(make_csv(table(header, map(delimiter.join, rows))), out)
     assert labels_by_file(out) == {'c0.wav': 'cat', 'c1.wav': 'dog', 'c2.wav': 'cat', 'c3.wav': 'dog'}
 
 
-def test_a_csv_may_have_a_byte_order_mark_quotes_and_windows_lines(prep, make_csv, out):
+def test_a_csv_may_have_a_byte_order_mark_quotes_and_windows_lines(make_csv, out):
     text = 'path,labels,note\r\n"c0.wav","chien","a, b"\r\nc1.wav,"é",x\r\n\r\nc2.wav,chien,x\r\nc3.wav,é,x\r\n'
     prep.prepare(make_csv(text, encoding='utf-8-sig'), out)
     assert labels_by_file(out) == {'c0.wav': 'chien', 'c1.wav': 'é', 'c2.wav': 'chien', 'c3.wav': 'é'}
 
 
-def test_paths_are_relative_to_the_csv_or_absolute(prep, make_clips, out):
+def test_paths_are_relative_to_the_csv_or_absolute(make_clips, out):
     data = make_clips('audio/a.wav', 'audio/b.wav', 'audio/c.wav')
     (data / 'meta').mkdir()
     (data / 'meta' / 'list.csv').write_text(
@@ -159,19 +151,19 @@ def test_paths_are_relative_to_the_csv_or_absolute(prep, make_clips, out):
     (['"a, b"', 'b', '"a,a"', 'a'], ['a,b', 'b', 'a', 'a']),
     (['"one, two";b', 'b', 'b', 'b'], ['one_ two,b', 'b', 'b', 'b']),
 ])
-def test_several_labels_stand_in_one_cell(prep, make_csv, out, cells, expected):
+def test_several_labels_stand_in_one_cell(make_csv, out, cells, expected):
     prep.prepare(make_csv(table('path,labels', (f'c{i}.wav,{cell}' for i, cell in enumerate(cells)))), out)
     assert labels_by_file(out) == {f'c{i}.wav': labels for i, labels in enumerate(expected)}
     assert options(out)['loss'] == 'BCE' and options(out)['metrics'] == 'mAP'
 
 
-def test_a_split_column_is_taken_as_it_is(prep, make_csv, out):
+def test_a_split_column_is_taken_as_it_is(make_csv, out):
     rows = ['c0.wav,a,train', 'c1.wav,b,TRAIN', 'c2.wav,a,Dev', 'c3.wav,b,test']
     prep.prepare(make_csv(table('path,label,split', rows)), out)
     assert files(out) == {'train_data': {'c0.wav', 'c1.wav'}, 'val_data': {'c2.wav'}, 'test_data': {'c3.wav'}}
 
 
-def test_a_fold_column_is_taken_as_it_is(prep, make_csv, out):
+def test_a_fold_column_is_taken_as_it_is(make_csv, out):
     rows = [f'c{i}.wav,{"ab"[i % 2]},{fold}' for i, fold in enumerate((10, 10, 9, 9, 2, 2))]
     prep.prepare(make_csv(table('path,label,fold', rows), clips=6), out)
     assert set(files(out)) == {f'{part}_data_{k}' for part in ('train', 'val') for k in (1, 2, 3)}
@@ -181,13 +173,13 @@ def test_a_fold_column_is_taken_as_it_is(prep, make_csv, out):
 
 
 @pytest.mark.parametrize('column', ['split', 'fold'])
-def test_a_given_split_and_options_for_another_are_refused(prep, make_csv, out, column):
+def test_a_given_split_and_options_for_another_are_refused(make_csv, out, column):
     csv = make_csv(table(f'path,label,{column}', ['c0.wav,a,train', 'c1.wav,b,val']))
     with pytest.raises(DataError, match='brings its own split'):
         prep.prepare(csv, out, prep.SplitConf(n_folds=2))
 
 
-def test_folds_that_are_made_hold_each_clip_out_once_and_every_class_alike(prep, make_clips, out):
+def test_folds_that_are_made_hold_each_clip_out_once_and_every_class_alike(make_clips, out):
     prep.prepare(make_clips(*many(('cat', 'cow', 'dog'), 6)), out, prep.SplitConf(n_folds=3))
     split = parts(out)
     held_out = [pair for k in (1, 2, 3) for pair in split[f'val_data_{k}']]
@@ -197,20 +189,20 @@ def test_folds_that_are_made_hold_each_clip_out_once_and_every_class_alike(prep,
         assert not set(split[f'val_data_{k}']) & set(split[f'train_data_{k}'])
 
 
-def test_a_test_set_is_made_on_demand(prep, make_clips, out):
+def test_a_test_set_is_made_on_demand(make_clips, out):
     prep.prepare(make_clips(*many(n=20)), out, prep.SplitConf(val_share=0.2, test_share=0.1))
     assert {name: len(found) for name, found in files(out).items()} == {'train_data': 28, 'val_data': 8, 'test_data': 4}
 
 
 @pytest.mark.parametrize('share', [0.05, 0.1, 0.15, 0.3, 0.4, 0.45])
-def test_shares_are_met(own_split, share):
+def test_shares_are_met(share):
     clips = [own_split.Clip(f'{label}{i}', (label,)) for label in 'abc' for i in range(60)]
     train, val = own_split.hold_out(clips, share, seed=0)
     assert len(train) + len(val) == 180
     assert max(abs(count - 60 * share) for count in Counter(clip.labels for clip in val).values()) <= 2
 
 
-def test_a_small_class_keeps_its_share_where_there_are_more_folds_than_clips(own_split):
+def test_a_small_class_keeps_its_share_where_there_are_more_folds_than_clips():
     clips = [own_split.Clip(f'{label}{i}', (label,)) for label, n in (('a', 60), ('b', 4), ('c', 5)) for i in range(n)]
     for seed in range(5):
         held_out = Counter(clip.labels[0] for clip in own_split.hold_out(clips, 0.3, seed)[1])
@@ -218,7 +210,7 @@ def test_a_small_class_keeps_its_share_where_there_are_more_folds_than_clips(own
 
 
 @pytest.mark.parametrize('conf', [{}, {'n_folds': 3}, {'test_share': 0.2}])
-def test_a_group_is_never_divided(prep, make_csv, out, conf):
+def test_a_group_is_never_divided(make_csv, out, conf):
     rows = [f'c{i}.wav,{"ab"[i % 2]},speaker {i // 4}' for i in range(40)]
     prep.prepare(make_csv(table('path,label,group', rows), clips=40), out, prep.SplitConf(**conf))
     split = {name: {int(wav[1:-4]) // 4 for wav in names} for name, names in files(out).items()}
@@ -227,19 +219,19 @@ def test_a_group_is_never_divided(prep, make_csv, out, conf):
     assert set().union(*split.values()) == set(range(10))
 
 
-def test_a_given_split_that_divides_groups_is_pointed_out(prep, make_csv, out, caplog):
+def test_a_given_split_that_divides_groups_is_pointed_out(make_csv, out, caplog):
     rows = ['c0.wav,a,train,ann', 'c1.wav,b,train,bob', 'c2.wav,a,val,ann', 'c3.wav,b,val,eve']
     prep.prepare(make_csv(table('path,label,split,group', rows)), out)
     assert 'groups in both val_data and its training data: ann' in caplog.text
 
 
-def test_several_labels_are_split_by_the_rarest(prep, make_csv, out):
+def test_several_labels_are_split_by_the_rarest(make_csv, out):
     rows = [f'c{i}.wav,{"common;rare" if i % 4 == 0 else "common"}' for i in range(40)]
     prep.prepare(make_csv(table('path,labels', rows), clips=40), out)
     assert Counter(labels for _, labels in parts(out)['val_data']) == {'common': 6, 'common,rare': 2}
 
 
-def test_the_split_depends_on_the_data_and_the_seed_alone(prep, make_clips, tmp_path, monkeypatch):
+def test_the_split_depends_on_the_data_and_the_seed_alone(make_clips, tmp_path, monkeypatch):
     data = make_clips(*many())
     prep.prepare(data, tmp_path / 'first')
     walk, iterdir = os.walk, prep.Path.iterdir
@@ -254,12 +246,12 @@ def test_the_split_depends_on_the_data_and_the_seed_alone(prep, make_clips, tmp_
     assert parts(tmp_path / 'first') == parts(tmp_path / 'second') != parts(tmp_path / 'third')
 
 
-def test_classes_too_rare_for_every_part_are_named(prep, make_clips, out, caplog):
+def test_classes_too_rare_for_every_part_are_named(make_clips, out, caplog):
     prep.prepare(make_clips(*many(), 'yak/only.wav'), out)
     assert 'classes too rare to be in every part of the split: yak (not in ' in caplog.text
 
 
-def test_a_dataset_with_fewer_clips_a_class_than_parts_is_still_split(prep, make_clips, out):
+def test_a_dataset_with_fewer_clips_a_class_than_parts_is_still_split(make_clips, out):
     prep.prepare(make_clips(*many(n=2)), out)
     assert {name: len(names) for name, names in files(out).items()} == {'train_data': 2, 'val_data': 2}
 
@@ -271,12 +263,12 @@ def test_a_dataset_with_fewer_clips_a_class_than_parts_is_still_split(prep, make
     (table('path,label,fold', ['c0.wav,a,1', 'c1.wav,b,1']), {}, 'nothing for train_data_1'),
     (table('path,label,split', ['c0.wav,a,train', 'c1.wav,b,test']), {}, 'nothing for val_data'),
 ])
-def test_a_split_that_cannot_be_is_refused(prep, make_csv, out, text, conf, reason):
+def test_a_split_that_cannot_be_is_refused(make_csv, out, text, conf, reason):
     with pytest.raises(DataError, match=reason):
         prep.prepare(make_csv(text), out, prep.SplitConf(**conf))
 
 
-def test_a_comma_in_the_name_of_a_class_is_not_one_in_its_mid(prep, make_clips, out):
+def test_a_comma_in_the_name_of_a_class_is_not_one_in_its_mid(make_clips, out):
     prep.prepare(make_clips(*many(('cat, small', 'cat_ small', 'dog "x"'), 3)), out)
     labels = read_labels(out / 'labels.csv')
     assert labels.names == ('cat, small', 'cat_ small', 'dog "x"')
@@ -284,7 +276,7 @@ def test_a_comma_in_the_name_of_a_class_is_not_one_in_its_mid(prep, make_clips, 
     assert set(labels_by_file(out).values()) == set(labels.mids)
 
 
-def test_a_label_file_fixes_classes_and_order(prep, make_csv, make_labels, out, caplog):
+def test_a_label_file_fixes_classes_and_order(make_csv, make_labels, out, caplog):
     rows = ['c0.wav,class 2', 'c1.wav,/m/0', 'c2.wav,/m/2', 'c3.wav,class 0']
     given = make_labels(3)
     prep.prepare(make_csv(table('path,label', rows)), out, label_csv=given)
@@ -293,7 +285,7 @@ def test_a_label_file_fixes_classes_and_order(prep, make_csv, make_labels, out, 
     assert 'classes of the label file without clips: 1 of 3' in caplog.text
 
 
-def test_a_label_that_is_not_in_the_label_file_is_named(prep, make_clips, make_labels, out):
+def test_a_label_that_is_not_in_the_label_file_is_named(make_clips, make_labels, out):
     with pytest.raises(DataError, match="cat0.wav: the label 'cat' is neither.*labels.csv"):
         prep.prepare(make_clips(*many()), out, label_csv=make_labels(3))
 
@@ -312,12 +304,12 @@ def test_a_label_that_is_not_in_the_label_file_is_named(prep, make_clips, make_l
     ('path,label\n', 'lists no files'),
     ('', 'path and labels are needed'),
 ])
-def test_a_csv_that_is_wrong_is_refused_with_the_line(prep, make_csv, out, text, reason):
+def test_a_csv_that_is_wrong_is_refused_with_the_line(make_csv, out, text, reason):
     with pytest.raises(DataError, match=reason):
         prep.prepare(make_csv(text), out)
 
 
-def test_a_csv_that_is_not_utf_8_is_refused(prep, make_csv, out):
+def test_a_csv_that_is_not_utf_8_is_refused(make_csv, out):
     with pytest.raises(DataError, match='as a CSV in UTF-8'):
         prep.prepare(make_csv('path,label\nc0.wav,café\n', encoding='latin-1'), out)
 
@@ -327,13 +319,13 @@ def test_a_csv_that_is_not_utf_8_is_refused(prep, make_csv, out):
     (('a.wav',), 'no audio files in folders'),
     ((), 'does not exist'),
 ])
-def test_a_folder_that_is_no_dataset_is_refused(prep, make_clips, tmp_path, out, paths, reason):
+def test_a_folder_that_is_no_dataset_is_refused(make_clips, tmp_path, out, paths, reason):
     make_clips(*paths)
     with pytest.raises(DataError, match=reason):
         prep.prepare(tmp_path / 'data', out)
 
 
-def test_a_broken_recording_is_named_and_leaves_the_preparation_open(prep, make_clips, out):
+def test_a_broken_recording_is_named_and_leaves_the_preparation_open(make_clips, out):
     data = make_clips(*many(n=3))
     (data / 'dog' / 'dog1.wav').write_text('not audio')
     with pytest.raises(AudioError, match='1 of 6 .*dog1.wav: .*src/check_data.py .*train_data.json .*--label_csv'):
@@ -344,13 +336,13 @@ def test_a_broken_recording_is_named_and_leaves_the_preparation_open(prep, make_
 
 
 @pytest.mark.parametrize('seconds, frames', [(0.1, '16'), (0.5, '50'), (12, '1024')])
-def test_the_input_is_as_long_as_nearly_all_clips(prep, make_clips, out, seconds, frames):
+def test_the_input_is_as_long_as_nearly_all_clips(make_clips, out, seconds, frames):
     make_clips(*many(), seconds=seconds)
     prep.prepare(make_clips('cat/long.wav', seconds=15), out)
     assert options(out) == {'n_class': '2', 'loss': 'CE', 'metrics': 'acc', 'audio_length': frames}
 
 
-def test_the_summary_says_what_was_found_and_chosen(prep, make_clips, out, capsys):
+def test_the_summary_says_what_was_found_and_chosen(make_clips, out, capsys):
     make_clips(*many(), seconds=0.5)
     prep.prepare(make_clips('cat/long.wav', seconds=2), out)
     said = capsys.readouterr().out
@@ -359,7 +351,7 @@ def test_the_summary_says_what_was_found_and_chosen(prep, make_clips, out, capsy
     assert '--audio_length=50 (clips longer than these frames of 10 ms, which are cut: 1)' in said
 
 
-def test_a_second_start_finds_everything_prepared(prep, make_clips, out, capsys):
+def test_a_second_start_finds_everything_prepared(make_clips, out, capsys):
     data = make_clips(*many(n=3))
     prep.prepare(data, out)
     before = parts(out)
@@ -368,7 +360,7 @@ def test_a_second_start_finds_everything_prepared(prep, make_clips, out, capsys)
     assert capsys.readouterr().out == f'{out} is prepared already\n' and parts(out) == before
 
 
-def test_other_options_or_clips_are_refused_until_the_old_preparation_is_removed(prep, make_clips, out):
+def test_other_options_or_clips_are_refused_until_the_old_preparation_is_removed(make_clips, out):
     data = make_clips(*many(n=4))
     prep.prepare(data, out, prep.SplitConf(n_folds=4))
     with pytest.raises(DataError, match='n_folds 4.* not from .*n_folds 2.*--prep_dir, or remove .*run_options.txt'):
@@ -381,7 +373,7 @@ def test_other_options_or_clips_are_refused_until_the_old_preparation_is_removed
     assert len(files(out)) == 4
 
 
-def test_datafiles_of_another_origin_are_not_overwritten(prep, make_clips, out):
+def test_datafiles_of_another_origin_are_not_overwritten(make_clips, out):
     (out / 'datafiles').mkdir(parents=True)
     (out / 'datafiles' / 'train_data.json').write_text('precious')
     with pytest.raises(DataError, match='another origin'):

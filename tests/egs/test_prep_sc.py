@@ -11,17 +11,13 @@ from pathlib import Path
 
 import pytest
 
+import prep_sc as prep
 from utilities.labels import DataError, read_labels
 
 FILES = ['_background_noise_/tap.wav', 'bed/a_nohash_0.wav', 'bed/b_nohash_0.wav', 'bed/c_nohash_1.wav',
          'yes/a_nohash_0.wav', 'yes/b_nohash_0.wav', 'yes/d_nohash_0.wav']
 VALIDATION = 'bed/b_nohash_0.wav\n'
 TESTING = 'bed/c_nohash_1.wav\nyes/d_nohash_0.wav\n'
-
-
-@pytest.fixture(scope='module')
-def prep(load_script):
-    return load_script('egs/speechcommands/prep_sc.py')
 
 
 @pytest.fixture
@@ -50,7 +46,7 @@ def packed(folder):
 
 
 @pytest.mark.parametrize('form', ['folder', 'folder above', 'tar.gz'])
-def test_every_form_of_the_dataset_gives_the_official_split(prep, make_sc, tmp_path, form):
+def test_every_form_of_the_dataset_gives_the_official_split(make_sc, tmp_path, form):
     folder = make_sc('above/sc')
     source = {'folder': folder, 'folder above': folder.parent, 'tar.gz': packed(folder)}[form]
     prep.prepare(source, tmp_path / 'out')
@@ -61,7 +57,7 @@ def test_every_form_of_the_dataset_gives_the_official_split(prep, make_sc, tmp_p
     assert read(tmp_path / 'out', 'eval') == [('bed/c_nohash_1.wav', bed), ('yes/d_nohash_0.wav', yes)]
 
 
-def test_the_datafiles_point_into_the_users_own_folder_in_which_nothing_is_written(prep, make_sc, tmp_path):
+def test_the_datafiles_point_into_the_users_own_folder_in_which_nothing_is_written(make_sc, tmp_path):
     folder = make_sc()
     before = sorted(folder.rglob('*'))
     prep.prepare(os.path.relpath(folder), tmp_path / 'out')
@@ -70,46 +66,46 @@ def test_the_datafiles_point_into_the_users_own_folder_in_which_nothing_is_writt
     assert sorted(folder.rglob('*')) == before
 
 
-def test_lists_with_crlf_blank_lines_and_a_byte_order_mark_are_read(prep, make_sc, tmp_path):
+def test_lists_with_crlf_blank_lines_and_a_byte_order_mark_are_read(make_sc, tmp_path):
     folder = make_sc(validation='\ufeffbed/b_nohash_0.wav\r\n\r\n', testing='\r\nyes/d_nohash_0.wav \r\n')
     prep.prepare(folder, tmp_path / 'out')
     assert [name for name, _ in read(tmp_path / 'out', 'valid')] == ['bed/b_nohash_0.wav']
     assert [name for name, _ in read(tmp_path / 'out', 'eval')] == ['yes/d_nohash_0.wav']
 
 
-def test_clips_converted_to_other_formats_are_still_found_in_the_lists(prep, make_sc, tmp_path):
+def test_clips_converted_to_other_formats_are_still_found_in_the_lists(make_sc, tmp_path):
     files = ['bed/a_nohash_0.flac', 'bed/b_nohash_0.ogg', 'bed/c_nohash_1.WAV', 'bed/notes.txt', 'bed/._a_nohash_0.wav']
     prep.prepare(make_sc(files=files), tmp_path / 'out')
     assert [name for split in ('train', 'valid', 'eval') for name, _ in read(tmp_path / 'out', split)] == files[:3]
 
 
-def test_a_clip_in_two_formats_is_listed_once(prep, make_sc, tmp_path):
+def test_a_clip_in_two_formats_is_listed_once(make_sc, tmp_path):
     prep.prepare(make_sc(files=[*FILES, 'bed/a_nohash_0.flac', 'bed/b_nohash_0.flac']), tmp_path / 'out')
     assert [name for name, _ in read(tmp_path / 'out', 'train')][0] == 'bed/a_nohash_0.flac'
     assert [name for name, _ in read(tmp_path / 'out', 'valid')] == ['bed/b_nohash_0.flac']
 
 
-def test_a_folder_that_is_no_word_is_left_out_and_named(prep, make_sc, tmp_path, caplog):
+def test_a_folder_that_is_no_word_is_left_out_and_named(make_sc, tmp_path, caplog):
     prep.prepare(make_sc(files=[*FILES, 'hello/a_nohash_0.wav']), tmp_path / 'out')
     assert 'hello' in caplog.text and '_background_noise_' not in caplog.text
     assert not any('hello' in name for split in ('train', 'valid', 'eval') for name, _ in read(tmp_path / 'out', split))
 
 
-def test_a_subset_says_how_many_words_and_listed_clips_it_has(prep, make_sc, tmp_path, capsys):
+def test_a_subset_says_how_many_words_and_listed_clips_it_has(make_sc, tmp_path, capsys):
     prep.prepare(make_sc(testing=TESTING + 'yes/x_nohash_0.wav\nzero/a_nohash_0.wav\n'), tmp_path / 'out')
     said = capsys.readouterr().out
     assert '2 of the 5 listed clips are not there' in said
     assert '3 training, 1 validation and 2 test clips of 2 words' in said and 'subset: 2 of 35 words' in said
 
 
-def test_all_words_with_other_numbers_than_the_official_ones_are_a_warning(prep, make_sc, tmp_path, capsys, caplog):
+def test_all_words_with_other_numbers_than_the_official_ones_are_a_warning(make_sc, tmp_path, capsys, caplog):
     words = read_labels(prep.LABEL_FILE).names
     prep.prepare(make_sc(files=[*FILES, *(f'{word}/z_nohash_0.wav' for word in words)]), tmp_path / 'out')
     assert 'subset' not in capsys.readouterr().out
     assert 'expected 84,843 training' in caplog.text and 'found 38 training' in caplog.text
 
 
-def test_the_official_numbers_are_recognised(prep, make_sc, tmp_path, capsys, caplog, monkeypatch):
+def test_the_official_numbers_are_recognised(make_sc, tmp_path, capsys, caplog, monkeypatch):
     monkeypatch.setattr(prep, 'OFFICIAL_SIZES', {'train': 38, 'valid': 1, 'eval': 2})
     words = read_labels(prep.LABEL_FILE).names
     prep.prepare(make_sc(files=[*FILES, *(f'{word}/z_nohash_0.wav' for word in words)]), tmp_path / 'out')
@@ -117,7 +113,7 @@ def test_the_official_numbers_are_recognised(prep, make_sc, tmp_path, capsys, ca
 
 
 @pytest.mark.parametrize('name', ['validation_list.txt', 'testing_list.txt'])
-def test_without_an_official_list_the_dataset_is_refused(prep, make_sc, tmp_path, name):
+def test_without_an_official_list_the_dataset_is_refused(make_sc, tmp_path, name):
     (make_sc() / name).unlink()
     with pytest.raises(DataError, match='validation_list.txt and testing_list.txt are needed'):
         prep.prepare(tmp_path / 'sc', tmp_path / 'out')
@@ -131,13 +127,13 @@ def test_without_an_official_list_the_dataset_is_refused(prep, make_sc, tmp_path
     ({'testing': 'bed/none.wav'}, 'no clip that testing_list.txt lists'),
     ({'files': FILES[2:4]}, 'the train split would be empty'),
 ])
-def test_a_dataset_that_contradicts_itself_is_refused(prep, make_sc, tmp_path, changes, reason):
+def test_a_dataset_that_contradicts_itself_is_refused(make_sc, tmp_path, changes, reason):
     with pytest.raises(DataError, match=reason):
         prep.prepare(make_sc(**changes), tmp_path / 'out')
     assert not (tmp_path / 'out' / 'datafiles').exists()
 
 
-def test_a_second_start_does_nothing(prep, make_sc, tmp_path, capsys):
+def test_a_second_start_does_nothing(make_sc, tmp_path, capsys):
     source = packed(make_sc())
     prep.prepare(source, tmp_path / 'out')
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')}
@@ -148,13 +144,13 @@ def test_a_second_start_does_nothing(prep, make_sc, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')} == before
 
 
-def test_a_second_dataset_does_not_mix_with_the_first(prep, make_sc, tmp_path):
+def test_a_second_dataset_does_not_mix_with_the_first(make_sc, tmp_path):
     prep.prepare(packed(make_sc('first')), tmp_path / 'out')
     with pytest.raises(DataError, match='first.*second.*--prep_dir.*audio and .*datafiles and .*source.json'):
         prep.prepare(make_sc('second'), tmp_path / 'out')
 
 
-def test_a_wrong_path_does_not_stand_in_the_way_of_the_right_one(prep, make_sc, tmp_path):
+def test_a_wrong_path_does_not_stand_in_the_way_of_the_right_one(make_sc, tmp_path):
     with pytest.raises(DataError, match='nowhere does not exist'):
         prep.prepare(tmp_path / 'nowhere', tmp_path / 'out')
     prep.prepare(make_sc(), tmp_path / 'out')
@@ -162,7 +158,7 @@ def test_a_wrong_path_does_not_stand_in_the_way_of_the_right_one(prep, make_sc, 
 
 
 @pytest.mark.parametrize('share', [0, 0.1, 0.5, 0.9, 0.999])
-def test_a_truncated_archive_is_refused_and_nothing_of_it_is_kept(prep, make_sc, tmp_path, share):
+def test_a_truncated_archive_is_refused_and_nothing_of_it_is_kept(make_sc, tmp_path, share):
     archive = packed(make_sc(files=[f'{word}/{i}.wav' for word in ('bed', 'yes') for i in range(100)]))
     whole = archive.read_bytes()
     archive.write_bytes(whole[:int(share * len(whole))])
@@ -171,7 +167,7 @@ def test_a_truncated_archive_is_refused_and_nothing_of_it_is_kept(prep, make_sc,
     assert {path.name for path in (tmp_path / 'out').iterdir()} <= {'source.json'}
 
 
-def test_an_archive_that_reaches_out_of_its_folder_is_refused(prep, tmp_path):
+def test_an_archive_that_reaches_out_of_its_folder_is_refused(tmp_path):
     with tarfile.open(tmp_path / 'evil.tar.gz', 'w:gz') as tar:
         member = tarfile.TarInfo('../../evil.wav')
         member.size = 4
@@ -181,14 +177,14 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused(prep, tmp_path):
     assert not list(tmp_path.rglob('evil.wav'))
 
 
-def test_what_a_killed_start_has_unpacked_is_not_trusted(prep, make_sc, tmp_path):
+def test_what_a_killed_start_has_unpacked_is_not_trusted(make_sc, tmp_path):
     (tmp_path / 'out' / '.audio.partial' / 'bed').mkdir(parents=True)
     (tmp_path / 'out' / '.audio.partial' / 'bed' / 'half.wav').touch()
     prep.prepare(packed(make_sc()), tmp_path / 'out')
     assert len(read(tmp_path / 'out', 'train')) == 3 and not (tmp_path / 'out' / '.audio.partial').exists()
 
 
-def test_without_a_data_dir_the_archive_is_downloaded_and_unpacked_once(prep, make_sc, tmp_path, monkeypatch):
+def test_without_a_data_dir_the_archive_is_downloaded_and_unpacked_once(make_sc, tmp_path, monkeypatch):
     archive = packed(make_sc('site/sc'))
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=archive.parent))
     threading.Thread(target=server.serve_forever, daemon=True).start()

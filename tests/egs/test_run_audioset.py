@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import prep_audioset
 from check_data import check
 from utilities.labels import read_labels
 
@@ -65,10 +66,10 @@ def planned(folder, run_shell, tmp_path):
 @pytest.mark.parametrize('which, published', [
     ('balanced', {'lr': 5e-5, 'bal': 'none', 'lrscheduler_start': 10, 'lrscheduler_step': 5}),
     ('full', {'lr': 1e-5, 'bal': 'bal', 'lrscheduler_start': 2, 'lrscheduler_step': 1})])
-def test_clips_and_a_list_become_an_averaged_model(folder, load_script, run_shell, clips, tmp_path, which, published):
+def test_clips_and_a_list_become_an_averaged_model(folder, run_shell, clips, tmp_path, which, published):
     (segments, audio), labels = clips, folder / 'data' / 'class_labels_indices.csv'
     datafile = tmp_path / 'data' / 'all.json'
-    load_script('egs/audioset/prep_audioset.py').prepare([segments], audio, datafile, flac_dir=None, label_csv=labels)
+    prep_audioset.prepare([segments], audio, datafile, flac_dir=None, label_csv=labels)
     checked = check([datafile], read_labels(labels), audio_length=64)
     assert checked['would_train'] and checked['datafiles'][0]['samples'] == 24
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
+import prep_own
 from features import fbank, load_waveform
 
 # A model that takes seconds; what follows from the data is left to the recipe.
@@ -40,11 +41,10 @@ def make_tree(make_sounds):
 
 
 @pytest.fixture
-def prepared(load_script, make_tree, tmp_path):
+def prepared(make_tree, tmp_path):
     """Prepare such a folder in `prep`, as stage 1 would; returns the words of the options that say where things are."""
     def prepare(**conf):
-        prep = load_script('egs/own_dataset/prep_own.py')
-        prep.prepare(make_tree(), tmp_path / 'prep', prep.SplitConf(**conf))
+        prep_own.prepare(make_tree(), tmp_path / 'prep', prep_own.SplitConf(**conf))
         return ['--data', 'my sounds', '--prep_dir', 'prep', '--exp_dir', 'exp']
     return prepare
 

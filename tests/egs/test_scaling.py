@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+import scaling
 from models import ASTModel
 
 # A Setup in round numbers: a batch moves 1 MB and takes 10 ms of a core, of which there is one a GPU; the all-reduce of
@@ -12,13 +13,8 @@ ROUND = {'step_seconds': 1.0, 'batch_size': 10, 'sample_kb': 100.0, 'gradient_mb
          'cores_a_gpu': 1.0}
 
 
-@pytest.fixture(scope='module')
-def scaling(load_script):
-    return load_script('egs/audioset/scaling.py')
-
-
 @pytest.fixture
-def estimate(scaling):
+def estimate():
     """The Estimate of so many GPUs, in round numbers but for what is given."""
     return lambda gpus, **changed: scaling.estimate(scaling.Setup(**{**ROUND, **changed}), gpus)
 
@@ -37,7 +33,7 @@ def test_the_example_in_the_readme_prints_what_stands_there(root, run_shell):
     assert done.stdout == output
 
 
-def test_the_default_gradient_is_that_of_the_full_model(scaling):
+def test_the_default_gradient_is_that_of_the_full_model():
     parameters = sum(parameter.numel() for parameter in ASTModel(imagenet_pretrain=False, verbose=False).parameters())
     assert scaling.make_parser().get_default('gradient_mb') == pytest.approx(4e-6 * parameters, abs=0.05)
 
@@ -82,16 +78,16 @@ def test_data_are_read_while_gradients_travel(estimate):
     assert estimate(4, storage_gbyte=0.004).wait == estimate(4).wait  # 1 s to read, within a step of 1.9 s
 
 
-def test_each_limit_is_found_whatever_the_others_do(scaling):
+def test_each_limit_is_found_whatever_the_others_do():
     setup = scaling.Setup(**{**ROUND, 'storage_gbyte': 0.0105})
     assert scaling.first_waits(setup) == {'node links': None, 'network': 4, 'storage': 12, 'cores': None}
 
 
-def test_too_few_cores_are_a_limit_from_the_first_gpu(scaling):
+def test_too_few_cores_are_a_limit_from_the_first_gpu():
     assert scaling.first_waits(scaling.Setup(**{**ROUND, 'cores_a_gpu': 0.005}))['cores'] == 1
 
 
-def test_the_authors_speed_gives_the_hours_of_their_run(scaling, capsys):
+def test_the_authors_speed_gives_the_hours_of_their_run(capsys):
     scaling.main('--step_seconds 0.7255 --batch_size 3 --gpus_a_node 4 --gpus 4 --clips 1953084'.split())
     row = dict(zip(scaling.COLUMNS, capsys.readouterr().out.splitlines()[1].split()))
     assert float(row['reached']) == pytest.approx(16.5, abs=0.1)
@@ -105,7 +101,7 @@ def test_the_authors_speed_gives_the_hours_of_their_run(scaling, capsys):
     (['--step_seconds', '0.1', '--gpus', '8', '12'], '--gpus 12 .* multiple of --gpus_a_node 8'),
     (['--step_seconds', '0.1', '--gpus', '100000'], '--gpus 100000 is more than 4096'),
 ])
-def test_a_wrong_option_is_answered_with_one_sentence(scaling, capsys, words, reason):
+def test_a_wrong_option_is_answered_with_one_sentence(capsys, words, reason):
     with pytest.raises(SystemExit) as stop:
         scaling.main(words)
     error = capsys.readouterr().err

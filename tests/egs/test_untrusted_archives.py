@@ -9,22 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import prep_esc50 as esc
+import prep_sc as sc
 from utilities import archives
 from utilities.archives import open_zip, read_member
 from utilities.labels import DataError
 
 NAMES = ['/evil', '/tmp/../evil', '../evil', '../../evil', 'a/../../evil', 'audio/..', '..', '..\\evil', 'a\\..\\evil',
          'C:evil', 'C:/evil', 'a\nb', 'a\x1b[2Jb', 'a\tb']
-
-
-@pytest.fixture(scope='module')
-def esc(load_script):
-    return load_script('egs/esc50/prep_esc50.py')
-
-
-@pytest.fixture(scope='module')
-def sc(load_script):
-    return load_script('egs/speechcommands/prep_sc.py')
 
 
 def all_below(folder):
@@ -80,7 +72,7 @@ def refused(prep, archive, tmp_path, reason='is not to be trusted, nothing of it
     return str(error.value)
 
 
-def test_the_archives_without_an_attack_are_prepared(esc, sc, make_zip, make_tar, tmp_path):
+def test_the_archives_without_an_attack_are_prepared(make_zip, make_tar, tmp_path):
     """So that no test below passes for another reason."""
     link = zipfile.ZipInfo('ESC-50-master/README.md')
     esc.prepare(make_zip((link, 'text'), ('ESC-50-master/empty/', '')), tmp_path / 'esc out')
@@ -92,11 +84,11 @@ def test_the_archives_without_an_attack_are_prepared(esc, sc, make_zip, make_tar
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_zip_whose_names_lead_elsewhere_is_refused(name, esc, make_zip, tmp_path):
+def test_a_zip_whose_names_lead_elsewhere_is_refused(name, make_zip, tmp_path):
     assert ascii(name) in refused(esc, make_zip((name, 'evil')), tmp_path)
 
 
-def test_a_zip_with_a_name_that_goes_on_after_its_end_is_refused(esc, make_zip, tmp_path):
+def test_a_zip_with_a_name_that_goes_on_after_its_end_is_refused(make_zip, tmp_path):
     path = make_zip(('harmless-x../evil', 'evil'))
     path.write_bytes(path.read_bytes().replace(b'harmless-x', b'harmless-\0'))
     refused(esc, path, tmp_path)
@@ -104,7 +96,7 @@ def test_a_zip_with_a_name_that_goes_on_after_its_end_is_refused(esc, make_zip, 
 
 @pytest.mark.parametrize('kind', [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
 @pytest.mark.parametrize('name', ['ESC-50-master/audio/x.wav', 'ESC-50-master/more/'])
-def test_a_zip_with_a_link_or_a_device_is_refused(name, kind, esc, make_zip, tmp_path):
+def test_a_zip_with_a_link_or_a_device_is_refused(name, kind, make_zip, tmp_path):
     info = zipfile.ZipInfo(name)
     info.external_attr = (kind | 0o777) << 16
     assert name in refused(esc, make_zip((info, '/etc/passwd')), tmp_path)
@@ -112,7 +104,7 @@ def test_a_zip_with_a_link_or_a_device_is_refused(name, kind, esc, make_zip, tmp
 
 @pytest.mark.filterwarnings('ignore:Duplicate name')
 @pytest.mark.parametrize('name', ['ESC-50-master/meta/esc50.csv', 'ESC-50-master/./meta/esc50.csv'])
-def test_a_zip_with_a_name_twice_is_refused(name, esc, make_zip, tmp_path):
+def test_a_zip_with_a_name_twice_is_refused(name, make_zip, tmp_path):
     assert 'esc50.csv is in it twice' in refused(esc, make_zip((name, 'filename\n')), tmp_path)
 
 
@@ -131,7 +123,7 @@ def declare(path, name, size):
     path.write_bytes(data)
 
 
-def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_stops_there(esc, make_zip, tmp_path, monkeypatch):
+def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_stops_there(make_zip, tmp_path, monkeypatch):
     path = make_zip(('ESC-50-master/meta/more.csv', b'0' * 3_000_000))
     declare(path, 'ESC-50-master/meta/more.csv', 1000)
     unpacked = []
@@ -143,7 +135,7 @@ def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_stops_there(esc, ma
     assert sum(unpacked) == 1000
 
 
-def test_a_clip_of_a_zip_that_unpacks_to_more_than_it_says_is_named(esc, make_zip, tmp_path):
+def test_a_clip_of_a_zip_that_unpacks_to_more_than_it_says_is_named(make_zip, tmp_path):
     path = make_zip()
     declare(path, 'ESC-50-master/audio/2-2-A-0.flac', 100)
     with pytest.raises(DataError, match='2-2-A-0.flac in .*esc.zip cannot be read'):
@@ -151,20 +143,20 @@ def test_a_clip_of_a_zip_that_unpacks_to_more_than_it_says_is_named(esc, make_zi
     assert not (tmp_path / 'out' / 'datafiles').exists()
 
 
-def test_a_member_of_a_zip_that_says_it_is_huge_is_refused(esc, make_zip, tmp_path):
+def test_a_member_of_a_zip_that_says_it_is_huge_is_refused(make_zip, tmp_path):
     path = make_zip()
     declare(path, 'ESC-50-master/audio/2-2-A-0.flac', 2 ** 32 - 2)
     assert '2-2-A-0.flac in it unpacks to 4,294,967,294 bytes' in refused(esc, path, tmp_path)
 
 
-def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused(esc, make_zip, tmp_path, monkeypatch):
+def test_a_zip_that_unpacks_to_far_more_than_it_is_is_refused(make_zip, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, 'FREE_GROWTH', 0)
     path = make_zip(('ESC-50-master/zeros', bytes(30_000_000)))
     assert path.stat().st_size < 300_000
     assert 'it unpacks to ' in refused(esc, path, tmp_path)
 
 
-def test_an_encrypted_zip_says_what_to_do(esc, make_zip, tmp_path):
+def test_an_encrypted_zip_says_what_to_do(make_zip, tmp_path):
     path = make_zip(compression=zipfile.ZIP_STORED)
     data = bytearray(path.read_bytes())
     data[data.rindex(b'PK\1\2') + 8] |= 1
@@ -175,7 +167,7 @@ def test_an_encrypted_zip_says_what_to_do(esc, make_zip, tmp_path):
 @pytest.mark.parametrize('damage', [lambda data: data[:-30], lambda data: data[:len(data) // 2], lambda _: b'PK\3\4',
                                     lambda _: b'PK\5\6' + bytes(18), lambda data: data[:-22] + b'PK\5\6' + b'\xff' * 18,
                                     lambda data: data.replace(b'PK\1\2', b'PK\1\3')])
-def test_a_damaged_zip_is_refused_by_name(damage, esc, make_zip, tmp_path):
+def test_a_damaged_zip_is_refused_by_name(damage, make_zip, tmp_path):
     path = make_zip()
     path.write_bytes(damage(path.read_bytes()))
     refused(esc, path, tmp_path, '')
@@ -189,7 +181,7 @@ def test_a_damaged_zip_is_refused_by_name(damage, esc, make_zip, tmp_path):
     (b'filename,fold,target,category\na.wav,1,0,dog\na.ogg,2,0,dog\n', 'line 3: a.ogg is listed twice'),
     (b'filename,fold,target,category\n"a\0.wav",1,0,dog\n', 'a')],
     ids=['no UTF-8', 'long cell', 'no name', 'folder above', 'absolute', 'twice', 'NUL'])
-def test_a_list_of_clips_that_cannot_be_is_refused(meta, problem, esc, make_esc, tmp_path):
+def test_a_list_of_clips_that_cannot_be_is_refused(meta, problem, make_esc, tmp_path):
     folder = make_esc()
     (folder / 'meta' / 'esc50.csv').write_bytes(meta)
     with pytest.raises(ValueError, match=problem) as error:
@@ -198,18 +190,18 @@ def test_a_list_of_clips_that_cannot_be_is_refused(meta, problem, esc, make_esc,
 
 
 @pytest.mark.parametrize('name', NAMES + ['/bed/evil', './../evil', 'bed/\udcff.wav'])
-def test_a_tar_whose_names_lead_elsewhere_is_refused(name, sc, make_tar, tmp_path):
+def test_a_tar_whose_names_lead_elsewhere_is_refused(name, make_tar, tmp_path):
     assert ascii(name) in refused(sc, make_tar((member(name, size=4), b'evil')), tmp_path)
 
 
 @pytest.mark.parametrize('kind', [tarfile.SYMTYPE, tarfile.LNKTYPE])
 @pytest.mark.parametrize('target', ['/etc/passwd', '../../../outside', './bed/a_0.wav', 'a_0.wav', '/'])
-def test_a_tar_with_a_link_is_refused(target, kind, sc, make_tar, tmp_path):
+def test_a_tar_with_a_link_is_refused(target, kind, make_tar, tmp_path):
     assert './bed/x.wav in it is a link' in refused(sc, make_tar((member('./bed/x.wav', kind, linkname=target), b'')),
                                                     tmp_path)
 
 
-def test_a_member_of_a_tar_that_goes_through_a_link_is_not_written(sc, make_tar, tmp_path):
+def test_a_member_of_a_tar_that_goes_through_a_link_is_not_written(make_tar, tmp_path):
     (tmp_path / 'outside').mkdir()
     members = [(member('./door', tarfile.SYMTYPE, linkname=str(tmp_path / 'outside')), b''),
                (member('./door/evil', size=4), b'evil')]
@@ -218,23 +210,23 @@ def test_a_member_of_a_tar_that_goes_through_a_link_is_not_written(sc, make_tar,
 
 
 @pytest.mark.parametrize('kind', [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b'Z'])
-def test_a_tar_with_a_device_or_something_unknown_is_refused(kind, sc, make_tar, tmp_path):
+def test_a_tar_with_a_device_or_something_unknown_is_refused(kind, make_tar, tmp_path):
     archive = make_tar((member('./bed/null', kind), b''))
     assert './bed/null in it is a link, a device' in refused(sc, archive, tmp_path)
 
 
 @pytest.mark.parametrize('name', ['./bed/a_0.wav', 'bed/a_0.wav', 'bed//a_0.wav'])
-def test_a_tar_with_a_name_twice_is_refused(name, sc, make_tar, tmp_path):
+def test_a_tar_with_a_name_twice_is_refused(name, make_tar, tmp_path):
     assert 'a_0.wav is in it twice' in refused(sc, make_tar((member(name, size=4), b'evil')), tmp_path)
 
 
-def test_a_tar_that_unpacks_to_far_more_than_it_is_stops(sc, make_tar, tmp_path, monkeypatch):
+def test_a_tar_that_unpacks_to_far_more_than_it_is_stops(make_tar, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, 'FREE_GROWTH', 20_000)
     path = make_tar(*((member(f'./bed/{i}.wav', size=1_000_000), bytes(1_000_000)) for i in range(30)))
     assert 'it unpacks to more than ' in refused(sc, path, tmp_path)
 
 
-def test_a_tar_whose_member_says_it_is_huge_is_refused(sc, make_tar, tmp_path):
+def test_a_tar_whose_member_says_it_is_huge_is_refused(make_tar, tmp_path):
     path = make_tar()
     data = bytearray(gzip.decompress(path.read_bytes()))
     end = data.index(bytes(1024))
@@ -244,7 +236,7 @@ def test_a_tar_whose_member_says_it_is_huge_is_refused(sc, make_tar, tmp_path):
     assert './bed/huge.wav in it unpacks to 1,099,511,627,776 bytes' in refused(sc, path, tmp_path)
 
 
-def test_a_tar_whose_headers_never_end_stops(sc, tmp_path, monkeypatch):
+def test_a_tar_whose_headers_never_end_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, 'FREE_GROWTH', 20_000)
     path = tmp_path / 'sc.tar.gz'
     long_name = member('././@LongLink', tarfile.GNUTYPE_LONGNAME, size=2 ** 33)
@@ -252,7 +244,7 @@ def test_a_tar_whose_headers_never_end_stops(sc, tmp_path, monkeypatch):
     assert 'it unpacks to more than ' in refused(sc, path, tmp_path)
 
 
-def test_a_sparse_file_in_a_tar_is_refused(sc, make_tar, tmp_path):
+def test_a_sparse_file_in_a_tar_is_refused(make_tar, tmp_path):
     info = member('./bed/holes.wav', size=0)
     info.pax_headers = {'GNU.sparse.major': '0', 'GNU.sparse.minor': '1', 'GNU.sparse.size': str(2 ** 29),
                         'GNU.sparse.numblocks': '1', 'GNU.sparse.map': f'{2 ** 29},0'}

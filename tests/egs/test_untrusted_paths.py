@@ -9,6 +9,9 @@ import sys
 import pytest
 
 import inference
+import prep_esc50
+import prep_own
+import prep_sc
 import run
 from dataloader import AudiosetDataset
 from models import ASTModel, load_model, save_checkpoint
@@ -120,16 +123,16 @@ def test_paths_that_begin_with_a_dash_are_values_after_an_equals_sign(folder, da
 
 
 @pytest.mark.parametrize('form', ['folder', 'zip'])
-def test_esc50_is_prepared_under_any_name(form, folder, load_script, make_esc):
+def test_esc50_is_prepared_under_any_name(form, folder, make_esc):
     source = make_esc(f'{WHOLE}/data')
     if form == 'zip':
         source = shutil.make_archive(folder / 'data', 'zip', source.parent, source.name)
-    load_script('egs/esc50/prep_esc50.py').prepare(str(source), folder / 'out')
+    prep_esc50.prepare(str(source), folder / 'out')
     entries = json.loads((folder / 'out' / 'datafiles' / 'esc_eval_data_1.json').read_text())['data']
     assert len(entries) == 2 and all(entry['wav'].startswith(str(folder)) for entry in entries)
 
 
-def test_speech_commands_are_prepared_under_any_name(folder, load_script):
+def test_speech_commands_are_prepared_under_any_name(folder):
     source = folder / 'data' / 'bed'
     source.mkdir(parents=True)
     for name in 'abc':
@@ -138,17 +141,17 @@ def test_speech_commands_are_prepared_under_any_name(folder, load_script):
     (folder / 'data' / 'testing_list.txt').write_text('bed/c.wav\n')
     for name in 'bc':
         (source / f'{name}.wav').touch()
-    load_script('egs/speechcommands/prep_sc.py').prepare(str(folder / 'data'), folder / 'out')
+    prep_sc.prepare(str(folder / 'data'), folder / 'out')
     entries = json.loads((folder / 'out' / 'datafiles' / 'speechcommand_train_data.json').read_text())['data']
     assert [entry['wav'] for entry in entries] == [str(source / f'{name} {WHOLE}.wav') for name in 'abc']
 
 
-def test_own_data_are_prepared_under_any_name(folder, load_script, make_tone):
+def test_own_data_are_prepared_under_any_name(folder, make_tone):
     for i in range(6):
         label = f'{i % 2} {WHOLE}'[:100]
         (folder / 'data' / label).mkdir(parents=True, exist_ok=True)
         make_tone(f'{WHOLE}/data/{label}/{i}.wav', seconds=0.3)
-    load_script('egs/own_dataset/prep_own.py').prepare(folder / 'data', folder / 'out')
+    prep_own.prepare(folder / 'data', folder / 'out')
     wavs = [entry['wav'] for name in ('train', 'val')
             for entry in json.loads((folder / 'out' / 'datafiles' / f'{name}_data.json').read_text())['data']]
     assert sorted(wavs) == sorted(map(str, (folder / 'data').rglob('*.wav')))
