@@ -15,15 +15,17 @@ from pathlib import Path
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'src'))
 from distributed import DistributedError, World, find_world  # noqa: E402
-from utilities.cli import OptionParser, exit_on, number, whole  # noqa: E402
+from utilities.cli import MAX_MINUTES, OptionParser, exit_on, number, whole  # noqa: E402
 from utilities.interrupt import EXIT_CODE, STOP_SIGNALS  # noqa: E402
 from utilities.parallel import available_cores  # noqa: E402
 
+PROCESSES = Path('/proc')  # where Linux shows them
 POLL_SECONDS = 0.2  # how long a signal waits to be passed on
 
 
@@ -54,10 +56,10 @@ def make_config(machines, processes, timeout_minutes):
 def processes_started():
     """The processes that this one has started and that still run."""
     found = set()
-    for path in Path('/proc').glob('[0-9]*/stat'):
+    for path in PROCESSES.glob('[0-9]*/stat'):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            state, parent = path.read_text().rpartition(') ')[2].split()[:2]
-            if int(parent) == os.getpid() and state != 'Z':
+            state, parent = path.read_bytes().rpartition(b') ')[2].split()[:2]  # before it, any name
+            if int(parent) == os.getpid() and state != b'Z':
                 found.add(int(path.parent.name))
     return found
 
@@ -103,7 +105,7 @@ def launch(config, command):
             return 0
         except ChildFailedError as error:
             return exit_code(*error.get_first_failure(), bool(came))
-        except (RuntimeError, TimeoutError) as error:
+        except (RendezvousError, RuntimeError, TimeoutError) as error:
             raise DistributedError(f'the machines did not meet at {config.rdzv_endpoint}, or lost each other: '
                                    f'{str(error).strip().splitlines()[0]}') from None
 
@@ -127,9 +129,12 @@ def main(argv=None):
     add('--without_gpus', type=whole(1), default=1, help='processes by default where there is no GPU')
     add('--nodes', type=whole(1), default=1, help='machines that train together, where srun does not start this')
     add('--node_rank', type=whole(0), help='number of this machine, from 0, likewise')
-    add('--timeout_minutes', type=number(above=0), default=30, help='how long to wait for the other machines')
+    add('--timeout_minutes', type=number(above=0, maximum=MAX_MINUTES), default=30,
+        help='how long to wait for the other machines')
     add('options', nargs='*', help='options of run.py')
     args = parser.parse_args(argv)
+    if not PROCESSES.is_dir():
+        parser.error('several processes need Linux; without it, --launcher single')
     if args.nodes > 1 and args.node_rank is None or args.node_rank is not None and args.node_rank >= args.nodes:
         parser.error(f'--nodes {args.nodes} needs a --node_rank from 0 to {args.nodes - 1}')
     processes = choose_processes(args.processes, args.without_gpus)

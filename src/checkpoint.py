@@ -59,7 +59,8 @@ class Checkpoint:
         try:
             state = load_tensors(self.path)
             for name, part in self.parts.items():
-                part.load_state_dict(state.get(name, {}) if name in LATER_PARTS else state[name])
+                if name in state or name not in LATER_PARTS:
+                    part.load_state_dict(state[name])
         except Exception as error:  # torch.load, and parts that are given something else, raise nearly anything
             raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None

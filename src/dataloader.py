@@ -2,6 +2,7 @@
 import atexit
 import contextlib
 import functools
+import itertools
 import logging
 import multiprocessing
 import signal
@@ -324,8 +325,11 @@ class AudioLoader(DataLoader):
         self.bad_audio = BadAudio(world)
 
     def __iter__(self):
-        for batch, labels, replaced in super().__iter__():
-            self.bad_audio.note(replaced)
+        shared = isinstance(self.batch_sampler, SharedBatches)
+        sizes = self.batch_sampler.sizes() if shared else itertools.repeat((1, 1))
+        for (batch, labels, replaced), (own, _) in zip(super().__iter__(), sizes):
+            if own:  # else it stands in for an empty part, and is another process's
+                self.bad_audio.note(replaced)
             yield (Pending(self.dataset, batch) if isinstance(batch, Waveforms) else batch), labels
 
 
@@ -342,11 +346,11 @@ class Pending(NamedTuple):
 class BadAudio:
     """The training samples that others replaced, since recordings could not be read. Logs each recording once.
 
-    count: how many in the epoch under way, in this process; reasons: one a recording, of all epochs.
+    count: how many in the epoch under way, in this process; reasons: one a recording, of all epochs, as keys.
     """
 
     def __init__(self, world=World()):
-        self.world, self.count, self.reasons = world, 0, []
+        self.world, self.count, self.reasons = world, 0, {}
 
     def total(self):
         """The count of all processes, which all call this."""
@@ -358,14 +362,14 @@ class BadAudio:
 
     def load_state_dict(self, state):
         """Go back to a state of state_dict, of any number of processes."""
-        self.count = state.get('count', 0) if self.world.is_main else 0
+        self.count = state['count'] if self.world.is_main else 0
 
     def note(self, replaced):
         """replaced: for each sample the reasons, a list."""
         self.count += len(replaced)
         for reason in (reason for reasons in replaced for reason in reasons):
             if reason not in self.reasons:
-                self.reasons.append(reason)
+                self.reasons[reason] = None
                 logger.warning('%s: another sample takes its place', reason)
 
 

@@ -7,8 +7,8 @@ from hardware import choose_device, memory_bytes
 from models import ASTModel
 from models.ast_models import DEIT, check_settings, patch_grid
 from trainer import LOSSES
-from utilities.cli import (MAX_BATCH, MAX_FRAMES, MAX_MEL_BINS, MAX_SEED, OptionParser, add_num_workers, boolean,
-                           fbank_mean, fbank_std, number, whole)
+from utilities.cli import (MAX_BATCH, MAX_FRAMES, MAX_MEL_BINS, MAX_MINUTES, MAX_SEED, OptionParser, add_num_workers,
+                           boolean, fbank_mean, fbank_std, number, whole)
 from utilities.labels import WEIGHT_RULE, DataError, read_labels, weight_file
 
 MODELS = {'ast': ASTModel}
@@ -19,7 +19,6 @@ STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bi
 FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes', 'max_bad_audio',
                 'timeout_minutes', 'resume', 'force', 'dry_run')
 
-MAX_MINUTES = 60 * 24 * 30  # a month
 # Patches of an input; attention's time grows with their square. 128 bins x 1024 frames at strides of 1 have 114017.
 MAX_PATCHES = 2 ** 17
 GB = 10 ** 9  # bytes

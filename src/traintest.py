@@ -190,7 +190,7 @@ class Run:
             return
         self.trainer.loss.mean()
         self.checkpoint.save()
-        reasons = self.bad_audio.reasons
+        reasons = list(self.bad_audio.reasons)
         listed = '; '.join(reasons[:LISTED] + [f'and {len(reasons) - LISTED} more'] * (len(reasons) > LISTED))
         raise TrainingError(
             f'{replaced} samples of epoch {self.trainer.epoch} so far could not be read, more than --max_bad_audio '

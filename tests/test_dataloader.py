@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 from dataloader import AudiosetDataset, EpochSampler, SampleKey, WaveformDataset, make_loader
+from distributed import World
 from features import AudioError, fbank, load_waveform
 from utilities.labels import DataError
 from utilities.parallel import available_cores
@@ -311,7 +312,20 @@ def test_replaced_samples_are_counted(make_dataset, tones, tmp_path):
     loader = make_loader(dataset, 3, 1, pin_memory=False, sampler=EpochSampler(len(dataset), 7))
     loader.batch_sampler.sampler.set_epoch(1)
     assert len(list(loader)) == 3 and loader.bad_audio.count == 1
-    assert loader.bad_audio.reasons == [f'the audio file {tmp_path}/gone.wav does not exist']
+    assert list(loader.bad_audio.reasons) == [f'the audio file {tmp_path}/gone.wav does not exist']
+
+
+def test_a_sample_that_stands_in_for_an_empty_part_is_not_counted_twice(make_dataset, tones, tmp_path):
+    dataset = make_dataset([*tones, (tmp_path / 'gone.wav', '/m/1')], mode='train')
+    gone, batch_size = len(dataset) - 1, len(dataset) - 1  # so that the last batch is one sample, of the first process
+
+    def sampler(seed):
+        return EpochSampler(len(dataset), seed)
+    seed = next(seed for seed in range(1000) if list(sampler(seed))[-1].index == gone)
+    loaders = [make_loader(dataset, batch_size, 0, pin_memory=False, sampler=sampler(seed), world=World(rank, 2))
+               for rank in (0, 1)]
+    assert [len(list(loader)) for loader in loaders] == [2, 2]
+    assert [loader.bad_audio.count for loader in loaders] == [1, 0]
 
 
 def test_where_nothing_can_be_read_training_ends(make_dataset, tmp_path):

@@ -15,6 +15,7 @@ MAX_BATCH = 2 ** 16  # samples; of the published input 34 GB
 MAX_WORKERS = 256  # processes; more than a machine has cores, and each takes memory of its own
 MAX_MEL_BINS = 256  # half of features.FFT_SAMPLES: the FFT tells no more frequencies apart
 MAX_FRAMES = 360_000  # of 10 ms: an hour
+MAX_MINUTES = 60 * 24 * 30  # a month
 MAX_MESSAGE = 1000  # characters of a mistake's sentence that quotes what the user gave
 
 
