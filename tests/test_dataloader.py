@@ -307,6 +307,15 @@ def test_an_unreadable_recording_is_replaced_by_another_that_seed_epoch_and_posi
         assert sum(name in text and 'another sample takes its place' in text for text in caplog.messages) == 2
 
 
+def test_what_replaces_a_sample_depends_on_seed_epoch_position_and_attempt_alone(make_dataset, tones):
+    dataset = make_dataset(tones, **EVERYTHING)
+    drawn = [dataset.draw(key, attempt) for key, attempt in (
+        (SampleKey(0, 7, 1, 0), 1), (SampleKey(0, 8, 1, 0), 1), (SampleKey(0, 7, 2, 0), 1), (SampleKey(0, 7, 1, 1), 1),
+        (SampleKey(0, 7, 1, 0), 2))]
+    assert len(set(drawn)) == len(drawn)
+    assert dataset.draw(SampleKey(1, 7, 1, 0), 1) == drawn[0]
+
+
 def test_replaced_samples_are_counted(make_dataset, tones, tmp_path):
     dataset = make_dataset([*tones, (tmp_path / 'gone.wav', '/m/1')], mode='train')
     loader = make_loader(dataset, 3, 1, pin_memory=False, sampler=EpochSampler(len(dataset), 7))

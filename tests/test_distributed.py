@@ -1,18 +1,20 @@
 """Several processes that train one model on the CPU, over gloo: they agree with one, and end and go on together."""
+import atexit
 import json
 import os
 import re
 import signal
+import sys
 import time
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from ranks import finish_ranks, start_ranks
+from ranks import finish_ranks, make_context, start_ranks
 
 from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
-from distributed import LOST_SIGNS, Agreement, DistributedError, World, find_world, in_contact
+from distributed import LOST_SIGNS, Agreement, DistributedError, World, ended_at_once, find_world, in_contact
 from utilities.parallel import available_cores
 
 CLIPS, BATCH, EPOCHS = 41, 8, 2  # the last batch of an epoch has one clip: one of two processes has none
@@ -109,6 +111,30 @@ def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_go
     assert finish_ranks(start_ranks(2, options, data, log)) == [0, 0], log_of(data, log)
     assert 'going on in epoch 2' in log_of(data, log)
     require_same(data, exp_dir)
+
+
+ENDS = {'returns': (lambda: None, 0), 'wants to go on': (lambda: sys.exit(75), 75),
+        'refuses': (lambda: sys.exit('why'), 1), 'fails': (lambda: 1 / 0, 1)}
+
+
+def end_after_a_meeting(how, folder):
+    """Be a process that has met others, all none of them, and ends in one of the ENDS."""
+    sys.stderr = open(folder / 'said', 'w')
+    torch.distributed.init_process_group('gloo', rank=0, world_size=1, init_method=f'file://{folder}/meeting')
+    atexit.register((folder / 'cleaned up').touch)
+    with ended_at_once():
+        ENDS[how][0]()
+    (folder / 'never').touch()
+
+
+@pytest.mark.parametrize('how, said', [('returns', ''), ('wants to go on', ''), ('refuses', 'why'),
+                                       ('fails', 'ZeroDivisionError')])
+def test_a_process_that_has_met_others_ends_at_once_with_its_exit_code(tmp_path, how, said):
+    process = make_context().Process(target=end_after_a_meeting, args=(how, tmp_path))
+    process.start()
+    assert finish_ranks([process]) == [ENDS[how][1]]
+    assert said in (tmp_path / 'said').read_text() and bool(said) == bool((tmp_path / 'said').read_text())
+    assert (tmp_path / 'cleaned up').exists() and not (tmp_path / 'never').exists()
 
 
 @pytest.mark.parametrize('message, signs, lost', [
