@@ -213,6 +213,7 @@ def test_an_extreme_number_works_or_is_one_sentence(script, start, parser_of):
     ('--n_class 1000000000', '--n_class is 1000000000, but labels.csv lists 3'),
     ('--n_class 4 --data_val missing', '--n_class is 4'),
     ('--bal bal --data_val missing', '--bal bal .*data_weight.csv'),
+    ('--freq_patchout 2', 'must leave some of the 2 rows and 2 columns'), ('--time_patchout 2', 'must leave some'),
     ('--fstride 33', '--fstride 33 .* 32 mel bins'), ('--tstride 33', '--tstride 33 .* 32 frames'),
     ('--fstride 1 --tstride 1 --audio_length 8000', '--fstride 1 and --tstride 1 .*135745 patches'),
     ('--num_workers 1000000', '--num_workers.*at most 256'), ('--seed 4294967296', '--seed.*at most 4294967295'),
