@@ -50,10 +50,10 @@ class _File:
 
 
 class _Stretch(io.RawIOBase):
-    """The bytes [start, start + size) of a _File as a file of their own, with a position of its own."""
+    """The bytes [start, start + size) of a _File, called `name`, as a file of their own, with a position of its own."""
 
-    def __init__(self, file, start, size):
-        self.file, self.start, self.size, self.position = file, start, size, 0
+    def __init__(self, file, start, size, name):
+        self.file, self.start, self.size, self.name, self.position = file, start, size, name, 0
 
     def readable(self):
         return True
@@ -69,7 +69,10 @@ class _Stretch(io.RawIOBase):
         return position
 
     def readinto(self, buffer):
-        data = self.file.read(min(len(buffer), max(0, self.size - self.position)), self.start + self.position)
+        size = min(len(buffer), max(0, self.size - self.position))
+        data = self.file.read(size, self.start + self.position)
+        if len(data) < size:
+            raise _ends_within(self.file.path, self.name)
         buffer[:len(data)] = data
         self.position += len(data)
         return len(data)
@@ -119,11 +122,11 @@ def read(shard, member):
     data = file.read(HEAD + (size if size <= MAX_WHOLE else 0), offset)
     start = _data_start(shard, member, data[:LOCAL_HEADER.size])
     if size > MAX_WHOLE:
-        return io.BufferedReader(_Stretch(file, offset + start, size), BLOCK)
+        return io.BufferedReader(_Stretch(file, offset + start, size, member), BLOCK)
     if len(data) < start + size:  # name and extra field are longer than usual
         data, start = file.read(size, offset + start), 0
     if len(data) < start + size:
-        raise ShardError(f'the shard {shard} ends within {member}: copy or pack it again')
+        raise _ends_within(shard, member)
     return io.BytesIO(data[start:start + size])
 
 
@@ -135,6 +138,10 @@ def verify(shard, member):
             checksum = zlib.crc32(block, checksum)
     if checksum != _entry(shard, member)[2]:
         raise ShardError(f'{member} in the shard {shard} is damaged, its checksum is wrong: copy or pack it again')
+
+
+def _ends_within(shard, name):
+    return ShardError(f'the shard {shard} ends within {name}: copy or pack it again')
 
 
 def _data_start(shard, member, header):
@@ -179,7 +186,7 @@ def _index(shard):
 
 def _read_index(file):
     """The _Index of an open shard. zipfile's objects, a kilobyte a member, are put away again."""
-    with zipfile.ZipFile(io.BufferedReader(_Stretch(file, 0, file.size), BLOCK)) as archive:
+    with zipfile.ZipFile(io.BufferedReader(_Stretch(file, 0, file.size, 'its index'), BLOCK)) as archive:
         members = {info.filename: info for info in archive.infolist()}  # of several of a name, the last
     keys = np.fromiter(map(hash, members), np.int64, len(members))
     order = keys.argsort()

@@ -1,4 +1,5 @@
 """Audio inside zip archives: every process reads what was packed, and errors name shard and member."""
+import errno
 import gc
 import io
 import multiprocessing
@@ -126,6 +127,41 @@ def test_a_long_recording_is_the_audio_of_the_file(make_shard, make_tone, monkey
     packed = f'{make_shard({"tone": path.read_bytes()})}/tone'
     assert torch.equal(load_waveform(packed), load_waveform(path))
     assert torch.equal(load_waveform(packed, start=1.0, seconds=0.5), load_waveform(path, start=1.0, seconds=0.5))
+
+
+@pytest.fixture(params=['flac', 'ogg', 'wav'])
+def long_recording(request, make_shard, make_tone, monkeypatch):
+    """The path in a shard, and the size in bytes, of a recording that is read as it is decoded."""
+    monkeypatch.setattr(shards, 'MAX_WHOLE', 1000)
+    monkeypatch.setattr(shards, 'BLOCK', 512)
+    path = make_tone(f'tone.{request.param}', seconds=4.0)
+    return f'{make_shard({"tone": path.read_bytes()})}/tone', path.stat().st_size
+
+
+@pytest.mark.parametrize('window', [{}, {'start': 3.0, 'seconds': 0.5}])
+def test_a_read_error_within_a_long_recording_is_named_once(long_recording, window, monkeypatch, capfd):
+    path, size = long_recording
+    load_waveform(path)
+    pread = os.pread
+
+    def fail(descriptor, count, offset):
+        if offset > size / 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, count, offset)
+    monkeypatch.setattr(os, 'pread', fail)
+    with pytest.raises(AudioError, match=f'cannot read the audio file {path}: cannot read the shard .*output error'):
+        load_waveform(path, **window)
+    assert capfd.readouterr().err == ''
+
+
+def test_a_shard_cut_off_within_a_long_recording_is_named(long_recording):
+    path, size = long_recording
+    load_waveform(path)
+    os.truncate(shards.split(path)[0], size // 2)
+    with pytest.raises(AudioError, match=f'cannot read the audio file {path}: the shard .* ends within tone'):
+        load_waveform(path)
+    with pytest.raises(shards.ShardError, match='ends within tone'):
+        shards.verify(*shards.split(path))
 
 
 def test_workers_forked_after_a_shard_was_opened_read_it_at_once(many):

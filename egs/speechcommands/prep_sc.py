@@ -14,7 +14,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from models.files import Url, WriteError  # noqa: E402
-from utilities.archives import LimitedStream, extract_members  # noqa: E402
+from utilities.archives import BLOCK, LimitedStream, extract_members  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.preparation import check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
@@ -26,7 +26,6 @@ LISTS = {'valid': 'validation_list.txt', 'eval': 'testing_list.txt'}  # what nei
 OFFICIAL_SIZES = {'train': 84843, 'valid': 9981, 'eval': 11005}
 BACKGROUND = '_background_noise_'  # long recordings of no word
 SUFFIXES = ('.wav', '.ogg', '.flac')  # of a clip that is there in several formats, the last is taken
-BLOCK = 2 ** 20  # bytes
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +65,8 @@ def extract(archive, folder):
     if not hasattr(tarfile, 'data_filter'):
         raise DataError(f'Python before 3.11.4 cannot unpack {archive} safely: unpack it yourself and give its folder '
                         f'as --data_dir')
-    with whole_gzip(archive) as stream, tarfile.open(fileobj=stream, mode='r|', bufsize=BLOCK) as tar:
-        for _ in tqdm(extract_members(archive, tar, folder), desc='unpacking', unit='file', disable=None):
+    with whole_gzip(archive) as stream:
+        for _ in tqdm(extract_members(archive, stream, folder), desc='unpacking', unit='file', disable=None):
             pass
 
 

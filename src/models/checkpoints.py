@@ -103,8 +103,8 @@ def _describe_transformers(folder):
 def _names(id2label, path):
     """The names of the classes, in order, of a config.json's id2label: {"0": name, ...}."""
     try:
-        return [id2label[key] for key in sorted(id2label, key=int)]
-    except (TypeError, ValueError):
+        return [name for _, name in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    except (AttributeError, ValueError):
         raise WeightsError(f'{path} says id2label {str(id2label)[:100]}, expected a name for each number of a '
                            f'class') from None
 

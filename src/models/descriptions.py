@@ -1,6 +1,6 @@
 """What stands in JSON beside a checkpoint: read within limits and checked, as it may come from anywhere."""
 import json
-import math
+import sys
 
 from .state_dicts import WeightsError
 
@@ -13,7 +13,8 @@ def _is_whole(minimum):
 
 
 def _is_number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    # A whole number may be too large for a float, whose functions then raise.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _is_text(value):

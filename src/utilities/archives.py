@@ -1,5 +1,4 @@
 """Archives that may come from anywhere: what they hold stays in its folder, and is not much more than they are."""
-import lzma
 import os
 import posixpath
 import re
@@ -15,8 +14,13 @@ FREE_GROWTH = 2 ** 30  # bytes that any archive may unpack to
 MAX_MEMBER = 2 ** 30  # bytes of a file in it: an hour and a half of stereo at 44.1 kHz
 ENCRYPTED = 1  # of a zip member's flags
 # What zipfile raises for broken archives, and for members that it cannot unpack.
-ZIP_ERRORS = (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, lzma.LZMAError, zipfile.BadZipFile,
-              zlib.error)
+ZIP_ERRORS = (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
+# Headers of a tar, long names and pax, that tarfile reads into memory whole; as objects they take ten times as much,
+# and a hundred may precede a member. The longest path that Linux knows has 4 KiB.
+WHOLE_HEADERS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
+                 tarfile.SOLARIS_XHDTYPE)
+MAX_HEADER = 2 ** 16
+BLOCK = 2 ** 20  # bytes read at once
 
 
 def refuse(archive, problem):
@@ -60,6 +64,10 @@ def open_zip(path):
         check_member(path, member.orig_filename, member.file_size, is_file, seen)
         if member.flag_bits & ENCRYPTED:
             raise DataError(f'{member.filename} in {path} is encrypted: unpack it yourself and give its folder')
+        # Of other methods zipfile has all that a member unpacks to in memory, whatever size was asked for.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f'{member.filename} in {path} is compressed by another method than deflate: unpack it '
+                            f'yourself and give its folder, or pack it again with zip')
     total, most = sum(member.file_size for member in members), most_unpacked(os.path.getsize(path))
     if total > most:
         refuse(path, f'it unpacks to {total:,} bytes, more than {most:,}')
@@ -91,14 +99,41 @@ class LimitedStream:
         return data
 
 
-def extract_members(archive, tar, folder):
-    """Yield the members of an open tar once they are in `folder`; DataError for one that is not to be trusted."""
+class _Member(tarfile.TarInfo):
+    """A member of a tar; tarfile.FilterError where finding out what it is would take much memory."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        """One header, before what belongs to it is read."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in WHOLE_HEADERS and header.size > MAX_HEADER:
+            raise tarfile.FilterError(f'a header in it has {header.size:,} bytes, more than {MAX_HEADER:,}')
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            header._refuse_sparse()
+        return header
+
+    def _refuse_sparse(self, *_):
+        raise tarfile.FilterError('a sparse file is in it')
+
+    _proc_gnusparse_10 = _refuse_sparse  # what tarfile calls where pax headers announce one with a map of any length
+
+
+def extract_members(archive, stream, folder):
+    """Yield the members of a stream of a tar once they are in `folder`; DataError where it is not to be trusted."""
     seen = set()
-    for member in tar:
-        is_file = None if member.isdir() else member.isreg() and not member.issparse()
-        check_member(archive, member.name, member.size, is_file, seen)
-        try:
-            tar.extract(member, folder, filter='data')
-        except tarfile.FilterError as error:
-            refuse(archive, error)
-        yield member
+    try:
+        with tarfile.open(fileobj=stream, mode='r|', bufsize=BLOCK, tarinfo=_Member) as tar:
+            for member in tar:
+                is_file = None if member.isdir() else member.isreg() and not member.issparse()
+                check_member(archive, member.name, member.size, is_file, seen)
+                tar.extract(member, folder, filter='data')
+                yield member
+                # Else tarfile keeps all members, with a copy of all that global headers have said so far.
+                tar.members.clear()
+                tar.pax_headers.clear()
+    except DataError:
+        raise
+    except tarfile.FilterError as error:
+        refuse(archive, error)
+    except (RecursionError, ValueError) as error:
+        refuse(archive, f'a header in it makes no sense ({error})')

@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -123,8 +124,9 @@ def declare(path, name, size):
     path.write_bytes(data)
 
 
-def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_stops_there(make_zip, tmp_path, monkeypatch):
-    path = make_zip(('ESC-50-master/meta/more.csv', b'0' * 3_000_000))
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_stops_there(compression, make_zip, monkeypatch):
+    path = make_zip(('ESC-50-master/meta/more.csv', b'0' * 3_000_000), compression=compression)
     declare(path, 'ESC-50-master/meta/more.csv', 1000)
     unpacked = []
     update = zipfile.ZipExtFile._update_crc
@@ -135,8 +137,19 @@ def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_stops_there(make_zi
     assert sum(unpacked) == 1000
 
 
-def test_a_clip_of_a_zip_that_unpacks_to_more_than_it_says_is_named(make_zip, tmp_path):
-    path = make_zip()
+@pytest.mark.parametrize('compression', [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_of_a_method_that_unpacks_without_end_is_refused(compression, make_zip, tmp_path):
+    path = make_zip(compression=compression)
+    clip = refused(esc, path, tmp_path, 'is compressed by another method than deflate: unpack it').partition(' in ')[0]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo(clip).compress_type == compression
+    with pytest.raises(DataError, match='another method than deflate'):
+        esc.check_zip(path, None)
+
+
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_clip_of_a_zip_that_unpacks_to_more_than_it_says_is_named(compression, make_zip, tmp_path):
+    path = make_zip(compression=compression)
     declare(path, 'ESC-50-master/audio/2-2-A-0.flac', 100)
     with pytest.raises(DataError, match='2-2-A-0.flac in .*esc.zip cannot be read'):
         esc.prepare(path, tmp_path / 'out')
@@ -179,7 +192,7 @@ def test_a_damaged_zip_is_refused_by_name(damage, make_zip, tmp_path):
     (b'filename,fold,target,category\n..,1,0,dog\n', 'not there'),
     (b'filename,fold,target,category\n/etc/passwd,1,0,dog\n', 'line 2'),
     (b'filename,fold,target,category\na.wav,1,0,dog\na.ogg,2,0,dog\n', 'line 3: a.ogg is listed twice'),
-    (b'filename,fold,target,category\n"a\0.wav",1,0,dog\n', 'a')],
+    (b'filename,fold,target,category\n"a\0.wav",1,0,dog\n', 'a\0.wav is listed in meta/esc50.csv but is not there')],
     ids=['no UTF-8', 'long cell', 'no name', 'folder above', 'absolute', 'twice', 'NUL'])
 def test_a_list_of_clips_that_cannot_be_is_refused(meta, problem, make_esc, tmp_path):
     folder = make_esc()
@@ -236,12 +249,70 @@ def test_a_tar_whose_member_says_it_is_huge_is_refused(make_tar, tmp_path):
     assert './bed/huge.wav in it unpacks to 1,099,511,627,776 bytes' in refused(sc, path, tmp_path)
 
 
-def test_a_tar_whose_headers_never_end_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, 'FREE_GROWTH', 20_000)
+def pax_header(kind, *records):
+    """A pax header of a tar, global or of the next member, with keys and values."""
+    said = b''.join(tarfile.TarInfo._create_pax_generic_header({key: value}, kind, 'utf-8')[512:].rstrip(b'\0')
+                    for key, value in records)
+    return member('pax', kind, size=len(said)).tobuf(tarfile.GNU_FORMAT) + said + bytes(-len(said) % 512)
+
+
+def peak_of_refused(data, tmp_path, reason):
+    """How many bytes of memory it takes to refuse the tar of some bytes, for that reason."""
     path = tmp_path / 'sc.tar.gz'
-    long_name = member('././@LongLink', tarfile.GNUTYPE_LONGNAME, size=2 ** 33)
-    path.write_bytes(gzip.compress(long_name.tobuf(tarfile.GNU_FORMAT) + b'a' * 30_000_000))
-    assert 'it unpacks to more than ' in refused(sc, path, tmp_path)
+    path.write_bytes(gzip.compress(data, 1))
+    tracemalloc.start()
+    try:
+        assert reason in refused(sc, path, tmp_path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize('kind', [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE,
+                                  tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_a_tar_with_a_huge_header_is_refused_before_that_is_in_memory(kind, tmp_path):
+    header = member('././@LongLink', kind, size=30_000_000)
+    data = header.tobuf(tarfile.GNU_FORMAT) + b'a' * 30_000_000 + member('./bed/a_0.wav').tobuf() + bytes(1024)
+    reason = 'a header in it has 30,000,000 bytes, more than 65,536'
+    assert peak_of_refused(data, tmp_path, reason) < 5_000_000
+
+
+def test_headers_that_were_used_are_not_kept(tmp_path):
+    headers = pax_header(tarfile.XGLTYPE, *((f'a{i}', '') for i in range(5000)))
+    clips = b''.join(member(f'./bed/{i}.wav').tobuf() for i in range(100))
+    data = headers + clips + member('../evil').tobuf() + bytes(1024)
+    assert peak_of_refused(data, tmp_path, "the name '../evil' in it") < 8_000_000
+
+
+def test_a_tar_whose_headers_never_end_is_refused(tmp_path):
+    long_name = member('././@LongLink', tarfile.GNUTYPE_LONGNAME, size=2).tobuf(tarfile.GNU_FORMAT) + b'a' + bytes(511)
+    assert peak_of_refused(10_000 * long_name, tmp_path, 'a header in it makes no sense (maximum recursion') < 8_000_000
+
+
+@pytest.mark.parametrize('records', [[('GNU.sparse.map', 'x')], [('GNU.sparse.map', '1,,1')]])
+def test_a_tar_with_a_header_that_makes_no_sense_is_refused(records, tmp_path):
+    data = pax_header(tarfile.XHDTYPE, *records) + member('./bed/a_0.wav').tobuf() + bytes(1024)
+    peak_of_refused(data, tmp_path, 'a header in it makes no sense (invalid literal for int')
+
+
+def sparse_member():
+    """GNU's old form of a sparse file, and its map in many blocks."""
+    header = bytearray(member('./bed/holes.wav', tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1  # the map goes on
+    header[148:156] = b' ' * 8
+    header[148:156] = b'%06o\0 ' % sum(header)
+    return bytes(header) + 20_000 * (42 * b'00000000001\0' + b'\1' + bytes(7))
+
+
+def sparse_pax_member():
+    """A sparse file by pax headers, and its map, which is said to be longer still."""
+    headers = pax_header(tarfile.XHDTYPE, ('GNU.sparse.major', '1'), ('GNU.sparse.minor', '0'))
+    return headers + member('./bed/holes.wav').tobuf() + b'99999999999\n' + 5_000_000 * b'1\n'
+
+
+@pytest.mark.parametrize('make', [sparse_member, sparse_pax_member])
+def test_a_sparse_file_in_a_tar_is_refused_before_its_map_is_in_memory(make, tmp_path):
+    assert peak_of_refused(make(), tmp_path, 'a sparse file is in it') < 5_000_000
 
 
 def test_a_sparse_file_in_a_tar_is_refused(make_tar, tmp_path):

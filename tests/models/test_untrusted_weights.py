@@ -218,7 +218,8 @@ def test_query_key_and_value_that_do_not_go_together_are_refused_by_name(shape, 
     ({'fstride': '10'}, "fstride '10', expected a whole number"), ({'fstride': 0}, 'fstride'),
     ({'tstride': True}, 'tstride'), ({'tstride': 1.5}, 'tstride'), ({'input_fdim': None}, 'input_fdim'),
     ({'input_tdim': -64}, 'input_tdim'), ({'input_fdim': [32]}, 'input_fdim'), ({'mean': 'x'}, 'mean'),
-    ({'mean': float('nan')}, 'mean'), ({'std': 0}, 'std'), ({'std': float('inf')}, 'std'), ({'loss': 'os'}, 'loss'),
+    ({'mean': float('nan')}, 'mean'), ({'mean': 10 ** 400}, 'mean'), ({'std': 0}, 'std'), ({'std': 10 ** 400}, 'std'),
+    ({'std': float('inf')}, 'std'), ({'loss': 'os'}, 'loss'),
     ({'loss': {}}, 'loss'), ({'dataset': 3}, 'dataset'), ({'labels': 'a,b'}, 'labels'),
     ({'labels': {'mids': ['a'], 'names': [1]}}, 'labels'), ({'label_dim': 1e9}, 'label_dim'),
     ({'model_size': ['tiny224']}, 'model_size'),
@@ -256,6 +257,7 @@ def test_what_nobody_reads_in_a_description_has_no_effect(saved, tmp_path):
 
 
 @pytest.mark.parametrize('config', [{'id2label': ['a']}, {'id2label': {'one': 'a'}}, {'id2label': {'0': 3}},
+                                    {'id2label': [5]}, {'id2label': [float('inf')]}, {'id2label': {'Infinity': 'a'}},
                                     {'num_mel_bins': '128'}, {'max_length': None}, {'frequency_stride': 0}])
 def test_a_config_of_transformers_that_says_what_cannot_be_is_refused_by_name(config, saved, tmp_path):
     good = {'frequency_stride': 10, 'time_stride': 10, 'num_mel_bins': 32, 'max_length': 64}
