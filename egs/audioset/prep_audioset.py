@@ -22,7 +22,7 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from features import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
-from models.files import atomic_write  # noqa: E402
+from models.files import atomic_write, remove_leftovers  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging  # noqa: E402
 from utilities.folders import making  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
@@ -180,8 +180,7 @@ def pack(files, folder, shard_bytes):
     whole and was read back: after a broken-off run, the next packs what is in none.
     """
     with only_one(folder):
-        for broken_off in folder.glob('.*.zip.partial'):
-            broken_off.unlink()
+        remove_leftovers(folder, '*.zip')
         packed, count = packed_before(folder)
         left = collections.deque((name, path) for name, path in files.items() if name not in packed)
         with tqdm(total=len(left), desc='packing shards', unit='clip', disable=None) as bar:
