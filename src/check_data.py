@@ -1,6 +1,7 @@
 """Check datafiles before training: entries, recordings from the first to the last sample, labels, weights, leaks.
 
-Exits with 0 where training would run with all of them, with 1 where it would not; the last line says why.
+Exits with 0 where every entry could be used, in training, validation and evaluation, with 1 where not; the last line
+says why.
 """
 import itertools
 import json
@@ -32,31 +33,34 @@ NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'
 STREAMED = 2 ** 31 - 2 ** 16  # bytes
 ENOUGH = 0.9  # of the announced samples: some headers estimate
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
-# What is listed by name: whether it stops training, and what it is.
+STOPS, BAD_AUDIO, WARNING = 'STOPS TRAINING', 'BAD AUDIO', 'warning'
+WHAT_BECOMES_OF_BAD_AUDIO = ('replaced by others in training, up to --max_bad_audio of an epoch; an error in '
+                             'validation and evaluation')
+# What is listed by name: how bad it is, and what it is.
 PROBLEMS = {
-    'malformed': (True, 'malformed entries'),
-    'without_labels': (True, 'entries without labels'),
-    'unknown_labels': (True, 'entries with labels that are not in the label file'),
-    'shards': (True, 'shards that are missing or cannot be read'),
-    'missing': (True, 'missing recordings'),
-    'unreadable': (True, 'recordings that cannot be decoded'),
-    'empty': (True, 'recordings without samples'),
-    'non_finite': (True, 'recordings with NaN or infinite samples'),
-    'cut_off': (False, 'recordings that end before their header says, of which the rest would be used'),
-    'silent': (False, f'silent recordings (peak below {SILENCE:g})'),
-    'too_short': (False, 'recordings shorter than one frame of 25 ms'),
-    'repeated_wavs': (False, 'recordings listed more than once'),
-    'repeated_video_ids': (False, 'video ids listed more than once'),
-    'segments_missing': (False, 'segments of the list that the datafile lacks'),
-    'segments_not_listed': (False, 'entries that are not in the segment list, by video_id'),
-    'segments_other_labels': (False, 'entries with other labels than in the segment list'),
+    'malformed': (STOPS, 'malformed entries'),
+    'without_labels': (STOPS, 'entries without labels'),
+    'unknown_labels': (STOPS, 'entries with labels that are not in the label file'),
+    'shards': (BAD_AUDIO, 'shards that are missing or cannot be read'),
+    'missing': (BAD_AUDIO, 'missing recordings'),
+    'unreadable': (BAD_AUDIO, 'recordings that cannot be decoded'),
+    'empty': (BAD_AUDIO, 'recordings without samples'),
+    'non_finite': (BAD_AUDIO, 'recordings with NaN or infinite samples'),
+    'cut_off': (WARNING, 'recordings that end before their header says, of which the rest would be used'),
+    'silent': (WARNING, f'silent recordings (peak below {SILENCE:g})'),
+    'too_short': (WARNING, 'recordings shorter than one frame of 25 ms'),
+    'repeated_wavs': (WARNING, 'recordings listed more than once'),
+    'repeated_video_ids': (WARNING, 'video ids listed more than once'),
+    'segments_missing': (WARNING, 'segments of the list that the datafile lacks'),
+    'segments_not_listed': (WARNING, 'entries that are not in the segment list, by video_id'),
+    'segments_other_labels': (WARNING, 'entries with other labels than in the segment list'),
 }
 
 logger = logging.getLogger(__name__)
 
 
 class Recording(NamedTuple):
-    """What reading one file has shown. problem: a key of PROBLEMS that stops training, or None; reason: more of it."""
+    """What reading one file has shown. problem: a key of PROBLEMS that is BAD_AUDIO, or None; reason: more of it."""
     problem: str | None
     reason: str = ''
     sample_rate: int = 0
@@ -243,8 +247,12 @@ def _values(key, entries):
 
 
 def check(datafiles, labels, audio_length, segments=None):
-    """Check datafiles and everything they list. Returns one dict for JSON; `stops` says why training would not run."""
-    entries_of, reports, stops = {}, [], []
+    """Check datafiles and everything they list. Returns one dict for JSON.
+
+    `would_train`: whether nothing stops training, as long as bad audio stays within --max_bad_audio of an epoch;
+    `stops` and `bad_audio`: texts that say what would stop it, and which datafiles list recordings that cannot be used.
+    """
+    entries_of, reports, stops, bad_audio = {}, [], [], []
     for path in dict.fromkeys(map(str, datafiles)):
         try:
             entries_of[path] = read_entries(path)
@@ -256,12 +264,27 @@ def check(datafiles, labels, audio_length, segments=None):
     for path, entries in entries_of.items():
         report = check_datafile(path, entries, recordings, labels, audio_length, segments)
         reports.append(report)
-        found = [f'{len(report["problems"][name])} {text}' for name, (stopping, text) in PROBLEMS.items()
-                 if stopping and report['problems'][name]]
-        if found:
-            stops.append(f'{path} has {", ".join(found)}')
-    return {'would_train': not stops, 'stops': stops, 'audio_length': audio_length, 'datafiles': reports,
-            'leaks': check_leaks(entries_of)}
+        stops += count_problems(report, STOPS)
+        bad_audio += count_problems(report, BAD_AUDIO)
+    return {'would_train': not stops, 'stops': stops, 'bad_audio': bad_audio, 'audio_length': audio_length,
+            'datafiles': reports, 'leaks': check_leaks(entries_of)}
+
+
+def count_problems(report, kind):
+    """How many problems of a kind (STOPS, ...) a datafile has, as a list of one text, or of none."""
+    found = [f'{len(report["problems"][name])} {text}' for name, (its_kind, text) in PROBLEMS.items()
+             if its_kind == kind and report['problems'].get(name)]
+    return [f'{report["path"]} has {", ".join(found)}'] if found else []
+
+
+def verdict(result):
+    """What `check` has found, as a sentence."""
+    parts = []
+    if result['bad_audio']:
+        parts.append(f'{"; ".join(result["bad_audio"])} ({WHAT_BECOMES_OF_BAD_AUDIO})')
+    if result['stops']:
+        parts.append(f'training would not run: {"; ".join(result["stops"])}')
+    return '; '.join(parts) or 'training would run with these datafiles'
 
 
 def describe(report, labels, max_listed):
@@ -290,8 +313,7 @@ def describe(report, labels, max_listed):
     if report['segments'] is not None:
         yield f'  segment list: {report["segments"]} segments'
     for name, items in report['problems'].items():
-        stopping, text = PROBLEMS[name]
-        yield from _listed(f'{"STOPS TRAINING" if stopping else "warning"}: {text}', items, max_listed)
+        yield from _listed(': '.join(PROBLEMS[name]), items, max_listed)
 
 
 def _counts(counts):
@@ -336,9 +358,8 @@ def main(argv=None):
             print('\n'.join(describe(report, labels, args.max_listed)))
         for leak in result['leaks']:
             print('\n'.join(describe_leak(leak, args.max_listed)))
-        print('training would run with these datafiles' if result['would_train']
-              else f'training would not run: {"; ".join(result["stops"])}')
-    sys.exit(0 if result['would_train'] else 1)
+        print(verdict(result))
+    sys.exit(1 if result['stops'] or result['bad_audio'] else 0)
 
 
 if __name__ == '__main__':

@@ -8,6 +8,8 @@ from tqdm import tqdm
 
 from dataloader import AudiosetDataset, SampleKey, count_workers, one_thread
 from features import AudioError
+from trainer import TrainingError
+from traintest import explained
 from utilities.cli import (MAX_FRAMES, MAX_MEL_BINS, OptionParser, add_num_workers, exit_on, number,
                            setup_logging, whole)
 from utilities.labels import DataError
@@ -60,7 +62,7 @@ def main(argv=None):
     setup_logging()
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': 'train',
                   'mixup': args.mixup, 'skip_norm': True, 'dataset': Path(args.data_train).stem}
-    with exit_on(AudioError, DataError):
+    with exit_on(AudioError, DataError, TrainingError), explained():
         mean, std = norm_stats(AudiosetDataset(args.data_train, audio_conf, args.label_csv), args.num_workers)
     print(f'--dataset_mean {mean:.7f} --dataset_std {std:.7f}')
 

@@ -18,7 +18,7 @@ from tagging import load_tagger, tag
 from trainer import TrainingError
 from utilities.cli import (MAX_BATCH, OptionParser, add_checkpoint_options, exit_on, number,
                            setup_logging, whole)
-from utilities.folders import making
+from utilities.folders import files_below, making
 from utilities.labels import DataError
 from utilities.plots import clock, plot_tags
 from utilities.results import write_figure, write_json
@@ -42,8 +42,8 @@ def find_audio(paths):
 
 def _audio_below(folder):
     """The audio files in a folder and in the folders in it, hidden ones left out."""
-    return [path for path in sorted(folder.rglob('*')) if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
-            and not any(part.startswith('.') for part in path.relative_to(folder).parts)]
+    return sorted(path for path in map(Path, files_below(folder))
+                  if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
 
 
 def as_text(tagging, top_k):

@@ -20,6 +20,8 @@ from utilities.stats import calculate_stats, is_single_label, single_label_score
 
 MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
 LISTED = 20  # classes, or mistakes
+NEEDED = ('dataset', 'metrics', 'model_size', 'n_epochs')  # settings that no page can do without
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +32,16 @@ def warn_only(name):
         yield
     except Exception as error:
         logger.warning('%s was not written: %s: %s', name, type(error).__name__, error)
+
+
+def read_settings(exp_dir):
+    """The settings of an experiment, by name. Raises DataError where they cannot be read or lack what pages need."""
+    path = exp_dir / 'args.json'
+    settings = read_json(path)
+    for name in NEEDED:
+        if name not in settings:
+            raise DataError(f'cannot read {path}: there is no {name!r} among the settings of the experiment')
+    return settings
 
 
 def scores_table(exp_dir, settings):
@@ -167,8 +179,8 @@ def machine_tables(exp_dir):
         facts['device-hours'] = f'{seconds / 3600 * last["devices"]:.2f} ({last["devices"]} × {last["device"]})'
     facts |= {'starts': str(len(starts)), **{{'time': 'last start'}.get(name, name): str(value)
                                              for name, value in last.items() if value is not None}}
-    changes = [', '.join(f'{name} {before[name]} → {value}' for name, value in start.items()
-                         if name != 'time' and before[name] != value) for before, start in zip(starts, starts[1:])]
+    changes = [', '.join(f'{name} {before.get(name)} → {value}' for name, value in start.items()
+                         if name != 'time' and before.get(name) != value) for before, start in zip(starts, starts[1:])]
     history = [(str(i), start['time'], change) for i, (start, change) in enumerate(zip(starts, ['', *changes]), 1)]
     starts_table = '<h3>Starts</h3>\n' + table(['', 'time', 'what is different from the start before'], history)
     return table(['', ''], list(facts.items())) + (starts_table if changes else '')
@@ -198,7 +210,7 @@ def state_of(exp_dir, settings):
 
 def run_page(exp_dir):
     """The report of one experiment, finished or not."""
-    settings = read_json(exp_dir / 'args.json')
+    settings = read_settings(exp_dir)
 
     def validation_set():
         epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
@@ -229,7 +241,7 @@ def finished_folds(exp_dir):
     for fold in folds:
         if fold not in finished:
             logger.warning('%s is not finished and is left out', fold)
-    settings = [read_json(fold / 'args.json') for fold in finished]
+    settings = [read_settings(fold) for fold in finished]
     for name in settings[0].keys() - {'data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
                                       *FREE_OPTIONS}:
         if any(one.get(name) != settings[0][name] for one in settings):
@@ -239,7 +251,7 @@ def finished_folds(exp_dir):
 
 def fold_page(exp_dir, folds):
     """The report over folds, directories in exp_dir, when exp_dir has its result.csv and curves.png."""
-    settings = [read_json(fold / 'args.json') for fold in folds]
+    settings = [read_settings(fold) for fold in folds]
     common = {name: value for name, value in settings[0].items() if all(one.get(name) == value for one in settings)}
     epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
 
@@ -248,7 +260,7 @@ def fold_page(exp_dir, folds):
             read_evaluated(fold, one, 'data_val', f'predictions_{epoch}', 'target')
             for fold, one in zip(folds, settings)))
         return evaluated(names[0], sum(clips, []), np.concatenate(predictions), np.concatenate(targets))
-    return page(f'{common["dataset"]}: AST {common.get("model_size", "")}, {len(folds)} folds',
+    return page(f'{common["dataset"]}: AST {common["model_size"]}, {len(folds)} folds',
                 f'Best epoch of the mean: {epoch}.', [
         section('Folds', folds_table, exp_dir, folds, common['metrics'], epoch),
         section('Curves, mean of the folds', curves, exp_dir),

@@ -18,6 +18,16 @@ def read_predictions(folds, epoch):
             np.concatenate([np.load(fold / 'predictions' / 'target.npy') for fold in folds]))
 
 
+def read_results(folds):
+    """The tables of the folds' epochs, (folds, epochs, columns). Raises DataError where one has fewer epochs."""
+    rows = [read_rows(fold / 'result.csv') for fold in folds]
+    for fold, own in zip(folds, rows):
+        if len(own) < max(map(len, rows)):
+            raise DataError(f'{fold / "result.csv"} has {len(own)} epochs, but that of another fold has '
+                            f'{max(map(len, rows))}: train that fold again with --resume none')
+    return np.stack(rows)
+
+
 def describe(folds, scores, metric, title):
     """A line with the folds' scores, their mean and standard deviation."""
     each = ', '.join(f'{fold.name} {score:.4f}' for fold, score in zip(folds, scores))
@@ -28,7 +38,7 @@ def summarise_folds(exp_dir):
     """Write three CSVs, curves and, for single labels, confusion and accuracy by class; return lines to print."""
     folds, settings = finished_folds(exp_dir)
     metric = settings['metrics']
-    rows = np.stack([read_rows(fold / 'result.csv') for fold in folds])  # (folds, epochs, columns)
+    rows = read_results(folds)
     mean = rows.mean(axis=0)
     best = best_of(mean)
     write_rows(exp_dir / 'result.csv', mean)

@@ -14,6 +14,7 @@ from checkpoint import Checkpoint, CheckpointError
 from dataloader import BadAudio
 from distributed import Agreement, World
 from models import load_checkpoint, mean_state_dict, save_checkpoint
+from models.files import remove_leftovers
 from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
 from utilities.progress import Progress
 from utilities.results import Results, write_array, write_confusion, write_json, write_rows
@@ -100,7 +101,14 @@ class Run:
         kept = {'trainer': self.trainer, 'bad_audio': self.bad_audio}
         if world.is_main:
             kept['results'] = self.results
+            self.remove_leftovers()
         self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, **kept)
+
+    def remove_leftovers(self):
+        """Remove what an earlier start was writing when it was killed."""
+        remove_leftovers(self.exp_dir, 'checkpoint.pth')
+        for folder in ('models', 'predictions'):
+            remove_leftovers(self.exp_dir / folder)
 
     def train(self):
         """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
@@ -113,7 +121,7 @@ class Run:
             train_loss = self.trainer.run_epoch(self.train_loader, title, self.after_step)
             replaced = self.bad_audio.total()
             self.stop_at_bad_audio(replaced)
-            evaluation = self.evaluate(self.val_loader, f'{title}, validation')
+            evaluation = self.evaluate(self.val_loader, f'{title}, validation', save=True)
             metrics = self.world.on_main(lambda: self.take_in(title, train_loss, evaluation))
             self.trainer.end_epoch(getattr(metrics[0], self.settings.metrics))
             self.bad_audio.count = 0
@@ -197,25 +205,20 @@ class Run:
             f'{self.settings.max_bad_audio:g} of an epoch; src/check_data.py finds all such recordings, and with a '
             f'higher --max_bad_audio the run goes on; {listed or "other processes or starts have logged them"}')
 
-    def evaluate(self, loader, title):
-        """The Evaluation of the model as it is. A signal stops it: what was trained before is kept in a checkpoint."""
+    def evaluate(self, loader, title, save=False):
+        """The Evaluation of the model as it is. A signal stops it, and it is done again; save: as of stop_if_asked."""
         return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title,
-                        lambda: self.stop_if_asked(save=True), self.world)
-
-    def evaluate_trained(self, loader, title):
-        """The Evaluation of the model as it is, after training: a signal stops it, and it is done again."""
-        return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title, self.stop_if_asked,
-                        self.world)
+                        lambda: self.stop_if_asked(save), self.world)
 
     def average_weights(self):
         """Average the models of epochs wa_start to wa_end, evaluate the mean, write wa_result.csv, audio_model_wa.pth.
 
-        Leaves the averaged weights in the model. The epochs' own models go unless settings.save_model keeps them.
+        Leaves the averaged weights in the model.
         """
         s = self.settings
         paths = [self.exp_dir / 'models' / f'audio_model.{epoch}.pth' for epoch in range(s.wa_start, s.wa_end + 1)]
         self.model.load_state_dict(mean_state_dict(paths))
-        evaluation = self.evaluate_trained(self.val_loader, 'averaged model')
+        evaluation = self.evaluate(self.val_loader, 'averaged model')
         self.world.on_main(lambda: self.write_average(evaluation))
 
     def write_average(self, evaluation):
@@ -234,7 +237,7 @@ class Run:
         are kept; with one label a sample, its confusion matrix is drawn.
         """
         load_checkpoint(self.model, self.exp_dir / 'models' / 'best_audio_model.pth')
-        evaluations = {name: self.evaluate_trained(loader, f'best model, {name} set')
+        evaluations = {name: self.evaluate(loader, f'best model, {name} set')
                        for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader))}
         self.world.on_main(lambda: self.write_best(evaluations))
 

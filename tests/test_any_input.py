@@ -10,6 +10,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from parsers import parser_of
 
 import check_data
 import get_norm_stats
@@ -21,7 +22,7 @@ import scaling
 from distributed import World
 from features import AudioError
 from models import WeightsError
-from utilities.cli import MAX_MESSAGE, OptionParser
+from utilities.cli import MAX_MESSAGE
 from utilities.labels import DataError, read_datafile, read_entries, read_labels, read_sample_weights
 from utilities.segments import read_segments
 
@@ -158,23 +159,12 @@ def test_any_csv_of_ones_own(read_or_refuse, content):
     read_or_refuse(content, prep_own.read_csv)
 
 
-class Captured(Exception):
-    """Carries a parser out of a main()."""
-
-
 @pytest.fixture(scope='module')
 def parsers():
     """A parser of each of the entry points that have most options, by their names."""
-    def capture(self, *_):
-        raise Captured(self)
-    found = {'run.py': options.make_parser(), 'inference.py': inference.make_parser()}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OptionParser, 'parse_args', capture)
-        for module in (get_norm_stats, check_data, prep_audioset, prep_own, scaling):
-            with pytest.raises(Captured) as captured:
-                module.main()
-            found[captured.value.args[0].prog] = captured.value.args[0]
-    return found
+    found = [options.make_parser(), inference.make_parser(),
+             *(parser_of(module.main) for module in (get_norm_stats, check_data, prep_audioset, prep_own, scaling))]
+    return {parser.prog: parser for parser in found}
 
 
 words = st.one_of(any_text, st.integers().map(str), st.floats().map(str), st.sampled_from(

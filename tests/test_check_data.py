@@ -1,4 +1,4 @@
-"""Checking datafiles: each planted fault is found, and the exit code says whether training would run."""
+"""Checking datafiles: each planted fault is found, and the exit code says whether every entry could be used."""
 import json
 import logging
 import os
@@ -86,7 +86,7 @@ def test_all_bad_entries_are_found_and_unknown_labels_counted(check, write, make
 
 
 @pytest.mark.parametrize('kind', ['missing', 'unreadable', 'empty', 'non_finite', 'block', 'cut'])
-def test_a_recording_that_cannot_be_used_stops_training(check, make_datafile, make_tone, sound, tmp_path, kind):
+def test_a_recording_that_cannot_be_used_is_found(check, make_datafile, make_tone, sound, tmp_path, kind):
     bad = tmp_path / 'bad.wav'
     if kind == 'unreadable':
         bad.write_text('not audio')
@@ -101,7 +101,14 @@ def test_a_recording_that_cannot_be_used_stops_training(check, make_datafile, ma
     code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (bad, '/m/1')]), '--json')
     found = problems(said)
     assert code == 1 and list(found) == [{'block': 'non_finite', 'cut': 'unreadable'}.get(kind, kind)]
-    assert str(bad) in next(iter(found.values()))[0]
+    assert str(bad) in next(iter(found.values()))[0] and json.loads(said)['would_train']
+
+
+def test_what_becomes_of_a_recording_that_cannot_be_used_is_said(check, make_datafile, make_tone, tmp_path):
+    code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (tmp_path / 'no.wav', '/m/1')]))
+    assert code == 1 and 'would not run' not in said and 'STOPS' not in said and 'BAD AUDIO: missing recordings' in said
+    assert said.splitlines()[-1].endswith('has 1 missing recordings (replaced by others in training, up to '
+                                          '--max_bad_audio of an epoch; an error in validation and evaluation)')
 
 
 def test_recordings_in_shards_are_checked_as_files_are(check, make_datafile, make_tone, make_shard, sound, tmp_path):
@@ -121,8 +128,8 @@ def test_a_truncated_shard_is_named_once_and_its_recordings_are_counted(check, m
     datafile = make_datafile([(wav, '/m/0') for wav in make_shard(tones[:3], 'cut.zip') + make_shard(tones)])
     os.truncate(tmp_path / 'cut.zip', 50_000)
     code, said = check(datafile)
-    assert code == 1 and said.count('cut.zip') == 1 and said.splitlines()[-1].endswith(
-        'has 1 shards that are missing or cannot be read')
+    assert code == 1 and said.count('cut.zip') == 1
+    assert 'has 1 shards that are missing or cannot be read (' in said.splitlines()[-1]
     assert f'the shard {tmp_path / "cut.zip"} is cut off' in said and '(3 recordings)' in said
 
 
@@ -146,8 +153,8 @@ def test_the_last_line_says_what_stops_training(check, make_datafile, make_tone,
     code, said = check(make_datafile([(make_tone('a.wav'), '/m/0')], 'good.json'),
                        make_datafile([(tmp_path / 'no.wav', '/m/0'), ('', '/m/0')], 'bad.json'))
     last = said.splitlines()[-1]
-    assert code == 1 and last.startswith('training would not run') and 'good.json' not in last
-    assert 'bad.json has 1 malformed entries, 1 missing recordings' in last
+    assert code == 1 and 'good.json' not in last and 'bad.json has 1 missing recordings (' in last
+    assert 'training would not run: ' in last and last.endswith('bad.json has 1 malformed entries')
 
 
 def test_recordings_that_train_badly_are_warned_about(check, make_datafile, make_tone, sound):

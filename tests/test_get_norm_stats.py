@@ -1,4 +1,7 @@
 """Statistics of a dataset: exact, over real frames, without augmentation."""
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -22,3 +25,10 @@ def test_a_dataset_without_a_whole_frame_is_named(make_tone, make_labels, make_d
     datafile = make_datafile([(make_tone('short.wav', seconds=0.01), '/m/0')])
     with pytest.raises(SystemExit, match='no recording is as long'):
         get_norm_stats.main(['--data_train', str(datafile), '--label_csv', str(make_labels(1)), '--num_workers', '0'])
+
+
+def test_a_data_worker_that_was_killed_is_one_sentence(make_tone, make_labels, make_datafile, monkeypatch):
+    monkeypatch.setattr(get_norm_stats.FbankSums, '__getitem__', lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    datafile = make_datafile([(make_tone('a.wav'), '/m/0')])
+    with pytest.raises(SystemExit, match='error: a process that loads data died.*killed.*--num_workers'):
+        get_norm_stats.main(['--data_train', str(datafile), '--label_csv', str(make_labels(1)), '--num_workers', '1'])

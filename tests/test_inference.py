@@ -1,9 +1,7 @@
 """Tagging of audio files: windows, averages over checkpoints and time, every kind of output, and what goes wrong."""
 import csv
 import json
-import logging
 import os
-import signal
 
 import numpy as np
 import pytest
@@ -28,17 +26,10 @@ LABELS = {'mids': ['/m/0', '/m/1', '/m/2'], 'names': ['dog', 'rain', 'sea, waves
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Work in an empty folder, on one thread, and leave logging and signals as they were."""
+    """Work in an empty folder, on one thread."""
     monkeypatch.chdir(tmp_path)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     with one_thread():
         yield tmp_path
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from parsers import parser_of
 
 from dataloader import one_thread
 from models import ASTModel, save_checkpoint
-from utilities.cli import MAX_MESSAGE, OptionParser, boolean
+from utilities.cli import MAX_MESSAGE, boolean
 
 CLIPS = 6
 MODEL = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 3 --exp_dir deep/exp '
@@ -115,23 +116,6 @@ def start(monkeypatch, capsys):
     return run
 
 
-class Captured(Exception):
-    """Carries a parser out of a main()."""
-
-
-@pytest.fixture
-def parser_of(monkeypatch):
-    """The parser that an entry point makes."""
-    def find(script):
-        def capture(self, *_):
-            raise Captured(self)
-        with monkeypatch.context() as patch, pytest.raises(Captured) as captured:
-            patch.setattr(OptionParser, 'parse_args', capture)
-            entry_point(script)()
-        return captured.value.args[0]
-    return find
-
-
 def kind_of(action):
     """A key of REFUSED."""
     if action.choices or action.type is boolean:
@@ -175,9 +159,9 @@ def complaint(message, action, value):
 
 
 @pytest.mark.parametrize('script', ENTRY_POINTS)
-def test_a_wrong_value_of_an_option_is_one_sentence_and_leaves_nothing(script, start, parser_of, folder):
+def test_a_wrong_value_of_an_option_is_one_sentence_and_leaves_nothing(script, start, folder):
     wrong = []
-    for action in parser_of(script)._actions:
+    for action in parser_of(entry_point(script))._actions:
         if action.nargs == 0:  # a flag without a value, or --help
             continue
         for value in ['', ' ', *REFUSED[kind_of(action)]]:
@@ -191,9 +175,9 @@ def test_a_wrong_value_of_an_option_is_one_sentence_and_leaves_nothing(script, s
 
 
 @pytest.mark.parametrize('script', ENTRY_POINTS)
-def test_an_extreme_number_works_or_is_one_sentence(script, start, parser_of):
+def test_an_extreme_number_works_or_is_one_sentence(script, start):
     wrong = []
-    for action in parser_of(script)._actions:
+    for action in parser_of(entry_point(script))._actions:
         if action.nargs == 0 or kind_of(action) != 'number':
             continue
         for value in EXTREME:

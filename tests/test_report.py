@@ -1,6 +1,5 @@
 """The page that an experiment leaves: whole, readable without network, and right."""
 import json
-import logging
 import re
 import subprocess
 from html.parser import HTMLParser
@@ -214,6 +213,28 @@ def test_broken_settings_are_named(text, single):
     assert '\n' not in str(stop.value)
 
 
+@pytest.mark.parametrize('missing', ['dataset', 'metrics', 'model_size', 'n_epochs'])
+def test_a_setting_that_is_missing_is_named(missing, single):
+    settings = json.loads((single / 'args.json').read_text())
+    del settings[missing]
+    (single / 'args.json').write_text(json.dumps(settings))
+    with pytest.raises(SystemExit, match=f"error: cannot read .*/args.json: there is no '{missing}'"):
+        report.main(['--exp_dir', str(single)])
+
+
+def test_a_damaged_table_of_epochs_is_named(single):
+    (single / 'result.csv').write_text('')
+    with pytest.raises(SystemExit, match='error: cannot read .*/result.csv: '):
+        report.main(['--exp_dir', str(single)])
+
+
+def test_what_an_earlier_start_did_not_note_yet_is_a_change(single):
+    starts = [{'time': 'then', 'device': 'cpu', 'devices': 1},
+              {'time': 'now', 'device': 'cpu', 'devices': 1, 'processes': 2}]
+    (single / 'environment.json').write_text(json.dumps({'starts': starts}))
+    assert 'processes None → 2' in ' '.join(Reader(report.run_page(single)).texts)
+
+
 def test_folds_have_a_page_that_leads_to_theirs(make_experiment, tmp_path):
     for fold, predicted in ((1, [1, 1]), (2, [0, 0])):
         folder = make_experiment(one_label([0, 1]), one_label(predicted), f'fold{fold}', wav=f'fold{fold}-{{}}.wav')
@@ -235,15 +256,11 @@ def start(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     monkeypatch.chdir(tmp_path)
     make_labels(2)
     make_datafile([(make_tone(f'{i}.wav', 400 * (1 + i % 2), seconds=0.4), f'/m/{i % 2}') for i in range(4)])
-    logger = logging.getLogger()
-    handlers, level = logger.handlers[:], logger.level
 
     def train(*options):
         run.main([*TRAINING, *options])
         return tmp_path / 'exp'
-    yield train
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
+    return train
 
 
 def test_a_run_leaves_its_report_and_counts_its_starts(start):

@@ -1,5 +1,6 @@
 """Experiments from the command line: what they leave, what they repeat, and what they say about mistakes."""
 import ast
+import inspect
 import json
 import re
 import subprocess
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 import run
+import trainer
+import traintest
 from dataloader import one_thread
 from models import read_state_dict
 from options import make_parser
@@ -308,18 +311,21 @@ def test_a_worker_that_finds_a_broken_recording_ends_the_program_with_one_senten
     assert last_line.startswith('error: ') and '7.wav' in last_line
 
 
-def test_every_option_is_read_somewhere(root):
-    read = {field.name for field in fields(TrainSettings)}
-    for path in (root / 'src' / 'run.py', root / 'src' / 'trainer.py'):
-        read |= {node.attr for node in ast.walk(ast.parse(path.read_text()))
-                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'args'}
+def attributes(code, *owners):
+    """The names X that a module or class asks for as owner.X, of owners such as args or self.settings."""
+    return {node.attr for node in ast.walk(ast.parse(inspect.getsource(code)))
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in owners}
+
+
+def test_every_option_is_read_somewhere():
+    read = {field.name for field in fields(TrainSettings)} | attributes(run, 'args')
     options = {action.dest for action in make_parser()._actions} - {'help'}
     assert options - read == set()
 
 
-def test_every_setting_of_training_is_used(root):
-    used = {node.attr for name in ('trainer.py', 'traintest.py')
-            for node in ast.walk(ast.parse((root / 'src' / name).read_text())) if isinstance(node, ast.Attribute)}
+def test_every_setting_of_training_is_used():
+    used = attributes(TrainSettings, 'self').union(*(attributes(module, 'settings', 's', 'self.settings')
+                                                     for module in (trainer, traintest)))
     assert {field.name for field in fields(TrainSettings)} - used == set()
 
 

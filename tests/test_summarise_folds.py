@@ -20,7 +20,7 @@ def make_fold(tmp_path):
         for epoch in range(1, len(accuracies) + 1):
             np.save(folder / 'predictions' / f'predictions_{epoch}.npy', np.eye(50)[list(predicted)])
         (folder / 'args.json').write_text(json.dumps(
-            {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50'}))
+            {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50', 'model_size': 'tiny224'}))
         (folder / 'models').mkdir()
         names = ['dog', 'rooster', 'pig', *map(str, range(3, 50))]
         (folder / 'models' / 'best_audio_model.json').write_text(json.dumps({'labels': {'names': names}}))
@@ -67,6 +67,18 @@ def test_folds_of_different_experiments_are_not_averaged(make_fold, tmp_path):
     make_fold(1, [0.5])
     make_fold(2, [0.5, 0.6])
     with pytest.raises(DataError, match='--n_epochs'):
+        summarise_folds(tmp_path)
+
+
+def test_a_damaged_table_of_a_fold_is_named(make_fold, tmp_path):
+    for fold in (1, 2):
+        make_fold(fold, [0.5, 0.6])
+    table = tmp_path / 'fold2' / 'result.csv'
+    table.write_text(table.read_text().split('\n')[0])
+    with pytest.raises(DataError, match='fold2/result.csv has 1 epochs'):
+        summarise_folds(tmp_path)
+    table.write_text('')
+    with pytest.raises(DataError, match='cannot read .*fold2/result.csv'):
         summarise_folds(tmp_path)
 
 

@@ -170,3 +170,13 @@ def test_every_epoch_is_trained_in_another_order(tmp_path):
     model.register_forward_pre_hook(_keep_training_inputs(seen))
     start(model, tmp_path, settings(n_epochs=2), (train_loader, val_loader)).train()
     assert sorted(seen[:12]) == sorted(seen[12:]) and seen[:12] != seen[12:]
+
+
+def test_what_a_killed_run_was_writing_is_removed_when_it_goes_on(trained, tmp_path):
+    left = [tmp_path / folder / f'.{name}.0123abcd.partial' for folder, name in (
+        ('.', 'checkpoint.pth'), ('models', 'best_audio_model.pth'), ('predictions', 'target.npy'))]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    trained()
+    assert not any(path.exists() for path in left)

@@ -6,6 +6,7 @@ import collections
 import csv
 import functools
 import io
+import itertools
 import logging
 import math
 import os
@@ -22,12 +23,12 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from features import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
-from models.files import atomic_write  # noqa: E402
+from models.files import atomic_write, remove_leftovers  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging  # noqa: E402
-from utilities.folders import making  # noqa: E402
+from utilities.folders import files_below, making  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import only_one  # noqa: E402
+from utilities.preparation import check_names, only_one  # noqa: E402
 from utilities.results import write_json, write_text  # noqa: E402
 from utilities.segments import VIDEO_ID, read_segment_lists  # noqa: E402
 
@@ -59,17 +60,7 @@ class Matches:
 
 def audio_files(folder):
     """Yield the paths of all audio files below a folder, links followed; raises DataError where it cannot be read."""
-    def fail(error):
-        raise DataError(f'cannot read the folder {error.filename}: {error.strerror}')
-
-    seen = set()
-    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # also a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (os.path.join(parent, name) for name in files if _suffix(name) in AUDIO_SUFFIXES | FOREIGN)
+    return (path for path in files_below(folder) if _suffix(path) in AUDIO_SUFFIXES | FOREIGN)
 
 
 def _suffix(path):
@@ -180,8 +171,7 @@ def pack(files, folder, shard_bytes):
     whole and was read back: after a broken-off run, the next packs what is in none.
     """
     with only_one(folder):
-        for broken_off in folder.glob('.*.zip.partial'):
-            broken_off.unlink()
+        remove_leftovers(folder, '*.zip')
         packed, count = packed_before(folder)
         left = collections.deque((name, path) for name, path in files.items() if name not in packed)
         with tqdm(total=len(left), desc='packing shards', unit='clip', disable=None) as bar:
@@ -278,6 +268,7 @@ def prepare(lists, audio_dir, out, flac_dir, label_csv, shards_dir=None, shard_b
 def write_datafile(segments, audio_dir, out, flac_dir, shards_dir, shard_bytes):
     """What `prepare` does once the segments are read."""
     matches = match_files(segments, audio_files(audio_dir))
+    check_names([*filter(None, (flac_dir, shards_dir)), *itertools.chain.from_iterable(matches.candidates.values())])
     found, problems = read_files(segments, matches.candidates, flac_dir)
     rest = Path(str(out).removesuffix('.json') + '_missing.csv')
     write_text(rest, missing_table(segments, found, problems, matches.ambiguous))

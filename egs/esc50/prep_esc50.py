@@ -18,7 +18,7 @@ from utilities.archives import open_zip, read_member  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
+from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
@@ -133,6 +133,7 @@ def check_zip(path, _):
 def prepare(data_dir, out_dir):
     """Prepare the dataset at data_dir, or a download of it, into out_dir; what is there already is kept."""
     labels = read_labels(LABEL_FILE)
+    check_names([out_dir])  # where the copies go that the datafiles list
     out_dir.mkdir(parents=True, exist_ok=True)
     archive = out_dir / 'ESC-50-master.zip'
     source = str(Path(data_dir or archive).resolve())

@@ -20,9 +20,11 @@ from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS, AudioError, open_audio  # n
 from models.files import WriteError  # noqa: E402
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
 from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
-from utilities.labels import DataError, Labels, quoted, read_labels  # noqa: E402
+from utilities.folders import files_below  # noqa: E402
+from utilities.labels import DataError, Labels, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_not_mixed, only_one  # noqa: E402
+from utilities.preparation import check_names, check_not_mixed, only_one  # noqa: E402
+from utilities.quotes import quoted  # noqa: E402
 from utilities.results import write_json, write_text  # noqa: E402
 
 # Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
@@ -47,11 +49,7 @@ def read_source(data):
         clips = read_csv(data)
     else:
         raise DataError(f'--data {data} does not exist')
-    for clip in clips:
-        try:
-            ''.join((clip.wav, *clip.labels)).encode()
-        except UnicodeEncodeError:
-            raise DataError(f'the name {os.fsencode(clip.wav)!r} is not UTF-8: rename it') from None
+    check_names(clip.wav for clip in clips)
     return clips
 
 
@@ -94,22 +92,13 @@ def subfolders(folder):
 
 def audio_files(folder, left_out):
     """Sorted absolute paths, as text, of the audio files below a folder; others are counted in left_out, by suffix."""
-    paths, seen = [], set()
-    for top, names, files in os.walk(folder, followlinks=True, onerror=raise_it):
-        real = os.path.realpath(top)
-        names[:] = [] if real in seen else [name for name in names if not name.startswith('.')]
-        if real in seen:  # a link back to where the walk has been
-            continue
-        seen.add(real)
-        is_audio = {Path(top, name): Path(name).suffix.lower() in AUDIO_SUFFIXES for name in files}
-        paths += [os.path.abspath(path) for path, audio in is_audio.items() if audio and not path.name.startswith('.')]
-        count_left_out(left_out, (path for path, audio in is_audio.items() if not audio))
+    paths = []
+    for path in map(Path, files_below(folder)):
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            paths.append(os.path.abspath(path))
+        else:
+            count_left_out(left_out, [path])
     return sorted(paths)
-
-
-def raise_it(error):
-    """Let os.walk fail for a folder that cannot be read, instead of passing it over."""
-    raise error
 
 
 def count_left_out(left_out, paths, kind=None):

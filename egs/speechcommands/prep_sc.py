@@ -17,7 +17,7 @@ from models.files import Url, WriteError  # noqa: E402
 from utilities.archives import BLOCK, LimitedStream, extract_members  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
-from utilities.preparation import check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
+from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
 from utilities.results import write_json  # noqa: E402
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
@@ -167,6 +167,7 @@ def prepare(data_dir, out_dir):
     out_dir.mkdir(parents=True, exist_ok=True)
     archive, unpacked, datafile_dir = out_dir / SC_URL.rpartition('/')[2], out_dir / 'audio', out_dir / 'datafiles'
     source = Path(data_dir or archive).resolve()
+    check_names([source if source.is_dir() else unpacked])
     check_not_mixed(out_dir, str(source), unpacked, datafile_dir)
     datafiles = {split: datafile_dir / f'speechcommand_{split}_data.json' for split in OFFICIAL_SIZES}
     if is_prepared(datafiles.values()):
@@ -177,6 +178,7 @@ def prepare(data_dir, out_dir):
     root = find_dataset(source, unpacked)
     mids = dict(zip(labels.names, labels.mids))
     clips = list_clips(root, list_words(root, mids))
+    check_names(clips.values())
     splits = split_clips(clips, root)
     datafile_dir.mkdir(exist_ok=True)
     for split, names in splits.items():

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import runpy
+import secrets
 import socket
 import subprocess
 import sys
@@ -33,10 +34,11 @@ class WriteError(OSError):
 def atomic_write(path):
     """Give a temporary path beside `path` to write to; on success it is synced and takes the place of `path`.
 
-    On an error the temporary file is removed and what was at `path` stays; a full disk is a WriteError.
+    On an error the temporary file is removed and what was at `path` stays; a full disk is a WriteError. Several may
+    write one path at once, from any thread, process or machine: it is always a whole file, in the end the last one.
     """
     path = Path(path)
-    partial = path.with_name(f'.{path.name}.partial')
+    partial = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
     try:
         yield partial
         with open(partial, 'rb') as file:
@@ -49,6 +51,15 @@ def atomic_write(path):
         raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}'
                          + ('; is the disk full?' if full else '')) from error
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder, name='*'):
+    """Remove what killed processes had begun to write in a folder under a name, which may have wildcards.
+
+    Only for who alone writes such files there.
+    """
+    for partial in Path(folder).glob(f'.{name}.*.partial'):
         partial.unlink(missing_ok=True)
 
 

@@ -7,6 +7,8 @@ import math
 import sys
 from pathlib import Path
 
+from utilities.quotes import quoted
+
 # The largest numbers that options take: what is beyond them is a slip, and would end in an error of some library, or
 # fill the memory before anything is said.
 MAX_WHOLE = 2 ** 31 - 1  # a 32-bit integer, which every library here takes
@@ -70,16 +72,12 @@ def boolean(text):
     try:
         return {'true': True, 'false': False}[text.lower()]
     except KeyError:
-        raise argparse.ArgumentTypeError(f'expected True or False, got {_quoted(text)}') from None
-
-
-def _quoted(text):
-    return repr(text if len(text) <= 50 else f'{text[:50]}...')
+        raise argparse.ArgumentTypeError(f'expected True or False, got {quoted(text)}') from None
 
 
 def _nonempty(text):
     if not text.strip():
-        raise argparse.ArgumentTypeError(f'expected some text, got {_quoted(text)}')
+        raise argparse.ArgumentTypeError(f'expected some text, got {quoted(text)}')
     return text
 
 
@@ -92,7 +90,7 @@ def whole(minimum, maximum=MAX_WHOLE):
             value = None
         if value is None or not minimum <= value <= maximum:
             bound = f'of at most {maximum}' if value is not None and value > maximum else f'of at least {minimum}'
-            raise argparse.ArgumentTypeError(f'expected a whole number {bound}, got {_quoted(text)}')
+            raise argparse.ArgumentTypeError(f'expected a whole number {bound}, got {quoted(text)}')
         return value
     return parse
 
@@ -109,7 +107,7 @@ def number(minimum=-math.inf, maximum=math.inf, above=-math.inf):
             value = math.nan
         if not math.isfinite(value) or not minimum <= value <= maximum or not value > above:
             raise argparse.ArgumentTypeError(' '.join(['expected a number', ' and '.join(bounds)]).strip()
-                                             + f', got {_quoted(text)}')
+                                             + f', got {quoted(text)}')
         return value
     return parse
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from utilities.quotes import quoted
+
 STRINGS = np.dtypes.StringDType()
-MAX_QUOTED = 200  # characters of a file that a message quotes
 SURROGATES = re.compile(r'[\ud800-\udfff]')
 WEIGHT_RULE = 'the sum over its labels of 1000 / (samples with that label + 0.01)'
 
@@ -53,11 +54,6 @@ def read_labels(path):
         repeated = next(mid for i, mid in enumerate(mids) if mid in mids[:i])
         raise DataError(f'the label file {path} lists {quoted(repeated)} twice')
     return Labels(mids, tuple(row['display_name'] for row in rows))
-
-
-def quoted(text):
-    """Text of a file as a message quotes it: on one line, of bearable length."""
-    return repr(text if len(text) <= MAX_QUOTED else f'{text[:MAX_QUOTED]}...')
 
 
 def _cell(value):
@@ -125,9 +121,7 @@ def read_datafile(path, known_mids):
 def read_sample_weights(path, samples):
     """Read a weight file (one number a sample) for weighted sampling. Returns (samples,) float64; raises DataError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # of an empty file
-            weights = np.loadtxt(path, dtype=np.float64, ndmin=1, delimiter=',')
+        weights = read_numbers(path, ndmin=1)
     except (OSError, ValueError) as error:
         raise DataError(f'cannot read the weight file {path}: {error_reason(error)}; it holds, '
                         f'for each sample, {WEIGHT_RULE}') from None
@@ -135,6 +129,13 @@ def read_sample_weights(path, samples):
         raise DataError(f'the weight file {path} must hold {samples} non-negative numbers, one for each sample of its '
                         f'datafile ({WEIGHT_RULE}), got shape {weights.shape}')
     return weights
+
+
+def read_numbers(path, ndmin):
+    """The numbers of a comma-separated file, float64, without a warning where there are none. OSError, ValueError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)  # of an empty file
+        return np.loadtxt(path, dtype=np.float64, ndmin=ndmin, delimiter=',')
 
 
 def weight_file(datafile):

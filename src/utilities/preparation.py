@@ -1,14 +1,14 @@
 """Prepared data: whether a folder holds a finished preparation, and which source it was made from."""
 import contextlib
-import json
+import os
 from pathlib import Path
 
 from filelock import FileLock
 
 from models.files import DownloadError, download
 from utilities.folders import making
-from utilities.labels import DataError
-from utilities.results import write_json
+from utilities.labels import DataError, is_text
+from utilities.results import read_json, write_json
 
 MARKER = 'source.json'  # says which source a folder was prepared from
 
@@ -29,18 +29,37 @@ def only_one(out_dir):
 
 
 def fetch(url, check):
-    """Download a dataset; raises DataError that says how to do without a network."""
+    """Download a dataset into the folder of only_one; raises DataError that says how to do without a network."""
     try:
         download([url], check)
     except DownloadError as error:
         raise DataError(f'the dataset could not be downloaded:\n{error}\nGet {url} on a machine with network, and give '
                         f'the file with --data_dir') from None
+    finally:
+        Path(f'{url.destination}.lock').unlink(missing_ok=True)  # of `download`, for which nobody else can wait here
 
 
 def is_prepared(datafiles):
-    """Whether all these datafiles are there, and every recording that they list."""
+    """Whether all these datafiles are there, and every recording that they list. Raises DataError of a damaged one."""
     return all(map(Path.exists, datafiles)) and all(
-        Path(entry['wav']).exists() for datafile in datafiles for entry in json.loads(datafile.read_text())['data'])
+        Path(wav).exists() for datafile in datafiles for wav in read_wavs(datafile))
+
+
+def read_wavs(datafile):
+    """The recordings that a prepared datafile lists: none, where no clip of a subset fell to it. Raises DataError."""
+    advice = 'delete it to have it made again, or give another folder with --prep_dir'
+    entries = read_json(datafile, advice).get('data')
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and is_text(entry.get('wav'))
+                                                for entry in entries):
+        raise DataError(f'cannot read {datafile}: it is no datafile; {advice}')
+    return [entry['wav'] for entry in entries]
+
+
+def check_names(paths):
+    """Raise DataError for the first of some paths that is not UTF-8, as no datafile can list it."""
+    for path in map(str, paths):
+        if not is_text(path):
+            raise DataError(f'the name {os.fsencode(path)!r} is not UTF-8: rename it')
 
 
 def check_not_mixed(out_dir, source, *made):
@@ -49,10 +68,10 @@ def check_not_mixed(out_dir, source, *made):
     made: what a preparation leaves in out_dir, besides the mark of its source, which this writes.
     """
     marker = out_dir / MARKER
-    before = json.loads(marker.read_text())['source'] if marker.exists() else None
     left = [str(path) for path in made if path.exists()]
+    advice = f'give another folder with --prep_dir, or remove {" and ".join([*left, str(marker)])}'
+    before = read_json(marker, advice).get('source', '') if marker.exists() else None
     if before not in (None, source) and left:
-        raise DataError(f'{out_dir} was prepared from {before}, not from {source}: give another folder with '
-                        f'--prep_dir, or remove {" and ".join([*left, str(marker)])}')
+        raise DataError(f'{out_dir} was prepared from {before or "an unknown source"}, not from {source}: {advice}')
     if before != source:
         write_json(marker, {'source': source})

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from models.files import atomic_write
-from utilities.labels import DataError, error_reason
+from utilities.labels import DataError, error_reason, read_numbers
 from utilities.plots import plot_confusion, plot_curves
 from utilities.stats import calculate_stats, summarise
 
@@ -28,8 +28,15 @@ def write_rows(path, rows):
 
 
 def read_rows(path):
-    """Read a result.csv: (epochs, columns)."""
-    return np.loadtxt(path, delimiter=',', ndmin=2)
+    """Read a result.csv: (epochs, columns). Raises DataError where it is not there, or something else by now."""
+    try:
+        rows = read_numbers(path, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+    columns = len(result_columns(''))
+    if not len(rows) or rows.shape[1] != columns:
+        raise DataError(f'cannot read {path}: expected {columns} numbers for each epoch, got shape {rows.shape}')
+    return rows
 
 
 def best_of(rows):
@@ -82,14 +89,18 @@ def write_confusion(folder, names, predictions, targets):
                                            sorted(accuracy, key=lambda row: row[2])[:5])
 
 
-def read_json(path):
-    """Read a JSON object that `write_json` wrote. Raises DataError where it is not there, or something else by now."""
+def read_json(path, advice=''):
+    """Read a JSON object that `write_json` wrote. Raises DataError where it is not there, or something else by now.
+
+    advice: what the error says to do.
+    """
+    end = f'; {advice}' if advice else ''
     try:
         value = json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+        raise DataError(f'cannot read {path}: {error_reason(error)}{end}') from None
     if not isinstance(value, dict):
-        raise DataError(f'cannot read {path}: it is no JSON object')
+        raise DataError(f'cannot read {path}: it is no JSON object{end}')
     return value
 
 

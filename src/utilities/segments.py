@@ -5,7 +5,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from utilities.labels import DataError, quoted
+from utilities.labels import DataError
+from utilities.quotes import quoted
 
 VIDEO_ID = '[A-Za-z0-9_-]{11}'  # what YouTube's ids look like, as a regular expression
 FORM = 'YTID, start_seconds, end_seconds, "mid,mid"'

@@ -17,15 +17,22 @@ def python_of_recipes():
         yield patch.setenv('AST_PYTHON', sys.executable)
 
 
-@pytest.fixture
-def run_shell(tmp_path):
-    """Run a command as a user would in a terminal, with this very Python as `python`; returns the finished process."""
-    def run(command, cwd=tmp_path, **environment):
-        path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+@pytest.fixture(scope='session')
+def terminal():
+    """The environment of a user's terminal, with this very Python as `python`, and what is given; a function."""
+    def environment(**given):
         clean = {name: value for name, value in os.environ.items()
                  if not name.startswith('SLURM') and name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
+        return {**clean, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', **given}
+    return environment
+
+
+@pytest.fixture
+def run_shell(tmp_path, terminal):
+    """Run a command as a user would in a terminal; returns the finished process."""
+    def run(command, cwd=tmp_path, **environment):
         return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True,
-                              env={**clean, 'PATH': path, **environment})
+                              env=terminal(**environment))
     return run
 
 

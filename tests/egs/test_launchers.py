@@ -3,7 +3,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,13 +28,11 @@ def prepared(make_tone, make_datafile, tmp_path):
 
 
 @pytest.fixture
-def start(recipe, tmp_path):
+def start(recipe, terminal, tmp_path):
     """Start the recipe in two processes; returns its own one."""
-    environment = {name: value for name, value in os.environ.items() if name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
-    environment['PATH'] = f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'
     words = [str(recipe), '--prep_dir', 'prep', '--exp_dir', 'two', *OPTIONS, '--launcher', 'torchrun', '--processes',
              '2']
-    return lambda: subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+    return lambda: subprocess.Popen(words, cwd=tmp_path, env=terminal(), stderr=subprocess.PIPE, text=True,
                                     stdout=subprocess.DEVNULL, start_new_session=True)
 
 

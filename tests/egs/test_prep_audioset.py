@@ -326,3 +326,15 @@ def test_the_samples_of_datafiles_can_be_read(root):
     wavs = [read_datafile(root / 'egs/audioset/data/datafiles' / f'sample_{name}_data.json', index).wavs
             for name in ('train', 'eval')]
     assert all(len(part) == 5 for part in wavs) and not set(wavs[0]) & set(wavs[1])
+
+
+@pytest.mark.parametrize('where', ['audio', 'flac', 'shards'])
+def test_a_folder_whose_name_is_not_utf8_is_named_before_the_work(prepare, audio, tmp_path, where):
+    strange = os.fsdecode(b'caf\xe9')
+    audio(f'a/{FIRST}.wav')
+    if where == 'audio':
+        (tmp_path / 'audio' / 'a').rename(tmp_path / 'audio' / strange)
+    folders = {'audio': (), 'flac': (tmp_path / strange,), 'shards': (None, tmp_path / strange)}[where]
+    with pytest.raises(DataError, match=r'caf\\xe9.* is not UTF-8: rename it'):
+        prepare(*folders)
+    assert not (tmp_path / 'out').exists()

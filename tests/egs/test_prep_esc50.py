@@ -1,5 +1,6 @@
 """Preparation of ESC-50: from a folder, a zip or a download to 16 kHz copies and the datafiles of five folds."""
 import json
+import os
 import shutil
 import threading
 from functools import partial
@@ -91,6 +92,13 @@ def test_something_else_than_the_dataset_is_refused(tmp_path, source, reason):
     (tmp_path / 'empty').mkdir()
     with pytest.raises(DataError, match=reason):
         prep.prepare(tmp_path / source, tmp_path / 'out')
+
+
+def test_a_folder_for_the_copies_whose_name_is_not_utf8_is_named(make_esc, tmp_path):
+    out = tmp_path / os.fsdecode(b'caf\xe9')
+    with pytest.raises(DataError, match=r'caf\\xe9.* is not UTF-8: rename it'):
+        prep.prepare(make_esc(), out)
+    assert not out.exists()
 
 
 def test_without_a_data_dir_the_zip_is_downloaded(make_esc, tmp_path, monkeypatch):

@@ -196,3 +196,15 @@ def test_without_a_data_dir_the_archive_is_downloaded_and_unpacked_once(make_sc,
     shutil.rmtree(tmp_path / 'out' / 'datafiles')
     prep.prepare(None, tmp_path / 'out')
     assert len(read(tmp_path / 'out', 'train')) == 3
+
+
+@pytest.mark.parametrize('form', ['folder', 'file', 'tar.gz'])
+def test_a_name_that_is_not_utf8_is_named(make_sc, tmp_path, form):
+    strange = os.fsdecode(b'caf\xe9')
+    source = make_sc(strange if form == 'folder' else 'sc')
+    if form == 'file':
+        (source / 'bed' / f'{strange}.wav').touch()
+    out = tmp_path / (strange if form == 'tar.gz' else 'out')
+    with pytest.raises(DataError, match=r'caf\\xe9.* is not UTF-8: rename it'):
+        prep.prepare(packed(source) if form == 'tar.gz' else source, out)
+    assert not list(out.glob('datafiles'))

@@ -2,7 +2,6 @@
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -11,16 +10,13 @@ OPTIONS = ['--demo', 'True', '--clips_per_fold', '2', '--n_epochs', '2', '--fold
 
 
 @pytest.fixture(scope='module')
-def start(root, tmp_path_factory):
+def start(root, terminal, tmp_path_factory):
     """Start the training stage in a process group of its own, in a directory of prepared data; returns both."""
     folder = tmp_path_factory.mktemp('recipe')
-    environment = {**os.environ, 'PATH': f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}'}
-    for name in ('VIRTUAL_ENV', 'CONDA_PREFIX'):
-        environment.pop(name, None)
 
     def start_recipe(*options):
         command = [str(root / 'egs' / 'esc50' / 'run_esc50.sh'), *OPTIONS, *options]
-        return folder, subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE,
+        return folder, subprocess.Popen(command, cwd=folder, env=terminal(), stderr=subprocess.PIPE,
                                         stdout=subprocess.DEVNULL, text=True, start_new_session=True)
     _, process = start_recipe('--stop_stage', '1')
     assert process.wait() == 0, process.stderr.read()

@@ -114,12 +114,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(root, folder):
+def undisturbed(root, terminal, folder):
     """The results of the recipe in one process that nobody disturbed."""
-    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    environment = {name: value for name, value in os.environ.items() if name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
     done = subprocess.run([root / 'egs' / 'esc50' / 'run_esc50.sh', *demo(folder, 'undisturbed')], capture_output=True,
-                          text=True, env={**environment, 'PATH': path})
+                          text=True, env=terminal())
     assert done.returncode == 0, done.stderr
     return folder / 'undisturbed'
 

@@ -47,18 +47,19 @@ def clips(tmp_path, make_tone, make_labels, make_datafile):
     make_datafile(entries[:5], 'val.json')
 
 
-def run_on(hosts, commands, folder):
+@pytest.fixture
+def run_on_hosts(hosts, terminal, tmp_path):
     """Run a command on each host, and end them together; returns what each has said. All must succeed."""
-    environment = {name: value for name, value in os.environ.items() if name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
-    environment |= {'PATH': f'{os.path.dirname(sys.executable)}{os.pathsep}{os.environ["PATH"]}',
-                    'GLOO_SOCKET_IFNAME': 'cable', 'MASTER_ADDR': ADDRESSES[0]}
-    running = [subprocess.Popen(['ip', 'netns', 'exec', host, *map(str, command)], cwd=folder, text=True,
-                                env={**environment, 'NODE_RANK': str(rank)}, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT)
-               for rank, (host, command) in enumerate(zip(hosts, commands))]
-    said = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0] * len(running), '\n'.join(said)
-    return said
+    def run(commands):
+        running = [subprocess.Popen(['ip', 'netns', 'exec', host, *map(str, command)], cwd=tmp_path, text=True,
+                                    env=terminal(GLOO_SOCKET_IFNAME='cable', MASTER_ADDR=ADDRESSES[0],
+                                                 NODE_RANK=str(rank)),
+                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                   for rank, (host, command) in enumerate(zip(hosts, commands))]
+        said = [process.communicate()[0] for process in running]
+        assert [process.returncode for process in running] == [0] * len(running), '\n'.join(said)
+        return said
+    return run
 
 
 def assert_same_results(one, two):
@@ -67,23 +68,23 @@ def assert_same_results(one, two):
     np.testing.assert_allclose(two, one, atol=1e-5)
 
 
-def test_a_torchrun_on_each_of_two_hosts_trains_as_one_process_does(hosts, clips, root, tmp_path):
+def test_a_torchrun_on_each_of_two_hosts_trains_as_one_process_does(run_on_hosts, clips, root, tmp_path):
     run = [root / 'src' / 'run.py', '--data_train', 'train.json', '--data_val', 'val.json', '--label_csv', 'labels.csv',
            '--n_class', '2', *OPTIONS]
     subprocess.run([sys.executable, *map(str, run), '--exp_dir', 'one'], cwd=tmp_path, check=True, capture_output=True)
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nnodes', '2', '--nproc_per_node', '1',
                 '--master_addr', ADDRESSES[0], '--master_port', '29500']
-    said = run_on(hosts, [[*torchrun, '--node_rank', rank, *run, '--exp_dir', 'two'] for rank in (0, 1)], tmp_path)
+    said = run_on_hosts([[*torchrun, '--node_rank', rank, *run, '--exp_dir', 'two'] for rank in (0, 1)])
     assert 'in each of 2 processes' in said[0]
     assert_same_results(tmp_path / 'one', tmp_path / 'two')
 
 
-def test_the_recipe_started_on_two_hosts_trains_as_on_one(hosts, root, run_shell, make_esc, tmp_path):
+def test_the_recipe_started_on_two_hosts_trains_as_on_one(run_on_hosts, root, run_shell, make_esc, tmp_path):
     words = [root / 'egs' / 'esc50' / 'run_esc50.sh', '--data_dir', make_esc(), '--prep_dir', 'prep', '--folds', '1',
              '--audioset_pretrain', 'False', '--freqm', '8', '--timem', '8', *OPTIONS]
     single = run_shell([*words, '--exp_dir', 'one'])
     assert single.returncode == 0, single.stderr
-    said = run_on(hosts, [[*words, '--exp_dir', 'two', '--nodes', '2', '--processes', '1']] * 2, tmp_path)
+    said = run_on_hosts([[*words, '--exp_dir', 'two', '--nodes', '2', '--processes', '1']] * 2)
     assert 'in each of 2 processes' in said[0] and 'the best of the mean' in said[0]
     assert 'the best of the mean' not in said[1] and 'prepared' not in said[1]
     for folder in ('.', 'fold1'):

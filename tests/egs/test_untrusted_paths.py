@@ -1,8 +1,6 @@
 """Paths of any name: they reach the program whole, or are refused; nothing in them is run, and nothing is split."""
 import json
-import logging
 import shutil
-import signal
 import stat
 import sys
 
@@ -64,17 +62,10 @@ def test_a_recipe_hands_paths_on_whole(recipe, source, name, start):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Work in a folder with a folder in it that is called WHOLE; leave logging and signals as they were."""
+    """Work in a folder with a folder in it that is called WHOLE; nothing may be run that is in a name."""
     monkeypatch.chdir(tmp_path)
-    logger = logging.getLogger()
-    handlers, level = logger.handlers[:], logger.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     (tmp_path / WHOLE).mkdir()
     yield tmp_path / WHOLE
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
     assert not list(tmp_path.rglob('gotcha'))
 
 

@@ -13,7 +13,7 @@ from http_server import Page, Server
 from safetensors.torch import save
 
 from models import WeightsError, load_checkpoint, save_checkpoint
-from models.files import DownloadError, Url, atomic_write, download
+from models.files import DownloadError, Url, atomic_write, download, remove_leftovers
 from models.weights import WeightsFile, find_or_download
 
 
@@ -47,6 +47,42 @@ def test_an_error_while_writing_leaves_what_was_there_and_nothing_else(old, tmp_
             partial.write_text('half of the ne')
             raise ZeroDivisionError
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == ({'a.txt': old} if old else {})
+
+
+WRITE_OFTEN = """
+import sys
+from pathlib import Path
+from files import atomic_write
+for i in range(200):
+    with atomic_write(sys.argv[1]) as partial:
+        partial.write_text(sys.argv[2] * 10_000)
+    text = Path(sys.argv[1]).read_text()
+    assert len(set(text)) == 1 and len(text) == 10_000, (len(text), set(text))
+"""
+
+
+def test_processes_that_write_one_path_at_once_always_leave_a_whole_file(tmp_path, root, start_python):
+    processes = [start_python('-c', WRITE_OFTEN, tmp_path / 'a.txt', letter, cwd=root,
+                              PYTHONPATH=root / 'src' / 'models') for letter in 'abcd']
+    assert [process.communicate(timeout=60)[1] for process in processes] == [''] * 4
+    assert os.listdir(tmp_path) == ['a.txt']
+
+
+def test_threads_that_write_one_path_at_once_do_not_meet(tmp_path):
+    with atomic_write(tmp_path / 'a.txt') as first, atomic_write(tmp_path / 'a.txt') as second:
+        first.write_text('first')
+        second.write_text('second')
+    assert (tmp_path / 'a.txt').read_text() == 'first' and os.listdir(tmp_path) == ['a.txt']
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_name(tmp_path):
+    names = ['.a.txt.0123abcd.partial', '.b.txt.0123abcd.partial', 'a.txt', '.a.txt.partially']
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path, 'a.txt')
+    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(names[2:])
 
 
 def test_a_download_lands_at_its_destination_with_nothing_beside_it_but_the_lock(server, tmp_path):

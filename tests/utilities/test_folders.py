@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from utilities.folders import making
+from utilities.folders import files_below, making
 from utilities.labels import DataError
 
 
@@ -27,3 +27,18 @@ def test_a_folder_that_cannot_be_made_is_named_and_no_other_stays(tmp_path, name
     with pytest.raises(DataError, match=f'{name} cannot be made: ') as error, making(tmp_path / 'a/b', tmp_path / name):
         pass
     assert '\n' not in str(error.value) and sorted(os.listdir(tmp_path)) == ['dangling', 'file']
+
+
+def test_files_below_a_folder_are_found_once_through_links_and_hidden_ones_are_not(tmp_path):
+    for name in ('a/b/1.wav', 'a/2.txt', 'a/.3.wav', 'a/.cache/4.wav', 'elsewhere/5.wav'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / 'a' / 'link').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'a' / 'b' / 'loop').symlink_to(tmp_path / 'a')
+    assert sorted(files_below(tmp_path / 'a')) == [str(tmp_path / 'a' / name) for name in
+                                                   ('2.txt', 'b/1.wav', 'link/5.wav')]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match='cannot read the folder .*nowhere: No such file'):
+        list(files_below(tmp_path / 'nowhere'))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from traintest import Evaluation
+from utilities.labels import DataError
 from utilities.plots import plot_curves
 from utilities.results import (Results, read_rows, result_columns, write_array, write_confusion, write_figure,
                                write_json, write_rows)
@@ -140,3 +141,11 @@ def test_a_confusion_matrix_that_nobody_could_read_is_not_drawn(tmp_path, classe
     assert (tmp_path / 'confusion_matrix.png').exists() == drawn
     with open(tmp_path / 'class_accuracy.csv', newline='') as file:
         assert [row[0] for row in csv.reader(file)][1:] == names
+
+
+@pytest.mark.parametrize('text', ['', '\n', '0.5,0.5\n', '0.5,' * 9 + 'half\n', '0.1,' * 9 + '0.1\n0.1,0.2\n', '\xff'])
+def test_a_damaged_result_csv_is_named(tmp_path, text):
+    (tmp_path / 'result.csv').write_text(text, encoding='latin-1')
+    with pytest.raises(DataError, match='cannot read .*result.csv: .') as error:
+        read_rows(tmp_path / 'result.csv')
+    assert '\n' not in str(error.value)

@@ -1,0 +1,45 @@
+"""Prepared data that somebody has damaged, and downloads that did not come."""
+import os
+
+import pytest
+
+from models.files import Url
+from utilities.labels import DataError
+from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one
+
+
+@pytest.mark.parametrize('text', ['', '{"data": [', '[1]', '{}', '{"data": 3}', '{"data": [3]}', '{"data": [{}]}',
+                                  '{"data": [{"wav": "\\ud800"}]}', '\xff'])
+def test_a_damaged_datafile_is_named_with_what_to_do(tmp_path, text):
+    (tmp_path / 'train.json').write_text(text, encoding='latin-1')
+    with pytest.raises(DataError, match='cannot read .*train.json: .*; delete it .*--prep_dir') as error:
+        is_prepared([tmp_path / 'train.json'])
+    assert '\n' not in str(error.value)
+
+
+def test_a_datafile_of_a_fold_without_clips_is_prepared(tmp_path):
+    (tmp_path / 'train.json').write_text('{"data": []}')
+    assert is_prepared([tmp_path / 'train.json'])
+
+
+@pytest.mark.parametrize('text', ['', '[1]', '{}', '{"source": ', '\xff'])
+def test_a_damaged_mark_of_the_source_is_named_with_what_to_do(tmp_path, text):
+    (tmp_path / 'source.json').write_text(text, encoding='latin-1')
+    (tmp_path / 'audio').mkdir()
+    with pytest.raises(DataError, match='--prep_dir, or remove .*audio and .*source.json') as error:
+        check_not_mixed(tmp_path, 'here', tmp_path / 'audio')
+    assert '\n' not in str(error.value)
+
+
+def test_a_download_that_fails_leaves_no_folder(tmp_path, server):
+    out = tmp_path / 'deep' / 'out'
+    with pytest.raises(DataError, match='--data_dir'), only_one(out):
+        check_not_mixed(out, 'a download')
+        fetch(Url(f'{server.address}/none.zip', out / 'none.zip'), None)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_named():
+    check_names(['/a/b.wav', '/ünïcødé/日本.wav'])
+    with pytest.raises(DataError, match=r"the name b'/a/\\xe9.wav' is not UTF-8: rename it"):
+        check_names(['/a/b.wav', os.fsdecode(b'/a/\xe9.wav')])
