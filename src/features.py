@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.signal
 import soundfile
 import torch
 import torchaudio
@@ -123,7 +122,8 @@ def resample(waveform, old_rate, new_rate):
     divisor = math.gcd(old_rate, new_rate)
     up, down = new_rate // divisor, old_rate // divisor
     if up * (down + 2 * RESAMPLE_ZEROS * max(1, down // up)) > MAX_RESAMPLE_KERNEL:
-        return torch.from_numpy(scipy.signal.resample_poly(waveform.numpy(), up, down).astype(np.float32))
+        from scipy.signal import resample_poly  # slow to import, and rarely needed
+        return torch.from_numpy(resample_poly(waveform.numpy(), up, down).astype(np.float32))
     return _resampler(old_rate, new_rate)(waveform)
 
 

@@ -17,7 +17,7 @@ from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
 from distributed import LOST_SIGNS, Agreement, DistributedError, World, ended_at_once, find_world, in_contact
 from utilities.parallel import available_cores
 
-CLIPS, BATCH, EPOCHS = 43, 8, 2  # of the last batch of an epoch, two processes have two clips and one; one of four has none
+CLIPS, BATCH, EPOCHS = 43, 8, 2  # the last batch has three: two processes have two and one, of four the last none
 OPTIONS = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 3 --num_mel_bins 32 '
            '--audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False --lr 1e-4 '
            f'--batch_size {BATCH} --n_epochs {EPOCHS} --mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --wa True '
