@@ -21,7 +21,8 @@ from utilities.cli import (MAX_BATCH, OptionParser, add_checkpoint_options, exit
 from utilities.folders import files_below, making
 from utilities.labels import DataError
 from utilities.plots import clock, plot_tags
-from utilities.results import write_figure, write_json
+from utilities.results import write_figure
+from utilities.texts import write_json
 
 TIMELINE_SCORE = 0.1  # what a class must reach to be in the timeline, but for the first one
 

@@ -15,8 +15,9 @@ from utilities.environment import now
 from utilities.html import Html, markup, page, section, table
 from utilities.labels import DataError, read_datafile
 from utilities.plots import clock
-from utilities.results import best_of, read_json, read_rows, result_columns, write_text
+from utilities.results import best_of, read_rows, result_columns
 from utilities.stats import calculate_stats, is_single_label, single_label_scores
+from utilities.texts import read_json, write_text
 
 MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
 LISTED = 20  # classes, or mistakes

@@ -26,7 +26,7 @@ from utilities.environment import record_start
 from utilities.folders import making
 from utilities.interrupt import EXIT_CODE, Interrupt
 from utilities.labels import DataError, read_sample_weights, weight_file
-from utilities.results import read_json, write_json, write_text
+from utilities.texts import read_json, write_json, write_text
 
 FIRST_FEW = 10  # recordings of which one must be readable
 

@@ -7,9 +7,9 @@ from report import finished_folds, fold_page, warn_only
 from utilities.cli import OptionParser, exit_on, setup_logging
 from utilities.labels import DataError
 from utilities.plots import plot_curves
-from utilities.results import (best_of, read_json, read_rows, result_columns, write_confusion, write_figure, write_rows,
-                               write_text)
+from utilities.results import best_of, read_rows, result_columns, write_confusion, write_figure, write_rows
 from utilities.stats import is_single_label
+from utilities.texts import read_json, write_text
 
 
 def read_predictions(folds, epoch):

@@ -17,8 +17,9 @@ from models import load_checkpoint, mean_state_dict, save_checkpoint
 from models.files import remove_leftovers
 from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
 from utilities.progress import Progress
-from utilities.results import Results, write_array, write_confusion, write_json, write_rows
+from utilities.results import Results, write_array, write_confusion, write_rows
 from utilities.stats import calculate_stats, is_single_label, single_label_scores, summarise
+from utilities.texts import write_json
 
 LISTED = 50  # recordings in a message
 

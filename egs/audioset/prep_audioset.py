@@ -29,8 +29,8 @@ from utilities.folders import files_below, making  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import check_names, only_one  # noqa: E402
-from utilities.results import write_json, write_text  # noqa: E402
 from utilities.segments import VIDEO_ID, read_segment_lists  # noqa: E402
+from utilities.texts import write_json, write_text  # noqa: E402
 
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
 # Ids may begin with Y and contain _ and - themselves; at most one reading of a name fits, as an id is 11 characters.

@@ -19,7 +19,7 @@ from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
-from utilities.results import write_json  # noqa: E402
+from utilities.texts import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
 LABEL_FILE = HERE / 'data' / 'esc_class_labels_indices.csv'

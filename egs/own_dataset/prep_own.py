@@ -25,7 +25,7 @@ from utilities.labels import DataError, Labels, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import check_names, check_not_mixed, only_one  # noqa: E402
 from utilities.quotes import quoted  # noqa: E402
-from utilities.results import write_json, write_text  # noqa: E402
+from utilities.texts import write_json, write_text  # noqa: E402
 
 # Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
 COLUMNS = {'path': ('path', 'file', 'filename', 'wav', 'filepath'), 'labels': ('labels', 'label', 'class', 'category'),

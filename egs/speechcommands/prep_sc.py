@@ -18,7 +18,7 @@ from utilities.archives import BLOCK, LimitedStream, extract_members  # noqa: E4
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
-from utilities.results import write_json  # noqa: E402
+from utilities.texts import write_json  # noqa: E402
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
 LABEL_FILE = HERE / 'data' / 'speechcommands_class_labels_indices.csv'

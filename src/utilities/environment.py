@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from utilities.parallel import available_cores
-from utilities.results import read_json, write_json
+from utilities.texts import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy')

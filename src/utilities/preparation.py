@@ -8,7 +8,7 @@ from filelock import FileLock
 from models.files import DownloadError, download
 from utilities.folders import making
 from utilities.labels import DataError, is_text
-from utilities.results import read_json, write_json
+from utilities.texts import read_json, write_json
 
 MARKER = 'source.json'  # says which source a folder was prepared from
 

@@ -1,7 +1,6 @@
 """What an experiment leaves in exp_dir: the table of its epochs, predictions, curves, and single rows of numbers."""
 import csv
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from models.files import atomic_write
 from utilities.labels import DataError, error_reason, read_numbers
 from utilities.plots import plot_confusion, plot_curves
 from utilities.stats import calculate_stats, summarise
+from utilities.texts import write_text
 
 MATRIX_CLASSES = 100  # of a confusion matrix that can still be read, and drawn
 
@@ -56,17 +56,6 @@ def write_figure(path, figure):
         figure.savefig(partial, format='png', dpi=120)
 
 
-def write_text(path, text):
-    """Write a text file."""
-    with atomic_write(path) as partial:
-        partial.write_text(text, encoding='utf-8')
-
-
-def write_json(path, value):
-    """Write a JSON file for people and programs."""
-    write_text(path, json.dumps(value, indent=1) + '\n')
-
-
 def write_confusion(folder, names, predictions, targets):
     """Write confusion_matrix.png and class_accuracy.csv of single-label predictions, over the classes that occur.
 
@@ -87,21 +76,6 @@ def write_confusion(folder, names, predictions, targets):
     write_text(folder / 'class_accuracy.csv', table.getvalue())
     return 'hardest classes: ' + ', '.join(f'{name} {score:.2f}' for name, _, score in
                                            sorted(accuracy, key=lambda row: row[2])[:5])
-
-
-def read_json(path, advice=''):
-    """Read a JSON object that `write_json` wrote. Raises DataError where it is not there, or something else by now.
-
-    advice: what the error says to do.
-    """
-    end = f'; {advice}' if advice else ''
-    try:
-        value = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f'cannot read {path}: {error_reason(error)}{end}') from None
-    if not isinstance(value, dict):
-        raise DataError(f'cannot read {path}: it is no JSON object{end}')
-    return value
 
 
 class Results:

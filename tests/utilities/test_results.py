@@ -1,6 +1,5 @@
 """What an experiment's epochs leave in exp_dir."""
 import csv
-import json
 
 import golden
 import numpy as np
@@ -10,8 +9,9 @@ from traintest import Evaluation
 from utilities.labels import DataError
 from utilities.plots import plot_curves
 from utilities.results import (Results, read_rows, result_columns, write_array, write_confusion, write_figure,
-                               write_json, write_rows)
+                               write_rows)
 from utilities.stats import calculate_stats, summarise
+from utilities.texts import write_json
 
 EPOCHS = 3
 
@@ -119,13 +119,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, write, value,
     with pytest.raises((TypeError, ValueError, AttributeError, ZeroDivisionError)):
         write(path, value)
     assert path.read_text() == 'old' and list(tmp_path.iterdir()) == [path]
-
-
-def test_json_is_readable_by_people_and_programs(tmp_path):
-    write_json(tmp_path / 'args.json', {'lr': 1e-5, 'wa': True, 'data_eval': None})
-    text = (tmp_path / 'args.json').read_text()
-    assert json.loads(text) == {'lr': 1e-5, 'wa': True, 'data_eval': None}
-    assert text.count('\n') == 5
 
 
 def test_a_figure_is_written_as_png(tmp_path):
