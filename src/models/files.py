@@ -38,7 +38,8 @@ def atomic_write(path):
     write one path at once, from any thread, process or machine: it is always a whole file, in the end the last one.
     """
     path = Path(path)
-    partial = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.partial')
+    # What differs is all after the last dot, which torch.save leaves out where it writes the file's name into the file.
+    partial = path.with_name(f'.{path.name}.partial-{secrets.token_hex(4)}')
     try:
         yield partial
         with open(partial, 'rb') as file:
@@ -59,7 +60,7 @@ def remove_leftovers(folder, name='*'):
 
     Only for who alone writes such files there.
     """
-    for partial in Path(folder).glob(f'.{name}.*.partial'):
+    for partial in Path(folder).glob(f'.{name}.partial-*'):
         partial.unlink(missing_ok=True)
 
 

@@ -75,8 +75,16 @@ def test_threads_that_write_one_path_at_once_do_not_meet(tmp_path):
     assert (tmp_path / 'a.txt').read_text() == 'first' and os.listdir(tmp_path) == ['a.txt']
 
 
+def test_the_same_weights_are_the_same_bytes_however_often_they_are_written(tmp_path, make_tiny):
+    model, contents = make_tiny(), set()
+    for _ in range(2):
+        save_checkpoint(model, tmp_path / 'model.pth')
+        contents.add((tmp_path / 'model.pth').read_bytes())
+    assert len(contents) == 1
+
+
 def test_what_a_killed_process_was_writing_is_removed_by_name(tmp_path):
-    names = ['.a.txt.0123abcd.partial', '.b.txt.0123abcd.partial', 'a.txt', '.a.txt.partially']
+    names = ['.a.txt.partial-0123abcd', '.b.txt.partial-0123abcd', 'a.txt', '.a.txt.partially']
     for name in names:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, 'a.txt')
