@@ -107,8 +107,7 @@ class Run:
 
     def remove_leftovers(self):
         """Remove what an earlier start was writing when it was killed."""
-        remove_leftovers(self.exp_dir, 'checkpoint.pth')
-        for folder in ('models', 'predictions'):
+        for folder in ('.', 'models', 'predictions'):
             remove_leftovers(self.exp_dir / folder)
 
     def train(self):
