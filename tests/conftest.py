@@ -11,8 +11,15 @@ import pytest
 import soundfile
 from http_server import Server
 
+from utilities.parallel import available_cores
+
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
+
+
+def pytest_xdist_auto_num_workers():
+    """How many processes share the files of tests: one more than cores, as some wait a good deal; each wants memory."""
+    return min(4, available_cores() + 1)
 
 
 @pytest.fixture(scope='session')
