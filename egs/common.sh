@@ -97,6 +97,7 @@ parse_options() {
         case ${!name}/$value in # a folder may be called true
             True/[Tt]rue | True/TRUE | False/[Tt]rue | False/TRUE) value=True ;;
             True/[Ff]alse | True/FALSE | False/[Ff]alse | False/FALSE) value=False ;;
+            True/* | False/*) refuse "--$name wants True or False, not $value" ;;
         esac
         printf -v "$name" %s "$value"
     done
@@ -104,8 +105,7 @@ parse_options() {
 }
 
 refuse() {
-    echo "${0##*/}: $1" >&2
-    usage >&2
+    { usage; echo; echo "${0##*/}: $1"; } >&2 # the list is long: what is wrong comes last
     exit 2
 }
 

@@ -87,7 +87,7 @@ def open_audio(file, name=None):
         if is_path and not shards.is_file(file):
             raise AudioError(f'the audio file {name} does not exist') from None
         reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
-        raise AudioError(f'cannot read the audio file {name}: {str(reason).strip()}') from None
+        raise AudioError(f'cannot read the audio file {name}: {str(reason).strip(" .")}') from None
 
 
 def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None):

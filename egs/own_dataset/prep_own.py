@@ -228,8 +228,8 @@ def read_durations(clips, datafiles, label_csv):
     broken = [answer for answer in answers if isinstance(answer, str)]
     if broken:
         raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of them: {broken[0]}; '
-                         f'python src/check_data.py {" ".join(map(str, datafiles))} --label_csv {label_csv} looks into '
-                         f'all of them')
+                         f'remove or replace them and start again; python src/check_data.py '
+                         f'{" ".join(map(str, datafiles))} --label_csv {label_csv} looks into all of them')
     return np.array(answers)
 
 

@@ -33,7 +33,7 @@ def read_state_dict(path):
         raise WeightsError(f'{path} does not exist') from None
     except Exception as error:  # torch.load raises nearly anything for a file that is none of its own
         raise WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of file): '
-                           f'{reason_of(error)}; remove it and get it again') from None
+                           f'{reason_of(error)}; if it was downloaded, get it again') from None
     if isinstance(state, dict) and isinstance(state.get('model'), dict):
         state = state['model']
     if not isinstance(state, dict) or not state or not all(
@@ -73,7 +73,7 @@ def reason_of(error):
         return f'{error} is missing'
     if code := re.search(r'GLOBAL (\S+)', text):
         return f'it holds code ({code[1]}), which was not run'
-    return text.split('\n')[0].split(' In PyTorch ')[0] or type(error).__name__
+    return text.split('\n')[0].split(' In PyTorch ')[0].strip(' .') or type(error).__name__
 
 
 def tensor_problem(value):

@@ -70,11 +70,11 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, mak
     (['--HERE', '/tmp'], 'unknown option: --HERE'),
     (['--path;touch x', '1'], 'unknown option'),
     (['--lr'], '--lr needs a value'),
-    (['5'], 'unexpected argument: 5'),
+    (['5'], 'unexpected argument: 5'), (['--demo', 'maybe'], '--demo wants True or False, not maybe'),
 ])
-def test_a_wrong_option_stops_with_the_list_of_options(recipe, run_shell, words, reason):
+def test_a_wrong_option_stops_with_the_list_of_options_and_in_the_end_what_is_wrong(recipe, run_shell, words, reason):
     done = run_shell([recipe, *words])
-    assert done.returncode == 2 and reason in done.stderr and '--batch_size' in done.stderr
+    assert done.returncode == 2 and reason in done.stderr.splitlines()[-1] and '--batch_size' in done.stderr
 
 
 def test_a_value_is_never_run_as_code(recipe, run_shell, tmp_path):
