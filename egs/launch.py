@@ -107,7 +107,7 @@ def launch(config, command):
             return exit_code(*error.get_first_failure(), bool(came))
         except (RendezvousError, RuntimeError, TimeoutError) as error:
             raise DistributedError(f'the machines did not meet at {config.rdzv_endpoint}, or lost each other: '
-                                   f'{str(error).strip().splitlines()[0]}') from None
+                                   f'{(str(error).strip() or type(error).__name__).splitlines()[0]}') from None
 
 
 def exit_code(rank, failure, asked_to_stop):

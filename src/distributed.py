@@ -182,23 +182,29 @@ def ended_at_once():
 
     That would wait, with Python's lock held, for threads of gloo's that may wait for the lock.
     """
-    code = 0
+    end = SystemExit(0)
     try:
         yield
     except BaseException as error:
         if not dist.is_initialized():
             raise
-        code = error.code if isinstance(error, SystemExit) else 1
-        if not isinstance(error, SystemExit):
-            sys.excepthook(type(error), error, error.__traceback__)
-        elif isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
+        end = error
     if dist.is_initialized():
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code or 0)
+        try:
+            for step in (lambda: _report(end), atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
+                with contextlib.suppress(Exception):  # whoever read what this prints may be gone
+                    step()
+        finally:
+            code = end.code if isinstance(end, SystemExit) else 1
+            os._exit(1 if isinstance(code, str) else code or 0)
+
+
+def _report(end):
+    """Print what Python does about an exception that ends it."""
+    if not isinstance(end, SystemExit):
+        sys.excepthook(type(end), end, end.__traceback__)
+    elif isinstance(end.code, str):
+        print(end.code, file=sys.stderr)
 
 
 def find_world():

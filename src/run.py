@@ -105,7 +105,9 @@ def is_finished(args, exp_dir):
     default = make_parser().get_default  # of an option that was not there yet when the experiment began
     changed = {name: value for name, value in vars(args).items()
                if name not in FREE_OPTIONS and before.get(name, default(name)) != value}
-    longer = changed.get('n_epochs', 0) > before.get('n_epochs', 0)
+    if not isinstance(before.get('n_epochs'), int):
+        raise DataError(f'cannot read {exp_dir / "args.json"}: it does not say how many epochs there were')
+    longer = changed.get('n_epochs', 0) > before['n_epochs']
     forced = args.force and not set(changed) & set(STRUCTURE)
     if set(changed) - ({'n_epochs'} if longer else set()) and not forced:
         differences = ', '.join(f'--{name} {before.get(name, default(name))} -> {value}'

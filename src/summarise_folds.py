@@ -28,6 +28,15 @@ def read_results(folds):
     return np.stack(rows)
 
 
+def read_names(fold):
+    """The names of the classes. Raises DataError."""
+    path = fold / 'models' / 'best_audio_model.json'
+    try:
+        return read_json(path)['labels']['names']
+    except (KeyError, TypeError):
+        raise DataError(f'cannot read {path}: it does not name the classes') from None
+
+
 def describe(folds, scores, metric, title):
     """A line with the folds' scores, their mean and standard deviation."""
     each = ', '.join(f'{fold.name} {score:.4f}' for fold, score in zip(folds, scores))
@@ -51,8 +60,7 @@ def summarise_folds(exp_dir):
              describe(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
     predictions, targets = read_predictions(folds, best + 1)
     if is_single_label(targets):
-        names = read_json(folds[0] / 'models' / 'best_audio_model.json')['labels']['names']
-        lines.append(write_confusion(exp_dir, names, predictions, targets))
+        lines.append(write_confusion(exp_dir, read_names(folds[0]), predictions, targets))
     with warn_only('report.html'):
         write_text(exp_dir / 'report.html', fold_page(exp_dir, folds))
     return lines

@@ -74,10 +74,11 @@ def explained():
         raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); take a smaller --batch_size; in '
                             f'training, also put batches through in pieces (--grad_accum 4) or recompute activations '
                             f'(--grad_checkpointing True), and --force to go on with them') from None
-    except RuntimeError as error:
-        if 'DataLoader worker' not in str(error):
+    except (ConnectionError, EOFError, RuntimeError) as error:  # the first two: of a worker that sends no batch
+        if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
             raise
-        raise TrainingError(f'a process that loads data died ({str(error).splitlines()[0]}): it was killed, or memory '
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TrainingError(f'a process that loads data died ({reason}): it was killed, or memory '
                             f'or shared memory (/dev/shm) ran out; try fewer --num_workers, or 0') from None
 
 
@@ -107,8 +108,8 @@ class Run:
 
     def remove_leftovers(self):
         """Remove what an earlier start was writing when it was killed."""
-        for folder in ('.', 'models', 'predictions'):
-            remove_leftovers(self.exp_dir / folder)
+        for folder, name in (('.', 'checkpoint.pth'), ('models', '*audio_model*'), ('predictions', '*')):
+            remove_leftovers(self.exp_dir / folder, name)
 
     def train(self):
         """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """How many processes share the files of tests: one more than cores, as some wait a good deal; each wants memory."""
     return min(4, available_cores() + 1)

@@ -137,6 +137,23 @@ def test_a_process_that_has_met_others_ends_at_once_with_its_exit_code(tmp_path,
     assert (tmp_path / 'cleaned up').exists() and not (tmp_path / 'never').exists()
 
 
+def end_with_nobody_to_read(folder):
+    """Be such a process whose standard error leads nowhere any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    sys.stderr = open(writer, 'w', buffering=1)
+    torch.distributed.init_process_group('gloo', rank=0, world_size=1, init_method=f'file://{folder}/meeting')
+    atexit.register((folder / 'cleaned up').touch)
+    with ended_at_once():
+        sys.exit('a mistake')
+
+
+def test_a_process_whose_output_nobody_reads_any_more_ends_at_once_too(tmp_path):
+    process = make_context().Process(target=end_with_nobody_to_read, args=(tmp_path,))
+    process.start()
+    assert finish_ranks([process]) == [1] and (tmp_path / 'cleaned up').exists()
+
+
 @pytest.mark.parametrize('message, signs, lost', [
     ('Application timeout caused pair closure', LOST_SIGNS, True),
     ('[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1', LOST_SIGNS, True),

@@ -173,7 +173,7 @@ def test_every_epoch_is_trained_in_another_order(tmp_path):
 
 
 def test_what_a_killed_run_was_writing_is_removed_when_it_goes_on(trained, tmp_path):
-    left = [tmp_path / folder / f'.{name}.partial-0123abcd' for folder, name in (
+    left = [tmp_path / folder / f'.{name}.part-012345' for folder, name in (
         ('.', 'checkpoint.pth'), ('models', 'best_audio_model.pth'), ('predictions', 'target.npy'))]
     for path in left:
         path.parent.mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ def atomic_write(path):
     """
     path = Path(path)
     # What differs is all after the last dot, which torch.save leaves out where it writes the file's name into the file.
-    partial = path.with_name(f'.{path.name}.partial-{secrets.token_hex(4)}')
+    partial = path.with_name(f'.{path.name}.part-{secrets.token_hex(3)}')
     try:
         yield partial
         with open(partial, 'rb') as file:
@@ -60,7 +60,7 @@ def remove_leftovers(folder, name='*'):
 
     Only for who alone writes such files there.
     """
-    for partial in Path(folder).glob(f'.{name}.partial-*'):
+    for partial in Path(folder).glob(f'.{name}.part-*'):
         partial.unlink(missing_ok=True)
 
 

@@ -135,5 +135,5 @@ def extract_members(archive, stream, folder):
         raise
     except tarfile.FilterError as error:
         refuse(archive, error)
-    except (RecursionError, ValueError) as error:
+    except (OverflowError, RecursionError, ValueError) as error:
         refuse(archive, f'a header in it makes no sense ({error})')

@@ -65,7 +65,7 @@ def section(title, make, *args):
     """A heading and what make(*args) returns, or why there is nothing: what is missing must not take the rest away."""
     try:
         body = make(*args)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
         body = f'<p class="soft">Not known: {escape(f"{type(error).__name__}: {error}")}</p>\n'
     return f'<h2>{escape(title)}</h2>\n{body}'
 

@@ -84,7 +84,7 @@ def test_the_same_weights_are_the_same_bytes_however_often_they_are_written(tmp_
 
 
 def test_what_a_killed_process_was_writing_is_removed_by_name(tmp_path):
-    names = ['.a.txt.partial-0123abcd', '.b.txt.partial-0123abcd', 'a.txt', '.a.txt.partially']
+    names = ['.a.txt.part-012345', '.b.txt.part-012345', 'a.txt', '.a.txt.partially']
     for name in names:
         (tmp_path / name).touch()
     remove_leftovers(tmp_path, 'a.txt')
