@@ -127,9 +127,9 @@ def make_parser():
         help='kB read for a sample: with mixup 0.5, 1.5 times the mean size of a file, here assumed 200 kB for 10 s of '
              '16 kHz FLAC (WAV: 320 kB)')
     add('--gradient_mb', type=positive, default=346.4, help='MB of the gradient: 4 bytes a parameter; default: base384')
-    add('--decode_ms', type=number(0, MOST), default=2.55,
+    add('--decode_ms', type=number(0, MOST), default=2.93,
         help='ms of one core for a sample, as tests/bench/run.py --only dataset measures it; default: measured on an '
-             'AMD EPYC core with FLAC, mixup 0.5 and the fbank left to the GPU (on the core: 4.54)')
+             'AMD EPYC core with FLAC, mixup 0.5 and the fbank left to the GPU (on the core: 4.91)')
     add('--cores_a_gpu', type=positive, default=4, help='CPU cores for each GPU, by default as run.sh asks Slurm for')
     add('--node_link_gbyte', type=positive, default=25,
         help='GB/s that a GPU sends to others of its node, and receives as well; default: assumed, about PCIe 4.0 x16')
