@@ -5,6 +5,7 @@ EXAMPLES=100000 tries so many inputs of each kind, other ones every time; withou
 import contextlib
 import io
 import json
+import math
 import os
 
 import pytest
@@ -88,12 +89,14 @@ def read_or_refuse(tmp_path_factory):
 
 @some
 @given(files_like(datafiles.map(json.dumps)))
+@example(b'{"data": [{"wav": "a.wav", "labels": "/m/0,/m/1"}]}')
 @example(b'{"data": [{"wav": "\\ud800.wav", "labels": "/m/0"}]}')
 @example(b'{"data": ["a\\nb"]}')
 @example(b'{"data": [{"wav": "a\\nb.wav", "labels": "/m/9"}]}')
 @example(b'{"data": ' + b'9' * 5000 + b'}')
 def test_any_datafile(read_or_refuse, content):
-    read_or_refuse(content, lambda path: read_datafile(path, MIDS))
+    data = read_or_refuse(content, lambda path: read_datafile(path, MIDS))
+    assert data is None or len(data) and {mid for labels in data.labels for mid in labels.split(',')} <= MIDS.keys()
 
 
 @some
@@ -114,31 +117,38 @@ LABEL_LINES = lines_of(['index', 'mid', 'display_name'], ['0', '1', '2'], ['/m/0
 
 @some
 @given(files_like(st.one_of(LABEL_LINES, LABEL_LINES.map(lambda text: f'index,mid,display_name\n{text}'))))
+@example(b'index,mid,display_name\n0,/m/0,dog\n1,/m/1,"cat, small"\n')
 @example(b'index,mid,display_name\n0,/m/0,Male speech, man speaking\n')
 @example(b'index,mid,display_name\n0,"a\nb",x\n1,"a\nb",y\n')
 @example(b'index,mid,display_name\n7,"a\nb",x\n')
 @example(b'index,mid,display_name\n0,/m/0,"' + b'x' * 200_000 + b'"\n')
 def test_any_label_file(read_or_refuse, content):
-    read_or_refuse(content, read_labels)
+    labels = read_or_refuse(content, read_labels)
+    assert labels is None or labels.index() == dict(zip(labels.mids, range(len(labels)))) and len(labels)
 
 
 @some
 @given(files_like(lines_of(['# comment', 'aaaaaaaaaaa'], ['0', '10', '1e400', '-1', 'nan'],
                            ['/m/0', '/m/1,/m/0', '/m/9'])))
+@example(b'aaaaaaaaaaa, 0, 10, "/m/0,/m/1"\n')
 @example(b'aaaaaaaaaaa, 0, 10, "/m/0\n"\n')
 @example(b'aaaaaaaaaaa\x85\x0c, 0, 10, "\x1b[31m"\n')
 @example(b'aaaaaaaaaaa, ' + b'9' * 400 + b', 1e309, "/m/0"\n')
 def test_any_segment_list(read_or_refuse, content):
-    read_or_refuse(content, lambda path: read_segments(path, MIDS))
+    for segment in read_or_refuse(content, lambda path: read_segments(path, MIDS)) or ():
+        assert 0 <= segment.start_seconds < segment.end_seconds < math.inf
+        assert len(segment.video_id) == 11 and segment.labels and set(segment.labels) <= MIDS.keys()
 
 
 @some
 @given(files_like(lines_of(['1', '0.5', '-1', 'nan', 'inf'], ['#', '1e999', '0x10', '1_0'])), st.integers(0, 5))
+@example(b'0.5\n1e3\n', 2)
 @example(b'', 1)
 @example(b'\xff', 1)
 @example(b'1,2\n3\n', 3)
 def test_any_weight_file(read_or_refuse, content, samples):
-    read_or_refuse(content, lambda path: read_sample_weights(path, samples))
+    weights = read_or_refuse(content, lambda path: read_sample_weights(path, samples))
+    assert weights is None or weights.shape == (samples,) and weights.min() >= 0 and 0 < weights.sum() < math.inf
 
 
 CSV_LINES = lines_of(['path', 'labels', 'fold', 'split', 'group'], ['a.wav', 'file', 'shard.zip/a.wav'],
@@ -148,6 +158,7 @@ CSV_LINES = lines_of(['path', 'labels', 'fold', 'split', 'group'], ['a.wav', 'fi
 @some
 @given(files_like(st.one_of(CSV_LINES, CSV_LINES.map(lambda text: f'path,labels,fold\n{text}'),
                             CSV_LINES.map(lambda text: f'file;label\n{text}'))))
+@example(b'path,labels\nfile,dog;cat\n')
 @example(b'path,labels\n"a\nb.wav",dog\n')
 @example(b'path,labels\na\x00.wav,dog\n')
 @example(b'path,labels\na\x00.zip/b.wav,dog\n')
@@ -156,7 +167,8 @@ CSV_LINES = lines_of(['path', 'labels', 'fold', 'split', 'group'], ['a.wav', 'fi
 @example(b'path,labels,split\nfile,dog,"a\nb"\n')
 @example(b'path,labels\n"a\nb","x\ny"\n"a\nb",x\n')
 def test_any_csv_of_ones_own(read_or_refuse, content):
-    read_or_refuse(content, prep_own.read_csv)
+    for clip in read_or_refuse(content, prep_own.read_csv) or ():
+        assert clip.wav and clip.labels and all(clip.labels)
 
 
 @pytest.fixture(scope='module')

@@ -134,8 +134,9 @@ def test_an_unusable_recording_is_named_with_the_reason(tmp_path, write, reason)
 
 def test_an_unusable_upload_is_called_by_the_name_it_was_given(tmp_path):
     (tmp_path / 'scratch').write_text('no sound')
-    with open(tmp_path / 'scratch', 'rb') as file, pytest.raises(AudioError, match='dog.wav'):
+    with open(tmp_path / 'scratch', 'rb') as file, pytest.raises(AudioError) as error:
         load_waveform(file, name='dog.wav')
+    assert 'dog.wav' in str(error.value) and 'scratch' not in str(error.value)
 
 
 def test_fbank_ignores_a_constant_offset():
