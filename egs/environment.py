@@ -95,8 +95,8 @@ def find_broken(requirements):
             for name, reason in failed if name in by_import]
 
 
-def pip_line(problems, requirements, find=find_version):
-    """Return the pip command that mends Problems: pinned versions, builds of torch of one release.
+def pip_command(problems, requirements, find=find_version):
+    """Return the words of the pip command that mends Problems: pinned versions, one release of torch.
 
     If torch itself is fine, torchaudio and torchvision follow the release that is there.
     """
@@ -105,12 +105,12 @@ def pip_line(problems, requirements, find=find_version):
     if 'torch' in names:
         names |= set(TORCH_FAMILY) & set(versions)
     elif names & set(TORCH_FAMILY):
-        major, minor, *patch = release(find('torch'))
-        versions['torchaudio'] = '.'.join(map(str, (major, minor, *patch)))
-        versions['torchvision'] = f'0.{minor + 15}.*'  # 0.26 belongs to torch 2.11
+        there = release(find('torch'))
+        versions['torchaudio'] = named(there)
+        versions['torchvision'] = f'0.{there[1] + 15}.*'  # 0.26 belongs to torch 2.11
     words = [f'{name}=={versions[name]}' if versions[name] else name
              for name in versions if name in names]
-    return f'{sys.executable} -m pip install {" ".join(words)}'
+    return [sys.executable, '-m', 'pip', 'install', *words]
 
 
 def explain(problems):
@@ -267,7 +267,7 @@ def main(files):
                  f'it, and {VENV} is made and used')
     else:
         sys.exit(f'error: the active environment does not have what is needed: {explain(problems)}. '
-                 f'Install it:\n  {pip_line(problems, requirements)}\n'
+                 f'Install it:\n  {" ".join(pip_command(problems, requirements))}\n'
                  f'or deactivate the environment, and {VENV} is made and used')
 
 

@@ -15,7 +15,9 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *_, **__: gpu_bf16)
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
-        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {name: True for name in cpu})
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {name: True for name in cpu}, raising=False)
+        monkeypatch.setattr('gpus.find_problem', lambda index=None, is_asked_for=False: (
+            None if gpus or not is_asked_for else 'PyTorch cannot use it: a reason'))
     return pretend
 
 
@@ -33,7 +35,7 @@ def test_a_device_that_is_there_is_taken_as_named(machine, name):
 
 
 @pytest.mark.parametrize('gpus, name, reason', [
-    (0, 'cuda', 'has 0 CUDA devices'), (0, 'cuda:0', 'has 0 CUDA devices'), (2, 'cuda:2', 'has 2 CUDA devices'),
+    (0, 'cuda', 'cannot use it: a reason'), (0, 'cuda:0', 'cannot use it: a reason'), (2, 'cuda:2', 'has 2 CUDA devices'),
     (0, 'mps', 'no MPS device'), (0, 'tpu', 'must be auto, cpu, cuda, cuda:N or mps'), (0, '', 'must be auto'),
     (0, 'meta', 'must be auto'), (2, 'cuda:one', 'must be auto'), (2, 'cuda:-1', 'must be auto'),
     (2, 'cuda:128', 'must be auto'), (2, 'cpu:1', 'must be auto')])
@@ -61,7 +63,7 @@ def test_auto_takes_the_precision_that_the_device_computes_in(machine, device, c
 
 @pytest.mark.parametrize('device, gpus, split', [('cuda', 4, True), ('cuda', 1, False), ('cuda:0', 4, False),
                                                  ('cpu', 4, False), ('mps', 0, False)])
-def test_batches_are_split_exactly_where_all_of_several_gpus_are_asked_for(machine, monkeypatch, device, gpus, split):
+def test_batches_are_split_exactly_where_all_of_several_gpusare_asked_for(machine, monkeypatch, device, gpus, split):
     machine(gpus=gpus)
     monkeypatch.setattr(hardware.nn, 'DataParallel', lambda model: ('all GPUs', model))
     model = nn.Linear(2, 2)
