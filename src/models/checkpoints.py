@@ -23,10 +23,10 @@ MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
 SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
 LAYER_NORM_EPS = 1e-6  # of an ASTModel's transformer
 TRANSFORMERS_EPS = CONFIG_DEFAULTS['layer_norm_eps']
-# The options of programs that set what a checkpoint may leave out, in the order of messages.
+# What sets what a checkpoint may leave out, in the order of messages: options of programs.
 OPTIONS = {'loss': '--loss', 'mean': '--dataset_mean', 'std': '--dataset_std',
            'fstride': '--fstride', 'tstride': '--tstride', 'input_fdim': '--num_mel_bins',
-           'input_tdim': '--audio_length'}
+           'input_tdim': '--audio_length', 'layer_norm_eps': 'a .json beside it'}
 SCORES = {'BCE': 'BCE (sigmoid scores)', 'CE': 'CE (softmax scores)'}
 
 logger = logging.getLogger(__name__)
@@ -105,13 +105,13 @@ def _complete(path, is_transformers, label_dim, settings, given):
     # What transformers makes of a missing problem_type; of one class, softmax is always 1.
     loss = 'CE' if is_transformers and label_dim > 1 else 'BCE'
     assumed = {**describe_dataset(named.get('dataset')), 'loss': loss}
+    if is_transformers and not published_file(path):  # which an ASTModel's own eps suits as well
+        assumed['layer_norm_eps'] = TRANSFORMERS_EPS
     description = {**assumed, **settings, **named, **said, **given}
     if missing := [name for name in MODEL_SETTINGS if name not in description]:
         options = ' and '.join(OPTIONS[name] for name in missing)
         raise WeightsError(f'{path} does not say its {" and ".join(missing)}, and no .json beside '
                            f'it does: give {options}')
-    if is_transformers and not said:  # weights of transformers without their config.json
-        description['layer_norm_eps'] = TRANSFORMERS_EPS
     names = [name for name in OPTIONS if name in assumed
              and name not in {**settings, **said, **given}]
     if names:

@@ -203,6 +203,17 @@ def test_both_names_of_transformers_load_behind_any_prefix(names, prefix, hub_mo
     assert logits_agree(load_model(tmp_path / 'a.pth', **SAID)[0], hub_model)
 
 
+def test_the_eps_of_transformers_is_assumed_of_weights_without_a_config(hub_model, make_tiny, tmp_path,
+                                                                       caplog):
+    torch.save(hub_model.state_dict(), tmp_path / 'a.pth')
+    loaded, description = load_model(tmp_path / 'a.pth', **SAID)
+    assert loaded.v.norm.eps == description['layer_norm_eps'] == 1e-12
+    assert 'assumed: layer_norm_eps 1e-12 (a .json beside it)' in assumed(caplog)
+    caplog.clear()
+    save_checkpoint(loaded, tmp_path / 'b.pth', **description)
+    assert load_model(tmp_path / 'b.pth')[0].v.norm.eps == 1e-12 and not caplog.records
+
+
 def test_the_state_dict_of_transformers_beside_its_config_is_described_by_it(hub_model, tmp_path, caplog):
     hub_model.save_pretrained(tmp_path)
     (tmp_path / 'model.safetensors').unlink()
