@@ -216,6 +216,7 @@ launch() {
                 several+=(--without_gpus "$((SLURM_NTASKS / SLURM_NNODES))")
             # One task a node that has all the job has there, whatever was said about the tasks of the job.
             env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK -u SLURM_GPUS_PER_TASK \
+                -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND \
                 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
                 --kill-on-bad-exit=1 "${several[@]}" -- "$@" &
             ;;

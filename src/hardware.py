@@ -49,12 +49,24 @@ def choose_precision(amp, device):
     if amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[amp]
     if device.type == 'cuda':
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        indices = range(torch.cuda.device_count()) if device.index is None else [device.index]
+        # From Ampere on, and not what torch.cuda.is_bf16_supported says, which looks at the current GPU alone.
+        native = torch.version.hip or all(torch.cuda.get_device_capability(index)[0] >= 8 for index in indices)
+        return torch.bfloat16 if native else torch.float16
     if device.type == 'cpu':
         # Before torch 2.11 nothing says it, and a CPU that has to emulate bfloat16 is slower in it.
         capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
         return torch.bfloat16 if capabilities.get('avx512_bf16') or capabilities.get('amx_bf16') else None
     return None
+
+
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor, or what has its method `to`, on a device.
+
+    CUDA copies out of pinned memory while the CPU goes on. On MPS such a copy would read memory that may be in other
+    use by then (PyTorch issue 189690).
+    """
+    return tensor.to(device, non_blocking=device.type == 'cuda')
 
 
 def features_on_device(features, device):
