@@ -277,7 +277,8 @@ def _rows(tagger, recordings, batch_size, num_workers, embeddings):
     dataset = Windows([(recording.path, float(start)) for recording in recordings for start in recording.starts],
                       tagger.frames, tagger.mel_bins)
     batches = math.ceil(len(dataset) / batch_size)
-    workers = min(count_workers(num_workers), batches if batches > 1 else 0)  # starting them takes longer than a batch
+    # Starting processes takes longer than one batch.
+    workers = min(count_workers(num_workers), batches) if batches > 1 else 0
     loader = make_loader(dataset, batch_size, workers, pin_memory=tagger.device.type == 'cuda')
     with Progress('tagging', batches) as progress, explained():
         for fbanks, frames, errors in loader:
