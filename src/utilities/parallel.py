@@ -81,8 +81,8 @@ def _script_without_guard():
 @functools.cache
 def _warn_of_guard(script):
     """Say once why there are no worker processes, and what to do."""
-    logger.warning("%s reads recordings without worker processes, since each of them would run the "
-                   "script again: put what it does below `if __name__ == '__main__':`", script)
+    logger.warning("%s: recordings are read without worker processes, since each of them would run it "
+                   "again; in a script, put what it does below `if __name__ == '__main__':`", script)
 
 
 def parallel_map(function, items, title, unit='file'):

@@ -1,0 +1,102 @@
+"""Make this process a little like one on Windows: for tests, on Linux.
+
+What Windows lacks goes away: names, modules, fork; so does what it does not do, which is to sync a
+file that is open for reading alone, and to remove or replace an open file.
+"""
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+import types
+from multiprocessing import popen_fork
+
+# What CPython's documentation calls "Availability: Unix". Not here: what the standard library
+# itself needs on Linux to start processes (os.WNOHANG, signal.pthread_sigmask, ...).
+OS_NAMES = '''
+    O_ASYNC O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NDELAY O_NOATIME O_NOCTTY O_NOFOLLOW O_NONBLOCK
+    O_PATH O_SYNC chown chroot confstr copy_file_range ctermid eventfd fchdir fchmod fchown fdatasync
+    fork forkpty fpathconf fstatvfs getegid geteuid getgid getgrouplist getgroups getloadavg getpgid
+    getpgrp getpriority getresgid getresuid getsid getuid getxattr initgroups killpg lchown listxattr
+    lockf login_tty major makedev memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open
+    pipe2 posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev readv
+    register_at_fork removexattr sched_get_priority_max sched_getaffinity sched_getparam
+    sched_getscheduler sched_setaffinity sched_yield sendfile setegid seteuid setgid setgroups
+    setpgid setpriority setregid setresuid setreuid setsid setuid setxattr splice statvfs sync
+    sysconf sysconf_names tcgetpgrp tcsetpgrp ttyname uname wait wait3 wait4 waitid writev'''.split()
+MODULES = ('crypt', 'curses', 'fcntl', 'grp', 'nis', 'posix', 'pty', 'pwd', 'readline', 'resource',
+           'spwd', 'syslog', 'termios', 'tty')
+SIGNALS = ('SIGABRT', 'SIGFPE', 'SIGILL', 'SIGINT', 'SIGSEGV', 'SIGTERM')  # that Windows has
+
+
+def pretend():
+    """Call this before anything of ours is imported."""
+    # These libraries have ways of their own on Windows, chosen by sys.platform.
+    import matplotlib.pyplot  # noqa: F401
+    import scipy.signal  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+    import soundfile  # noqa: F401
+    import timm  # noqa: F401
+    import torch.utils.data
+    import torchaudio  # noqa: F401
+
+    _forbid_what_open_files_forbid()
+    _make_msvcrt()
+    popen_fork.Popen.kill = lambda self, sigkill=signal.SIGKILL: os.kill(self.pid, sigkill)
+    torch.utils.data._utils.signal_handling._set_SIGCHLD_handler = lambda: None
+    multiprocessing.set_start_method('spawn', force=True)
+    for name in OS_NAMES:
+        if hasattr(os, name):
+            delattr(os, name)
+    for name in [name for name in vars(signal) if name.startswith('SIG') and '_' not in name]:
+        if name.isupper() and name not in SIGNALS:
+            delattr(signal, name)
+    for name in MODULES:
+        sys.modules[name] = None
+
+
+def _forbid_what_open_files_forbid():
+    import fcntl
+    fsync, unlink, replace = os.fsync, os.unlink, os.replace
+
+    def careful_fsync(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        fsync(descriptor)
+
+    def careful_unlink(path, **how):
+        _refuse_open(path)
+        unlink(path, **how)
+
+    def careful_replace(source, target, **how):
+        _refuse_open(source)
+        _refuse_open(target)
+        replace(source, target, **how)
+
+    os.fsync, os.replace = careful_fsync, careful_replace
+    os.unlink = os.remove = careful_unlink
+
+
+def _refuse_open(path):
+    for descriptor in os.listdir('/proc/self/fd'):
+        try:
+            is_open = os.path.samefile(f'/proc/self/fd/{descriptor}', path)
+        except OSError:
+            continue
+        if is_open:
+            raise PermissionError(errno.EACCES, 'it is used by another process', str(path))
+
+
+def _make_msvcrt():
+    import fcntl
+
+    def locking(descriptor, mode, size):
+        assert (mode, size) == (msvcrt.LK_NBLCK, 1)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
+
+    msvcrt = types.ModuleType('msvcrt')
+    msvcrt.locking, msvcrt.LK_NBLCK = locking, 2
+    sys.modules['msvcrt'] = msvcrt
