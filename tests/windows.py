@@ -1,15 +1,18 @@
-"""Make this process a little like one on Windows: for tests, on Linux.
+"""Use models, tagging, training and the notebook as on Windows, as far as Linux can pretend to be it.
 
 What Windows lacks goes away: names, modules, fork; so does what it does not do, which is to sync a
-file that is open for reading alone, and to remove or replace an open file.
+file that is open for reading alone, and to remove or replace an open file. Usage, in a folder of
+data: windows.py NOTEBOOK OPTIONS OF run.py
 """
 import errno
+import json
 import multiprocessing
 import os
 import signal
 import sys
 import types
 from multiprocessing import popen_fork
+from pathlib import Path
 
 # What CPython's documentation calls "Availability: Unix". Not here: what the standard library
 # itself needs on Linux to start processes (os.WNOHANG, signal.pthread_sigmask, ...).
@@ -100,3 +103,50 @@ def _make_msvcrt():
     msvcrt = types.ModuleType('msvcrt')
     msvcrt.locking, msvcrt.LK_NBLCK = locking, 2
     sys.modules['msvcrt'] = msvcrt
+
+
+def main(notebook, options):
+    """Write what comes out into this folder."""
+    import numpy as np
+    import torch
+
+    import inference
+    import run
+    from models import ASTModel, save_checkpoint
+
+    torch.manual_seed(0)
+    model = ASTModel(2, 16, 16, 16, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+    labels = {'mids': ['a', 'b'], 'names': ['dog', 'rain \N{CLOUD WITH RAIN}']}
+    save_checkpoint(model, 'model.pth', labels=labels, mean=-6.0, std=3.0)
+    how = ['--checkpoint', 'model.pth', '--device', 'cpu', '--amp', 'off']
+    inference.main(['tone.wav', 'shard.zip/a/tone.wav', *how, '--num_workers', '1', '--json', 'tags.json',
+                    '--csv', 'tags.csv', '--plot', 'plots', '--embeddings', 'embeddings.npz'])
+    tagger = inference.load_tagger('model.pth', 'cpu', 'off')
+    [tagging] = inference.tag(tagger, 'shard.zip/a/tone.wav', num_workers=0)
+    np.save('tag.npy', tagging.scores)
+    run.main(options)
+    np.save('notebook.npy', run_notebook(Path(notebook)))
+
+
+def run_notebook(path):
+    """Run the cells of the notebook, but for those that draw attention; returns its scores."""
+    before = os.getcwd()
+    os.chdir(path.parent)
+    names = {}
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        code = ''.join(cell['source'])
+        if cell['cell_type'] == 'code' and 'show_grid' not in code:
+            exec(code, names)
+    os.chdir(before)
+    return names['tagging'].scores
+
+
+if __name__ in ('__main__', '__mp_main__'):  # the latter in processes that load data
+    pretend()
+
+if __name__ == '__main__':
+    import average_checkpoints  # noqa: F401
+    import check_data  # noqa: F401
+    import demo  # noqa: F401
+    import summarise_folds  # noqa: F401
+    main(sys.argv[1], sys.argv[2:])
