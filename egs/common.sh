@@ -118,11 +118,21 @@ setup_environment() {
     # measured for a tiny model beside two busy processes, and no difference on an idle machine.
     export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
     [ -z "${AST_PYTHON:-}" ] || { PYTHON=$AST_PYTHON; return; }
-    for name in python python3 python3.12 python3.11; do # the first that is new enough to look for the right one
+    # The first that is new enough to look for the right one.
+    for name in python python3 python3.14 python3.13 python3.12 python3.11; do
         "$name" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null && any_python=$name && break
     done
-    [ -n "${any_python:-}" ] || { echo 'Python 3.11 or 3.12 is needed: there is none on PATH' >&2; exit 1; }
+    [ -n "${any_python:-}" ] || fail 'Python 3.11 or newer is needed: there is none on PATH'
     PYTHON=$("$any_python" "$ROOT/egs/environment.py" "$ROOT/requirements.txt" "$@")
+}
+
+# Stop before any work if there is a GPU that PyTorch cannot use. Python takes seconds to say that there is none, so it
+# is asked only if something hints at one.
+check_device() {
+    in_stage "$TRAINING_STAGE" || return 0
+    [ -n "${CUDA_VISIBLE_DEVICES:-}${SLURM_JOB_GPUS:-}" ] || ls /dev/nvidia[0-9]* > /dev/null 2>&1 ||
+        command -v nvidia-smi > /dev/null || return 0
+    "$PYTHON" "$ROOT/src/hardware.py" "$device"
 }
 
 # Where results go: $1, or below exp/ under a name made of the settings.
@@ -209,6 +219,7 @@ launch() {
                 several+=(--without_gpus "$((SLURM_NTASKS / SLURM_NNODES))")
             # One task a node that has all the job has there, whatever was said about the tasks of the job.
             env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK -u SLURM_GPUS_PER_TASK \
+                -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND \
                 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
                 --kill-on-bad-exit=1 "${several[@]}" -- "$@" &
             ;;

@@ -7,6 +7,8 @@ import torch
 from models.files import atomic_write
 from models.state_dicts import load_tensors, reason_of
 
+# What fills up a GPU, as PyTorch's allocator and, from torch 2.8 on, CUDA itself say it.
+OUT_OF_MEMORY = (torch.OutOfMemoryError, getattr(torch, 'AcceleratorError', torch.OutOfMemoryError))
 LATER_PARTS = ('bad_audio',)  # which checkpoints of earlier versions lack
 
 
@@ -61,6 +63,8 @@ class Checkpoint:
             for name, part in self.parts.items():
                 if name in state or name not in LATER_PARTS:
                     part.load_state_dict(state[name])
+        except OUT_OF_MEMORY:
+            raise  # no reason to start again
         except Exception as error:  # torch.load, and parts that are given something else, raise nearly anything
             raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None

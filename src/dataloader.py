@@ -16,6 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 from distributed import World
 from features import (Augmentation, AudioError, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank,
                       fit_frames, load_window, mix, normalise, spec_augment, window_samples)
+from hardware import move
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
@@ -223,8 +224,8 @@ class WaveformDataset(AudiosetDataset):
 
     def features(self, batch, device):
         """The fbanks (B, target_length, num_mel_bins) of Waveforms, computed on a device: those of AudiosetDataset."""
-        fbanks = fbank(batch.waveforms.to(device, non_blocking=True), self.conf.num_mel_bins)
-        noise = [None] * len(fbanks) if batch.noise is None else batch.noise.to(device, non_blocking=True)
+        fbanks = fbank(move(batch.waveforms, device), self.conf.num_mel_bins)
+        noise = [None] * len(fbanks) if batch.noise is None else move(batch.noise, device)
         return torch.stack([self.finish(one[:frames], *how)
                             for one, frames, *how in zip(fbanks, batch.frames, batch.augmentations, noise)])
 

@@ -16,6 +16,9 @@ FIRST_PORT, PORTS = 15000, 15000  # from which a Slurm job takes one, by its num
 # What gloo and NCCL say where the other end of a connection is gone, some of it without their names.
 LOST_SIGNS = ('gloo', 'nccl', 'connection', 'pair closure', 'by peer', 'broken pipe', 'timed out')
 
+# What NCCL says if nobody is gone, but it cannot work here: two processes on one GPU, a GPU without free memory.
+REFUSALS = ('invalid usage', 'unhandled cuda error', 'invalid argument')
+
 
 class DistributedError(RuntimeError):
     """Processes that cannot find each other, or have lost each other; the message says what to do."""
@@ -170,7 +173,11 @@ def in_contact(signs=('',)):
             type(error) is RuntimeError and any(sign in str(error).lower() for sign in signs))
         if not lost or not dist.is_initialized():
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if any(sign in str(error) for sign in REFUSALS):
+            raise DistributedError(f'process {dist.get_rank()} cannot exchange gradients with the others: {lines[-1]}; '
+                                   f'each process needs a GPU of its own, with enough free memory') from None
+        reason = lines[-1] if 'NCCL' in lines[0] else lines[0]  # NCCL says last what happened
         raise DistributedError(f'process {dist.get_rank()} lost contact with another one, which died or did not answer '
                                f'within --timeout_minutes ({reason}); started again, the run goes on from its '
                                f'checkpoint') from None

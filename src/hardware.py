@@ -3,27 +3,39 @@ import logging
 import math
 import os
 import re
+import sys
 
 import torch
 from torch import nn
 
+import gpus
 from utilities.cgroups import memory_limit
+from utilities.cli import exit_on
 
 logger = logging.getLogger(__name__)
 
 
-def choose_device(name):
-    """The torch.device that `--device` asks for; `auto` takes CUDA, then Apple's MPS, then the CPU.
+def choose_device(name: str) -> torch.device:
+    """Return the device that `--device` asks for; `auto` is CUDA, else Apple's MPS, else the CPU.
 
-    Raises ValueError where it is not there.
+    Raises:
+        ValueError: It is not there. For `auto`, too, if there is a GPU that PyTorch cannot use: nobody
+            wants to train on a CPU by accident.
     """
     if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+        is_mps, is_cuda = torch.backends.mps.is_available(), torch.cuda.is_available()
+        if problem := None if is_mps else gpus.find_problem():
+            raise ValueError(problem)
+        return torch.device('cuda' if is_cuda else 'mps' if is_mps else 'cpu')
     if not re.fullmatch('cpu|mps|cuda(:[0-9]{1,2})?', name):  # torch takes cuda:128 for cuda:-128
         raise ValueError(f'--device must be auto, cpu, cuda, cuda:N or mps, got {name!r}')
     device = torch.device(name)
-    if device.type == 'cuda' and not (device.index or 0) < torch.cuda.device_count():
-        raise ValueError(f'--device {name}: this machine has {torch.cuda.device_count()} CUDA devices')
+    if device.type == 'cuda':
+        count = torch.cuda.device_count()
+        if count and (device.index or 0) >= count:
+            raise ValueError(f'--device {name}: this machine has {count} CUDA devices')
+        if problem := gpus.find_problem(device.index, is_asked_for=True):
+            raise ValueError(f'--device {name}: {problem}')
     if device.type == 'mps' and not torch.backends.mps.is_available():
         raise ValueError('--device mps: PyTorch finds no MPS device on this machine')
     return device
@@ -38,11 +50,24 @@ def choose_precision(amp, device):
     if amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[amp]
     if device.type == 'cuda':
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        indices = range(torch.cuda.device_count()) if device.index is None else [device.index]
+        # From Ampere on, and not what torch.cuda.is_bf16_supported says, which looks at the current GPU alone.
+        native = torch.version.hip or all(torch.cuda.get_device_capability(index)[0] >= 8 for index in indices)
+        return torch.bfloat16 if native else torch.float16
     if device.type == 'cpu':
-        capabilities = torch.cpu.get_capabilities()
+        # Before torch 2.11 nothing says it, and a CPU that has to emulate bfloat16 is slower in it.
+        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
         return torch.bfloat16 if capabilities.get('avx512_bf16') or capabilities.get('amx_bf16') else None
     return None
+
+
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor, or what has its method `to`, on a device.
+
+    CUDA copies out of pinned memory while the CPU goes on. On MPS such a copy would read memory that may be in other
+    use by then (PyTorch issue 189690).
+    """
+    return tensor.to(device, non_blocking=device.type == 'cuda')
 
 
 def features_on_device(features, device):
@@ -71,3 +96,8 @@ def memory_bytes():
     except (AttributeError, OSError, ValueError):
         machine = math.inf
     return min(machine, memory_limit())
+
+
+if __name__ == '__main__':  # as the recipes start it, before they prepare data
+    with exit_on(ValueError):
+        choose_device(sys.argv[1])

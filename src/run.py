@@ -127,6 +127,9 @@ def run(args, interrupt, world):
         logger.info('%s', make_model(args, pretrained=False).summary(args.imagenet_pretrain, args.audioset_pretrain))
         return
     world.start(device, args.timeout_minutes)
+    precision = agree_on_precision(precision, world)
+    # For what stays float32 in mixed precision.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision is not None
     exp_dir = Path(args.exp_dir)
     with contextlib.ExitStack() as claim:
         if world.on_main(lambda: is_to_run(args, exp_dir, claim)):
@@ -139,6 +142,19 @@ def run(args, interrupt, world):
             model.v.set_grad_checkpointing(args.grad_checkpointing)
             world.on_main(lambda: begin(args, exp_dir, device, world))
             experiment(args, model, device, loaders, exp_dir, interrupt, world)
+
+
+def agree_on_precision(precision, world):
+    """Return the precision of all processes: float16 if their GPUs are of different ages and have chosen differently.
+
+    Gradients of float16 are scaled and would be averaged with others that are not.
+    """
+    known = [None, torch.float16, torch.bfloat16]
+    chosen = set(world.gather_numbers(known.index(precision)).flatten().int().tolist())
+    if len(chosen) == 1:
+        return precision
+    logger.info('the GPUs of all processes do not compute in bfloat16: training in float16')
+    return torch.float16
 
 
 def is_to_run(args, exp_dir, claim):
@@ -227,7 +243,6 @@ def main(argv=None):
         world = find_world()
         check_options(parser, args, world)
         setup_logging(world.rank)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for what stays float32
         run(args, Interrupt().listen(), world)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from dataloader import count_workers, make_loader, one_thread
 from features import (FRAME_SHIFT_MS, SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, fbank, fit_frames,
                       load_window, normalise, open_audio)
-from hardware import choose_device, choose_precision, parallelise
+from hardware import choose_device, choose_precision, move, parallelise
 from models import load_model
 from traintest import explained
 from utilities.labels import DataError, Labels, read_labels
@@ -44,7 +44,7 @@ class Classifier:
 
     def __call__(self, fbanks, device, embeddings):
         """fbanks (B, frames, bins). Returns scores (B, classes) float64 and embeddings (B, dim) or None, on the CPU."""
-        inputs = normalise(fbanks, self.mean, self.std).to(device, non_blocking=True)
+        inputs = normalise(move(fbanks, device), self.mean, self.std)
         if not embeddings:
             return self._scores(self.parallel(inputs)), None
         seen = []  # what goes into the head, from the same pass

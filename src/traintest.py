@@ -13,6 +13,7 @@ import torch
 from checkpoint import Checkpoint, CheckpointError
 from dataloader import BadAudio
 from distributed import Agreement, World
+from hardware import move
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from models.files import remove_leftovers
 from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
@@ -51,8 +52,8 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
     rounds = int(world.gather_numbers(len(loader)).max())  # of the process that has most batches
     with Progress(title, len(loader)) as progress:
         for fbanks, labels in loader:
-            logits = model(fbanks.to(device, non_blocking=True))
-            total = total + loss_function(logits, labels.to(device, non_blocking=True)) * len(labels)
+            logits = model(move(fbanks, device))
+            total = total + loss_function(logits, move(labels, device)) * len(labels)
             predictions.append(logits.sigmoid())
             targets.append(labels)
             progress.advance(len(labels))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import run
 from ranks import finish_ranks, make_context, start_ranks
 
 from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
@@ -167,6 +168,33 @@ def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, message, s
     with pytest.raises(expected, match=words) as raised, in_contact(signs):
         raise RuntimeError(message)
     assert type(raised.value) is expected
+
+
+NCCL_SHARED = ('NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, invalid usage (run with '
+               'NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalidUsage: This usually reflects invalid usage '
+               'of NCCL library.\nLast error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000\n')
+NCCL_GONE = ('NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was a network error, NCCL version 2\n'
+             'ncclRemoteError: A call failed.\nLast error:\nsocketProgress: Connection closed by remote peer\n')
+
+
+@pytest.mark.parametrize('message, words', [
+    (NCCL_SHARED, 'cannot exchange gradients.*Duplicate GPU detected.*a GPU of its own'),
+    (NCCL_GONE, r'lost contact.*\(socketProgress: Connection closed by remote peer\)')])
+def test_what_nccl_refuses_is_told_from_a_process_that_is_gone(monkeypatch, message, words):
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 0)
+    with pytest.raises(DistributedError, match=words), in_contact(LOST_SIGNS):
+        raise torch.distributed.DistBackendError(message)
+
+
+@pytest.mark.parametrize('chosen, agreed', [
+    ([torch.bfloat16, torch.bfloat16], torch.bfloat16), ([None, None], None),
+    ([torch.float16, torch.bfloat16], torch.float16), ([torch.bfloat16, torch.float16], torch.float16)])
+def test_processes_on_gpus_of_different_ages_train_in_one_precision(monkeypatch, chosen, agreed):
+    known = [None, torch.float16, torch.bfloat16]
+    numbers = torch.tensor([[float(known.index(one))] for one in chosen])
+    monkeypatch.setattr(World, 'gather_numbers', lambda self, *own: numbers)
+    assert run.agree_on_precision(chosen[0], World(0, 2)) is agreed
 
 
 def test_what_the_main_process_refuses_ends_all(data):

@@ -9,13 +9,16 @@ from hardware import choose_device, choose_precision, features_on_device, parall
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend to be a machine: number of GPUs, whether they compute in bfloat16, MPS, the CPU's capabilities."""
+    """Pretend to be a machine: number of GPUs, whether the last computes in bfloat16, MPS, the CPU's capabilities."""
     def pretend(gpus=0, gpu_bf16=True, mps=False, cpu=()):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *_, **__: gpu_bf16)
+        last = (8, 0) if gpu_bf16 else (7, 5)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda i: last if i == gpus - 1 else (8, 0))
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
-        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {name: True for name in cpu})
+        monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {name: True for name in cpu}, raising=False)
+        monkeypatch.setattr('gpus.find_problem', lambda index=None, is_asked_for=False: (
+            None if gpus or not is_asked_for else 'PyTorch cannot use it: a reason'))
     return pretend
 
 
@@ -33,7 +36,7 @@ def test_a_device_that_is_there_is_taken_as_named(machine, name):
 
 
 @pytest.mark.parametrize('gpus, name, reason', [
-    (0, 'cuda', 'has 0 CUDA devices'), (0, 'cuda:0', 'has 0 CUDA devices'), (2, 'cuda:2', 'has 2 CUDA devices'),
+    (0, 'cuda', 'cannot use it: a reason'), (0, 'cuda:0', 'cannot use it: a reason'), (2, 'cuda:2', 'has 2 CUDA devices'),
     (0, 'mps', 'no MPS device'), (0, 'tpu', 'must be auto, cpu, cuda, cuda:N or mps'), (0, '', 'must be auto'),
     (0, 'meta', 'must be auto'), (2, 'cuda:one', 'must be auto'), (2, 'cuda:-1', 'must be auto'),
     (2, 'cuda:128', 'must be auto'), (2, 'cpu:1', 'must be auto')])
@@ -52,6 +55,8 @@ def test_a_named_precision_is_taken_on_every_device(machine, amp, dtype, device)
 
 @pytest.mark.parametrize('device, conditions, dtype', [
     ('cuda', {'gpus': 1, 'gpu_bf16': True}, torch.bfloat16), ('cuda', {'gpus': 1, 'gpu_bf16': False}, torch.float16),
+    ('cuda', {'gpus': 2, 'gpu_bf16': False}, torch.float16), ('cuda:0', {'gpus': 2, 'gpu_bf16': False}, torch.bfloat16),
+    ('cuda:1', {'gpus': 2, 'gpu_bf16': False}, torch.float16), ('cuda', {'gpus': 2}, torch.bfloat16),
     ('cpu', {'cpu': ['avx512_bf16']}, torch.bfloat16), ('cpu', {'cpu': ['amx_bf16']}, torch.bfloat16),
     ('cpu', {'cpu': ['avx2', 'avx512_f']}, None), ('cpu', {'gpus': 1}, None), ('mps', {'mps': True}, None)])
 def test_auto_takes_the_precision_that_the_device_computes_in(machine, device, conditions, dtype):
@@ -61,7 +66,7 @@ def test_auto_takes_the_precision_that_the_device_computes_in(machine, device, c
 
 @pytest.mark.parametrize('device, gpus, split', [('cuda', 4, True), ('cuda', 1, False), ('cuda:0', 4, False),
                                                  ('cpu', 4, False), ('mps', 0, False)])
-def test_batches_are_split_exactly_where_all_of_several_gpus_are_asked_for(machine, monkeypatch, device, gpus, split):
+def test_batches_are_split_exactly_where_all_of_several_gpusare_asked_for(machine, monkeypatch, device, gpus, split):
     machine(gpus=gpus)
     monkeypatch.setattr(hardware.nn, 'DataParallel', lambda model: ('all GPUs', model))
     model = nn.Linear(2, 2)

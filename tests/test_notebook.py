@@ -1,5 +1,8 @@
 """The notebook, from top to bottom in a real Jupyter kernel, against a small checkpoint."""
 import base64
+import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -59,3 +62,27 @@ def test_without_network_it_goes_on_and_says_in_bold_with_what(run_notebook):
 def test_it_is_committed_without_outputs(root):
     notebook = nbformat.read(root / NOTEBOOK, as_version=4)
     assert not any(cell.outputs for cell in notebook.cells if cell.cell_type == 'code')
+
+
+@pytest.fixture
+def set_up(root, tmp_path):
+    """Run the notebook's first cell in a clone whose requirements are these lines; returns the process."""
+    def run(requirements):
+        for folder in ('egs', 'src/models'):
+            (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(root / 'egs' / 'environment.py', tmp_path / 'egs')
+        (tmp_path / 'requirements.txt').write_text(requirements)
+        cell = next(cell for cell in nbformat.read(root / NOTEBOOK, as_version=4).cells if cell.cell_type == 'code')
+        return subprocess.run([sys.executable, '-c', cell.source], cwd=tmp_path, capture_output=True, text=True)
+    return run
+
+
+def test_packages_that_are_there_are_left_alone(set_up):
+    done = set_up('torch==1.0  # works from 2.0\n')
+    assert done.returncode == 0 and done.stdout.startswith('code:'), done.stderr
+
+
+def test_a_package_that_is_too_old_is_named_with_the_line_to_run(set_up):
+    said = set_up('timm==99.0  # works from 98.0\n').stderr
+    assert 'is too old, 98.0 or newer is needed. Run this in a cell, restart the kernel' in said
+    assert f'!{sys.executable} -m pip install timm==99.0' in said

@@ -63,6 +63,7 @@ if in_stage 1 || in_stage 2; then
     [ -f "$label_csv" ] || { echo "error: the label file $label_csv does not exist" >&2; exit 1; }
 fi
 setup_environment
+check_device
 if in_stage 1; then
     weights=${data_train%.json}_weight.csv
     if [ "$bal" = bal ] && { [ ! -s "$weights" ] || [ "$data_train" -nt "$weights" ]; }; then

@@ -49,6 +49,7 @@ read -r -a folds_to_run <<< "$folds"
 exp_dir=$(default_exp_dir "$exp_dir")
 
 setup_environment
+check_device
 if in_stage 1; then
     if [ "$demo" = True ] && [ -z "$data_dir" ]; then
         data_dir=$prep_dir/sounds

@@ -137,6 +137,7 @@ own_stats=True
 
 in_stage 0 || in_stage 1 || read_prepared # a mistake is noticed at once
 setup_environment
+check_device
 if in_stage 1; then
     "$PYTHON" "$HERE/prep_own.py" --data "$data" --prep_dir "$prep_dir" ${label_csv:+--label_csv "$label_csv"} \
         --val_share "$val_share" --test_share "$test_share" --n_folds "$n_folds" --seed "$split_seed"

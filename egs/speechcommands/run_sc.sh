@@ -28,6 +28,7 @@ parse_options "$@"
 exp_dir=$(default_exp_dir "$exp_dir")
 
 setup_environment
+check_device
 if in_stage 1; then
     "$PYTHON" "$HERE/prep_sc.py" --prep_dir "$prep_dir" ${data_dir:+--data_dir "$data_dir"}
 fi

@@ -31,7 +31,7 @@ def record_start(exp_dir, device, processes=1):
         numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
         gpus = [torch.cuda.get_device_name(number) for number in numbers]
     start = {'time': now(), 'device': str(device), 'devices': processes * max(1, len(gpus)), 'processes': processes,
-             'GPUs': ', '.join(f'{count} × {name}' for name, count in Counter(gpus).items()) or None,
+             'GPUs': ', '.join(f'{processes * count} × {name}' for name, count in Counter(gpus).items()) or None,
              'CUDA': torch.version.cuda, 'CPU cores': available_cores(), 'platform': platform.platform(),
              'python': platform.python_version(),
              **{name: import_module(name).__version__ for name in PACKAGES}, **git_state(ROOT)}

@@ -1,4 +1,5 @@
-"""The environment of the recipes: used where it is complete, named where it lacks something, made once otherwise."""
+"""The environment of the recipes: used if it is complete, named if not, made once otherwise."""
+import platform
 import shutil
 import subprocess
 import sys
@@ -7,55 +8,189 @@ from pathlib import Path
 
 import pytest
 
+import environment
+from environment import Problem, Requirement, find_problems, pip_command, read_requirements
+
+PINNED = {'torch': '2.11.0', 'torchaudio': '2.11.0', 'torchvision': '0.26.0', 'timm': '1.0.31'}
+
+
+def make_wheel(folder, version, answer):
+    """Write a wheel of the package astprobe, which exists nowhere else; returns its path."""
+    wheel = folder / f'astprobe-{version}-py3-none-any.whl'
+    info = f'astprobe-{version}.dist-info'
+    with zipfile.ZipFile(wheel, 'w') as archive:
+        archive.writestr('astprobe.py', f'ANSWER = {answer}\n')
+        archive.writestr(f'{info}/METADATA',
+                         f'Metadata-Version: 2.1\nName: astprobe\nVersion: {version}\n')
+        archive.writestr(f'{info}/WHEEL',
+                         'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+        archive.writestr(f'{info}/RECORD', '')
+    return wheel
+
+
+@pytest.fixture
+def make_index(tmp_path):
+    """Make a package index that holds astprobe; returns its address."""
+    def make(name, version, answer):
+        folder = tmp_path / name / 'astprobe'
+        folder.mkdir(parents=True)
+        wheel = make_wheel(folder, version, answer)
+        (folder / 'index.html').write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+        return folder.parent.as_uri()
+    return make
+
 
 @pytest.fixture
 def clone(root, tmp_path):
-    """A repository that needs one package, which exists nowhere but in a wheel beside it."""
-    wheel = tmp_path / 'astprobe-1.0-py3-none-any.whl'
-    with zipfile.ZipFile(wheel, 'w') as archive:
-        archive.writestr('astprobe.py', 'ANSWER = 42\n')
-        archive.writestr('astprobe-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\nName: astprobe\nVersion: 1.0\n')
-        archive.writestr('astprobe-1.0.dist-info/WHEEL',
-                         'Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
-        archive.writestr('astprobe-1.0.dist-info/RECORD', '')
+    """A repository that needs one package, astprobe 1.0."""
     (tmp_path / 'clone' / 'egs').mkdir(parents=True)
     shutil.copy(root / 'egs' / 'environment.py', tmp_path / 'clone' / 'egs')
-    (tmp_path / 'clone' / 'requirements.txt').write_text(f'# one package\nastprobe @ {wheel.as_uri()}\n')
+    (tmp_path / 'clone' / 'requirements.txt').write_text('# one\nastprobe==1.0  # works from 0.9\n')
     return tmp_path / 'clone'
+
+
+@pytest.fixture
+def settings(make_index, clone):
+    """The environment of a user whose pip knows the index with astprobe 1.0."""
+    return {'PATH': '/usr/bin:/bin', 'HOME': str(clone), 'PIP_INDEX_URL': make_index('index', '1.0', 1)}
 
 
 def command(clone):
     return [sys.executable, clone / 'egs' / 'environment.py', clone / 'requirements.txt']
 
 
+def answer_of(python):
+    return subprocess.check_output([python, '-c', 'import astprobe; print(astprobe.ANSWER)'], text=True).strip()
+
+
 def test_a_python_that_has_everything_is_used(clone, run_shell):
-    (clone / 'requirements.txt').write_text('pytest==0.1\nscikit-learn\n')
+    (clone / 'requirements.txt').write_text('pytest==0.1\nscikit-learn  # works from 1.0\n')
     done = run_shell(command(clone))
     assert done.stdout.strip() == sys.executable
 
 
 def test_an_active_environment_that_lacks_something_stops_with_the_pip_line(clone, run_shell):
     done = run_shell(command(clone), cwd=clone, VIRTUAL_ENV='/somewhere')
-    assert done.returncode and 'astprobe' in done.stderr and 'pip install -r requirements.txt' in done.stderr
+    assert done.returncode == 1 and 'astprobe is not installed' in done.stderr
+    assert f'{sys.executable} -m pip install astprobe==1.0\n' in done.stderr
     assert not (clone / 'venvast').exists()
 
 
-def test_two_jobs_that_start_together_make_one_environment(clone, run_shell):
+def test_an_active_environment_with_a_package_that_is_too_old_names_both_versions(clone, run_shell):
+    (clone / 'requirements.txt').write_text('pytest==999.0  # works from 998.1\n')
+    done = run_shell(command(clone), cwd=clone, CONDA_PREFIX='/somewhere', CONDA_DEFAULT_ENV='mine')
+    assert done.returncode == 1
+    assert f'pytest {pytest.__version__} is too old, 998.1 or newer is needed' in done.stderr
+    assert '-m pip install pytest==999.0\n' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_the_base_environment_of_conda_is_nobodys_choice(clone, run_shell, settings):
+    done = run_shell(command(clone), CONDA_PREFIX='/opt/conda', CONDA_DEFAULT_ENV='base', **settings)
+    assert done.stdout.strip() == str(clone / 'venvast' / 'bin' / 'python'), done.stderr
+
+
+def test_a_package_that_cannot_be_imported_is_named_with_the_reason(clone, run_shell, tmp_path):
+    (clone / 'requirements.txt').write_text('pytest\nscikit-learn==1.9.1\n')
+    (tmp_path / 'sklearn.py').write_text('raise OSError("undefined symbol: torch_library_impl")\n')
+    done = run_shell(command(clone), VIRTUAL_ENV='/somewhere', PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert 'scikit-learn cannot be imported (undefined symbol: torch_library_impl)' in done.stderr
+    assert 'pip install scikit-learn==1.9.1' in done.stderr
+
+
+def test_two_jobs_that_start_together_make_one_environment(clone, settings):
     words = [str(word) for word in command(clone)]
-    environment = {'PATH': '/usr/bin:/bin', 'HOME': str(clone)}
-    jobs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    jobs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=settings)
             for _ in range(2)]
     said = [job.communicate() for job in jobs]
-    assert [Path(out.strip()) for out, _ in said] == [clone / 'venvast' / 'bin' / 'python'] * 2
+    assert [Path(out.strip()) for out, _ in said] == [clone / 'venvast' / 'bin' / 'python'] * 2, said
     assert sum('setting up' in error for _, error in said) == 1
-    answer = subprocess.check_output([said[0][0].strip(), '-c', 'import astprobe; print(astprobe.ANSWER)'], text=True)
-    assert answer == '42\n'
+    assert answer_of(said[0][0].strip()) == '1'
 
 
-def test_a_failed_installation_says_what_to_do_and_is_tried_again(clone, run_shell):
-    requirements = (clone / 'requirements.txt').read_text()
-    (clone / 'requirements.txt').write_text(f'astprobe @ {(clone / "missing.whl").as_uri()}\n')
-    failed = run_shell(command(clone))
-    assert failed.returncode and '--stop_stage 0' in failed.stderr
-    (clone / 'requirements.txt').write_text(requirements)
-    assert run_shell(command(clone)).stdout.strip() == str(clone / 'venvast' / 'bin' / 'python')
+def test_pips_own_variables_choose_another_build(clone, run_shell, settings, make_index):
+    cpu = make_index('cpu', '1.0+cpu', 2)  # as PyTorch's index of builds for CPUs: a local version
+    done = run_shell(command(clone), PIP_EXTRA_INDEX_URL=cpu, **settings)
+    assert answer_of(done.stdout.strip()) == '2', done.stderr
+
+
+def test_a_failed_installation_says_what_to_do_and_is_tried_again(clone, run_shell, settings, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    failed = run_shell(command(clone), **{**settings, 'PIP_INDEX_URL': (tmp_path / 'empty').as_uri()})
+    assert failed.returncode == 1 and '--stop_stage 0' in failed.stderr
+    assert run_shell(command(clone), **settings).stdout.strip() == str(clone / 'venvast' / 'bin' / 'python')
+
+
+def test_a_package_that_does_not_exist_for_this_python_is_named_with_it(clone, run_shell, settings):
+    (clone / 'requirements.txt').write_text('astprobe==3.0\n')
+    failed = run_shell(command(clone), **settings)
+    assert failed.returncode == 1 and 'Traceback' not in failed.stderr
+    assert f'there is no astprobe==3.0 for Python {platform.python_version()} on Linux' in failed.stderr
+    assert 'Python 3.11 to 3.14' in failed.stderr
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(clone, run_shell, settings):
+    python = Path(run_shell(command(clone), **settings).stdout.strip())
+    python.unlink()
+    python.symlink_to('/nowhere/python3')
+    assert answer_of(run_shell(command(clone), **settings).stdout.strip()) == '1'
+
+
+def test_a_python_that_cannot_make_environments_is_told_from_a_network_that_fails(clone, run_shell, settings,
+                                                                                   tmp_path):
+    (tmp_path / 'ensurepip.py').write_text('raise ImportError("No module named ensurepip")\n')
+    (tmp_path / 'venv.py').write_text('raise SystemExit("ensurepip is not available")\n')  # as Debian's
+    done = run_shell(command(clone), PYTHONPATH=str(tmp_path), **settings)
+    assert done.returncode == 1 and 'apt-get install python3-venv' in done.stderr
+    assert not (clone / 'venvast').exists()
+
+
+@pytest.mark.parametrize('here, on_path, chosen', [
+    ((3, 11), [], 'this'), ((3, 12), [], 'this'), ((3, 13), [], 'this'), ((3, 14), [], 'this'),
+    ((3, 9), ['python3.13'], 'python3.13'), ((3, 9), ['python3.11', 'python3.12'], 'python3.12'),
+    ((3, 15), ['python3.14'], 'python3.14'), ((3, 15), [], 'this'), ((3, 9), ['python3.10'], None)])
+def test_the_python_of_the_environment_is_one_that_the_packages_exist_for(monkeypatch, here, on_path, chosen):
+    monkeypatch.setattr(environment, 'runs', lambda python: True)
+    find = {name: name for name in on_path}.get
+    if chosen is None:
+        with pytest.raises(SystemExit, match='Python 3.11 or newer is needed.* install one of 3.11 to 3.14'):
+            environment.suitable_python(here, find)
+    else:
+        assert environment.suitable_python(here, find) == (sys.executable if chosen == 'this' else chosen)
+
+
+@pytest.mark.parametrize('there, floor, fits', [
+    ('2.11.0+cu126', '2.11', True), ('2.6.0a0+df5bbc09d1.nv24.12', '2.6', True), ('1.0.9', '1.0.24', False),
+    ('1.0.24', '1.0.24', True), ('0.9.16', '1.0', False), ('10.0', '9.9', True), ('2.3.1', '2.4', False),
+    ('anything', '', True), (None, '', False)])
+def test_versions_are_compared_as_numbers(there, floor, fits):
+    problems = find_problems([Requirement('timm', '', floor)], find=lambda name: there)
+    assert (not problems) == fits
+
+
+@pytest.mark.parametrize('there, expected', [
+    ({'torch': '2.3.0'}, ['torch==2.11.0', 'torchaudio==2.11.0', 'torchvision==0.26.0']),
+    ({'torchaudio': None}, ['torchaudio==2.8.0']),
+    ({'torchvision': None, 'timm': '0.9.16'}, ['torchvision==0.23.*', 'timm==1.0.31'])])
+def test_builds_of_torch_are_installed_of_one_release(there, expected):
+    requirements = [Requirement(name, pinned, '0.10') for name, pinned in PINNED.items()]
+    requirements[0] = Requirement('torch', '2.11.0', '2.4')
+    requirements[-1] = Requirement('timm', '1.0.31', '1.0.24')
+    found = {'torch': '2.8.0+cu128', 'torchaudio': '2.8.0', 'torchvision': '0.23.0', 'timm': '1.0.24', **there}
+    problems = find_problems(requirements, found.get)
+    assert pip_command(problems, requirements, found.get)[4:] == expected
+
+
+def test_many_missing_packages_are_one_short_sentence():
+    problems = [Problem(Requirement(name, '', ''), f'{name} is not installed', True) for name in ('a', 'b')]
+    old = Problem(Requirement('c', '', ''), 'c 1 is too old, 2 or newer is needed')
+    assert environment.explain([*problems, old]) == 'c 1 is too old, 2 or newer is needed; a, b are not installed'
+
+
+def test_every_package_of_the_requirements_has_a_floor_that_its_pin_meets(root):
+    requirements = read_requirements([root / 'requirements.txt'])
+    assert len(requirements) > 10 and all(one.floor for one in requirements)
+    assert not find_problems(requirements, {one.name: one.pinned for one in requirements}.get)
+    trio = {one.name: one.pinned for one in requirements}
+    assert trio['torch'] == trio['torchaudio']
+    assert trio['torchvision'] == f'0.{environment.release(trio["torch"])[1] + 15}.0'

@@ -93,3 +93,13 @@ def test_the_demo_settings_give_way_to_the_users(recipe, run_shell, make_esc, tm
     assert done.returncode == 0, done.stderr
     options = json.loads((tmp_path / 'exp' / 'fold1' / 'args.json').read_text())
     assert options['n_epochs'] == 1 and options['model_size'] == 'tiny224' and options['dataset'] == 'demo'
+
+
+@pytest.mark.parametrize('words, prepared', [([], False), (['--stop_stage', '1'], True),
+                                             (['--device', 'cpu', '--stop_stage', '1'], True)])
+def test_a_gpu_that_cannot_be_used_stops_the_recipe_before_the_data_are_prepared(recipe, run_shell, make_esc, tmp_path,
+                                                                                 words, prepared):
+    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY, *words],
+                     CUDA_VISIBLE_DEVICES='99')
+    assert (tmp_path / 'prep').exists() == prepared and not (tmp_path / 'exp').exists()
+    assert prepared or (done.returncode == 1 and 'CUDA_VISIBLE_DEVICES=99 asks for a GPU' in done.stderr)

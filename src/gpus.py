@@ -1,0 +1,165 @@
+"""Find out why PyTorch cannot use a GPU that is there, and which build of PyTorch can."""
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+DEVICES = Path('/dev')  # where Linux shows GPUs as nvidia0, nvidia1, ...
+HIDDEN = ('', '-1', 'NoDevFiles')  # values of CUDA_VISIBLE_DEVICES that hide every GPU; the last is Slurm's
+SMI_SECONDS = 20  # a driver that is broken can make nvidia-smi hang
+# Builds of PyTorch for CUDA 12 run on every driver from 525 on. That for 12.6 has kernels for GPUs from Maxwell to
+# Hopper (compute capability 5.0 to 9.0), that for 12.8 also for Blackwell (10.0 and 12.0).
+OLDEST_CUDA = 12
+OLDEST_GPU, BLACKWELL, NEWEST_GPU = (5, 0), (10, 0), (12, 1)
+
+
+def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | None:
+    """Return why PyTorch cannot use a GPU of this machine and what to do, or None.
+
+    Args:
+        index: look at this GPU alone; None: at all of them.
+        is_asked_for: look for the reason even if nothing shows that there is a GPU.
+    """
+    if torch.cuda.is_available():
+        what = f'PyTorch {torch.__version__} cannot use every GPU'
+        found = _find_missing_kernels(range(torch.cuda.device_count()) if index is None else [index])
+    else:
+        sign = find_sign()
+        what = f'{sign or "a GPU was asked for"}, but PyTorch {torch.__version__} cannot use it'
+        found = explain_no_cuda() if sign or is_asked_for else None
+    return found and '{}: {}. --device cpu goes on without a GPU; {}'.format(what, *found)
+
+
+def find_sign() -> str | None:
+    """Return what shows that this process has an NVIDIA GPU, as a sentence; None if nothing does, or if it is hidden.
+
+    A GPU that the system refuses to this process belongs to another job.
+    """
+    chosen = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if chosen is not None:
+        return None if chosen.strip() in HIDDEN else f'CUDA_VISIBLE_DEVICES={chosen} asks for a GPU'
+    if gpus := os.environ.get('SLURM_JOB_GPUS'):
+        return f'Slurm gave this job a GPU (SLURM_JOB_GPUS={gpus})'
+    files = [path for path in DEVICES.glob('nvidia[0-9]*') if _is_ours(path)]
+    if files:
+        return f'this machine has a GPU ({min(files)})'
+    if listed := [line for line in _ask_smi('--list-gpus') if line.startswith('GPU ')]:
+        return f'this machine has a GPU (nvidia-smi lists {listed[0].split(" (UUID")[0]})'
+    return None
+
+
+def _is_ours(path):
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except OSError as error:
+        return error.errno not in (errno.EPERM, errno.EACCES)  # other errors: the driver does not work
+    return True
+
+
+def _ask_smi(*arguments):
+    """Return the lines that nvidia-smi prints; none if it is not there or fails."""
+    program = shutil.which('nvidia-smi')
+    if program is None:
+        return []
+    try:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=SMI_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+def explain_no_cuda() -> tuple[str, str]:
+    """Return why torch.cuda is not available, and what to do about it."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return 'it is a build for CPUs', f'install a build for CUDA: {pip_line(_fitting_build())}'
+    try:
+        torch.cuda.init()
+        reason = 'No CUDA GPUs are available'
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).strip().split('\n')[0]
+    if found := re.search(r'too old \(found version (\d+)\)', reason):
+        major, minor = divmod(int(found[1]) // 10, 100)
+        reason = f'the driver supports CUDA {major}.{minor}, and this build needs {torch.version.cuda}'
+        if major < OLDEST_CUDA:
+            return reason, 'update the driver: the builds for CUDA 12 need version 525 or newer'
+        return reason, f'update the driver, or install a build that fits it: {pip_line(_fitting_build())}'
+    if 'no NVIDIA driver' in reason:
+        return ('there is no NVIDIA driver', 'install one; a container gets that of its host with --gpus all (Docker) '
+                                             'or --nv (Apptainer)')
+    if 'No CUDA GPUs' in reason and (chosen := os.environ.get('CUDA_VISIBLE_DEVICES')):
+        return f'there is no such GPU as in CUDA_VISIBLE_DEVICES={chosen}', 'correct that variable, or unset it'
+    return reason, 'see whether nvidia-smi works; a job on a cluster has GPUs only if it asks for them'
+
+
+def _find_missing_kernels(indices):
+    """Return why a GPU cannot be used that this build of PyTorch has no kernels for, and what to do; else None."""
+    architectures = torch.cuda.get_arch_list()
+    if torch.version.hip or not architectures:
+        return None
+    capabilities = {index: torch.cuda.get_device_capability(index) for index in indices}
+    without = [index for index, one in capabilities.items() if not has_kernels(one, architectures)]
+    if not without:
+        return None
+    index, capability = without[0], capabilities[without[0]]
+    reason = (f'it has no kernels for GPU {index}, {torch.cuda.get_device_name(index)}, of compute capability '
+              f'{capability[0]}.{capability[1]}, but for {" ".join(architectures)}')
+    fitting = ','.join(str(one) for one in capabilities if one not in without)
+    hide = f'hide that GPU with CUDA_VISIBLE_DEVICES={fitting}, or ' if fitting else ''
+    return reason, hide + _build_with_kernels(capability)
+
+
+def _build_with_kernels(capability):
+    if capability < OLDEST_GPU:
+        return 'take another GPU: no build of today\'s PyTorch has kernels for this one'
+    if capability > NEWEST_GPU:
+        return f'install a newer PyTorch: {sys.executable} -m pip install --upgrade torch torchaudio torchvision'
+    return f'install a build that has: {pip_line("cu128" if capability >= BLACKWELL else "cu126")}'
+
+
+def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
+    """Tell whether a build of PyTorch runs on a GPU.
+
+    Machine code (sm_86) runs on GPUs of its major version whose minor version is not lower, intermediate code
+    (compute_90) on all that are not older (CUDA C++ programming guide, "application compatibility").
+
+    Args:
+        capability: compute capability of the GPU.
+        architectures: as torch.cuda.get_arch_list() names them.
+    """
+    for name in architectures:
+        major, minor = _capability(name)
+        if name.startswith('compute') and capability >= (major, minor):
+            return True
+        if name.startswith('sm') and capability[0] == major and capability[1] >= minor:
+            return True
+    return False
+
+
+def _capability(name):
+    """Return sm_90, sm_90a or compute_120 as (9, 0) or (12, 0)."""
+    digits = re.search(r'\d+', name)
+    return (int(digits[0][:-1]), int(digits[0][-1])) if digits else (0, 0)
+
+
+def _fitting_build():
+    """Return the build of PyTorch that runs on all of this machine's GPUs, by what nvidia-smi says of them."""
+    found = [tuple(map(int, line.split('.'))) for line in _ask_smi('--query-gpu=compute_cap', '--format=csv,noheader')
+             if re.fullmatch(r'\d+\.\d+', line)]
+    return 'cu128' if found and max(found) >= BLACKWELL else 'cu126'
+
+
+def pip_line(build: str) -> str:
+    """Return the pip command that replaces PyTorch by another build of its version, such as cu126.
+
+    The build stands in the version, since pip takes an installed 2.11.0 for good.
+    """
+    major, minor, patch = re.match(r'(\d+)\.(\d+)\.(\d+)', torch.__version__).groups()
+    release = f'{major}.{minor}.{patch}'
+    vision = f'0.{int(minor) + 15}.{patch}'  # 0.26.0 belongs to torch 2.11.0
+    return (f'{sys.executable} -m pip install torch=={release}+{build} torchaudio=={release}+{build} '
+            f'torchvision=={vision}+{build} --extra-index-url https://download.pytorch.org/whl/{build}')
