@@ -92,7 +92,8 @@ parse_options() {
         esac
         shift
         name=${name#--} name=${name//-/_}
-        if ! [[ $name =~ ^[a-z][a-z0-9_]*$ ]] || ! option_names '' "$0" "${BASH_SOURCE[0]}" | grep -qx "$name"; then
+        if ! [[ $name =~ ^[a-z][a-z0-9_]*$ ]] ||
+            ! option_names '' "$0" "${BASH_SOURCE[0]}" | grep -qx "$name"; then
             refuse "unknown option: --$name"
         fi
         case ${!name}/$value in # a folder may be called true
@@ -194,7 +195,8 @@ choose_launcher() {
     : "${nodes:=1}"
     if [ "$launcher" = torchrun ] && [ "$nodes" -gt 1 ]; then
         export MASTER_PORT=${MASTER_PORT:-29500} # torchrun's own default
-        if [ -z "${MASTER_ADDR:-}" ] || ! [[ ${NODE_RANK:-} =~ ^[0-9]+$ ]] || [ "$NODE_RANK" -ge "$nodes" ]; then
+        if [ -z "${MASTER_ADDR:-}" ] || ! [[ ${NODE_RANK:-} =~ ^[0-9]+$ ]] ||
+            [ "$NODE_RANK" -ge "$nodes" ]; then
             fail "--nodes $nodes: start the same line on each machine, with MASTER_ADDR=the name of the first one and \
 NODE_RANK=0 there, 1 to $((nodes - 1)) on the others"
         fi
@@ -247,7 +249,8 @@ train() {
     # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at once.
     trap 'stop_run TERM' INT TERM
     trap 'stop_run USR1' USR1
-    launch ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"} --exp_dir "$exp_dir" "$@" # bash 3.2 refuses empty arrays
+    # bash 3.2 refuses to expand an empty array.
+    launch ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"} --exp_dir "$exp_dir" "$@"
     [ -z "$STOP" ] || stop_run "$STOP" # it came before there was something to pass it on to
     wait "$RUN_PID" || status=$?
     while kill -0 "$RUN_PID" 2>/dev/null; do wait "$RUN_PID" || true; done # a trapped signal ends `wait` too early

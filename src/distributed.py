@@ -59,7 +59,8 @@ class World:
         if self.size == 1:
             return
         if not dist.is_available():
-            raise DistributedError('this build of PyTorch has no torch.distributed: start one process')
+            raise DistributedError('this build of PyTorch has no torch.distributed: start one '
+                                   'process')
         if device.type == 'cuda':
             torch.cuda.set_device(device)
         if 'OMP_NUM_THREADS' not in os.environ:

@@ -1,8 +1,9 @@
 """Audio inside uncompressed zip archives: random access, one open file a shard.
 
-The path shards/0001.zip/a.flac names the member a.flac of the archive shards/0001.zip. Reads carry their own position
-(os.pread), so threads, and workers that are forked after a shard was opened, share its file without a lock. Windows has
-neither pread nor fork: there, a lock is between the threads.
+The path shards/0001.zip/a.flac names the member a.flac of the archive shards/0001.zip. Reads carry
+their own position (os.pread), so threads, and workers that are forked after a shard was opened,
+share its file without a lock. Windows has neither pread nor fork: there, threads wait for each
+other.
 """
 import errno
 import functools
@@ -45,7 +46,10 @@ class _File:
         """Up to so many bytes from there on, fewer only at the end of the file."""
         try:
             data = self._read_once(size, offset)
-            while len(data) < size and (more := self._read_once(size - len(data), offset + len(data))):
+            while len(data) < size:
+                more = self._read_once(size - len(data), offset + len(data))
+                if not more:
+                    break
                 data += more
         except OSError as error:
             raise ShardError(f'cannot read the shard {self.path}: {error.strerror}') from None

@@ -193,8 +193,9 @@ def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=None, num_w
     which is what training and validation see. embeddings: keep those too, of a tagger of one checkpoint.
     spectrograms: keep log mel spectrograms for pictures, max-pooled in time to at most 1500 columns.
     batch_size: windows in a batch, by default 16, or 4 on a CPU, whose caches larger ones overflow.
-    num_workers: processes that read recordings, -1 for one a core; none are started in a daemonic process (of Celery, of
-    multiprocessing.Pool), or where each would run a script without a main guard again.
+    num_workers: processes that read recordings, -1 for one a core. None are started in a daemonic
+    process (of Celery, of multiprocessing.Pool), or if they would run a script without a main
+    guard again.
     A file that cannot be read gives a Tagging with an error. Raises DataError for settings that contradict each other.
 
         tagger = load_tagger('audioset_10_10_0.4593.pth')

@@ -25,9 +25,9 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_sessionstart():
-    """Let the server that workers are forked from import everything once, if Python starts them so (Linux, 3.14)."""
-    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    if method == 'forkserver':
+    """Let the server that starts workers, if there is one (Python 3.14), import everything once."""
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if (chosen or multiprocessing.get_all_start_methods()[0]) == 'forkserver':
         from ranks import make_context  # imports everything
         make_context()
 

@@ -285,7 +285,7 @@ def test_processes_of_a_machine_share_its_cores():
 
 
 def test_one_process_needs_no_torch_distributed_and_several_say_that_they_do(monkeypatch):
-    for name in ('is_initialized', 'DistError', 'init_process_group'):  # what a build without it lacks
+    for name in ('is_initialized', 'DistError', 'init_process_group'):  # which such a build lacks
         monkeypatch.delattr(torch.distributed, name)
     monkeypatch.setattr(torch.distributed, 'is_available', lambda: False)
     with pytest.raises(RuntimeError, match='connection'), ended_at_once(), in_contact(LOST_SIGNS):

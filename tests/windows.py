@@ -1,4 +1,4 @@
-"""Use models, tagging, training and the notebook as on Windows, as far as Linux can pretend to be it.
+"""Use models, tagging, training and the notebook as on Windows, as far as Linux can pretend.
 
 What Windows lacks goes away: names, modules, fork; so does what it does not do, which is to sync a
 file that is open for reading alone, and to remove or replace an open file. Usage, in a folder of
@@ -17,16 +17,18 @@ from pathlib import Path
 # What CPython's documentation calls "Availability: Unix". Not here: what the standard library
 # itself needs on Linux to start processes (os.WNOHANG, signal.pthread_sigmask, ...).
 OS_NAMES = '''
-    O_ASYNC O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NDELAY O_NOATIME O_NOCTTY O_NOFOLLOW O_NONBLOCK
-    O_PATH O_SYNC chown chroot confstr copy_file_range ctermid eventfd fchdir fchmod fchown fdatasync
-    fork forkpty fpathconf fstatvfs getegid geteuid getgid getgrouplist getgroups getloadavg getpgid
-    getpgrp getpriority getresgid getresuid getsid getuid getxattr initgroups killpg lchown listxattr
-    lockf login_tty major makedev memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open
-    pipe2 posix_fadvise posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev readv
+    O_ASYNC O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NDELAY O_NOATIME O_NOCTTY O_NOFOLLOW
+    O_NONBLOCK O_PATH O_SYNC chown chroot confstr copy_file_range ctermid eventfd fchdir
+    fchmod fchown fdatasync fork forkpty fpathconf fstatvfs getegid geteuid getgid
+    getgrouplist getgroups getloadavg getpgid getpgrp getpriority getresgid getresuid getsid
+    getuid getxattr initgroups killpg lchown listxattr lockf login_tty major makedev
+    memfd_create minor mkfifo mknod nice openpty pathconf pidfd_open pipe2 posix_fadvise
+    posix_fallocate posix_spawn posix_spawnp pread preadv pwrite pwritev readv
     register_at_fork removexattr sched_get_priority_max sched_getaffinity sched_getparam
     sched_getscheduler sched_setaffinity sched_yield sendfile setegid seteuid setgid setgroups
     setpgid setpriority setregid setresuid setreuid setsid setuid setxattr splice statvfs sync
-    sysconf sysconf_names tcgetpgrp tcsetpgrp ttyname uname wait wait3 wait4 waitid writev'''.split()
+    sysconf sysconf_names tcgetpgrp tcsetpgrp ttyname uname wait wait3 wait4 waitid
+    writev'''.split()
 MODULES = ('crypt', 'curses', 'fcntl', 'grp', 'nis', 'posix', 'pty', 'pwd', 'readline', 'resource',
            'spwd', 'syslog', 'termios', 'tty')
 SIGNALS = ('SIGABRT', 'SIGFPE', 'SIGILL', 'SIGINT', 'SIGSEGV', 'SIGTERM')  # that Windows has
@@ -115,12 +117,13 @@ def main(notebook, options):
     from models import ASTModel, save_checkpoint
 
     torch.manual_seed(0)
-    model = ASTModel(2, 16, 16, 16, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+    model = ASTModel(2, 16, 16, 16, 32, imagenet_pretrain=False, model_size='tiny224')
     labels = {'mids': ['a', 'b'], 'names': ['dog', 'rain \N{CLOUD WITH RAIN}']}
     save_checkpoint(model, 'model.pth', labels=labels, mean=-6.0, std=3.0)
     how = ['--checkpoint', 'model.pth', '--device', 'cpu', '--amp', 'off']
-    inference.main(['tone.wav', 'shard.zip/a/tone.wav', *how, '--num_workers', '1', '--json', 'tags.json',
-                    '--csv', 'tags.csv', '--plot', 'plots', '--embeddings', 'embeddings.npz'])
+    inference.main(['tone.wav', 'shard.zip/a/tone.wav', *how, '--num_workers', '1',
+                    '--json', 'tags.json', '--csv', 'tags.csv', '--plot', 'plots',
+                    '--embeddings', 'embeddings.npz'])
     tagger = inference.load_tagger('model.pth', 'cpu', 'off')
     [tagging] = inference.tag(tagger, 'shard.zip/a/tone.wav', num_workers=0)
     np.save('tag.npy', tagging.scores)

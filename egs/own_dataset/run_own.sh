@@ -84,7 +84,8 @@ read_prepared() {
         RUNS=()
         while [ -f "$(datafile train "$fold")" ]; do RUNS+=("$((fold++))"); done
     fi
-    [ "${#RUNS[@]}" -gt 0 ] || fail "there is nothing to run: --folds '$folds', and no such data in $prep_dir"
+    [ "${#RUNS[@]}" -gt 0 ] ||
+        fail "there is nothing to run: --folds '$folds', and no such data in $prep_dir"
 }
 
 # Compute the statistics of fold $1, unless they are there.

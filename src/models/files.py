@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written under a temporary name, downloaded into a scratch folder, then moved.
+"""Write and download files so that they are whole or not there, and lock what one process may do.
 
-And a lock, for what only one process may do at a time.
+A file is written under a temporary name, or downloaded into a scratch folder, and then moved.
 """
 import contextlib
 import errno
@@ -141,8 +141,9 @@ def _try_lock(descriptor, path, wait):
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     except OSError as error:
         if error.errno in NO_LOCKS:
-            logger.warning('%s: this file system has no locks (%s), so nothing keeps a second process '
-                           'out: do not start two that write to this folder', path, error.strerror)
+            logger.warning('%s: this file system has no locks (%s), so nothing keeps a second '
+                           'process out: do not start two that write to this folder', path,
+                           error.strerror)
             return True
         if error.errno not in LOCK_HELD:
             raise

@@ -13,9 +13,9 @@ OWN_GROUPS = Path('/proc/self/cgroup')  # lines HIERARCHY:CONTROLLERS:GROUP
 
 def cpu_limit():
     """Return how many CPU cores this process may keep busy, a float; math.inf without a limit."""
-    quotas = (_numbers(folder / 'cpu.max', folder / 'cpu.cfs_quota_us', folder / 'cpu.cfs_period_us')
-              for folder in _folders('cpu'))
     # Microseconds of computing, of all cores together, in a period.
+    names = ('cpu.max', 'cpu.cfs_quota_us', 'cpu.cfs_period_us')
+    quotas = (_numbers(*(folder / name for name in names)) for folder in _folders('cpu'))
     return min((quota[0] / quota[1] for quota in quotas if len(quota) == 2 and quota[1]),
                default=math.inf)
 

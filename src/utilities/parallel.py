@@ -26,7 +26,10 @@ def available_cores():
     That is what a job scheduler or a container left it, not what the machine has. Of a part of a
     core, all counts.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if hasattr(os, 'sched_getaffinity'):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     return max(1, math.ceil(min(cores, cpu_limit())))
 
 
@@ -81,15 +84,17 @@ def _script_without_guard():
 @functools.cache
 def _warn_of_guard(script):
     """Say once why there are no worker processes, and what to do."""
-    logger.warning("%s: recordings are read without worker processes, since each of them would run it "
-                   "again; in a script, put what it does below `if __name__ == '__main__':`", script)
+    logger.warning("%s: recordings are read without worker processes, since each of them would run "
+                   "it again; in a script, put what it does below `if __name__ == '__main__':`",
+                   script)
 
 
 def parallel_map(function, items, title, unit='file'):
-    """Yield function(item) for every item of a list, in order, computed by one process a core; show a progress bar.
+    """Yield function(item) for every item of a list, in order, and show a progress bar.
 
-    function and its results are pickled: a module's function, or functools.partial of one. An error in it is raised
-    here; BrokenProcessPool where a process was killed.
+    One process a core computes them. The function and its results are pickled: take a module's
+    function, or functools.partial of one. An error in it is raised here; BrokenProcessPool if a
+    process was killed.
     """
     bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
     if not may_start_processes():

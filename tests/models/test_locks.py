@@ -37,7 +37,7 @@ def test_a_lock_keeps_a_second_one_out_until_it_is_released(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_whose_file_is_removed_by_its_holder_is_still_held_by_one_alone(tmp_path, monkeypatch):
+def test_a_lock_whose_holder_removes_the_file_is_held_by_one_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(files, 'LOCK_POLL_SECONDS', 0.001)
     inside, most, rounds = [], [], 25
 
@@ -61,15 +61,14 @@ HOLD = """
 import os, sys, time
 from files import hold_lock
 with hold_lock(sys.argv[1]):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
 
-def test_a_killed_process_leaves_no_lock_even_if_its_workers_live_on(tmp_path, root, start_python):
-    holder = start_python('-c', HOLD, tmp_path / 'lock', cwd=root, PYTHONPATH=root / 'src' / 'models')
+def test_a_killed_process_leaves_no_lock_though_its_workers_live_on(tmp_path, root, start_python):
+    holder = start_python('-c', HOLD, tmp_path / 'lock', cwd=root, PYTHONPATH=root / 'src/models')
     worker = int(holder.stdout.readline())
     try:
         with pytest.raises(LockedError), hold_lock(tmp_path / 'lock', wait=False):
@@ -85,7 +84,7 @@ def test_a_killed_process_leaves_no_lock_even_if_its_workers_live_on(tmp_path, r
 
 
 @pytest.mark.parametrize('number', WITHOUT_LOCKS, ids=errno.errorcode.get)
-def test_without_locks_the_work_goes_on_and_the_log_says_what_not_to_do(tmp_path, number, flock_raises, caplog):
+def test_without_locks_the_work_goes_on_and_the_log_warns(tmp_path, number, flock_raises, caplog):
     flock_raises(number)
     with hold_lock(tmp_path / 'lock', wait=False):
         with hold_lock(tmp_path / 'lock'):
@@ -108,5 +107,5 @@ def test_another_error_of_a_lock_is_an_error(tmp_path, flock_raises):
     flock_raises(errno.EIO)
     with pytest.raises(OSError, match='output error'), hold_lock(tmp_path / 'lock'):
         pass
-    with pytest.raises(DataError, match='exp cannot be locked: .*output error'), run.claimed(tmp_path / 'exp'):
-        pass
+    with pytest.raises(DataError, match='exp cannot be locked: .*output error'):
+        run.claimed(tmp_path / 'exp').__enter__()

@@ -10,15 +10,20 @@ from utilities.parallel import available_cores
 
 GB = 2 ** 30
 UNLIMITED = 9223372036854771712  # bytes; what version 1 says without a limit
+VERSION_1 = ['5:memory:/docker/1', '4:cpu,cpuacct:/docker/1', '3:cpuset:/docker/1', '0::/system']
+POD = '0::/kubepods/pod1/own'
 
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Write what Linux shows: the groups of this process, and files by their paths; on 64 cores of 1 TB."""
+    """Pretend to be a machine of 64 cores and 1 TB with control groups.
+
+    The function takes the lines of /proc/self/cgroup, and what files below /sys/fs/cgroup hold.
+    """
     monkeypatch.setattr(cgroups, 'FOLDER', tmp_path / 'cgroup')
     monkeypatch.setattr(cgroups, 'OWN_GROUPS', tmp_path / 'own')
     monkeypatch.setattr(parallel.os, 'sched_getaffinity', lambda _: range(64), raising=False)
-    monkeypatch.setattr(hardware.os, 'sysconf', lambda name: 2 ** 20 if name == 'SC_PAGE_SIZE' else 2 ** 20)
+    monkeypatch.setattr(hardware.os, 'sysconf', lambda _: 2 ** 20)  # pages, and bytes of a page
 
     def write(groups, files):
         (tmp_path / 'own').write_text('\n'.join(groups) + '\n')
@@ -29,7 +34,9 @@ def machine(tmp_path, monkeypatch):
     return write
 
 
-VERSION_1 = ['5:memory:/docker/1', '4:cpu,cpuacct:/docker/1', '3:cpuset:/docker/1', '0::/system.slice']
+def quota(folder, microseconds):
+    """The files of a group in version 1."""
+    return {f'{folder}/cpu.cfs_quota_us': microseconds, f'{folder}/cpu.cfs_period_us': 100000}
 
 
 @pytest.mark.parametrize('groups, files, cores', [
@@ -39,16 +46,15 @@ VERSION_1 = ['5:memory:/docker/1', '4:cpu,cpuacct:/docker/1', '3:cpuset:/docker/
     (['0::/'], {'cpu.max': '150000 100000'}, 2),  # of a part of a core, all
     (['0::/'], {'cpu.max': '10000 100000'}, 1),
     (['0::/'], {'cpu.max': '12800000 100000'}, 64),  # more than there are
-    (['0::/kubepods/pod1/own'], {'kubepods/cpu.max': '800000 100000', 'kubepods/pod1/cpu.max': '300000 100000',
-                                 'kubepods/pod1/own/cpu.max': 'max 100000'}, 3),
-    (['0::/kubepods/pod1/own'], {'kubepods/pod1/own/cpu.max': '500000 100000', 'kubepods/cpu.max': '900000 100000'}, 5),
-    (['0::/named/outside/only'], {'cpu.max': '400000 100000'}, 4),  # what a container sees of its own group
-    (['0::/../elsewhere'], {'cpu.max': '400000 100000', '../elsewhere/cpu.max': '100000 100000'}, 4),
-    (VERSION_1, {'cpu,cpuacct/cpu.cfs_quota_us': -1, 'cpu,cpuacct/cpu.cfs_period_us': 100000}, 64),
-    (VERSION_1, {'cpu,cpuacct/cpu.cfs_quota_us': 250000, 'cpu,cpuacct/cpu.cfs_period_us': 100000}, 3),
-    (VERSION_1, {'cpu/cpu.cfs_quota_us': 50000, 'cpu/cpu.cfs_period_us': 50000}, 1),
-    (VERSION_1, {'cpu,cpuacct/cpu.cfs_quota_us': -1, 'cpu,cpuacct/cpu.cfs_period_us': 100000,
-                 'cpu,cpuacct/docker/1/cpu.cfs_quota_us': 700000, 'cpu,cpuacct/docker/1/cpu.cfs_period_us': 100000}, 7),
+    ([POD], {'kubepods/cpu.max': '800000 100000', 'kubepods/pod1/cpu.max': '300000 100000',
+             'kubepods/pod1/own/cpu.max': 'max 100000'}, 3),
+    ([POD], {'kubepods/cpu.max': '900000 100000', 'kubepods/pod1/own/cpu.max': '500000 100000'}, 5),
+    (['0::/named/outside'], {'cpu.max': '400000 100000'}, 4),  # a container's own group is the top
+    (['0::/../other'], {'cpu.max': '400000 100000', '../other/cpu.max': '100000 100000'}, 4),
+    (VERSION_1, quota('cpu,cpuacct', -1), 64),
+    (VERSION_1, quota('cpu,cpuacct', 250000), 3),
+    (VERSION_1, quota('cpu', 50000), 1),
+    (VERSION_1, {**quota('cpu,cpuacct', -1), **quota('cpu,cpuacct/docker/1', 700000)}, 7),
     (['1:name=systemd:/', '2:cpuset:/own'], {'cpuset/own/cpu.max': '100000 100000'}, 64)])
 def test_the_tightest_quota_of_the_groups_around_a_process_counts(machine, groups, files, cores):
     machine(groups, files)
@@ -59,8 +65,9 @@ def test_the_tightest_quota_of_the_groups_around_a_process_counts(machine, group
     (['0::/'], {'memory.max': 'max'}, math.inf),
     (['0::/a/b'], {'a/memory.max': 8 * GB, 'a/b/memory.max': 'max'}, 8 * GB),
     (VERSION_1, {'memory/memory.limit_in_bytes': UNLIMITED}, UNLIMITED),
-    (VERSION_1, {'memory/docker/1/memory.limit_in_bytes': 3 * GB, 'memory/memory.limit_in_bytes': UNLIMITED}, 3 * GB)])
-def test_the_memory_of_a_process_is_that_of_its_groups_or_of_the_machine(machine, groups, files, memory):
+    (VERSION_1, {'memory/memory.limit_in_bytes': UNLIMITED,
+                 'memory/docker/1/memory.limit_in_bytes': 3 * GB}, 3 * GB)])
+def test_memory_is_that_of_the_groups_or_of_the_machine(machine, groups, files, memory):
     machine(groups, files)
     assert memory_limit() == memory
     assert hardware.memory_bytes() == min(memory, 2 ** 40)
