@@ -20,7 +20,7 @@ from hardware import move
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
-from utilities.parallel import available_cores
+from utilities.parallel import available_cores, may_start_processes
 
 MOST_ATTEMPTS = 20  # at a sample whose recording cannot be read, with others in its place
 
@@ -293,7 +293,12 @@ class SharedBatches(BatchSampler):
 
 
 def count_workers(num_workers, processes=1):
-    """How many processes load data: num_workers, or one a core for -1, shared by so many processes that train."""
+    """Return how many processes load data: num_workers, or one a core for -1.
+
+    The cores are shared by `processes` that train. 0 if this process must not start any.
+    """
+    if num_workers == 0 or not may_start_processes():
+        return 0
     return max(1, available_cores() // processes) if num_workers < 0 else num_workers
 
 
@@ -387,7 +392,8 @@ def _end_workers_at_exit():
 
 def end_workers():
     """Kill the workers that are left: multiprocessing would send them SIGTERM at exit, and wait for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would call it a failure
+    if hasattr(signal, 'SIGCHLD'):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would call it a failure
     for worker in multiprocessing.active_children():
         if worker.daemon:
             worker.kill()

@@ -58,6 +58,9 @@ class World:
         """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError."""
         if self.size == 1:
             return
+        if not dist.is_available():
+            raise DistributedError('this build of PyTorch has no torch.distributed: start one '
+                                   'process')
         if device.type == 'cuda':
             torch.cuda.set_device(device)
         if 'OMP_NUM_THREADS' not in os.environ:
@@ -160,6 +163,11 @@ class Agreement:
         return tuple(before[0].tolist())
 
 
+def has_met_others():
+    """Return whether this process has met others; some builds of PyTorch know of none."""
+    return dist.is_available() and dist.is_initialized()
+
+
 @contextlib.contextmanager
 def in_contact(signs=('',)):
     """Turn what torch.distributed says where a process is gone or does not answer into a DistributedError.
@@ -169,9 +177,9 @@ def in_contact(signs=('',)):
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or (
-            type(error) is RuntimeError and any(sign in str(error).lower() for sign in signs))
-        if not lost or not dist.is_initialized():
+        lost = has_met_others() and (isinstance(error, dist.DistError) or (
+            type(error) is RuntimeError and any(sign in str(error).lower() for sign in signs)))
+        if not lost:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if any(sign in str(error) for sign in REFUSALS):
@@ -193,10 +201,10 @@ def ended_at_once():
     try:
         yield
     except BaseException as error:
-        if not dist.is_initialized():
+        if not has_met_others():
             raise
         end = error
-    if dist.is_initialized():
+    if has_met_others():
         try:
             for step in (lambda: _report(end), atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
                 with contextlib.suppress(Exception):  # whoever read what this prints may be gone

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import gpus
+from utilities.cgroups import memory_limit
 from utilities.cli import exit_on
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,15 @@ def parallelise(model, device):
 
 
 def memory_bytes():
-    """How much memory this machine has; infinite where the system does not say."""
+    """Return how much memory this process may use: the machine's, or less in a container.
+
+    math.inf if the system does not say.
+    """
     try:
-        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, OSError, ValueError):
-        return math.inf
+        machine = math.inf
+    return min(machine, memory_limit())
 
 
 if __name__ == '__main__':  # as the recipes start it, before they prepare data

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from checkpoint import CheckpointError
 from dataloader import AudiosetDataset, EpochSampler, WaveformDataset, make_loader
@@ -17,6 +16,7 @@ from distributed import LOST_SIGNS, DistributedError, World, ended_at_once, find
 from features import AudioError
 from hardware import choose_device, choose_precision, features_on_device
 from models import WeightsError
+from models.files import LockedError, hold_lock
 from options import FREE_OPTIONS, MODELS, STRUCTURE, check_files, check_options, make_parser
 from report import run_page, warn_only
 from trainer import TrainingError, TrainSettings
@@ -82,19 +82,15 @@ def claimed(exp_dir):
 
     Raises DataError where another process runs in it.
     """
-    with making(exp_dir):
-        lock = FileLock(exp_dir / 'lock')  # ends with its process, however that ends
+    with making(exp_dir), contextlib.ExitStack() as held:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f'another process runs in {exp_dir}: wait for it, or choose another --exp_dir') from None
+            held.enter_context(hold_lock(exp_dir / 'lock', wait=False, keep=lambda: False))
+        except LockedError:
+            raise DataError(f'another process runs in {exp_dir}: wait for it, or choose another '
+                            f'--exp_dir') from None
         except OSError as error:
             raise DataError(f'{exp_dir} cannot be locked: {error.strerror}') from None
-        try:
-            yield
-        finally:
-            (exp_dir / 'lock').unlink(missing_ok=True)  # before the release: who waits for a lost file asks again
-            lock.release()
+        yield
 
 
 def is_finished(args, exp_dir):

@@ -193,6 +193,9 @@ def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=None, num_w
     which is what training and validation see. embeddings: keep those too, of a tagger of one checkpoint.
     spectrograms: keep log mel spectrograms for pictures, max-pooled in time to at most 1500 columns.
     batch_size: windows in a batch, by default 16, or 4 on a CPU, whose caches larger ones overflow.
+    num_workers: processes that read recordings, -1 for one a core. None are started in a daemonic
+    process (of Celery, of multiprocessing.Pool), or if they would run a script without a main
+    guard again.
     A file that cannot be read gives a Tagging with an error. Raises DataError for settings that contradict each other.
 
         tagger = load_tagger('audioset_10_10_0.4593.pth')
@@ -277,7 +280,8 @@ def _rows(tagger, recordings, batch_size, num_workers, embeddings):
     dataset = Windows([(recording.path, float(start)) for recording in recordings for start in recording.starts],
                       tagger.frames, tagger.mel_bins)
     batches = math.ceil(len(dataset) / batch_size)
-    workers = min(count_workers(num_workers), batches if batches > 1 else 0)  # starting them takes longer than a batch
+    # Starting processes takes longer than one batch.
+    workers = min(count_workers(num_workers), batches) if batches > 1 else 0
     loader = make_loader(dataset, batch_size, workers, pin_memory=tagger.device.type == 'cuda')
     with Progress('tagging', batches) as progress, explained():
         for fbanks, frames, errors in loader:

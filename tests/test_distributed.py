@@ -282,3 +282,13 @@ def test_processes_of_a_machine_share_its_cores():
     assert count_workers(-1, processes=1) == available_cores()
     assert count_workers(-1, processes=10 * available_cores()) == 1
     assert count_workers(3, processes=2) == 3
+
+
+def test_one_process_needs_no_torch_distributed_and_several_say_that_they_do(monkeypatch):
+    for name in ('is_initialized', 'DistError', 'init_process_group'):  # which such a build lacks
+        monkeypatch.delattr(torch.distributed, name)
+    monkeypatch.setattr(torch.distributed, 'is_available', lambda: False)
+    with pytest.raises(RuntimeError, match='connection'), ended_at_once(), in_contact(LOST_SIGNS):
+        raise RuntimeError('connection')
+    with pytest.raises(DistributedError, match='no torch.distributed: start one process'):
+        World(0, 2).start(torch.device('cpu'), 1)

@@ -118,7 +118,8 @@ def save_checkpoint(model, path, **description):
     with atomic_write(path) as partial:
         torch.save({f'module.{name}': value for name, value in model.state_dict().items()}, partial)
     with atomic_write(path.with_suffix('.json')) as partial:
-        partial.write_text(json.dumps({**model.config, **description}, indent=1) + '\n')
+        text = json.dumps({**model.config, **description}, indent=1)
+        partial.write_text(f'{text}\n', encoding='utf-8')
 
 
 def mean_state_dict(paths):
