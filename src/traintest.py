@@ -44,7 +44,8 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
              scores=torch.sigmoid):
     """Evaluate a model on every sample of loader; call after_batch() after each batch.
 
-    loss: 'BCE' or 'CE'. scores: makes predictions of logits (B, classes). world: processes that evaluate a part each (make_loader) and call after_batch equally often.
+    loss: 'BCE' or 'CE'. scores: makes predictions of logits (B, classes). world: processes that evaluate a part each
+    (make_loader) and call after_batch equally often.
     Returns an Evaluation; in processes other than the main one, None.
     """
     model.eval()
