@@ -23,6 +23,10 @@ from utilities.labels import DataError, read_datafile, read_labels
 from utilities.parallel import available_cores, may_start_processes
 
 MOST_ATTEMPTS = 20  # at a sample whose recording cannot be read, with others in its place
+# The words for both modes of a dataset in scripts that were written for the published code.
+TRAINING, EVALUATION = 'train', 'evaluation'
+MODES = {**dict.fromkeys(('train', 'training'), TRAINING),
+         **dict.fromkeys(('val', 'valid', 'validation', 'eval', 'evaluation', 'test'), EVALUATION)}
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +36,8 @@ class AudioConf:
     """How audio becomes samples: the keys of `audio_conf`.
 
     num_mel_bins, target_length (frames): size of a sample. mean, std: statistics of the fbank, of AudioSet by default.
-    skip_norm: leave the fbank as it is, to compute such statistics. mode: 'train' augments, 'evaluation' does not.
+    skip_norm: leave the fbank as it is, to compute such statistics. mode: 'train' augments, 'evaluation' does not; other
+    words for them (see MODES), in any case, become these two.
     freqm, timem: widest SpecAugment masks, in mel bins and frames. mixup: probability of mixing a sample with another.
     noise: add noise and roll. dataset: a name for messages.
     """
@@ -49,8 +54,10 @@ class AudioConf:
     dataset: str = 'dataset'
 
     def __post_init__(self):
-        if self.mode not in ('train', 'evaluation', 'eval'):
-            raise DataError(f"audio_conf: mode must be 'train' or 'evaluation', got {self.mode!r}")
+        mode = MODES.get(self.mode.lower()) if isinstance(self.mode, str) else None
+        if mode is None:
+            raise DataError(f'audio_conf: mode must be one of {", ".join(MODES)}, got {self.mode!r}')
+        object.__setattr__(self, 'mode', mode)
 
     @classmethod
     def from_dict(cls, audio_conf):
@@ -95,7 +102,7 @@ class AudiosetDataset(Dataset):
 
     def __getitem__(self, key):
         with one_thread():
-            if self.conf.mode != 'train' or not isinstance(key, SampleKey):
+            if self.conf.mode != TRAINING or not isinstance(key, SampleKey):
                 return self.sample(_index(key), self.augmentation(key))
             failures = []
             for attempt in range(MOST_ATTEMPTS):
@@ -124,7 +131,7 @@ class AudiosetDataset(Dataset):
 
     def augmentation(self, key):
         """Draw the Augmentation of a sample: from its SampleKey, or from torch's generator for a bare index."""
-        if self.conf.mode != 'train':
+        if self.conf.mode != TRAINING:
             return Augmentation()
         if isinstance(key, SampleKey):
             seed = np.random.SeedSequence((key.seed, key.epoch), spawn_key=(key.position,))

@@ -142,7 +142,8 @@ def make_parser():
     add('--plot', type=Path, metavar='PNG', help='draw spectrogram and tags: a .png, or a folder for several files')
     add('--embeddings', type=Path, metavar='NPZ', help='write the embedding of every window')
     add('-b', '--batch_size', type=whole(1, MAX_BATCH), help='windows in a batch; by default 16, or 4 on a CPU')
-    add_checkpoint_options(parser)
+    add_checkpoint_options(parser, loss="BCE: scores are sigmoids; CE: softmax; without it what each "
+                                        "checkpoint says, else BCE, or CE in transformers' layout")
     return parser
 
 
@@ -183,9 +184,9 @@ def tag_all(args, files, pictures):
 
     Returns how many files there were and how many of them could not be read.
     """
-    tagger = load_tagger(args.checkpoint, args.device, args.amp, args.label_csv, args.dataset_mean, args.dataset_std,
-                         fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
-                         input_tdim=args.audio_length)
+    tagger = load_tagger(args.checkpoint, args.device, args.amp, args.label_csv, args.dataset_mean,
+                         args.dataset_std, args.loss, fstride=args.fstride, tstride=args.tstride,
+                         input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
     taggings = []
     results = tag(tagger, files, args.window, args.hop_seconds, batch_size=args.batch_size,
                   num_workers=args.num_workers, embeddings=bool(args.embeddings), spectrograms=bool(args.plot))

@@ -1,5 +1,6 @@
 """Tag recordings with trained models: what is heard in each, window by window. `load_tagger` and `tag` are the door."""
 import itertools
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ KNOWN_LABELS = {
 }
 MIN_WINDOW_SHARE = 0.1  # a last window that holds less audio than this share of a window is left out
 MAX_COLUMNS = 1500  # of a spectrogram that is kept for a picture
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,15 @@ class Tagger:
         return np.mean([scores for scores, _ in results], axis=0).astype(np.float32), results[0][1]
 
 
-def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=None, std=None, **settings):
+def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=None, std=None,
+                loss=None, **settings):
     """Load one or several checkpoints, to be averaged, for `tag`.
 
     checkpoints: a path, the name of a published checkpoint, a folder of transformers, an id on Hugging Face, or a list
     of such. device: auto, cpu, cuda, cuda:N or mps; amp: auto, bf16, fp16 or off. label_csv: a label file, where the
-    checkpoint does not know its classes. mean, std: of the fbank, instead of the checkpoint's own. settings: fstride,
-    tstride, input_fdim, input_tdim of checkpoints that do not say theirs.
+    checkpoint does not know its classes. mean, std: of the fbank, instead of the checkpoint's own. loss: 'BCE' for
+    sigmoid scores, 'CE' for softmax, instead of what the checkpoint was trained with. settings: fstride, tstride,
+    input_fdim, input_tdim of checkpoints that do not say theirs. What no one says is assumed, and logged.
     Returns a Tagger. Raises WeightsError for a checkpoint that cannot be used, DataError for labels that are missing or
     do not fit, or checkpoints that do not go together, ValueError for a device that is not there.
     """
@@ -98,11 +103,11 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     device = choose_device(device)
     classifiers, described = [], []
     for source in sources:
-        model, description = load_model(source, **settings)
+        model, description = load_model(source, mean=mean, std=std, loss=loss, **settings)
         model.autocast_dtype = choose_precision(amp, device)
         model.to(device)
-        classifiers.append(Classifier(model, parallelise(model, device), description['mean'] if mean is None else mean,
-                                      description['std'] if std is None else std, description.get('loss', 'BCE')))
+        classifiers.append(Classifier(model, parallelise(model, device), description['mean'],
+                                      description['std'], description['loss']))
         described.append((source, description))
     frames, mel_bins = _shared_input_size(described)
     return Tagger(tuple(classifiers), _shared_labels(described, label_csv), frames, mel_bins, device)
@@ -144,6 +149,9 @@ def labels_of(source, description, given):
         return given or own
     for dataset, (known_classes, path) in KNOWN_LABELS.items():
         if classes == known_classes and description.get('dataset', dataset) == dataset:
+            if 'dataset' not in description:
+                logger.warning('%s does not name its %d classes; assumed: those of %s (--label_csv)',
+                               source, classes, dataset)
             return read_labels(path)
     raise DataError(f'{source} does not name its {classes} classes: give the label file it was trained with as '
                     f'--label_csv')

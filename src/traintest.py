@@ -40,10 +40,11 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def validate(model, loader, device, loss, title='validation', after_batch=lambda: None, world=World()):
+def validate(model, loader, device, loss, title='validation', after_batch=lambda: None, world=World(),
+             scores=torch.sigmoid):
     """Evaluate a model on every sample of loader; call after_batch() after each batch.
 
-    loss: 'BCE' or 'CE'. world: processes that evaluate a part each (make_loader) and call after_batch equally often.
+    loss: 'BCE' or 'CE'. scores: makes predictions of logits (B, classes). world: processes that evaluate a part each (make_loader) and call after_batch equally often.
     Returns an Evaluation; in processes other than the main one, None.
     """
     model.eval()
@@ -54,7 +55,7 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
         for fbanks, labels in loader:
             logits = model(move(fbanks, device))
             total = total + loss_function(logits, move(labels, device)) * len(labels)
-            predictions.append(logits.sigmoid())
+            predictions.append(scores(logits))
             targets.append(labels)
             progress.advance(len(labels))
             after_batch()

@@ -34,3 +34,25 @@ def test_a_mean_of_different_models_is_refused(checkpoints, tmp_path):
         average_checkpoints.main(['--checkpoints', *checkpoints, str(tmp_path / 'other.pth'), '--out',
                                   str(tmp_path / 'mean.pth')])
     assert not (tmp_path / 'mean.pth').exists()
+
+
+def test_the_mean_is_written_as_safetensors_if_its_name_says_so(checkpoints, tmp_path):
+    for name in ('mean.pth', 'new/mean.safetensors'):
+        average_checkpoints.main(['--checkpoints', *checkpoints, '--out', str(tmp_path / name)])
+    states = [read_state_dict(tmp_path / name) for name in ('mean.pth', 'new/mean.safetensors')]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert (tmp_path / 'mean.json').read_text() == (tmp_path / 'new' / 'mean.json').read_text()
+
+
+def test_what_is_assumed_of_the_first_is_not_written_as_if_it_were_known(tmp_path):
+    model = ASTModel(2, input_fdim=16, input_tdim=32, imagenet_pretrain=False, model_size='tiny224')
+    save_checkpoint(model, tmp_path / 'a.pth', mean=-1.0)
+    average_checkpoints.main(['--checkpoints', str(tmp_path / 'a.pth'), '--out', str(tmp_path / 'mean.pth')])
+    description = json.loads((tmp_path / 'mean.json').read_text())
+    assert description == {**model.config, 'mean': -1.0}
+
+
+def test_another_format_is_refused(checkpoints, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        average_checkpoints.main(['--checkpoints', *checkpoints, '--out', str(tmp_path / 'mean.bin')])
+    assert 'must end in .pth or .safetensors' in capsys.readouterr().err

@@ -163,10 +163,24 @@ def test_masks_are_drawn_before_the_normalisation(make_dataset, make_tone):
     assert (dataset[key][0][:, start:start + width] == 1).all()
 
 
-@pytest.mark.parametrize('conf, word', [({'freq': 3}, 'freq'), ({'mode': 'test'}, 'test')])
+@pytest.mark.parametrize('conf, word', [
+    ({'freq': 3}, 'freq'), *(({'mode': mode}, f'mode must be .*{mode!r}')
+                             for mode in ('tests', 'trian', 'eval ', '', None, 3, True, ('train',)))])
 def test_an_audio_conf_with_an_unknown_key_or_mode_is_refused(make_dataset, tones, conf, word):
     with pytest.raises(DataError, match=f'audio_conf.*{word}'):
         make_dataset(tones, **conf)
+
+
+@pytest.mark.parametrize('mode, meant', [
+    ('train', 'train'), ('training', 'train'), ('Train', 'train'), ('TRAINING', 'train'),
+    *((word, 'evaluation') for word in ('val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'Test', 'VAL'))])
+def test_every_word_for_a_mode_is_understood_in_any_case(make_dataset, tones, mode, meant):
+    settings = {**EVERYTHING, 'mixup': 1.0}
+    asked, plain = (make_dataset(tones, **{**settings, 'mode': word}) for word in (mode, meant))
+    assert asked.conf == plain.conf and asked.conf.mode == meant
+    key = SampleKey(1, 0, 1, 0)
+    assert equal(asked[key], plain[key])
+    assert equal(asked[key], make_dataset(tones)[1]) == (meant == 'evaluation')
 
 
 @pytest.mark.parametrize('key', ['num_mel_bins', 'target_length', 'mode'])

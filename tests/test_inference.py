@@ -199,6 +199,73 @@ def test_a_model_trained_with_ce_gives_shares_of_one(make_checkpoint, make_tone)
     assert result.scores.sum() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.fixture
+def undescribed(make_checkpoint, make_labels):
+    """The options for a checkpoint as the published code writes it, of a model trained with CE; and the like one."""
+    source = make_checkpoint('described.pth', loss='CE')
+    torch.save(torch.load(source, weights_only=True), 'best_audio_model.pth')
+    return ['--checkpoint', 'best_audio_model.pth', '--fstride', 16, '--tstride', 16, '--num_mel_bins', MEL_BINS,
+            '--audio_length', FRAMES, '--label_csv', make_labels(CLASSES)], source
+
+
+def scores_of(infer, *words):
+    infer(*words, '--csv', 'scores.csv')
+    with open('scores.csv', newline='') as file:
+        return [[float(score) for score in row[3:]] for row in list(csv.reader(file))[1:]]
+
+
+def test_loss_and_statistics_of_a_checkpoint_without_description_are_options(infer, undescribed, make_tone, capsys):
+    path, (options, source) = make_tone('a.wav', seconds=0.5), undescribed
+    given = ['--dataset_mean', MEAN, '--dataset_std', STD, '--loss', 'CE']
+    expected = scores_of(infer, path, '--checkpoint', source)
+    assert scores_of(infer, path, *options, *given) == expected
+    assert sum(expected[0]) == pytest.approx(1, abs=1e-5)
+    sigmoids = scores_of(infer, path, *options, *given[:4])
+    waveform = load_waveform(path)
+    assert sigmoids[0] == pytest.approx(logits_by_hand(source, waveform).sigmoid().tolist(), abs=1e-5)
+
+
+def test_one_line_says_what_was_assumed_of_a_checkpoint(undescribed, make_tone, capsys):
+    path, (options, source) = make_tone('a.wav', seconds=0.5), undescribed
+
+    def lines(*words):
+        inference.main([*map(str, [path, *words]), '--device', 'cpu', '--amp', 'off', '--num_workers', '0'])
+        return [line for line in capsys.readouterr().err.splitlines() if 'assumed' in line]
+    [line] = lines(*options)
+    assert 'best_audio_model.pth' in line and 'mel' not in line
+    for part in ('loss BCE (sigmoid scores) (--loss)', 'mean -4.2677393 (--dataset_mean)',
+                 'std 4.5689974 (--dataset_std)'):
+        assert part in line
+    [line] = lines(*options, '--loss', 'CE', '--dataset_std', 3)
+    assert 'assumed: mean -4.2677393 (--dataset_mean)' in line and '--loss' not in line and '--dataset_std' not in line
+    assert lines(*options, '--loss', 'CE', '--dataset_std', 3, '--dataset_mean', -6) == []
+    assert lines('--checkpoint', source) == []
+
+
+def test_a_given_loss_goes_before_the_checkpoints_own(make_checkpoint, make_tone):
+    path, sources = make_tone('a.wav', seconds=0.3), [make_checkpoint(f'{loss}.pth', loss=loss) for loss in ('BCE', 'CE')]
+    for loss, same in (('BCE', 0), ('CE', 1)):
+        given, other = (tag_here(load_tagger(source, 'cpu', 'off', loss=loss), path)[0].scores for source in sources)
+        own = tag_here(load_tagger(sources[same], 'cpu', 'off'), path)[0].scores
+        assert (given == own).all() and (other == own).all()
+
+
+def test_names_of_classes_that_were_assumed_are_said(make_checkpoint, caplog):
+    load_tagger(make_checkpoint(classes=35, labels={}), 'cpu')
+    assert [record.getMessage() for record in caplog.records] == [
+        'model.pth does not name its 35 classes; assumed: those of speechcommands (--label_csv)']
+    caplog.clear()
+    load_tagger(make_checkpoint(classes=35, labels={}, dataset='speechcommands'), 'cpu')
+    assert not caplog.records
+
+
+def test_a_checkpoint_in_safetensors_gives_the_same_scores(make_checkpoint, make_tone):
+    path = make_tone('a.wav', seconds=0.3)
+    each = [tag_here(load_tagger(make_checkpoint(name), 'cpu', 'off'), path)[0].scores
+            for name in ('a.pth', 'b.safetensors')]
+    assert (each[0] == each[1]).all()
+
+
 def test_given_statistics_go_before_the_checkpoints_own(make_checkpoint, make_tone):
     path = make_tone('a.wav', seconds=0.3)
     [given] = tag_here(load_tagger(make_checkpoint('a.pth', mean=0.0, std=1.0), 'cpu', 'off', mean=MEAN, std=STD), path)

@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from torch.utils.data import Dataset
 
 import run
 from dataloader import end_workers, make_loader
+from models.files import hold_lock
 from trainer import TrainingError
 from traintest import explained
 
@@ -122,7 +122,7 @@ def test_a_read_only_data_directory_works(folder, root, tmp_path):
 
 def test_a_second_process_on_the_same_exp_dir_is_refused(folder, capsys):
     (folder / 'exp').mkdir()
-    with FileLock(folder / 'exp' / 'lock'):
+    with hold_lock(folder / 'exp' / 'lock'):
         assert 'another process runs in exp' in stopped(capsys, '--exp_dir', 'exp')
     start('--exp_dir', 'exp')
     assert (folder / 'exp' / 'finished').exists()

@@ -1,4 +1,5 @@
-"""Evaluate checkpoints on one dataset, each alone and all together: an ensemble averages their sigmoid outputs."""
+"""Evaluate checkpoints on one dataset, each alone and all together: an ensemble averages their outputs."""
+import functools
 import hashlib
 import json
 import logging
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
@@ -23,6 +25,8 @@ from utilities.labels import DataError  # noqa: E402
 from utilities.results import write_array, write_rows  # noqa: E402
 from utilities.stats import calculate_stats, is_single_label, summarise  # noqa: E402
 
+SCORES = {'BCE': torch.sigmoid, 'CE': functools.partial(torch.softmax, dim=1)}
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,7 +40,8 @@ def make_parser():
     add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
     add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
     add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=24, help='samples in a batch')
-    add_checkpoint_options(parser)
+    add_checkpoint_options(parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, also what '
+                                        'it averages without this option, as published for both losses')
     return parser
 
 
@@ -44,17 +49,19 @@ def evaluate(args, source, device, folder):
     """Predictions and labels of one checkpoint, both (samples, classes): kept in folder, or computed and kept there."""
     path = locate(source)
     precision = choose_precision(args.amp, device)
-    model, description = load_model(path, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
-                                    input_tdim=args.audio_length)
-    given = {'mean': args.dataset_mean, 'std': args.dataset_std}
-    audio_conf = {'num_mel_bins': description['input_fdim'], 'target_length': description['input_tdim'],
-                  **{name: description[name] if value is None else value for name, value in given.items()},
-                  'mode': 'evaluation'}
+    loss = args.loss or 'BCE'  # whatever it was trained with
+    model, description = load_model(
+        path, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
+        input_tdim=args.audio_length, mean=args.dataset_mean, std=args.dataset_std, loss=loss)
+    audio_conf = {'num_mel_bins': description['input_fdim'],
+                  'target_length': description['input_tdim'], 'mean': description['mean'],
+                  'std': description['std'], 'mode': 'evaluation'}
     dataset = AudiosetDataset(args.data_eval, audio_conf, args.label_csv)
     labels_of(path, description, dataset.labels)  # raises where they are not the checkpoint's
     targets = np.stack([dataset.targets(i).numpy() for i in range(len(dataset))])
     what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval), 'precision': str(precision),
-            'strides': [model.config['fstride'], model.config['tstride']]}
+            'strides': [model.config['fstride'], model.config['tstride']], 'loss': loss,
+            'layer_norm_eps': description.get('layer_norm_eps')}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     kept = folder / f'{path.stem}-{key[:16]}.npy'
     if kept.exists():
@@ -63,7 +70,8 @@ def evaluate(args, source, device, folder):
     model.autocast_dtype = precision
     loader = make_loader(dataset, args.batch_size, args.num_workers, pin_memory=device.type == 'cuda')
     with explained():
-        evaluation = validate(parallelise(model.to(device), device), loader, device, 'BCE', str(source))
+        evaluation = validate(parallelise(model.to(device), device), loader, device, loss,
+                              str(source), scores=SCORES[loss])
     write_array(kept, evaluation.predictions)
     return evaluation.predictions, targets
 

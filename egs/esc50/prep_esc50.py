@@ -18,10 +18,12 @@ from utilities.archives import open_zip, read_member  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
+from utilities.preparation import (check_names, check_not_mixed, fetch, find_published,  # noqa: E402
+                                   is_prepared, only_one)
 from utilities.texts import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
+PUBLISHED_FOLDER = 'ESC-50-master'  # in which the published recipe unpacks the dataset
 LABEL_FILE = HERE / 'data' / 'esc_class_labels_indices.csv'
 FOLDS = range(1, 6)
 
@@ -131,17 +133,25 @@ def check_zip(path, _):
 
 
 def prepare(data_dir, out_dir):
-    """Prepare the dataset at data_dir, or a download of it, into out_dir; what is there already is kept."""
+    """Prepare a dataset into out_dir; what is there already is kept.
+
+    It is the one at data_dir, else the one that the published recipe left in out_dir, else a
+    download.
+    """
     labels = read_labels(LABEL_FILE)
     check_names([out_dir])  # where the copies go that the datafiles list
     out_dir.mkdir(parents=True, exist_ok=True)
     archive = out_dir / 'ESC-50-master.zip'
-    source = str(Path(data_dir or archive).resolve())
+    published = None if data_dir else find_published(out_dir, PUBLISHED_FOLDER, ['meta/esc50.csv'],
+                                                     [archive])
+    source = str(Path(data_dir or published or archive).resolve())
     check_not_mixed(out_dir, source, out_dir / 'audio_16k')
     if is_prepared([out_dir / 'datafiles' / f'esc_eval_data_{fold}.json' for fold in FOLDS]):
         print(f'{out_dir} is prepared already')
         return
-    if data_dir is None:
+    if published:
+        print(f'taking ESC-50 from {published}, which was there before')
+    elif data_dir is None:
         fetch(Url(ESC50_URL, archive), check_zip)
     clips = read_meta(dataset_root(source), labels)
     convert_all(source, clips, out_dir / 'audio_16k')
@@ -154,7 +164,9 @@ def prepare(data_dir, out_dir):
 def main():
     """Entry point."""
     parser = OptionParser(prog='prep_esc50.py', description=__doc__)
-    parser.add_argument('--data_dir', help="folder or zip in ESC-50's layout; without it ESC-50 is downloaded")
+    parser.add_argument('--data_dir', help=f"folder or zip in ESC-50's layout; without it, "
+                        f'{PUBLISHED_FOLDER} in prep_dir, if the published code left it there, '
+                        f'else a download')
     parser.add_argument('--prep_dir', type=Path, default=HERE / 'data', help='where the prepared data go')
     args = parser.parse_args()
     setup_logging()

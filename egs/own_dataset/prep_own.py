@@ -21,7 +21,7 @@ from models.files import WriteError  # noqa: E402
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
 from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
 from utilities.folders import files_below  # noqa: E402
-from utilities.labels import DataError, Labels, read_labels  # noqa: E402
+from utilities.labels import DataError, Labels, format_labels, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import check_names, check_not_mixed, only_one  # noqa: E402
 from utilities.quotes import quoted  # noqa: E402
@@ -214,14 +214,6 @@ def make_mids(names):
     return tuple(mids)
 
 
-def write_labels(path, labels):
-    """Write a label file."""
-    text = io.StringIO()
-    rows = ((i, *row) for i, row in enumerate(zip(labels.mids, labels.names)))
-    csv.writer(text, lineterminator='\n').writerows([('index', 'mid', 'display_name'), *rows])
-    write_text(path, text.getvalue())
-
-
 def read_durations(clips, datafiles, label_csv):
     """Seconds of each clip, from the headers. Raises AudioError that names the first of those that cannot be read."""
     answers = list(parallel_map(read_header, [clip.wav for clip in clips], 'reading headers'))
@@ -289,7 +281,7 @@ def prepare(data, prep_dir, conf=SplitConf(), label_csv=None):
         warn_of_rare(files, labels)
         warn_of_shared_groups(files)
         folder.mkdir(exist_ok=True)
-        write_labels(prep_dir / 'labels.csv', labels)
+        write_text(prep_dir / 'labels.csv', format_labels(labels))
         for name, chosen in files.items():
             entries = [{'wav': clip.wav, 'labels': ','.join(clip.labels)} for clip in chosen]
             write_json(folder / f'{name}.json', {'data': entries})

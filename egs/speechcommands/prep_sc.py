@@ -17,10 +17,12 @@ from models.files import Url, WriteError  # noqa: E402
 from utilities.archives import BLOCK, LimitedStream, extract_members  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402
-from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one  # noqa: E402
+from utilities.preparation import (check_names, check_not_mixed, fetch, find_published,  # noqa: E402
+                                   is_prepared, only_one)
 from utilities.texts import write_json  # noqa: E402
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
+PUBLISHED_FOLDER = 'speech_commands_v0.02'  # in which the published recipe unpacks the dataset
 LABEL_FILE = HERE / 'data' / 'speechcommands_class_labels_indices.csv'
 LISTS = {'valid': 'validation_list.txt', 'eval': 'testing_list.txt'}  # what neither lists is for training
 OFFICIAL_SIZES = {'train': 84843, 'valid': 9981, 'eval': 11005}
@@ -162,18 +164,26 @@ def describe(sizes):
 
 
 def prepare(data_dir, out_dir):
-    """Write the datafiles of the dataset at data_dir, or of a download, into out_dir, unless they are there."""
+    """Write the datafiles of a dataset into out_dir, unless they are there.
+
+    It is the one at data_dir, else the one that the published recipe left in out_dir, else a
+    download.
+    """
     labels = read_labels(LABEL_FILE)
     out_dir.mkdir(parents=True, exist_ok=True)
     archive, unpacked, datafile_dir = out_dir / SC_URL.rpartition('/')[2], out_dir / 'audio', out_dir / 'datafiles'
-    source = Path(data_dir or archive).resolve()
+    published = None if data_dir else find_published(out_dir, PUBLISHED_FOLDER, LISTS.values(),
+                                                     [archive, unpacked])
+    source = Path(data_dir or published or archive).resolve()
     check_names([source if source.is_dir() else unpacked])
     check_not_mixed(out_dir, str(source), unpacked, datafile_dir)
     datafiles = {split: datafile_dir / f'speechcommand_{split}_data.json' for split in OFFICIAL_SIZES}
     if is_prepared(datafiles.values()):
         print(f'{out_dir} is prepared already')
         return
-    if data_dir is None and not unpacked.is_dir():
+    if published:
+        print(f'taking Speech Commands from {published}, which was there before')
+    elif data_dir is None and not unpacked.is_dir():
         fetch(Url(SC_URL, archive), check_download)
     root = find_dataset(source, unpacked)
     mids = dict(zip(labels.names, labels.mids))
@@ -190,7 +200,9 @@ def prepare(data_dir, out_dir):
 def main():
     """Entry point."""
     parser = OptionParser(prog='prep_sc.py', description=__doc__)
-    parser.add_argument('--data_dir', help="folder or tar.gz in Speech Commands' layout; without it it is downloaded")
+    parser.add_argument('--data_dir', help=f"folder or tar.gz in Speech Commands' layout; without "
+                        f'it, {PUBLISHED_FOLDER} in prep_dir, if the published code left it there, '
+                        f'else a download')
     parser.add_argument('--prep_dir', type=Path, default=HERE / 'data', help='where the prepared data go')
     args = parser.parse_args()
     setup_logging()

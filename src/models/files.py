@@ -191,6 +191,10 @@ class DownloadError(OSError):
     """A source that did not deliver, or none that did; a line a source says why."""
 
 
+class MissingDownloadError(DownloadError):
+    """A file that its server does not have."""
+
+
 def check_address(address, asked_before=''):
     """Raise DownloadError for an address that is not to be asked: plain http is for servers on this machine.
 
@@ -256,7 +260,9 @@ class HubFile:
 
     def fetch(self, folder):
         """Download into folder and return the file's path. Honours HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE."""
-        from huggingface_hub import constants, get_session, hf_hub_download  # slow to import, and only needed here
+        # Slow to import, and only needed here.
+        from huggingface_hub import constants, get_session, hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
 
         def check(request):  # each, so that a redirect is one of its own
             address = str(request.url)
@@ -266,6 +272,12 @@ class HubFile:
         hooks.append(check)
         try:
             return Path(hf_hub_download(self.hub_id, self.filename, local_dir=folder))
+        except EntryNotFoundError as error:
+            # The hub's library raises the same kind of error without a network; the answer tells.
+            answers = [getattr(one, 'response', None) for one in (error, error.__cause__)]
+            if any(answer is not None and answer.status_code == 404 for answer in answers):
+                raise MissingDownloadError(f'it has no {self.filename}') from None
+            raise
         finally:
             hooks.remove(check)
 
@@ -292,20 +304,26 @@ def download(sources, check):
 
 
 def _fetch_first(sources, check):
-    problems = []
+    problems, all_missing = [], True
     for source in sources:
         for attempt in range(1, source.attempts + 1):
             try:
                 return _fetch(source, check)
-            except Exception as error:  # the hub's library has dozens of its own; each means: try again, or the next
+            except MissingDownloadError as error:  # the caller may know another name
+                problems.append(f'  {source}: {error}')
+                break
+            # The hub's library has dozens of its own; each means: try again, or the next source.
+            except Exception as error:
                 reason = str(error.__cause__ or error).strip().split('\n')[0]
             logger.warning('%s failed: %s', source, reason)
-            hopeless = re.search(rf'HTTP Error 4\d\d|{NOT_ASKED}', reason)  # it will not be otherwise later
+            all_missing = False
+            # It will not be otherwise later.
+            hopeless = re.search(rf'HTTP Error 4\d\d|{NOT_ASKED}', reason)
             if hopeless or attempt == source.attempts:
                 problems.append(f'  {source}: {reason}')
                 break
             time.sleep(attempt)
-    raise DownloadError('\n'.join(problems))
+    raise (MissingDownloadError if all_missing else DownloadError)('\n'.join(problems))
 
 
 def _fetch(source, check):

@@ -124,8 +124,12 @@ def add_num_workers(parser):
                         help='processes that load data, -1 for one a core')
 
 
-def add_checkpoint_options(parser):
-    """Options of the tools that load checkpoints: what a checkpoint may not say itself, and how to compute."""
+def add_checkpoint_options(parser, loss):
+    """Add the options of tools that load checkpoints: what these may not say, and how to compute.
+
+    Args:
+        loss: help of --loss.
+    """
     add = parser.add_argument
     add('--fstride', type=whole(1, MAX_MEL_BINS), help='stride in frequency of checkpoints that do not say theirs')
     add('--tstride', type=whole(1, MAX_FRAMES), help='stride in time of checkpoints that do not say theirs')
@@ -133,6 +137,7 @@ def add_checkpoint_options(parser):
     add('--audio_length', type=whole(16, MAX_FRAMES), help='frames of 10 ms of checkpoints that do not say theirs')
     add('--dataset_mean', type=fbank_mean, help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
     add('--dataset_std', type=fbank_std, help='standard deviation of the fbank, likewise')
+    add('--loss', choices=['BCE', 'CE'], help=loss)
     add_num_workers(parser)
     add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')

@@ -56,6 +56,21 @@ def read_labels(path):
     return Labels(mids, tuple(row['display_name'] for row in rows))
 
 
+def format_labels(labels: Labels) -> str:
+    """Return the text of a label file, names in quotes as in the published ones.
+
+    Scripts that were written for those take the quotes for granted.
+    """
+    def quote(text):
+        return '"' + text.replace('"', '""') + '"'
+
+    lines = ['index,mid,display_name']
+    for i, (mid, name) in enumerate(zip(labels.mids, labels.names)):
+        plain = not set(mid) & set(',"\r\n')
+        lines.append(f'{i},{mid if plain else quote(mid)},{quote(name)}')
+    return '\n'.join(lines) + '\n'
+
+
 def _cell(value):
     """The text of what csv.DictReader has for a cell: a list of those beyond the header, None for a missing one."""
     return ','.join(value) if isinstance(value, list) else value or ''

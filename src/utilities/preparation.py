@@ -1,6 +1,7 @@
 """Prepared data: whether a folder holds a finished preparation, and which source it was made from."""
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from models.files import DownloadError, download, hold_lock
@@ -40,9 +41,35 @@ def fetch(url, check):
 
 
 def is_prepared(datafiles):
-    """Whether all these datafiles are there, and every recording that they list. Raises DataError of a damaged one."""
+    """Tell whether all these datafiles are there, and every recording that they list.
+
+    A recording with a relative path, as the published code lists them, does not count: it is there
+    in one working directory alone. Raises DataError if a datafile is damaged.
+    """
     return all(map(Path.exists, datafiles)) and all(
-        Path(wav).exists() for datafile in datafiles for wav in read_wavs(datafile))
+        Path(wav).is_absolute() and Path(wav).exists()
+        for datafile in datafiles for wav in read_wavs(datafile))
+
+
+def find_published(out_dir: Path, name: str, needed: Iterable[str], made: Iterable[Path]
+                   ) -> Path | None:
+    """Return the folder in which the published recipe left its dataset, if it is to be used.
+
+    Args:
+        out_dir: folder of the preparation, as which the published recipe has its `data`.
+        name: of the folder in it.
+        needed: files that the folder must hold; one that was broken off is not used.
+        made: what a download leaves in out_dir, the archive first. If any of it is there, or
+            out_dir was prepared from the archive, the download is used instead.
+    """
+    folder, made = out_dir / name, list(made)
+    if not all((folder / file).is_file() for file in needed) or any(path.exists() for path in made):
+        return None
+    marker = out_dir / MARKER
+    advice = f'remove {marker}'
+    if marker.exists() and read_json(marker, advice).get('source') == str(made[0].resolve()):
+        return None
+    return folder
 
 
 def read_wavs(datafile):

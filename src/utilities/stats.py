@@ -15,39 +15,69 @@ def d_prime(area):
     return math.sqrt(2) * norm.ppf(area)
 
 
-def calculate_stats(output, target):
-    """Per-class statistics of predictions.
+def calculate_stats(output: np.ndarray, target: np.ndarray) -> list[dict]:
+    """Compute statistics of predictions, class by class.
 
-    output: scores (samples, classes), any monotone measure. target: labels (samples, classes) of 0 and 1.
-    Returns a list with a dict a class: AP (average precision), auc (area under the ROC curve), acc (accuracy of the
-    arg-max, the same for every class), precisions and recalls (the curve, each 1000th point). A class without
-    positives has NaN for AP and auc and an empty curve, one without negatives NaN for auc.
-    Raises ValueError where the shapes differ, and where output holds NaN.
+    Args:
+        output: scores (samples, classes), on any monotone scale.
+        target: labels (samples, classes) of 0 and 1.
+
+    Returns:
+        A list with a dict a class: AP (average precision), auc (area under the ROC curve), acc
+        (accuracy of the arg-max, the same for every class), precisions and recalls (the
+        precision-recall curve), fpr and fnr (false positive and false negative rate, the ROC
+        curve). Of the curves, each 1000th point. A class without positives has NaN for AP and auc
+        and empty curves; one without negatives has NaN for auc and fpr.
+
+    Raises:
+        ValueError: if the shapes differ, or output holds NaN.
     """
     output, target = np.asarray(output), np.asarray(target)
     if output.shape != target.shape or output.ndim != 2:
-        raise ValueError(f'output and target must both be (samples, classes), got {output.shape} and {target.shape}')
+        raise ValueError(f'output and target must both be (samples, classes), got {output.shape} '
+                         f'and {target.shape}')
     if np.isnan(output).any():
         raise ValueError('output holds NaN: no threshold can sort it')
     acc = float(np.mean(output.argmax(axis=1) == target.argmax(axis=1)))
-    return [{**class_stats(output[:, k], target[:, k]), 'acc': acc} for k in range(target.shape[1])]
+    return [{**class_stats(output[:, k], target[:, k]), 'acc': acc}
+            for k in range(target.shape[1])]
 
 
-def class_stats(scores, labels):
-    """AP, auc and the thinned precision-recall curve of one class: scores and labels (samples,)."""
+def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
+    """Compute AP, auc and the thinned curves of one class: scores and labels (samples,)."""
     if not labels.any():
-        return {'AP': math.nan, 'auc': math.nan, 'precisions': np.empty(0), 'recalls': np.empty(0)}
+        curves = ('precisions', 'recalls', 'fpr', 'fnr')
+        return {'AP': math.nan, 'auc': math.nan, **{name: np.empty(0) for name in curves}}
     tps, fps = counts_at_thresholds(scores, labels)
     recall = tps / tps[-1]
     precision = tps / (tps + fps)
     average_precision = float(np.sum(np.diff(recall, prepend=0) * precision))
     negatives = fps[-1]
-    area = float(np.trapezoid(np.r_[0, recall], np.r_[0, fps / negatives])) if negatives else math.nan
-    # scikit-learn ended the curve at the first full recall when the results were published; it runs on since 1.1.
+    area = math.nan
+    if negatives:
+        area = float(np.trapezoid(np.r_[0, recall], np.r_[0, fps / negatives]))
+    # scikit-learn ended the curve at the first full recall when the results were published; it
+    # runs on since 1.1.
     end = np.searchsorted(tps, tps[-1]) + 1
+    fpr, fnr = roc_curve(tps, fps)
     return {'AP': average_precision, 'auc': area,
             'precisions': np.r_[precision[:end][::-1], 1][::CURVE_STEP],
-            'recalls': np.r_[recall[:end][::-1], 0][::CURVE_STEP]}
+            'recalls': np.r_[recall[:end][::-1], 0][::CURVE_STEP],
+            'fpr': fpr[::CURVE_STEP], 'fnr': fnr[::CURVE_STEP]}
+
+
+def roc_curve(tps: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return false positive and false negative rates, from counts as counts_at_thresholds has them.
+
+    The curve begins where nothing counts as positive, and keeps its corners alone, as that of
+    scikit-learn does; every 1000th point is then that of the published results. Without negatives,
+    the false positive rate is NaN.
+    """
+    # A point on the straight line between its neighbours is no corner: both counts go on as before.
+    corners = np.r_[True, (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0), True]
+    tps, fps = (np.r_[0, counts[corners] if len(counts) > 2 else counts] for counts in (tps, fps))
+    fpr = fps / fps[-1] if fps[-1] else np.full(len(fps), math.nan)
+    return fpr, 1 - tps / tps[-1]
 
 
 def counts_at_thresholds(scores, labels):

@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,3 +124,45 @@ def test_classes_in_another_order_are_refused(data):
     save_checkpoint(model, 'a.pth', labels=labels)
     with pytest.raises(SystemExit, match='in another order'):
         ensemble.main(options('a.pth'))
+
+
+def outputs():
+    """Predictions that were kept, by the name of the checkpoint and in the order in which they were made."""
+    paths = sorted(Path('exp/predictions').glob('*.npy'), key=lambda path: path.stat().st_mtime_ns)
+    return [np.load(path).astype(np.float64) for path in paths]
+
+
+def test_outputs_are_sigmoids_whatever_the_loss_and_softmax_if_asked_for(data, untrained):
+    model, _ = load_model(untrained)
+    save_checkpoint(model, 'a.pth', mean=-6.0, std=3.0, loss='CE')
+    for loss in ([], ['--loss', 'BCE'], ['--loss', 'CE']):
+        ensemble.main([*options('a.pth'), *loss])
+    sigmoids, softmax = outputs()  # the second was the first again
+    assert softmax.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    odds = sigmoids / (1 - sigmoids)  # of a sigmoid, the exponential of the logit
+    assert odds / odds.sum(axis=1, keepdims=True) == pytest.approx(softmax, abs=1e-5)
+
+
+def test_loss_and_statistics_of_a_checkpoint_without_description_are_options(data, untrained, capsys):
+    model, _ = load_model(untrained)
+    save_checkpoint(model, 'a.pth', mean=-6.0, std=3.0)
+    torch.save(torch.load('a.pth', weights_only=True), 'bare.pth')
+    strides = ['--fstride', '10', '--tstride', '10', '--num_mel_bins', '32', '--audio_length', '32']
+    ensemble.main(options('a.pth'))
+    assert 'assumed' not in capsys.readouterr().err
+    ensemble.main([*options('bare.pth'), *strides])
+    [line] = [line for line in capsys.readouterr().err.splitlines() if 'assumed' in line]
+    assert 'bare.pth' in line and '--dataset_mean' in line and '--dataset_std' in line and '--loss' not in line
+    ensemble.main([*options('bare.pth'), *strides, '--dataset_mean', '-6', '--dataset_std', '3'])
+    assert 'assumed' not in capsys.readouterr().err
+    described, assumed, given = outputs()
+    assert (described == given).all() and np.abs(described - assumed).max() > 1e-4
+
+
+def test_a_checkpoint_in_safetensors_is_evaluated(data, untrained):
+    model, _ = load_model(untrained)
+    for name in ('a.pth', 'b.safetensors'):
+        save_checkpoint(model, name, mean=-6.0, std=3.0)
+    ensemble.main(options('a.pth', 'b.safetensors'))
+    rows = np.loadtxt('exp/ensemble_result.csv', delimiter=',')
+    assert (rows[0] == rows[1]).all()

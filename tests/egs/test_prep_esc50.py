@@ -111,3 +111,51 @@ def test_without_a_data_dir_the_zip_is_downloaded(make_esc, tmp_path, monkeypatc
     server.shutdown()
     assert (tmp_path / 'out' / 'ESC-50-master.zip').exists()
     assert len(read(tmp_path / 'out', 'esc_train_data_1.json')) == 8
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    """Any download is an error."""
+    def fail(*_):
+        raise AssertionError('nothing is to be downloaded')
+    monkeypatch.setattr(prep, 'fetch', fail)
+
+
+def test_without_a_data_dir_the_folder_of_the_published_recipe_is_taken_and_named(make_esc, tmp_path, no_download,
+                                                                                 capsys, monkeypatch):
+    folder = make_esc('out/ESC-50-master')
+    shutil.copytree(folder / 'audio', folder / 'audio_16k')
+    (tmp_path / 'out' / 'datafiles').mkdir()
+    wav = './out/ESC-50-master/audio_16k/1-0-A-0.wav'
+    for fold in range(1, 6):
+        for part in ('train', 'eval'):  # as the published recipe lists them
+            (tmp_path / 'out' / 'datafiles' / f'esc_{part}_data_{fold}.json').write_text(
+                json.dumps({'data': [{'wav': wav, 'labels': '/m/07rwj00'}]}))
+    before = sorted(folder.rglob('*'))
+    monkeypatch.chdir(tmp_path)
+    prep.prepare(None, tmp_path / 'out')
+    assert f'taking ESC-50 from {folder}' in capsys.readouterr().out
+    entries = read(tmp_path / 'out', 'esc_train_data_1.json')
+    assert len(entries) == 8 and all(os.path.isabs(entry['wav']) and os.path.exists(entry['wav']) for entry in entries)
+    assert sorted(folder.rglob('*')) == before
+    prep.prepare(None, tmp_path / 'out')
+    assert 'prepared already' in capsys.readouterr().out
+
+
+def test_a_data_dir_goes_before_the_folder_of_the_published_recipe(make_esc, tmp_path, capsys):
+    make_esc('out/ESC-50-master')
+    prep.prepare(make_esc('mine'), tmp_path / 'out')
+    assert 'taking' not in capsys.readouterr().out
+    assert json.loads((tmp_path / 'out' / 'source.json').read_text())['source'] == str(tmp_path / 'mine')
+
+
+def test_a_prepared_download_stays_prepared_beside_such_a_folder(make_esc, tmp_path, no_download, capsys):
+    source = make_esc('site/ESC-50-master')
+    (tmp_path / 'out').mkdir()
+    archive = tmp_path / 'out' / 'ESC-50-master.zip'
+    os.rename(zipped(source), archive)
+    prep.prepare(archive, tmp_path / 'out')
+    archive.unlink()
+    shutil.copytree(source, tmp_path / 'out' / 'ESC-50-master')
+    prep.prepare(None, tmp_path / 'out')
+    assert 'prepared already' in capsys.readouterr().out

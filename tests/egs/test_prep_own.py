@@ -73,6 +73,7 @@ def many(classes=('cat', 'dog'), n=10):
 def test_a_folder_a_class_becomes_a_stratified_split(make_clips, out):
     prep.prepare(make_clips(*many()), out)
     assert read_labels(out / 'labels.csv').names == ('cat', 'dog')
+    assert (out / 'labels.csv').read_text() == 'index,mid,display_name\n0,cat,"cat"\n1,dog,"dog"\n'
     split = parts(out)
     assert {name: Counter(label for _, label in entries) for name, entries in split.items()} == {
         'train_data': {'cat': 8, 'dog': 8}, 'val_data': {'cat': 2, 'dog': 2}}

@@ -208,3 +208,45 @@ def test_a_name_that_is_not_utf8_is_named(make_sc, tmp_path, form):
     with pytest.raises(DataError, match=r'caf\\xe9.* is not UTF-8: rename it'):
         prep.prepare(packed(source) if form == 'tar.gz' else source, out)
     assert not list(out.glob('datafiles'))
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    """Any download is an error."""
+    def fail(*_):
+        raise AssertionError('nothing is to be downloaded')
+    monkeypatch.setattr(prep, 'fetch', fail)
+
+
+def test_without_a_data_dir_the_folder_of_the_published_recipe_is_taken_and_named(make_sc, tmp_path, no_download,
+                                                                                 capsys):
+    folder = make_sc('out/speech_commands_v0.02')
+    (folder / 'train_list.txt').write_text('bed/a_nohash_0.wav\n')
+    prep.prepare(None, tmp_path / 'out')
+    assert f'taking Speech Commands from {folder}' in capsys.readouterr().out
+    assert len(read(tmp_path / 'out', 'train')) == 3
+    prep.prepare(None, tmp_path / 'out')
+    assert 'prepared already' in capsys.readouterr().out
+
+
+def test_datafiles_of_the_published_recipe_are_kept(make_sc, tmp_path, no_download, capsys):
+    folder = make_sc('out/speech_commands_v0.02')
+    (tmp_path / 'out' / 'datafiles').mkdir()
+    for split in ('train', 'valid', 'eval'):
+        entry = {'wav': str(folder / 'bed' / 'a_nohash_0.wav'), 'labels': '/m/spcmd03'}
+        (tmp_path / 'out' / 'datafiles' / f'speechcommand_{split}_data.json').write_text(json.dumps({'data': [entry]}))
+    prep.prepare(None, tmp_path / 'out')
+    assert 'prepared already' in capsys.readouterr().out
+    assert read(tmp_path / 'out', 'train') == [('bed/a_nohash_0.wav', '/m/spcmd03')]
+
+
+def test_a_folder_of_the_published_recipe_that_was_broken_off_is_not_taken(make_sc, tmp_path, monkeypatch):
+    (make_sc('out/speech_commands_v0.02') / 'testing_list.txt').unlink()
+    asked = []
+
+    def deliver(url, check):
+        asked.append(url)
+        os.rename(packed(make_sc()), url.destination)
+    monkeypatch.setattr(prep, 'fetch', deliver)
+    prep.prepare(None, tmp_path / 'out')
+    assert len(asked) == 1 and len(read(tmp_path / 'out', 'train')) == 3

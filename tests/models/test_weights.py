@@ -1,14 +1,19 @@
 """The published weights: found under their names, wherever they lie, and asked for by name where they do not."""
+import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import socket
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from http_server import Page
+from safetensors.torch import load_file, save_file
 
-from models import WeightsError
+from models import WeightsError, load_model
 from models.weights import PUBLISHED, WeightsFile, find_or_download, locate
 
 DEIT_FILES = [
@@ -141,3 +146,145 @@ def test_a_cut_connection_is_tried_again(server, torch_home, monkeypatch):
     assert server.requests == ['/a.pth'] * 3
     monkeypatch.setattr('time.sleep', lambda seconds: server.pages.update({'/a.pth': Page(b'whole')}))
     assert find_or_download(file).read_bytes() == b'whole'
+
+
+def test_deit_weights_are_found_where_torch_hub_stored_them_for_the_published_code(copied, torch_home, tmp_path):
+    deit, name = DEIT_FILES[3]
+    for home in (torch_home, tmp_path / 'repository' / 'pretrained_models'):
+        path = home / 'hub' / 'checkpoints' / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+        assert copied.find_or_download(copied.deit_file(deit)) == path
+        path.unlink()
+
+
+def test_deit_weights_are_found_in_the_cache_of_torch_hub_if_torch_home_is_not_set(copied, monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    deit, name = DEIT_FILES[0]
+    path = tmp_path / 'cache' / 'torch' / 'hub' / 'checkpoints' / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert copied.find_or_download(copied.deit_file(deit)) == path
+
+
+def test_downloads_do_not_go_to_the_folders_of_torch_hub(server, copied, torch_home, monkeypatch):
+    (torch_home / 'hub' / 'checkpoints').mkdir(parents=True)
+    monkeypatch.setattr(copied, 'read_state_dict', lambda path: None)
+    server.pages['/a.pth'] = Page(b'whole')
+    assert copied.find_or_download(copied.WeightsFile('a.pth', f'{server.address}/a.pth', None)) == torch_home / 'a.pth'
+
+
+LOAD_FROM_HUB = """
+import json, logging, sys
+logging.basicConfig(format='%(message)s')
+from models import load_model
+from models.weights import locate
+model, description = load_model(sys.argv[1])
+print(json.dumps({'path': str(locate(sys.argv[1])), 'mean': description['mean'], 'assumed': description['assumed'],
+                  'logits': model(__import__('golden').spectrogram('hub', 2, 64, 32)).tolist()}))
+"""
+
+
+@pytest.fixture(scope='module')
+def hub_folder(tmp_path_factory):
+    """(A folder that transformers wrote for a tiny model, its logits.)"""
+    transformers, golden = pytest.importorskip('transformers'), importlib.import_module('golden')
+    model = transformers.ASTForAudioClassification(transformers.ASTConfig(
+        hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=5, max_length=64, num_mel_bins=32))
+    golden.fill(model.eval())
+    folder = tmp_path_factory.mktemp('hub')
+    model.save_pretrained(folder)
+    transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=64, mean=-1.5).save_pretrained(folder)
+    with torch.no_grad():
+        return folder, model(golden.spectrogram('hub', 2, 64, 32)).logits
+
+
+def in_parts(folder):
+    """Replace model.safetensors by two parts and their index."""
+    state = load_file(folder / 'model.safetensors')
+    (folder / 'model.safetensors').unlink()
+    names = sorted(state)
+    parts = {f'model-0000{i + 1}-of-00002.safetensors': names[i::2] for i in range(2)}
+    for file, chosen in parts.items():
+        save_file({name: state[name] for name in chosen}, folder / file)
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(
+        {'weight_map': {name: file for file, chosen in parts.items() for name in chosen}}))
+
+
+def as_bin(folder):
+    """Replace model.safetensors by what older versions of transformers wrote."""
+    torch.save(load_file(folder / 'model.safetensors'), folder / 'pytorch_model.bin')
+    (folder / 'model.safetensors').unlink()
+
+
+FORMS = {'whole': lambda folder: None, 'parts': in_parts, 'older': as_bin,
+         'no-extractor': lambda folder: (folder / 'preprocessor_config.json').unlink()}
+
+
+@pytest.fixture
+def load_from_hub(server, tmp_path, root, run_python):
+    """Load someone/model from the server, which stands in for Hugging Face; returns what LOAD_FROM_HUB says.
+
+    told: whether the server says that an entry is missing as Hugging Face does, or is a plain mirror.
+    """
+    def load(folder, told=True):
+        where = '/someone/model/resolve/main/'
+        for name in ('config.json', 'preprocessor_config.json', 'model.safetensors', 'model.safetensors.index.json',
+                     'pytorch_model.bin', 'pytorch_model.bin.index.json'):
+            server.pages[where + name] = Page(status=404, headers={'X-Error-Code': 'EntryNotFound'} if told else {})
+        for path in folder.iterdir():
+            body = path.read_bytes()
+            headers = {'ETag': f'"{hashlib.sha256(body).hexdigest()}"', 'X-Repo-Commit': 'c' * 40}
+            server.pages[where + path.name] = Page(body, headers=headers)
+        printed = run_python('-c', LOAD_FROM_HUB, 'someone/model', cwd=tmp_path, HF_ENDPOINT=server.address,
+                             PYTHONPATH=f'{root / "src"}{os.pathsep}{root / "tests" / "golden"}',
+                             HF_HOME=tmp_path / 'cache', TORCH_HOME=tmp_path / 'home')
+        return json.loads(printed)
+    return load
+
+
+@pytest.mark.parametrize('form, told', [('whole', True), ('parts', True), ('older', True), ('older', False),
+                                        ('no-extractor', True), ('no-extractor', False)])
+def test_a_model_of_the_hub_loads_in_every_form_and_without_network_afterwards(
+        form, told, hub_folder, tmp_path, load_from_hub, monkeypatch, hub_offline):
+    folder, logits = hub_folder
+    shutil.copytree(folder, tmp_path / 'served')
+    FORMS[form](tmp_path / 'served')
+    loaded = load_from_hub(tmp_path / 'served', told)
+    assert Path(loaded['path']).parent == tmp_path / 'home' / 'someone--model'
+    assert torch.allclose(torch.tensor(loaded['logits']), logits, atol=1e-4)
+    lacking = form == 'no-extractor'
+    assert loaded['mean'] == (-4.2677393 if lacking else -1.5)
+    assert loaded['assumed'] == (['loss', 'mean', 'std'] if lacking else ['loss'])
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    assert str(locate('someone/model')) == loaded['path']
+    assert load_model('someone/model')[1]['mean'] == loaded['mean']
+
+
+def test_a_download_that_was_broken_off_between_parts_goes_on(hub_folder, tmp_path, load_from_hub, server):
+    folder, logits = hub_folder
+    shutil.copytree(folder, tmp_path / 'served')
+    in_parts(tmp_path / 'served')
+    target = tmp_path / 'home' / 'someone--model'
+    target.mkdir(parents=True)
+    for name in ('config.json', 'model.safetensors.index.json', 'model-00001-of-00002.safetensors'):
+        shutil.copy(tmp_path / 'served' / name, target)
+    assert torch.allclose(torch.tensor(load_from_hub(tmp_path / 'served')['logits']), logits, atol=1e-4)
+    assert not any('00001' in path for path in server.requests)
+
+
+def test_a_model_of_the_hub_without_weights_says_so(server, tmp_path, root, start_python):
+    body = b'{}'
+    headers = {'ETag': '"a"', 'X-Repo-Commit': 'c' * 40}
+    server.pages['/someone/model/resolve/main/config.json'] = Page(body, headers=headers)
+    process = start_python('-c', LOAD_FROM_HUB, 'someone/model', cwd=tmp_path, HF_ENDPOINT=server.address,
+                           PYTHONPATH=root / 'src', HF_HOME=tmp_path / 'cache', TORCH_HOME=tmp_path / 'home')
+    said = process.communicate(timeout=120)[1]
+    assert 'someone/model could not be downloaded' in said and 'there are no weights in it' in said
+
+
+@pytest.mark.parametrize('name', ['lost/epoch.ckpt', 'lost/model.bin', 'lost/model.pt', 'lost/model.index.json'])
+def test_a_file_that_is_not_there_is_not_taken_for_a_model_of_the_hub(name, torch_home, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match=f'{name} does not exist$'):
+        locate(name)

@@ -1,11 +1,13 @@
 """Label files, datafiles and weight files: what is read, and what is said about those that cannot be."""
+import hashlib
 import json
 import pickle
 
 import numpy as np
 import pytest
 
-from utilities.labels import DataError, read_datafile, read_labels, read_sample_weights, weight_file
+from utilities.labels import (DataError, Labels, format_labels, read_datafile, read_labels, read_sample_weights,
+                              weight_file)
 
 MIDS = {'/m/0': 0, '/m/1': 1}
 GOOD = {'wav': 'a.wav', 'labels': '/m/0'}
@@ -107,3 +109,28 @@ def test_a_packed_datafile_reaches_a_spawned_process(write):
 def test_a_label_file_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / 'labels.csv').write_text('index,mid,display_name\n0,/m/0,dog\n', encoding='utf-8-sig')
     assert read_labels(tmp_path / 'labels.csv').names == ('dog',)
+
+
+def test_names_are_written_in_quotes_as_published(tmp_path):
+    labels = Labels(('/m/a', 'b,c', 'd "e"', 'f'), ('dog', 'man, speaking', 'a "word"', ''))
+    path = tmp_path / 'labels.csv'
+    path.write_text(format_labels(labels))
+    assert path.read_text() == ('index,mid,display_name\n0,/m/a,"dog"\n1,"b,c","man, speaking"\n'
+                                '2,"d ""e""","a ""word"""\n3,f,""\n')
+    assert read_labels(path) == labels
+
+
+# The files of the published repository, whose own code takes the quotes off with eval.
+PUBLISHED = {
+    'audioset/data/class_labels_indices.csv': 'cdd1049833c4b86127c2773ac0d14a2754b6a6d0d1798002ed5c66e699708429',
+    'esc50/data/esc_class_labels_indices.csv': '89024971236e017c0e4307b338bb9381b74fd9297923d259b72e7f6631bb51bb',
+    'speechcommands/data/speechcommands_class_labels_indices.csv':
+        '9beef7975ea73cf54b4d99c8494fb64e143198b7b3e2d759cae0cab48d58c071',
+}
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_the_label_files_are_the_published_ones_and_what_is_written_is_like_them(name, root):
+    content = (root / 'egs' / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == PUBLISHED[name]
+    assert format_labels(read_labels(root / 'egs' / name)).encode() == content

@@ -5,7 +5,7 @@ import pytest
 
 from models.files import Url
 from utilities.labels import DataError
-from utilities.preparation import check_names, check_not_mixed, fetch, is_prepared, only_one
+from utilities.preparation import check_names, check_not_mixed, fetch, find_published, is_prepared, only_one
 
 
 @pytest.mark.parametrize('text', ['', '{"data": [', '[1]', '{}', '{"data": 3}', '{"data": [3]}', '{"data": [{}]}',
@@ -43,3 +43,32 @@ def test_a_name_that_is_not_utf8_is_named():
     check_names(['/a/b.wav', '/ünïcødé/日本.wav'])
     with pytest.raises(DataError, match=r"the name b'/a/\\xe9.wav' is not UTF-8: rename it"):
         check_names(['/a/b.wav', os.fsdecode(b'/a/\xe9.wav')])
+
+
+def test_recordings_listed_by_a_relative_path_do_not_count_as_prepared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.wav').touch()
+    (tmp_path / 'train.json').write_text('{"data": [{"wav": "./a.wav"}]}')
+    assert not is_prepared([tmp_path / 'train.json'])
+    (tmp_path / 'train.json').write_text(f'{{"data": [{{"wav": "{tmp_path / "a.wav"}"}}]}}')
+    assert is_prepared([tmp_path / 'train.json'])
+
+
+def test_a_folder_of_the_published_recipe_is_taken_unless_a_download_is_or_was_in_use(tmp_path):
+    archive, folder = tmp_path / 'a.zip', tmp_path / 'a-master'
+
+    def find():
+        return find_published(tmp_path, 'a-master', ['list.txt'], [archive, tmp_path / 'audio'])
+    assert find() is None
+    folder.mkdir()
+    assert find() is None  # broken off
+    (folder / 'list.txt').touch()
+    assert find() == folder
+    for made in (archive, tmp_path / 'audio'):
+        made.touch()
+        assert find() is None
+        made.unlink()
+    check_not_mixed(tmp_path, str(archive))
+    assert find() is None
+    check_not_mixed(tmp_path, str(folder))
+    assert find() == folder

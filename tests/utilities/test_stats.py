@@ -5,7 +5,7 @@ import golden
 import numpy as np
 import pytest
 import scipy.stats
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
 from utilities.stats import calculate_stats, d_prime, single_label_scores, summarise
 
@@ -64,6 +64,25 @@ def test_numbers_equal_scikit_learns_with_and_without_ties(decimals):
         assert [s[name] for s in stats] == pytest.approx(score(targets, predictions, average=None), abs=1e-9)
 
 
+@pytest.mark.filterwarnings('ignore:No negative samples')
+@pytest.mark.parametrize('samples, decimals', [(500, 8), (500, 1), (500, 0), (20000, 8), (20000, 4), (1, 8), (2, 8)])
+def test_the_roc_curve_is_scikit_learns_each_1000th_point_as_published(samples, decimals):
+    predictions, targets = golden.stats_case(6, samples, 4, 0.3)
+    predictions, targets[0] = predictions.round(decimals), 1
+    classes = calculate_stats(predictions, targets)
+    for k, stats in enumerate(classes):
+        fpr, tpr, _ = (curve[::1000] for curve in roc_curve(targets[:, k], predictions[:, k]))
+        assert stats['fpr'] == pytest.approx(fpr, abs=1e-12, nan_ok=True)
+        assert stats['fnr'] == pytest.approx(1 - tpr, abs=1e-12)
+    assert samples < 20000 or len(classes[0]['fpr']) > 3
+
+
+def test_a_class_has_the_published_keys():
+    predictions, targets = golden.stats_case(6, 50, 4, 0.3)
+    assert all(stats.keys() == {'precisions', 'recalls', 'AP', 'fpr', 'fnr', 'auc', 'acc'}
+               for stats in calculate_stats(predictions, targets))
+
+
 def test_predictions_of_any_monotone_scale_give_the_same_numbers():
     predictions, targets = golden.stats_case(5, 200, 4, 0.2)
     first, second = (summarise(calculate_stats(scores, targets)) for scores in (predictions, 8 * predictions - 4))
@@ -79,7 +98,7 @@ def test_float32_predictions_and_labels_are_welcome():
 def test_a_class_without_positives_has_no_ap_and_no_auc(sparse):
     stats = calculate_stats(*sparse)[2]
     assert math.isnan(stats['AP']) and math.isnan(stats['auc'])
-    assert not len(stats['precisions']) and not len(stats['recalls'])
+    assert not any(len(stats[curve]) for curve in ('precisions', 'recalls', 'fpr', 'fnr'))
 
 
 def test_a_class_without_positives_is_left_out_of_the_means_and_counted(sparse):
