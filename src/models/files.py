@@ -31,9 +31,17 @@ STALL_SECONDS = 60  # a connection that sends nothing for so long is given up
 THIS_MACHINE = ('localhost', '127.0.0.1', '::1')  # as a URL's host name
 NOT_ASKED = 'is not asked: downloads come over https, and by no redirect over less'
 LOCK_POLL_SECONDS = 0.05  # how often a process that waits for a lock looks
-LOCK_HELD = {errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK}  # by another process
+
+
+def _errors(*names):
+    """Return the numbers of errors by their names, of which no system knows all."""
+    return {getattr(errno, name) for name in names if hasattr(errno, name)}
+
+
+DISK_FULL = _errors('ENOSPC', 'EDQUOT', 'EFBIG')
+LOCK_HELD = _errors('EACCES', 'EAGAIN', 'EWOULDBLOCK')  # by another process
 # What file systems without locks answer: some of Lustre, NFS, 9p and FUSE.
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+NO_LOCKS = _errors('ENOLCK', 'ENOSYS', 'EOPNOTSUPP', 'ENOTSUP')
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +68,7 @@ def atomic_write(path):
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and 'inline_container' not in str(error):  # where torch.save fails to write
             raise
-        full = isinstance(error, RuntimeError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = isinstance(error, RuntimeError) or error.errno in DISK_FULL
         raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}'
                          + ('; is the disk full?' if full else '')) from error
     finally:
