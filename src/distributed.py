@@ -52,11 +52,14 @@ class World:
         return torch.device('cuda', own)
 
     def start(self, device, timeout_minutes):
-        """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError."""
+        """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError.
+
+        A GPU with a number becomes the current one, so that nothing of this process lands on the first.
+        """
+        if device.type == 'cuda' and device.index is not None:
+            torch.cuda.set_device(device)
         if self.size == 1:
             return
-        if device.type == 'cuda':
-            torch.cuda.set_device(device)
         if 'OMP_NUM_THREADS' not in os.environ:
             torch.set_num_threads(max(1, available_cores() // self.local_size))
         backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'

@@ -92,7 +92,8 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     checkpoint does not know its classes. mean, std: of the fbank, instead of the checkpoint's own. settings: fstride,
     tstride, input_fdim, input_tdim of checkpoints that do not say theirs.
     Returns a Tagger. Raises WeightsError for a checkpoint that cannot be used, DataError for labels that are missing or
-    do not fit, or checkpoints that do not go together, ValueError for a device that is not there.
+    do not fit, or checkpoints that do not go together, ValueError for a device that is not there, TrainingError for a
+    GPU without the memory.
     """
     sources = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
     device = choose_device(device)
@@ -100,7 +101,8 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     for source in sources:
         model, description = load_model(source, **settings)
         model.autocast_dtype = choose_precision(amp, device)
-        model.to(device)
+        with explained():
+            model.to(device)
         classifiers.append(Classifier(model, parallelise(model, device), description['mean'] if mean is None else mean,
                                       description['std'] if std is None else std, description.get('loss', 'BCE')))
         described.append((source, description))

@@ -112,11 +112,11 @@ def _names(id2label, path):
 def save_checkpoint(model, path, **description):
     """Write an ASTModel's weights in the published layout (prefix `module.`), and a .json that describes them.
 
-    The description holds the model's own settings and what the caller adds (labels, mean, std, loss).
+    They are written as of the CPU: torch.load would fail without the GPU that they were trained on. The description holds the model's own settings and what the caller adds (labels, mean, std, loss).
     """
     path = Path(path)
     with atomic_write(path) as partial:
-        torch.save({f'module.{name}': value for name, value in model.state_dict().items()}, partial)
+        torch.save({f'module.{name}': value.cpu() for name, value in model.state_dict().items()}, partial)
     with atomic_write(path.with_suffix('.json')) as partial:
         partial.write_text(json.dumps({**model.config, **description}, indent=1) + '\n')
 
