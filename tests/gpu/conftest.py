@@ -4,25 +4,23 @@
 none; what means something on a CPU runs there too, so that the kit itself is known to work.
 """
 import copy
-import functools
 
 import golden
 import pytest
 import torch
-from kit import BINS, FRAMES, require_gpus
+from kit import BINS, FRAMES, golden_ast, require_gpus
 from machine_report import describe_machine
 from small_model import CLASSES
 
 import run
 from dataloader import one_thread
-from models import ASTModel
 
 CLIPS, BATCH = 13, 4  # so that the last batch of an epoch has one
-OPTIONS = ('--data_train train.json --data_val val.json --data_eval val.json --label_csv labels.csv '
-           f'--n_class {CLASSES} --num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 '
-           f'--model_size tiny224 --imagenet_pretrain False --n_epochs 2 --batch_size {BATCH} '
-           '--optim sgd --lr 0.01 --mixup 0.5 --freqm 8 --timem 8 --noise True --num_workers 0 '
-           '--amp off --save_model True').split()
+OPTIONS = ('--data_train train.json --data_val val.json --data_eval val.json '
+           f'--label_csv labels.csv --n_class {CLASSES} --num_mel_bins 32 --audio_length 32 '
+           '--fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
+           f'--n_epochs 2 --batch_size {BATCH} --optim sgd --lr 0.01 --mixup 0.5 --freqm 8 '
+           '--timem 8 --noise True --num_workers 0 --amp off --save_model True').split()
 
 
 @pytest.fixture(scope='session', params=['cpu', 'cuda'])
@@ -34,9 +32,15 @@ def device(request):
     return torch.device('cuda', 0)
 
 
+@pytest.fixture(scope='session')
+def two_gpus():
+    """Skip the test on a machine with fewer than two GPUs."""
+    require_gpus(2)
+
+
 @pytest.fixture(autouse=True)
 def exact_float32():
-    """Multiply in float32 and not in TF32, which a GPU takes for convolutions unless told otherwise.
+    """Multiply in float32 and not in TF32, in which a GPU computes convolutions by default.
 
     A run of run.py in this process switches TF32 on: what it was before comes back.
     """
@@ -58,14 +62,6 @@ def thread():
 def make_ast():
     """Build a tiny ASTModel on the CPU, always with the same weights, in evaluation mode."""
     return lambda: copy.deepcopy(golden_ast())
-
-
-@functools.cache
-def golden_ast():
-    """The model that make_ast copies: filling it takes a second."""
-    return golden.fill(ASTModel(
-        CLASSES, fstride=8, tstride=8, input_fdim=BINS, input_tdim=FRAMES, model_size='tiny224',
-        imagenet_pretrain=False, verbose=False)).eval()
 
 
 @pytest.fixture

@@ -1,18 +1,33 @@
-"""What the tests of the GPU kit share: sizes, tolerances, and how numbers of two devices compare."""
+"""What the tests of the GPU kit share: sizes, tolerances, how numbers of two devices compare."""
+import functools
+
+import golden
 import numpy as np
 import pytest
 import torch
 from small_model import CLASSES
 from torch.nn import functional as F
 
+from models import ASTModel
+
 FRAMES, BINS = 64, 32  # of the input of make_ast; with strides of 8, 3 x 7 patches
 each_precision = pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16],
                                          ids=['float32', 'bfloat16', 'float16'])
+# For what would say nothing about a GPU on the CPU, or is tried there by another file of tests.
+on_a_gpu_only = pytest.mark.parametrize('device', ['cuda'], indirect=True)
 # How far logits may be from those of the CPU in float32; they are of the order of 1. In float32 two
 # machines differ by rounding; bfloat16 keeps 8 bits, which cost 0.008 on a CPU, float16 11: 0.002.
 LOGITS = {None: 5e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 # The same of gradients and updates, as a share of their norm; on a CPU, 0.008 and 0.001.
 GRADIENTS = {None: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
+
+
+@functools.cache
+def golden_ast():
+    """Build the model that make_ast copies, once: filling it takes a second."""
+    return golden.fill(ASTModel(
+        CLASSES, fstride=8, tstride=8, input_fdim=BINS, input_tdim=FRAMES, model_size='tiny224',
+        imagenet_pretrain=False, verbose=False)).eval()
 
 
 def require_gpus(count):
@@ -65,8 +80,8 @@ def require_same_experiment(exp_dir, reference, tolerance):
     (losses, expected) = (np.loadtxt(folder / 'result.csv', delimiter=',')[..., 5:7]
                           for folder in (exp_dir, reference))
     np.testing.assert_allclose(losses, expected, atol=tolerance)
-    kept = sorted((reference / 'predictions').glob('*predictions*.npy'))
-    assert kept
+    kept = [reference / 'predictions' / f'{name}.npy'
+            for name in ('predictions_1', 'predictions_2', 'cum_predictions')]
     for path in kept:
         np.testing.assert_allclose(np.load(exp_dir / 'predictions' / path.name), np.load(path),
                                    atol=tolerance)

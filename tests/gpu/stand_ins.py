@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import nn
 from torch.nn.parallel import _functions, comm, scatter_gather
+from torch.utils.checkpoint import DefaultDeviceType
 
 COUNT = 3  # devices; batches of 5 and 4 are split into 2, 2, 1 and 2, 2
 CPU = torch.device('cpu')
@@ -48,7 +49,7 @@ def broadcast_coalesced(tensors, devices):
 
 
 def scatter(devices, sizes, dim, tensor):
-    """Stand in for Scatter.apply, which cuts a batch as torch.chunk does, maybe into fewer parts."""
+    """Stand in for Scatter.apply, which cuts a batch as torch.chunk does: maybe into fewer."""
     assert sizes is None
     return tuple(part.clone() for part in tensor.chunk(len(devices), dim))
 
@@ -68,6 +69,7 @@ def stand_in_devices():
                 (comm, 'broadcast_coalesced', broadcast_coalesced),
                 (scatter_gather, 'Scatter', SimpleNamespace(apply=scatter)),
                 (scatter_gather, 'Gather', SimpleNamespace(apply=gather)),
+                (DefaultDeviceType, '_default_device_type', 'cpu'),  # else kept after the block
                 (torch.accelerator, 'is_available', lambda: True),
                 (torch.accelerator, 'current_accelerator', lambda *_: CPU),
                 (torch.accelerator, 'current_stream', lambda *_: here),

@@ -92,20 +92,16 @@ def test_a_split_batch_gives_the_gradients_of_the_model_alone(gpus, make_ast, ma
 
 
 def test_every_replica_leaves_out_the_patches_that_the_step_leaves_out(gpus, make_ast, make_inputs):
-    model, kept = make_ast().train(), []
-    split = gpus.wrap(model)
-    model.v.blocks[0].register_forward_pre_hook(lambda _, given: kept.append(given[0].detach().cpu()))
-    model.keep_patches([0, 2], [1, 4, 5])
-    split(make_inputs(5).to(gpus.device))
-    plain = make_ast().train()
-    plain.keep_patches([0, 2], [1, 4, 5])
-    plain.v.blocks[0].register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-    plain(make_inputs(5))
-    *of_replicas, expected = kept
-    assert len(of_replicas) > 1 and expected.shape[1] == 2 + 2 * 3
-    in_order = sorted(of_replicas, key=lambda part: [torch.allclose(part[0], sample, atol=1e-4)
-                                                     for sample in expected].index(True))
-    torch.testing.assert_close(torch.cat(in_order), expected.detach(), rtol=0, atol=1e-4)
+    logits, tokens = [], []
+    for wrap, device in ((lambda model: model, CPU), (gpus.wrap, gpus.device)):
+        model = make_ast().train()
+        split = wrap(model)
+        model.v.blocks[0].register_forward_pre_hook(
+            lambda _, given: tokens.append(given[0].shape[1]))
+        model.keep_patches([0, 2], [1, 4, 5])
+        logits.append(split(make_inputs(5).to(device)).detach().cpu())
+    assert len(tokens) > 2 and set(tokens) == {2 + 2 * 3}
+    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=LOGITS[None])
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bfloat16', 'float16'])
@@ -172,7 +168,8 @@ def test_validation_gives_the_predictions_of_the_model_alone(gpus, make_ast, mak
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.'])
-def test_state_dicts_load_with_and_without_the_prefix(gpus, make_ast, make_inputs, tmp_path, prefix):
+def test_state_dicts_load_with_and_without_the_prefix(gpus, make_ast, make_inputs, tmp_path,
+                                                      prefix):
     path, model = tmp_path / 'model.pth', make_ast()
     nn.init.normal_(model.mlp_head[1].weight)  # other weights than make_ast gives
     split = gpus.wrap(model)

@@ -58,7 +58,8 @@ def test_patchout_leaves_out_on_the_device_what_it_leaves_out_on_the_cpu(make_pa
                                                                          device):
     inputs, logits, tokens = make_inputs(2), [], []
     for model, place in zip(make_pair(), (torch.device('cpu'), device)):
-        model.v.blocks[0].register_forward_pre_hook(lambda _, given: tokens.append(given[0].shape[1]))
+        model.v.blocks[0].register_forward_pre_hook(
+            lambda _, given: tokens.append(given[0].shape[1]))
         model.train()
         model.keep_patches([0, 2], [1, 4, 5])
         logits.append(model(inputs.to(place)).detach().cpu())
