@@ -169,9 +169,9 @@ def in_contact(signs=('',)):
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or (
-            type(error) is RuntimeError and any(sign in str(error).lower() for sign in signs))
-        if not lost or not dist.is_initialized():
+        said = str(error).lower()
+        lost = isinstance(error, dist.DistError) or type(error) is RuntimeError and any(sign in said for sign in signs)
+        if not lost or 'out of memory' in said or not dist.is_initialized():  # NCCL needs some of a GPU's memory, too
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DistributedError(f'process {dist.get_rank()} lost contact with another one, which died or did not answer '

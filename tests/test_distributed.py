@@ -117,6 +117,7 @@ def test_a_process_whose_output_nobody_reads_any_more_ends_at_once_too(tmp_path)
     ('Application timeout caused pair closure', LOST_SIGNS, True),
     ('[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1', LOST_SIGNS, True),
     ('NCCL communicator was aborted on rank 1.', LOST_SIGNS, True), ('Broken pipe', LOST_SIGNS, True),
+    ("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'", LOST_SIGNS, False),
     ('mat1 and mat2 shapes cannot be multiplied', LOST_SIGNS, False), ('whatever', ('',), True), ('', ('',), True)])
 def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, message, signs, lost):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
@@ -207,6 +208,14 @@ def test_every_process_takes_its_own_gpu(monkeypatch, world, gpus, asked, expect
             world.device(torch.device(asked))
     else:
         assert str(world.device(torch.device(asked))) == expected
+
+
+@pytest.mark.parametrize('device, current', [('cuda:1', ['cuda:1']), ('cuda', []), ('cpu', [])])
+def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch, device, current):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda one: chosen.append(str(one)))
+    World().start(torch.device(device), timeout_minutes=1)
+    assert chosen == current
 
 
 def test_processes_of_a_machine_share_its_cores():

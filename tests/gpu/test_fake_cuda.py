@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from dataloader import AudiosetDataset, Pending, SampleKey, WaveformDataset
 from features import fbank
+from models import save_checkpoint
 from models.state_dicts import load_tensors
 from tagging import Classifier, Tagger
 from trainer import Trainer
@@ -131,3 +132,16 @@ def test_a_checkpoint_of_the_cpu_goes_on_on_the_gpu(make_ast, make_inputs, tmp_p
         kept = [value for one in trainer.optimizer.state.values() for value in one.values()]
         assert all(value.device == CUDA for value in kept)
     assert len(kept) == 3 * len(list(model.parameters()))  # Adam's two means and its step
+
+
+def test_weights_are_saved_as_of_the_cpu(make_ast, monkeypatch, tmp_path):
+    model, saved = make_ast(), {}
+
+    def save(state, path):
+        saved.update(state)
+        path.touch()
+    monkeypatch.setattr(torch, 'save', save)
+    with fake_cuda() as gpu:
+        save_checkpoint(gpu.put(model), tmp_path / 'model.pth')
+        assert {value.device for value in saved.values()} == {CPU}
+    assert set(saved) == {f'module.{name}' for name in model.state_dict()}
