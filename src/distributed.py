@@ -55,14 +55,17 @@ class World:
         return torch.device('cuda', own)
 
     def start(self, device, timeout_minutes):
-        """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError."""
+        """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError.
+
+        A GPU with a number becomes the current one, so that nothing of this process lands on the first.
+        """
+        if device.type == 'cuda' and device.index is not None:
+            torch.cuda.set_device(device)
         if self.size == 1:
             return
         if not dist.is_available():
             raise DistributedError('this build of PyTorch has no torch.distributed: start one '
                                    'process')
-        if device.type == 'cuda':
-            torch.cuda.set_device(device)
         if 'OMP_NUM_THREADS' not in os.environ:
             torch.set_num_threads(max(1, available_cores() // self.local_size))
         backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
@@ -177,9 +180,10 @@ def in_contact(signs=('',)):
     try:
         yield
     except RuntimeError as error:
+        said = str(error).lower()
         lost = has_met_others() and (isinstance(error, dist.DistError) or (
-            type(error) is RuntimeError and any(sign in str(error).lower() for sign in signs)))
-        if not lost:
+            type(error) is RuntimeError and any(sign in said for sign in signs)))
+        if not lost or 'out of memory' in said:  # NCCL needs some of a GPU's memory, too
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if any(sign in str(error) for sign in REFUSALS):

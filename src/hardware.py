@@ -75,12 +75,17 @@ def features_on_device(features, device):
     return features == 'gpu' or features == 'auto' and device.type == 'cuda'
 
 
-def parallelise(model, device):
-    """Wrap a model in nn.DataParallel where device is `cuda`, without a number, and there are several.
+def splits_batches(device):
+    """Return whether one process splits its batches: device is `cuda`, without a number, and there are several GPUs.
 
-    A process of several has a numbered one: DistributedDataParallel goes around it in training.
+    A process of several has a numbered one: DistributedDataParallel goes around its model in training.
     """
-    if device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1:
+    return device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1
+
+
+def parallelise(model, device):
+    """Wrap a model in nn.DataParallel if `device` stands for several GPUs."""
+    if splits_batches(device):
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)
     return model

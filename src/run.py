@@ -137,7 +137,8 @@ def run(args, interrupt, world):
             for loader in loaders:
                 look_at(loader.dataset)
             log_settings(args, loaders, device, precision, world)
-            model = make_model(args).to(device)
+            with explained():
+                model = make_model(args).to(device)
             model.autocast_dtype = precision
             model.v.set_grad_checkpointing(args.grad_checkpointing)
             world.on_main(lambda: begin(args, exp_dir, device, world))

@@ -97,7 +97,8 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     sigmoid scores, 'CE' for softmax, instead of what the checkpoint was trained with. settings: fstride, tstride,
     input_fdim, input_tdim of checkpoints that do not say theirs. What no one says is assumed, and logged.
     Returns a Tagger. Raises WeightsError for a checkpoint that cannot be used, DataError for labels that are missing or
-    do not fit, or checkpoints that do not go together, ValueError for a device that is not there.
+    do not fit, or checkpoints that do not go together, ValueError for a device that is not there, TrainingError for a
+    GPU without the memory.
     """
     sources = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
     device = choose_device(device)
@@ -105,7 +106,8 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     for source in sources:
         model, description = load_model(source, mean=mean, std=std, loss=loss, **settings)
         model.autocast_dtype = choose_precision(amp, device)
-        model.to(device)
+        with explained():
+            model.to(device)
         classifiers.append(Classifier(model, parallelise(model, device), description['mean'],
                                       description['std'], description['loss']))
         described.append((source, description))

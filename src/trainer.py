@@ -274,6 +274,13 @@ def draw_patchout(grid, dropped, seed, step):
 
 def make_optimizer(parameters, settings):
     """The optimizer that settings.optim names, with the published constants."""
+    parameters = list(parameters)
     if settings.optim == 'sgd':
-        return torch.optim.SGD(parameters, settings.lr, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+        optimizer = torch.optim.SGD(parameters, settings.lr, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY,
+                                    fused=True)
+        for parameter in parameters:
+            # The fused SGD allocates this in its first step and fills it in the same step, which the gradient scaler
+            # of float16 often leaves out: the next step would start from whatever was in that memory.
+            optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.Adam(parameters, settings.lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, fused=True)

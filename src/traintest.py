@@ -23,6 +23,8 @@ from utilities.stats import calculate_stats, is_single_label, single_label_score
 from utilities.texts import write_json
 
 LISTED = 50  # recordings in a message
+# What PyTorch's allocator and CUDA say if there is no memory left, and what cuBLAS and cuDNN say.
+OUT_OF_MEMORY = ('out of memory', 'STATUS_ALLOC_FAILED')
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +75,26 @@ def explained():
     """Turn failures that a user can do something about into a TrainingError that says what."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); take a smaller --batch_size; in '
-                            f'training, also put batches through in pieces (--grad_accum 4) or recompute activations '
-                            f'(--grad_checkpointing True), and --force to go on with them') from None
     except (ConnectionError, EOFError, RuntimeError) as error:  # the first two: of a worker that sends no batch
+        if said := out_of_memory(error):
+            raise TrainingError(
+                f'the GPU is out of memory ({said}); nvidia-smi shows whether other programs fill it; take a smaller '
+                f'--batch_size; in training, also put batches through in pieces (--grad_accum 4) or recompute '
+                f'activations (--grad_checkpointing True), and --force to go on with them') from None
         if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(f'a process that loads data died ({reason}): it was killed, or memory '
                             f'or shared memory (/dev/shm) ran out; try fewer --num_workers, or 0') from None
+
+
+def out_of_memory(error):
+    """Return the line of an error that says that a GPU has no memory left, or None if no line says so.
+
+    An error from a thread of nn.DataParallel begins with the thread's traceback, so the last such line counts.
+    """
+    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    return next((line for line in reversed(lines) if any(sign in line for sign in OUT_OF_MEMORY)), None)
 
 
 class Run:

@@ -1,29 +1,20 @@
 """Several processes that train one model on the CPU, over gloo: they agree with one, and end and go on together."""
 import atexit
-import json
 import os
 import re
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 import run
-from ranks import finish_ranks, make_context, start_ranks
+from ranks import OPTIONS, finish_ranks, log_of, make_context, require_same, start_ranks, wait_for, write_data
 
 from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
 from distributed import LOST_SIGNS, Agreement, DistributedError, World, ended_at_once, find_world, in_contact
 from utilities.parallel import available_cores
 
-CLIPS, BATCH, EPOCHS = 43, 8, 2  # the last batch has three: two processes have two and one, of four the last none
-OPTIONS = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 3 --num_mel_bins 32 '
-           '--audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False --lr 1e-4 '
-           f'--batch_size {BATCH} --n_epochs {EPOCHS} --mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --wa True '
-           f'--wa_end {EPOCHS} --freq_patchout 1 --clip_grad 1 --save_model True --amp off --device cpu '
-           '--num_workers 0 --n_print_steps 1').split()
 TORCHRUN = {'RANK': '1', 'WORLD_SIZE': '4', 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'here',
             'MASTER_PORT': '1234'}
 SRUN = {'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0', 'SLURM_PROCID': '1', 'SLURM_STEP_NUM_TASKS': '4',
@@ -34,41 +25,9 @@ SRUN = {'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0', 'SLURM_PROCID': '1', 'SLURM_S
 def data(tmp_path_factory):
     """A folder with tiny recordings of three classes, datafiles, weights and labels, and a run of one process: exp1."""
     folder = tmp_path_factory.mktemp('ranks')
-    rng = np.random.default_rng(0)
-    clips = []
-    for i in range(CLIPS):
-        tone = np.sin(2 * np.pi * 400 * (1 + i % 3) * np.arange(6400) / 16000)
-        soundfile.write(folder / f'{i}.wav', 0.3 * tone + 0.05 * rng.standard_normal(6400), 16000)
-        clips.append({'wav': str(folder / f'{i}.wav'), 'labels': f'/m/{i % 3}'})
-    (folder / 'train.json').write_text(json.dumps({'data': clips}))
-    (folder / 'val.json').write_text(json.dumps({'data': clips[:19]}))
-    (folder / 'labels.csv').write_text('index,mid,display_name\n0,/m/0,a\n1,/m/1,b\n2,/m/2,c\n')
-    np.savetxt(folder / 'train_weight.csv', 1 + np.arange(CLIPS))
+    write_data(folder)
     assert finish_ranks(start_ranks(1, [*OPTIONS, '--exp_dir', 'exp1', '--data_eval', 'train.json'], folder)) == [0]
     return folder
-
-
-def log_of(folder, name):
-    """What processes printed."""
-    return (folder / name).read_text() if (folder / name).exists() else ''
-
-
-def wait_for(text, folder, log, seconds=60):
-    """Wait until processes have printed a text."""
-    end = time.monotonic() + seconds
-    while text not in log_of(folder, log):
-        assert time.monotonic() < end, log_of(folder, log)
-        time.sleep(0.02)
-
-
-def require_same(folder, exp_dir):
-    """Compare an experiment with that of one process: losses, metrics, predictions, averaged weights' metrics."""
-    for name in ('result.csv', 'wa_result.csv'):
-        np.testing.assert_allclose(np.loadtxt(folder / exp_dir / name, delimiter=','),
-                                   np.loadtxt(folder / 'exp1' / name, delimiter=','), atol=1e-5)
-    for name in ('predictions_1', 'predictions_2', 'cum_predictions', 'target'):
-        np.testing.assert_allclose(np.load(folder / exp_dir / 'predictions' / f'{name}.npy'),
-                                   np.load(folder / 'exp1' / 'predictions' / f'{name}.npy'), atol=1e-5)
 
 
 @pytest.mark.parametrize('size, more', [(2, '--grad_accum 3 --num_workers 1'), (4, '--features gpu')])
@@ -88,7 +47,7 @@ def test_several_processes_train_to_the_numbers_of_one(data, size, more):
 def test_a_run_goes_on_with_another_number_of_processes(data, before, after):
     exp_dir, log = f'from{before}to{after}', f'from{before}to{after}.txt'
     ranks = start_ranks(before, [*OPTIONS, '--exp_dir', exp_dir], data, log)
-    wait_for('epoch 2 of 2, step 2 of 6', data, log)
+    wait_for('epoch 2 of 2, step 2 of 6', ranks, data, log)
     os.kill(ranks[-1].pid, signal.SIGTERM)  # one of them is told, all stop
     assert finish_ranks(ranks) == [75] * before, log_of(data, log)
     assert (data / exp_dir / 'interrupted').exists()
@@ -103,7 +62,7 @@ def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_go
     exp_dir, log = f'lost{number}{victim}', f'lost{number}{victim}.txt'
     options = [*OPTIONS, '--exp_dir', exp_dir, '--checkpoint_minutes', '0']
     ranks = start_ranks(2, [*options, '--timeout_minutes', '0.2'], data, log)
-    wait_for('epoch 2 of 2, step 2 of 6', data, log)
+    wait_for('epoch 2 of 2, step 2 of 6', ranks, data, log)
     os.kill(ranks[victim].pid, number)
     assert finish_ranks([ranks[1 - victim]], 60) == [1]
     ranks[victim].kill()
@@ -159,6 +118,7 @@ def test_a_process_whose_output_nobody_reads_any_more_ends_at_once_too(tmp_path)
     ('Application timeout caused pair closure', LOST_SIGNS, True),
     ('[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1', LOST_SIGNS, True),
     ('NCCL communicator was aborted on rank 1.', LOST_SIGNS, True), ('Broken pipe', LOST_SIGNS, True),
+    ("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'", LOST_SIGNS, False),
     ('mat1 and mat2 shapes cannot be multiplied', LOST_SIGNS, False), ('whatever', ('',), True), ('', ('',), True)])
 def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, message, signs, lost):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
@@ -276,6 +236,14 @@ def test_every_process_takes_its_own_gpu(monkeypatch, world, gpus, asked, expect
             world.device(torch.device(asked))
     else:
         assert str(world.device(torch.device(asked))) == expected
+
+
+@pytest.mark.parametrize('device, current', [('cuda:1', ['cuda:1']), ('cuda', []), ('cpu', [])])
+def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch, device, current):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda one: chosen.append(str(one)))
+    World().start(torch.device(device), timeout_minutes=1)
+    assert chosen == current
 
 
 def test_processes_of_a_machine_share_its_cores():
