@@ -4,11 +4,10 @@ from pathlib import Path
 
 import torch
 
+from hardware import out_of_memory
 from models.files import atomic_write
 from models.state_dicts import load_tensors, reason_of
 
-# What fills up a GPU, as PyTorch's allocator and, from torch 2.8 on, CUDA itself say it.
-OUT_OF_MEMORY = (torch.OutOfMemoryError, getattr(torch, 'AcceleratorError', torch.OutOfMemoryError))
 LATER_PARTS = ('bad_audio',)  # which checkpoints of earlier versions lack
 
 
@@ -63,9 +62,9 @@ class Checkpoint:
             for name, part in self.parts.items():
                 if name in state or name not in LATER_PARTS:
                     part.load_state_dict(state[name])
-        except OUT_OF_MEMORY:
-            raise  # no reason to start again
         except Exception as error:  # torch.load, and parts that are given something else, raise nearly anything
+            if out_of_memory(error):
+                raise  # no reason to start again
             raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None
         return True

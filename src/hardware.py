@@ -12,6 +12,9 @@ import gpus
 from utilities.cgroups import memory_limit
 from utilities.cli import exit_on
 
+# What PyTorch's allocator and CUDA say if there is no memory left, and what cuBLAS and cuDNN say.
+OUT_OF_MEMORY = ('out of memory', 'STATUS_ALLOC_FAILED')
+
 logger = logging.getLogger(__name__)
 
 
@@ -89,6 +92,15 @@ def parallelise(model, device):
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)
     return model
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return the line of an error that says that a GPU has no memory left, or None if no line says so.
+
+    An error from a thread of nn.DataParallel begins with the thread's traceback, so the last such line counts.
+    """
+    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    return next((line for line in reversed(lines) if any(sign in line for sign in OUT_OF_MEMORY)), None)
 
 
 def memory_bytes():

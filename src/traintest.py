@@ -13,7 +13,7 @@ import torch
 from checkpoint import Checkpoint, CheckpointError
 from dataloader import BadAudio
 from distributed import Agreement, World
-from hardware import move
+from hardware import move, out_of_memory
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from models.files import remove_leftovers
 from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
@@ -23,8 +23,7 @@ from utilities.stats import calculate_stats, is_single_label, single_label_score
 from utilities.texts import write_json
 
 LISTED = 50  # recordings in a message
-# What PyTorch's allocator and CUDA say if there is no memory left, and what cuBLAS and cuDNN say.
-OUT_OF_MEMORY = ('out of memory', 'STATUS_ALLOC_FAILED')
+WORKER_SIGNS = ('DataLoader worker', 'Pin memory thread')  # in what a DataLoader says if one of them is gone
 
 logger = logging.getLogger(__name__)
 
@@ -81,20 +80,14 @@ def explained():
                 f'the GPU is out of memory ({said}); nvidia-smi shows whether other programs fill it; take a smaller '
                 f'--batch_size; in training, also put batches through in pieces (--grad_accum 4) or recompute '
                 f'activations (--grad_checkpointing True), and --force to go on with them') from None
-        if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
+        if type(error).__name__ == 'AcceleratorError' and 'assert' not in str(error):  # not in torch 2.6; no bug of ours
+            raise TrainingError(f'the GPU failed ({str(error).splitlines()[0]}); nvidia-smi and the log of the system '
+                                f'may say why; started again, the run goes on from its checkpoint') from None
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in WORKER_SIGNS):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(f'a process that loads data died ({reason}): it was killed, or memory '
                             f'or shared memory (/dev/shm) ran out; try fewer --num_workers, or 0') from None
-
-
-def out_of_memory(error):
-    """Return the line of an error that says that a GPU has no memory left, or None if no line says so.
-
-    An error from a thread of nn.DataParallel begins with the thread's traceback, so the last such line counts.
-    """
-    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
-    return next((line for line in reversed(lines) if any(sign in line for sign in OUT_OF_MEMORY)), None)
 
 
 class Run:
