@@ -92,8 +92,10 @@ parse_options() {
         esac
         shift
         name=${name#--} name=${name//-/_}
-        [[ $name =~ ^[a-z][a-z0-9_]*$ ]] && option_names '' "$0" "${BASH_SOURCE[0]}" | grep -qx "$name" ||
+        if ! [[ $name =~ ^[a-z][a-z0-9_]*$ ]] ||
+            ! option_names '' "$0" "${BASH_SOURCE[0]}" | grep -qx "$name"; then
             refuse "unknown option: --$name"
+        fi
         case ${!name}/$value in # a folder may be called true
             True/[Tt]rue | True/TRUE | False/[Tt]rue | False/TRUE) value=True ;;
             True/[Ff]alse | True/FALSE | False/[Ff]alse | False/FALSE) value=False ;;
@@ -177,8 +179,9 @@ choose_launcher() {
             fi
             ;;
         single)
-            [ "${nodes:-1}" -eq 1 ] && [ "${processes:-1}" -eq 1 ] ||
+            if [ "${nodes:-1}" -ne 1 ] || [ "${processes:-1}" -ne 1 ]; then
                 refuse '--launcher single is one process: leave out --nodes and --processes, or take torchrun or slurm'
+            fi
             ;;
         torchrun | slurm) ;;
         *) refuse "--launcher is auto, single, torchrun or slurm, not $launcher" ;;
@@ -192,9 +195,11 @@ choose_launcher() {
     : "${nodes:=1}"
     if [ "$launcher" = torchrun ] && [ "$nodes" -gt 1 ]; then
         export MASTER_PORT=${MASTER_PORT:-29500} # torchrun's own default
-        [ -n "${MASTER_ADDR:-}" ] && [[ ${NODE_RANK:-} =~ ^[0-9]+$ ]] && [ "$NODE_RANK" -lt "$nodes" ] ||
+        if [ -z "${MASTER_ADDR:-}" ] || ! [[ ${NODE_RANK:-} =~ ^[0-9]+$ ]] ||
+            [ "$NODE_RANK" -ge "$nodes" ]; then
             fail "--nodes $nodes: start the same line on each machine, with MASTER_ADDR=the name of the first one and \
 NODE_RANK=0 there, 1 to $((nodes - 1)) on the others"
+        fi
     fi
 }
 
@@ -216,6 +221,7 @@ launch() {
                 several+=(--without_gpus "$((SLURM_NTASKS / SLURM_NNODES))")
             # One task a node that has all the job has there, whatever was said about the tasks of the job.
             env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK -u SLURM_GPUS_PER_TASK \
+                -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND \
                 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none --export=ALL \
                 --kill-on-bad-exit=1 "${several[@]}" -- "$@" &
             ;;
@@ -243,7 +249,8 @@ train() {
     # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at once.
     trap 'stop_run TERM' INT TERM
     trap 'stop_run USR1' USR1
-    launch "${RUN_OPTIONS[@]}" --exp_dir "$exp_dir" "$@"
+    # bash 3.2 refuses to expand an empty array.
+    launch ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"} --exp_dir "$exp_dir" "$@"
     [ -z "$STOP" ] || stop_run "$STOP" # it came before there was something to pass it on to
     wait "$RUN_PID" || status=$?
     while kill -0 "$RUN_PID" 2>/dev/null; do wait "$RUN_PID" || true; done # a trapped signal ends `wait` too early
@@ -252,7 +259,7 @@ train() {
     trap 'STOP=USR1' USR1
     # The mark says that the run wants to go on, and so does its exit code where no launcher changed it; one that was
     # asked to stop before it listened died of the signal, and one that had done ended with 0.
-    [ ! -e "$exp_dir/interrupted" ] && [ "$status" -ne 75 ] || go_on_later
+    if [ -e "$exp_dir/interrupted" ] || [ "$status" -eq 75 ]; then go_on_later; fi
     [ -z "$STOP" ] || [[ ! $status =~ ^(0|130|138|143)$ ]] || go_on_later
     return "$status"
 }
@@ -274,6 +281,7 @@ go_on_later() {
 
 # Whether a stage lies between --stage and --stop_stage. Of several machines, the first alone does more than train.
 in_stage() {
+    # shellcheck disable=SC2154 # options of the recipe
     [[ $stage =~ ^[0-9]$ && $stop_stage =~ ^[0-9]$ ]] || refuse '--stage and --stop_stage want a number'
     ! is_follower || [ "$1" -eq "$TRAINING_STAGE" ] || return 1
     [ "$stage" -le "$1" ] && [ "$1" -le "$stop_stage" ]

@@ -31,7 +31,8 @@ POLL_SECONDS = 0.2  # how long a signal waits to be passed on
 
 def choose_processes(processes, without_gpus):
     """How many processes to start: what was asked for, or one a GPU, or, where there is none, `without_gpus`."""
-    return processes or torch.cuda.device_count() or without_gpus
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # the count comes from the driver alone
+    return processes or gpus or without_gpus
 
 
 def find_machines(nodes, node_rank):

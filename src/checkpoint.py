@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from hardware import out_of_memory
 from models.files import atomic_write
 from models.state_dicts import load_tensors, reason_of
 
@@ -62,6 +63,8 @@ class Checkpoint:
                 if name in state or name not in LATER_PARTS:
                     part.load_state_dict(state[name])
         except Exception as error:  # torch.load, and parts that are given something else, raise nearly anything
+            if out_of_memory(error):
+                raise  # no reason to start again
             raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None
         return True

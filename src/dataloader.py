@@ -16,10 +16,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 from distributed import World
 from features import (Augmentation, AudioError, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank,
                       fit_frames, load_window, mix, normalise, spec_augment, window_samples)
+from hardware import move
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
-from utilities.parallel import available_cores
+from utilities.parallel import available_cores, may_start_processes
 
 MOST_ATTEMPTS = 20  # at a sample whose recording cannot be read, with others in its place
 # The words for both modes of a dataset in scripts that were written for the published code.
@@ -230,8 +231,8 @@ class WaveformDataset(AudiosetDataset):
 
     def features(self, batch, device):
         """The fbanks (B, target_length, num_mel_bins) of Waveforms, computed on a device: those of AudiosetDataset."""
-        fbanks = fbank(batch.waveforms.to(device, non_blocking=True), self.conf.num_mel_bins)
-        noise = [None] * len(fbanks) if batch.noise is None else batch.noise.to(device, non_blocking=True)
+        fbanks = fbank(move(batch.waveforms, device), self.conf.num_mel_bins)
+        noise = [None] * len(fbanks) if batch.noise is None else move(batch.noise, device)
         return torch.stack([self.finish(one[:frames], *how)
                             for one, frames, *how in zip(fbanks, batch.frames, batch.augmentations, noise)])
 
@@ -299,7 +300,12 @@ class SharedBatches(BatchSampler):
 
 
 def count_workers(num_workers, processes=1):
-    """How many processes load data: num_workers, or one a core for -1, shared by so many processes that train."""
+    """Return how many processes load data: num_workers, or one a core for -1.
+
+    The cores are shared by `processes` that train. 0 if this process must not start any.
+    """
+    if num_workers == 0 or not may_start_processes():
+        return 0
     return max(1, available_cores() // processes) if num_workers < 0 else num_workers
 
 
@@ -393,7 +399,8 @@ def _end_workers_at_exit():
 
 def end_workers():
     """Kill the workers that are left: multiprocessing would send them SIGTERM at exit, and wait for ever."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would call it a failure
+    if hasattr(signal, 'SIGCHLD'):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own handler would call it a failure
     for worker in multiprocessing.active_children():
         if worker.daemon:
             worker.kill()

@@ -16,6 +16,9 @@ FIRST_PORT, PORTS = 15000, 15000  # from which a Slurm job takes one, by its num
 # What gloo and NCCL say where the other end of a connection is gone, some of it without their names.
 LOST_SIGNS = ('gloo', 'nccl', 'connection', 'pair closure', 'by peer', 'broken pipe', 'timed out')
 
+# What NCCL says if nobody is gone, but it cannot work here: two processes on one GPU, a GPU without free memory.
+REFUSALS = ('invalid usage', 'unhandled cuda error', 'invalid argument')
+
 
 class DistributedError(RuntimeError):
     """Processes that cannot find each other, or have lost each other; the message says what to do."""
@@ -52,11 +55,17 @@ class World:
         return torch.device('cuda', own)
 
     def start(self, device, timeout_minutes):
-        """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError."""
+        """Meet the other processes: NCCL between GPUs, gloo between CPUs. Raises DistributedError.
+
+        A GPU with a number becomes the current one, so that nothing of this process lands on the first.
+        """
+        if device.type == 'cuda' and device.index is not None:
+            torch.cuda.set_device(device)
         if self.size == 1:
             return
-        if device.type == 'cuda':
-            torch.cuda.set_device(device)
+        if not dist.is_available():
+            raise DistributedError('this build of PyTorch has no torch.distributed: start one '
+                                   'process')
         if 'OMP_NUM_THREADS' not in os.environ:
             torch.set_num_threads(max(1, available_cores() // self.local_size))
         backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
@@ -157,6 +166,11 @@ class Agreement:
         return tuple(before[0].tolist())
 
 
+def has_met_others():
+    """Return whether this process has met others; some builds of PyTorch know of none."""
+    return dist.is_available() and dist.is_initialized()
+
+
 @contextlib.contextmanager
 def in_contact(signs=('',)):
     """Turn what torch.distributed says where a process is gone or does not answer into a DistributedError.
@@ -166,11 +180,16 @@ def in_contact(signs=('',)):
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or (
-            type(error) is RuntimeError and any(sign in str(error).lower() for sign in signs))
-        if not lost or not dist.is_initialized():
+        said = str(error).lower()
+        lost = has_met_others() and (isinstance(error, dist.DistError) or (
+            type(error) is RuntimeError and any(sign in said for sign in signs)))
+        if not lost or 'out of memory' in said:  # NCCL needs some of a GPU's memory, too
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if any(sign in str(error) for sign in REFUSALS):
+            raise DistributedError(f'process {dist.get_rank()} cannot exchange gradients with the others: {lines[-1]}; '
+                                   f'each process needs a GPU of its own, with enough free memory') from None
+        reason = lines[-1] if 'NCCL' in lines[0] else lines[0]  # NCCL says last what happened
         raise DistributedError(f'process {dist.get_rank()} lost contact with another one, which died or did not answer '
                                f'within --timeout_minutes ({reason}); started again, the run goes on from its '
                                f'checkpoint') from None
@@ -186,10 +205,10 @@ def ended_at_once():
     try:
         yield
     except BaseException as error:
-        if not dist.is_initialized():
+        if not has_met_others():
             raise
         end = error
-    if dist.is_initialized():
+    if has_met_others():
         try:
             for step in (lambda: _report(end), atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
                 with contextlib.suppress(Exception):  # whoever read what this prints may be gone

@@ -162,7 +162,7 @@ def fbank(waveform, num_mel_bins):
     torch.mul(frames[..., 1:] - PREEMPHASIS * frames[..., :-1], window[1:], out=padded[..., 1:MIN_SAMPLES])
     spectrum = torch.fft.rfft(padded)
     power = spectrum.real.square() + spectrum.imag.square()  # (..., frames, FFT bins)
-    with _without_tf32():
+    with _without_tf32() if power.is_cuda else contextlib.nullcontext():
         energies = torch.cat([power[..., fft_bins] @ weights for fft_bins, weights in filters], dim=-1)
     return energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
 
@@ -170,12 +170,16 @@ def fbank(waveform, num_mel_bins):
 @contextlib.contextmanager
 def _without_tf32():
     """Multiply float32 matrices as such on GPUs, too: TF32 keeps 10 bits, an error of 5e-4 in a logarithm."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
+    matmul = torch.backends.cuda.matmul
+    try:
+        before, choose = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
+    except RuntimeError:  # the caller has chosen in PyTorch's newer way, and the two do not mix
+        before, choose = matmul.fp32_precision, lambda precision: setattr(matmul, 'fp32_precision', precision)
+    choose('highest' if before in ('highest', 'high', 'medium') else 'ieee')
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        choose(before)
 
 
 @functools.lru_cache(maxsize=8)

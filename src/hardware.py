@@ -9,7 +9,11 @@ import torch
 from torch import nn
 
 import gpus
+from utilities.cgroups import memory_limit
 from utilities.cli import exit_on
+
+# What PyTorch's allocator and CUDA say if there is no memory left, and what cuBLAS and cuDNN say.
+OUT_OF_MEMORY = ('out of memory', 'STATUS_ALLOC_FAILED')
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +53,10 @@ def choose_precision(amp, device):
     if amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[amp]
     if device.type == 'cuda':
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        indices = range(torch.cuda.device_count()) if device.index is None else [device.index]
+        # From Ampere on, and not what torch.cuda.is_bf16_supported says, which looks at the current GPU alone.
+        native = torch.version.hip or all(torch.cuda.get_device_capability(index)[0] >= 8 for index in indices)
+        return torch.bfloat16 if native else torch.float16
     if device.type == 'cpu':
         # Before torch 2.11 nothing says it, and a CPU that has to emulate bfloat16 is slower in it.
         capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
@@ -57,28 +64,55 @@ def choose_precision(amp, device):
     return None
 
 
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor, or what has its method `to`, on a device.
+
+    CUDA copies out of pinned memory while the CPU goes on. On MPS such a copy would read memory that may be in other
+    use by then (PyTorch issue 189690).
+    """
+    return tensor.to(device, non_blocking=device.type == 'cuda')
+
+
 def features_on_device(features, device):
     """Whether `--features` asks for fbanks on the device that trains and not in the data workers; auto: on CUDA."""
     return features == 'gpu' or features == 'auto' and device.type == 'cuda'
 
 
-def parallelise(model, device):
-    """Wrap a model in nn.DataParallel where device is `cuda`, without a number, and there are several.
+def splits_batches(device):
+    """Return whether one process splits its batches: device is `cuda`, without a number, and there are several GPUs.
 
-    A process of several has a numbered one: DistributedDataParallel goes around it in training.
+    A process of several has a numbered one: DistributedDataParallel goes around its model in training.
     """
-    if device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1:
+    return device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1
+
+
+def parallelise(model, device):
+    """Wrap a model in nn.DataParallel if `device` stands for several GPUs."""
+    if splits_batches(device):
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)
     return model
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """Return the line of an error that says that a GPU has no memory left, or None if no line says so.
+
+    An error from a thread of nn.DataParallel begins with the thread's traceback, so the last such line counts.
+    """
+    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    return next((line for line in reversed(lines) if any(sign in line for sign in OUT_OF_MEMORY)), None)
+
+
 def memory_bytes():
-    """How much memory this machine has; infinite where the system does not say."""
+    """Return how much memory this process may use: the machine's, or less in a container.
+
+    math.inf if the system does not say.
+    """
     try:
-        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, OSError, ValueError):
-        return math.inf
+        machine = math.inf
+    return min(machine, memory_limit())
 
 
 if __name__ == '__main__':  # as the recipes start it, before they prepare data

@@ -2,8 +2,10 @@
 import math
 from pathlib import Path
 
+import torch
+
 from dataloader import AudioConf
-from hardware import choose_device, memory_bytes
+from hardware import choose_device, memory_bytes, splits_batches
 from models import ASTModel
 from models.ast_models import DEIT, check_settings, patch_grid
 from trainer import LOSSES
@@ -130,9 +132,13 @@ def check_options(parser, args, world):
     try:
         check_settings(args.n_class, args.fstride, args.tstride, args.num_mel_bins, args.audio_length,
                        args.imagenet_pretrain, args.audioset_pretrain, args.model_size)
-        world.device(choose_device(args.device))
+        device = world.device(choose_device(args.device))
     except ValueError as error:
         parser.error(str(error))
+    if args.compile and splits_batches(device):
+        # nn.DataParallel copies a compiled model's reference to itself: all GPUs would run the first one's weights.
+        parser.error(f'--compile True does not work in one process with {torch.cuda.device_count()} GPUs: start one '
+                     f'process for each GPU (--launcher torchrun), or use one GPU (--device cuda:0)')
     if args.freqm > args.num_mel_bins:
         parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
     if args.timem > args.audio_length:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from checkpoint import CheckpointError
 from dataloader import AudiosetDataset, EpochSampler, WaveformDataset, make_loader
@@ -17,6 +16,7 @@ from distributed import LOST_SIGNS, DistributedError, World, ended_at_once, find
 from features import AudioError
 from hardware import choose_device, choose_precision, features_on_device
 from models import WeightsError
+from models.files import LockedError, hold_lock
 from options import FREE_OPTIONS, MODELS, STRUCTURE, check_files, check_options, make_parser
 from report import run_page, warn_only
 from trainer import TrainingError, TrainSettings
@@ -82,19 +82,15 @@ def claimed(exp_dir):
 
     Raises DataError where another process runs in it.
     """
-    with making(exp_dir):
-        lock = FileLock(exp_dir / 'lock')  # ends with its process, however that ends
+    with making(exp_dir), contextlib.ExitStack() as held:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise DataError(f'another process runs in {exp_dir}: wait for it, or choose another --exp_dir') from None
+            held.enter_context(hold_lock(exp_dir / 'lock', wait=False, keep=lambda: False))
+        except LockedError:
+            raise DataError(f'another process runs in {exp_dir}: wait for it, or choose another '
+                            f'--exp_dir') from None
         except OSError as error:
             raise DataError(f'{exp_dir} cannot be locked: {error.strerror}') from None
-        try:
-            yield
-        finally:
-            (exp_dir / 'lock').unlink(missing_ok=True)  # before the release: who waits for a lost file asks again
-            lock.release()
+        yield
 
 
 def is_finished(args, exp_dir):
@@ -131,6 +127,9 @@ def run(args, interrupt, world):
         logger.info('%s', make_model(args, pretrained=False).summary(args.imagenet_pretrain, args.audioset_pretrain))
         return
     world.start(device, args.timeout_minutes)
+    precision = agree_on_precision(precision, world)
+    # For what stays float32 in mixed precision.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision is not None
     exp_dir = Path(args.exp_dir)
     with contextlib.ExitStack() as claim:
         if world.on_main(lambda: is_to_run(args, exp_dir, claim)):
@@ -138,11 +137,25 @@ def run(args, interrupt, world):
             for loader in loaders:
                 look_at(loader.dataset)
             log_settings(args, loaders, device, precision, world)
-            model = make_model(args).to(device)
+            with explained():
+                model = make_model(args).to(device)
             model.autocast_dtype = precision
             model.v.set_grad_checkpointing(args.grad_checkpointing)
             world.on_main(lambda: begin(args, exp_dir, device, world))
             experiment(args, model, device, loaders, exp_dir, interrupt, world)
+
+
+def agree_on_precision(precision, world):
+    """Return the precision of all processes: float16 if their GPUs are of different ages and have chosen differently.
+
+    Gradients of float16 are scaled and would be averaged with others that are not.
+    """
+    known = [None, torch.float16, torch.bfloat16]
+    chosen = set(world.gather_numbers(known.index(precision)).flatten().int().tolist())
+    if len(chosen) == 1:
+        return precision
+    logger.info('the GPUs of all processes do not compute in bfloat16: training in float16')
+    return torch.float16
 
 
 def is_to_run(args, exp_dir, claim):
@@ -231,7 +244,6 @@ def main(argv=None):
         world = find_world()
         check_options(parser, args, world)
         setup_logging(world.rank)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # for what stays float32
         run(args, Interrupt().listen(), world)
 
 

@@ -1,13 +1,16 @@
 """Audio inside uncompressed zip archives: random access, one open file a shard.
 
-The path shards/0001.zip/a.flac names the member a.flac of the archive shards/0001.zip. Reads carry their own position
-(os.pread), so threads, and workers that are forked after a shard was opened, share its file without a lock.
+The path shards/0001.zip/a.flac names the member a.flac of the archive shards/0001.zip. Reads carry
+their own position (os.pread), so threads, and workers that are forked after a shard was opened,
+share its file without a lock. Windows has neither pread nor fork: there, threads wait for each
+other.
 """
 import errno
 import functools
 import io
 import os
 import struct
+import threading
 import weakref
 import zipfile
 import zlib
@@ -34,19 +37,30 @@ class _File:
 
     def __init__(self, path):
         self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, 'O_BINARY', 0))  # of Windows
+        self.lock = threading.Lock()
         weakref.finalize(self, os.close, self.descriptor)
         self.size = os.fstat(self.descriptor).st_size
 
     def read(self, size, offset):
         """Up to so many bytes from there on, fewer only at the end of the file."""
         try:
-            data = os.pread(self.descriptor, size, offset)
-            while len(data) < size and (more := os.pread(self.descriptor, size - len(data), offset + len(data))):
+            data = self._read_once(size, offset)
+            while len(data) < size:
+                more = self._read_once(size - len(data), offset + len(data))
+                if not more:
+                    break
                 data += more
         except OSError as error:
             raise ShardError(f'cannot read the shard {self.path}: {error.strerror}') from None
         return data
+
+    def _read_once(self, size, offset):
+        if hasattr(os, 'pread'):
+            return os.pread(self.descriptor, size, offset)
+        with self.lock:
+            os.lseek(self.descriptor, offset, os.SEEK_SET)
+            return os.read(self.descriptor, size)
 
 
 class _Stretch(io.RawIOBase):
@@ -91,15 +105,15 @@ class _Index(NamedTuple):
 
 
 def split(path):
-    """The shard and the member that a path names, or None where it names a file of its own.
+    """Return the shard and the member that a path names, or None if it names a file of its own.
 
-    The text decides, except that folders may be called x.zip, too; where a path leads through one, that is looked up
-    once in a process and not for every sample.
+    The text decides, except that folders may be called x.zip, too; if a path leads through one,
+    that is looked up once in a process and not for every sample. On Windows, either slash will do.
     """
     path = os.fspath(path)
-    if '.zip/' not in path:
+    if '.zip/' not in _with_slashes(path):
         return None
-    path = os.path.abspath(path)
+    path = _with_slashes(os.path.abspath(path))
     end = path.find('.zip/')
     while end >= 0:
         shard, member = path[:end + 4], path[end + 5:]
@@ -107,6 +121,11 @@ def split(path):
             return shard, member
         end = path.find('.zip/', end + 1)
     return None
+
+
+def _with_slashes(path):
+    """Write a path with the slash that members of zip archives have in their names."""
+    return path if os.sep == '/' else path.replace(os.sep, '/')
 
 
 def is_file(path):

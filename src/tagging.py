@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from dataloader import count_workers, make_loader, one_thread
 from features import (FRAME_SHIFT_MS, SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, fbank, fit_frames,
                       load_window, normalise, open_audio)
-from hardware import choose_device, choose_precision, parallelise
+from hardware import choose_device, choose_precision, move, parallelise
 from models import load_model
 from traintest import explained
 from utilities.labels import DataError, Labels, read_labels
@@ -47,7 +47,7 @@ class Classifier:
 
     def __call__(self, fbanks, device, embeddings):
         """fbanks (B, frames, bins). Returns scores (B, classes) float64 and embeddings (B, dim) or None, on the CPU."""
-        inputs = normalise(fbanks, self.mean, self.std).to(device, non_blocking=True)
+        inputs = normalise(move(fbanks, device), self.mean, self.std)
         if not embeddings:
             return self._scores(self.parallel(inputs)), None
         seen = []  # what goes into the head, from the same pass
@@ -97,7 +97,8 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     sigmoid scores, 'CE' for softmax, instead of what the checkpoint was trained with. settings: fstride, tstride,
     input_fdim, input_tdim of checkpoints that do not say theirs. What no one says is assumed, and logged.
     Returns a Tagger. Raises WeightsError for a checkpoint that cannot be used, DataError for labels that are missing or
-    do not fit, or checkpoints that do not go together, ValueError for a device that is not there.
+    do not fit, or checkpoints that do not go together, ValueError for a device that is not there, TrainingError for a
+    GPU without the memory.
     """
     sources = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
     device = choose_device(device)
@@ -105,7 +106,8 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     for source in sources:
         model, description = load_model(source, mean=mean, std=std, loss=loss, **settings)
         model.autocast_dtype = choose_precision(amp, device)
-        model.to(device)
+        with explained():
+            model.to(device)
         classifiers.append(Classifier(model, parallelise(model, device), description['mean'],
                                       description['std'], description['loss']))
         described.append((source, description))
@@ -201,6 +203,9 @@ def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=None, num_w
     which is what training and validation see. embeddings: keep those too, of a tagger of one checkpoint.
     spectrograms: keep log mel spectrograms for pictures, max-pooled in time to at most 1500 columns.
     batch_size: windows in a batch, by default 16, or 4 on a CPU, whose caches larger ones overflow.
+    num_workers: processes that read recordings, -1 for one a core. None are started in a daemonic
+    process (of Celery, of multiprocessing.Pool), or if they would run a script without a main
+    guard again.
     A file that cannot be read gives a Tagging with an error. Raises DataError for settings that contradict each other.
 
         tagger = load_tagger('audioset_10_10_0.4593.pth')
@@ -285,7 +290,8 @@ def _rows(tagger, recordings, batch_size, num_workers, embeddings):
     dataset = Windows([(recording.path, float(start)) for recording in recordings for start in recording.starts],
                       tagger.frames, tagger.mel_bins)
     batches = math.ceil(len(dataset) / batch_size)
-    workers = min(count_workers(num_workers), batches if batches > 1 else 0)  # starting them takes longer than a batch
+    # Starting processes takes longer than one batch.
+    workers = min(count_workers(num_workers), batches) if batches > 1 else 0
     loader = make_loader(dataset, batch_size, workers, pin_memory=tagger.device.type == 'cuda')
     with Progress('tagging', batches) as progress, explained():
         for fbanks, frames, errors in loader:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from distributed import LOST_SIGNS, World, in_contact
-from hardware import parallelise
+from hardware import move, parallelise
 from utilities.progress import Progress, Waiting
 
 WARMUP_STEPS = 1000  # published schedule
@@ -174,7 +174,7 @@ class Trainer:
         self.epoch, self.loss = 1, EpochLoss(device, world)
         self.seconds, self.start = 0.0, time.monotonic()
         if settings.compile:
-            model.compile()
+            model.compile(dynamic=False)  # else the last, smaller batch brings kernels for any size, for ever
         self.parallel = self.trained = parallelise(model, device)  # for evaluation, and for training
         if world.size > 1:
             warnings.filterwarnings('ignore', 'Grad strides do not match')  # of [CLS] and [DIST]: 3 kB, copied
@@ -202,7 +202,7 @@ class Trainer:
         with Progress(title, steps, done=self.loss.steps) as progress:
             for fbanks, labels in batches:
                 own, everybodys = next(sizes) if self.world.size > 1 else (len(labels), len(labels))
-                fbanks = fbanks.to(self.device, non_blocking=True)  # here and not in the loader: it is no waiting
+                fbanks = move(fbanks, self.device)  # here and not in the loader: it is no waiting
                 self.loss.add(self.step(fbanks, labels, self.world.size * own / everybodys), everybodys)
                 progress.advance(everybodys)
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
@@ -233,8 +233,8 @@ class Trainer:
         pieces = list(zip(fbanks.chunk(pieces), labels.chunk(pieces)))
         for i, (fbank, label) in enumerate(pieces, start=1):
             with self._exchange(gradients=i == len(pieces)):
-                logits = self.trained(fbank.to(self.device, non_blocking=True))
-                loss = self.loss_function(logits, label.to(self.device, non_blocking=True))
+                logits = self.trained(move(fbank, self.device))
+                loss = self.loss_function(logits, move(label, self.device))
                 loss = loss * (weight * len(fbank) / len(fbanks))
                 self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -274,6 +274,13 @@ def draw_patchout(grid, dropped, seed, step):
 
 def make_optimizer(parameters, settings):
     """The optimizer that settings.optim names, with the published constants."""
+    parameters = list(parameters)
     if settings.optim == 'sgd':
-        return torch.optim.SGD(parameters, settings.lr, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+        optimizer = torch.optim.SGD(parameters, settings.lr, momentum=SGD_MOMENTUM, weight_decay=WEIGHT_DECAY,
+                                    fused=True)
+        for parameter in parameters:
+            # The fused SGD allocates this in its first step and fills it in the same step, which the gradient scaler
+            # of float16 often leaves out: the next step would start from whatever was in that memory.
+            optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+        return optimizer
     return torch.optim.Adam(parameters, settings.lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY, fused=True)

@@ -13,6 +13,7 @@ import torch
 from checkpoint import Checkpoint, CheckpointError
 from dataloader import BadAudio
 from distributed import Agreement, World
+from hardware import move, out_of_memory
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from models.files import remove_leftovers
 from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
@@ -22,6 +23,7 @@ from utilities.stats import calculate_stats, is_single_label, single_label_score
 from utilities.texts import write_json
 
 LISTED = 50  # recordings in a message
+WORKER_SIGNS = ('DataLoader worker', 'Pin memory thread')  # in what a DataLoader says if one of them is gone
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,8 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
              scores=torch.sigmoid):
     """Evaluate a model on every sample of loader; call after_batch() after each batch.
 
-    loss: 'BCE' or 'CE'. scores: makes predictions of logits (B, classes). world: processes that evaluate a part each (make_loader) and call after_batch equally often.
+    loss: 'BCE' or 'CE'. scores: makes predictions of logits (B, classes). world: processes that evaluate a part each
+    (make_loader) and call after_batch equally often.
     Returns an Evaluation; in processes other than the main one, None.
     """
     model.eval()
@@ -52,8 +55,8 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
     rounds = int(world.gather_numbers(len(loader)).max())  # of the process that has most batches
     with Progress(title, len(loader)) as progress:
         for fbanks, labels in loader:
-            logits = model(fbanks.to(device, non_blocking=True))
-            total = total + loss_function(logits, labels.to(device, non_blocking=True)) * len(labels)
+            logits = model(move(fbanks, device))
+            total = total + loss_function(logits, move(labels, device)) * len(labels)
             predictions.append(scores(logits))
             targets.append(labels)
             progress.advance(len(labels))
@@ -71,12 +74,16 @@ def explained():
     """Turn failures that a user can do something about into a TrainingError that says what."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f'the GPU is out of memory ({str(error).splitlines()[0]}); take a smaller --batch_size; in '
-                            f'training, also put batches through in pieces (--grad_accum 4) or recompute activations '
-                            f'(--grad_checkpointing True), and --force to go on with them') from None
     except (ConnectionError, EOFError, RuntimeError) as error:  # the first two: of a worker that sends no batch
-        if isinstance(error, RuntimeError) and 'DataLoader worker' not in str(error):
+        if said := out_of_memory(error):
+            raise TrainingError(
+                f'the GPU is out of memory ({said}); nvidia-smi shows whether other programs fill it; take a smaller '
+                f'--batch_size; in training, also put batches through in pieces (--grad_accum 4) or recompute '
+                f'activations (--grad_checkpointing True), and --force to go on with them') from None
+        if type(error).__name__ == 'AcceleratorError' and 'assert' not in str(error):  # not in torch 2.6; no bug of ours
+            raise TrainingError(f'the GPU failed ({str(error).splitlines()[0]}); nvidia-smi and the log of the system '
+                                f'may say why; started again, the run goes on from its checkpoint') from None
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in WORKER_SIGNS):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(f'a process that loads data died ({reason}): it was killed, or memory '

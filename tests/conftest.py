@@ -1,6 +1,7 @@
 """Fixtures that the tests share: tiny recordings, label files and datafiles, made on the spot."""
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -21,6 +22,14 @@ GOLDEN = ROOT / 'tests' / 'golden'
 def pytest_xdist_auto_num_workers():
     """How many processes share the files of tests: one more than cores, as some wait a good deal; each wants memory."""
     return min(4, available_cores() + 1)
+
+
+def pytest_sessionstart():
+    """Let the server that starts workers, if there is one (Python 3.14), import everything once."""
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    if (chosen or multiprocessing.get_all_start_methods()[0]) == 'forkserver':
+        from ranks import make_context  # imports everything
+        make_context()
 
 
 @pytest.fixture(scope='session')

@@ -75,3 +75,13 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(state, checkpoint):
 def test_a_broken_checkpoint_is_refused_by_name(content, checkpoint):
     checkpoint.path.write_bytes(content)
     assert f'cannot go on from {checkpoint.path}: ' in refused(checkpoint)
+
+
+def test_a_gpu_without_memory_is_no_reason_to_start_again(checkpoint, monkeypatch):
+    checkpoint.save()
+
+    def fill(state):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+    monkeypatch.setattr(checkpoint.parts['part'], 'load_state_dict', fill)
+    with pytest.raises(torch.OutOfMemoryError):
+        checkpoint.restore()

@@ -1,28 +1,20 @@
 """Several processes that train one model on the CPU, over gloo: they agree with one, and end and go on together."""
 import atexit
-import json
 import os
 import re
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from ranks import finish_ranks, make_context, start_ranks
+import run
+from ranks import OPTIONS, finish_ranks, log_of, make_context, require_same, start_ranks, wait_for, write_data
 
 from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
 from distributed import LOST_SIGNS, Agreement, DistributedError, World, ended_at_once, find_world, in_contact
 from utilities.parallel import available_cores
 
-CLIPS, BATCH, EPOCHS = 43, 8, 2  # the last batch has three: two processes have two and one, of four the last none
-OPTIONS = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 3 --num_mel_bins 32 '
-           '--audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False --lr 1e-4 '
-           f'--batch_size {BATCH} --n_epochs {EPOCHS} --mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --wa True '
-           f'--wa_end {EPOCHS} --freq_patchout 1 --clip_grad 1 --save_model True --amp off --device cpu '
-           '--num_workers 0 --n_print_steps 1').split()
 TORCHRUN = {'RANK': '1', 'WORLD_SIZE': '4', 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'here',
             'MASTER_PORT': '1234'}
 SRUN = {'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0', 'SLURM_PROCID': '1', 'SLURM_STEP_NUM_TASKS': '4',
@@ -33,41 +25,9 @@ SRUN = {'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0', 'SLURM_PROCID': '1', 'SLURM_S
 def data(tmp_path_factory):
     """A folder with tiny recordings of three classes, datafiles, weights and labels, and a run of one process: exp1."""
     folder = tmp_path_factory.mktemp('ranks')
-    rng = np.random.default_rng(0)
-    clips = []
-    for i in range(CLIPS):
-        tone = np.sin(2 * np.pi * 400 * (1 + i % 3) * np.arange(6400) / 16000)
-        soundfile.write(folder / f'{i}.wav', 0.3 * tone + 0.05 * rng.standard_normal(6400), 16000)
-        clips.append({'wav': str(folder / f'{i}.wav'), 'labels': f'/m/{i % 3}'})
-    (folder / 'train.json').write_text(json.dumps({'data': clips}))
-    (folder / 'val.json').write_text(json.dumps({'data': clips[:19]}))
-    (folder / 'labels.csv').write_text('index,mid,display_name\n0,/m/0,a\n1,/m/1,b\n2,/m/2,c\n')
-    np.savetxt(folder / 'train_weight.csv', 1 + np.arange(CLIPS))
+    write_data(folder)
     assert finish_ranks(start_ranks(1, [*OPTIONS, '--exp_dir', 'exp1', '--data_eval', 'train.json'], folder)) == [0]
     return folder
-
-
-def log_of(folder, name):
-    """What processes printed."""
-    return (folder / name).read_text() if (folder / name).exists() else ''
-
-
-def wait_for(text, folder, log, seconds=60):
-    """Wait until processes have printed a text."""
-    end = time.monotonic() + seconds
-    while text not in log_of(folder, log):
-        assert time.monotonic() < end, log_of(folder, log)
-        time.sleep(0.02)
-
-
-def require_same(folder, exp_dir):
-    """Compare an experiment with that of one process: losses, metrics, predictions, averaged weights' metrics."""
-    for name in ('result.csv', 'wa_result.csv'):
-        np.testing.assert_allclose(np.loadtxt(folder / exp_dir / name, delimiter=','),
-                                   np.loadtxt(folder / 'exp1' / name, delimiter=','), atol=1e-5)
-    for name in ('predictions_1', 'predictions_2', 'cum_predictions', 'target'):
-        np.testing.assert_allclose(np.load(folder / exp_dir / 'predictions' / f'{name}.npy'),
-                                   np.load(folder / 'exp1' / 'predictions' / f'{name}.npy'), atol=1e-5)
 
 
 @pytest.mark.parametrize('size, more', [(2, '--grad_accum 3 --num_workers 1'), (4, '--features gpu')])
@@ -87,7 +47,7 @@ def test_several_processes_train_to_the_numbers_of_one(data, size, more):
 def test_a_run_goes_on_with_another_number_of_processes(data, before, after):
     exp_dir, log = f'from{before}to{after}', f'from{before}to{after}.txt'
     ranks = start_ranks(before, [*OPTIONS, '--exp_dir', exp_dir], data, log)
-    wait_for('epoch 2 of 2, step 2 of 6', data, log)
+    wait_for('epoch 2 of 2, step 2 of 6', ranks, data, log)
     os.kill(ranks[-1].pid, signal.SIGTERM)  # one of them is told, all stop
     assert finish_ranks(ranks) == [75] * before, log_of(data, log)
     assert (data / exp_dir / 'interrupted').exists()
@@ -102,7 +62,7 @@ def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_go
     exp_dir, log = f'lost{number}{victim}', f'lost{number}{victim}.txt'
     options = [*OPTIONS, '--exp_dir', exp_dir, '--checkpoint_minutes', '0']
     ranks = start_ranks(2, [*options, '--timeout_minutes', '0.2'], data, log)
-    wait_for('epoch 2 of 2, step 2 of 6', data, log)
+    wait_for('epoch 2 of 2, step 2 of 6', ranks, data, log)
     os.kill(ranks[victim].pid, number)
     assert finish_ranks([ranks[1 - victim]], 60) == [1]
     ranks[victim].kill()
@@ -158,6 +118,7 @@ def test_a_process_whose_output_nobody_reads_any_more_ends_at_once_too(tmp_path)
     ('Application timeout caused pair closure', LOST_SIGNS, True),
     ('[.../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1', LOST_SIGNS, True),
     ('NCCL communicator was aborted on rank 1.', LOST_SIGNS, True), ('Broken pipe', LOST_SIGNS, True),
+    ("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'", LOST_SIGNS, False),
     ('mat1 and mat2 shapes cannot be multiplied', LOST_SIGNS, False), ('whatever', ('',), True), ('', ('',), True)])
 def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, message, signs, lost):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
@@ -167,6 +128,33 @@ def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, message, s
     with pytest.raises(expected, match=words) as raised, in_contact(signs):
         raise RuntimeError(message)
     assert type(raised.value) is expected
+
+
+NCCL_SHARED = ('NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, invalid usage (run with '
+               'NCCL_DEBUG=WARN for details), NCCL version 2.27.5\nncclInvalidUsage: This usually reflects invalid usage '
+               'of NCCL library.\nLast error:\nDuplicate GPU detected : rank 0 and rank 1 both on CUDA device 1000\n')
+NCCL_GONE = ('NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or there was a network error, NCCL version 2\n'
+             'ncclRemoteError: A call failed.\nLast error:\nsocketProgress: Connection closed by remote peer\n')
+
+
+@pytest.mark.parametrize('message, words', [
+    (NCCL_SHARED, 'cannot exchange gradients.*Duplicate GPU detected.*a GPU of its own'),
+    (NCCL_GONE, r'lost contact.*\(socketProgress: Connection closed by remote peer\)')])
+def test_what_nccl_refuses_is_told_from_a_process_that_is_gone(monkeypatch, message, words):
+    monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
+    monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 0)
+    with pytest.raises(DistributedError, match=words), in_contact(LOST_SIGNS):
+        raise torch.distributed.DistBackendError(message)
+
+
+@pytest.mark.parametrize('chosen, agreed', [
+    ([torch.bfloat16, torch.bfloat16], torch.bfloat16), ([None, None], None),
+    ([torch.float16, torch.bfloat16], torch.float16), ([torch.bfloat16, torch.float16], torch.float16)])
+def test_processes_on_gpus_of_different_ages_train_in_one_precision(monkeypatch, chosen, agreed):
+    known = [None, torch.float16, torch.bfloat16]
+    numbers = torch.tensor([[float(known.index(one))] for one in chosen])
+    monkeypatch.setattr(World, 'gather_numbers', lambda self, *own: numbers)
+    assert run.agree_on_precision(chosen[0], World(0, 2)) is agreed
 
 
 def test_what_the_main_process_refuses_ends_all(data):
@@ -250,7 +238,25 @@ def test_every_process_takes_its_own_gpu(monkeypatch, world, gpus, asked, expect
         assert str(world.device(torch.device(asked))) == expected
 
 
+@pytest.mark.parametrize('device, current', [('cuda:1', ['cuda:1']), ('cuda', []), ('cpu', [])])
+def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch, device, current):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, 'set_device', lambda one: chosen.append(str(one)))
+    World().start(torch.device(device), timeout_minutes=1)
+    assert chosen == current
+
+
 def test_processes_of_a_machine_share_its_cores():
     assert count_workers(-1, processes=1) == available_cores()
     assert count_workers(-1, processes=10 * available_cores()) == 1
     assert count_workers(3, processes=2) == 3
+
+
+def test_one_process_needs_no_torch_distributed_and_several_say_that_they_do(monkeypatch):
+    for name in ('is_initialized', 'DistError', 'init_process_group'):  # which such a build lacks
+        monkeypatch.delattr(torch.distributed, name)
+    monkeypatch.setattr(torch.distributed, 'is_available', lambda: False)
+    with pytest.raises(RuntimeError, match='connection'), ended_at_once(), in_contact(LOST_SIGNS):
+        raise RuntimeError('connection')
+    with pytest.raises(DistributedError, match='no torch.distributed: start one process'):
+        World(0, 2).start(torch.device('cpu'), 1)

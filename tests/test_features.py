@@ -1,4 +1,7 @@
 """Recordings to waveforms to fbanks, and the augmentation of both."""
+import subprocess
+import sys
+
 import golden
 import numpy as np
 import pytest
@@ -299,3 +302,24 @@ def test_a_file_that_does_not_say_its_length_is_read_in_windows_only(tmp_path, m
     with pytest.raises(AudioError, match='does not say how long it is'):
         load_waveform(path)
     assert len(load_waveform(path, seconds=0.5)) == 8000
+
+
+@pytest.mark.parametrize('set_up', ["torch.set_float32_matmul_precision('medium')",
+                                    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+                                    'torch.backends.cuda.matmul.allow_tf32 = True'])
+def test_fbanks_leave_alone_how_the_caller_multiplies_matrices(root, set_up):
+    code = f"""
+import torch, features
+{set_up}
+def said():
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError as error:
+        return str(error)
+before = said()
+features.fbank(torch.rand(16000), 128)
+with features._without_tf32():  # as on a GPU
+    pass
+assert said() == before
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=root / 'src')

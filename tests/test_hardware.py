@@ -9,11 +9,12 @@ from hardware import choose_device, choose_precision, features_on_device, parall
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend to be a machine: number of GPUs, whether they compute in bfloat16, MPS, the CPU's capabilities."""
+    """Pretend to be a machine: number of GPUs, whether the last computes in bfloat16, MPS, the CPU's capabilities."""
     def pretend(gpus=0, gpu_bf16=True, mps=False, cpu=()):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
-        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda *_, **__: gpu_bf16)
+        last = (8, 0) if gpu_bf16 else (7, 5)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda i: last if i == gpus - 1 else (8, 0))
         monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
         monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: {name: True for name in cpu}, raising=False)
         monkeypatch.setattr('gpus.find_problem', lambda index=None, is_asked_for=False: (
@@ -54,6 +55,8 @@ def test_a_named_precision_is_taken_on_every_device(machine, amp, dtype, device)
 
 @pytest.mark.parametrize('device, conditions, dtype', [
     ('cuda', {'gpus': 1, 'gpu_bf16': True}, torch.bfloat16), ('cuda', {'gpus': 1, 'gpu_bf16': False}, torch.float16),
+    ('cuda', {'gpus': 2, 'gpu_bf16': False}, torch.float16), ('cuda:0', {'gpus': 2, 'gpu_bf16': False}, torch.bfloat16),
+    ('cuda:1', {'gpus': 2, 'gpu_bf16': False}, torch.float16), ('cuda', {'gpus': 2}, torch.bfloat16),
     ('cpu', {'cpu': ['avx512_bf16']}, torch.bfloat16), ('cpu', {'cpu': ['amx_bf16']}, torch.bfloat16),
     ('cpu', {'cpu': ['avx2', 'avx512_f']}, None), ('cpu', {'gpus': 1}, None), ('mps', {'mps': True}, None)])
 def test_auto_takes_the_precision_that_the_device_computes_in(machine, device, conditions, dtype):

@@ -1,5 +1,6 @@
 """The notebook, from top to bottom in a real Jupyter kernel, against a small checkpoint."""
 import base64
+import functools
 import shutil
 import subprocess
 import sys
@@ -7,44 +8,26 @@ import sys
 import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
+from notebook_runner import NOTEBOOK, run_notebook, texts_of
 
 from models import ASTModel, save_checkpoint
 
-NOTEBOOK = 'colab/AST_Inference_Demo.ipynb'
-
 
 @pytest.fixture
-def run_notebook(root, monkeypatch, torch_home):
-    """Run the notebook without network, with these environment variables; returns its outputs."""
-    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    for name in ('http_proxy', 'https_proxy'):
-        monkeypatch.setenv(name, 'http://127.0.0.1:9')  # nobody listens there
-
-    def run(**environment):
-        for name, value in environment.items():
-            monkeypatch.setenv(name, str(value))
-        notebook = nbformat.read(root / NOTEBOOK, as_version=4)
-        NotebookClient(notebook, timeout=300, kernel_name='python3',
-                       resources={'metadata': {'path': str(root / 'colab')}}).execute()
-        return [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
-    return run
+def run(root, monkeypatch, torch_home):
+    """Run the notebook with these environment variables; returns its outputs."""
+    return functools.partial(run_notebook, root, monkeypatch)
 
 
-def texts(outputs):
-    """What the notebook says: printed, or displayed as Markdown."""
-    return '\n'.join(output.get('text') or output.data.get('text/markdown', '') for output in outputs
-                     if output.output_type in ('stream', 'display_data', 'execute_result'))
-
-
-def test_it_tags_a_sound_and_draws_attention_with_ones_own_checkpoint(run_notebook, tmp_path, make_tone):
+def test_it_tags_a_sound_and_draws_attention_with_ones_own_checkpoint(run, tmp_path, make_tone):
     torch.manual_seed(0)
     model = ASTModel(3, fstride=16, tstride=16, input_fdim=64, input_tdim=128, imagenet_pretrain=False,
                      model_size='tiny224')
     names = ['dog', 'rain', 'siren']
     save_checkpoint(model, tmp_path / 'mine.pth', labels={'mids': names, 'names': names}, mean=-6.0, std=3.0, loss='CE')
-    outputs = run_notebook(AST_CHECKPOINT=tmp_path / 'mine.pth', AST_SOUND=make_tone('tone.wav', seconds=3))
-    said = texts(outputs)
+    outputs = run(AST_CHECKPOINT=tmp_path / 'mine.pth', AST_SOUND=make_tone('tone.wav', seconds=3))
+    said = texts_of(outputs)
+    assert 'computed on c' in said  # cpu, or cuda
     assert 'mine.pth' in said and '| class | score' in said and '| siren |' in said
     assert 'attention (blocks, heads, f, t): (12, 3, 4, 8)' in said
     figures = [output.data['image/png'] for output in outputs if 'image/png' in output.get('data', {})]
@@ -52,8 +35,8 @@ def test_it_tags_a_sound_and_draws_attention_with_ones_own_checkpoint(run_notebo
     assert any('<audio' in output.data.get('text/html', '') for output in outputs if 'data' in output)
 
 
-def test_without_network_it_goes_on_and_says_in_bold_with_what(run_notebook):
-    said = texts(run_notebook(AST_CHECKPOINT='audioset_10_10_0.4593.pth', AST_SOUND=''))
+def test_without_network_it_goes_on_and_says_in_bold_with_what(run):
+    said = texts_of(run(AST_CHECKPOINT='audioset_10_10_0.4593.pth', AST_SOUND=''))
     assert 'could not be downloaded' in said
     assert 'cannot be had: these are the weights of' in said or '**No weights can be had' in said
     assert '| class | score' in said

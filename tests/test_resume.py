@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
 from torch.utils.data import Dataset
 
 import run
 from dataloader import end_workers, make_loader
+from models.files import hold_lock
 from trainer import TrainingError
 from traintest import explained
 
@@ -122,7 +122,7 @@ def test_a_read_only_data_directory_works(folder, root, tmp_path):
 
 def test_a_second_process_on_the_same_exp_dir_is_refused(folder, capsys):
     (folder / 'exp').mkdir()
-    with FileLock(folder / 'exp' / 'lock'):
+    with hold_lock(folder / 'exp' / 'lock'):
         assert 'another process runs in exp' in stopped(capsys, '--exp_dir', 'exp')
     start('--exp_dir', 'exp')
     assert (folder / 'exp' / 'finished').exists()
@@ -180,3 +180,16 @@ def test_another_number_of_validation_samples_is_refused_before_training(folder,
     make_datafile([(folder / f'{i}.wav', f'/m/{i % 2}') for i in range(4)], 'val.json')
     said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2')
     assert 'evaluated on 8 samples, but the validation set has 4' in said
+
+
+def test_a_gpu_that_fails_is_explained_and_a_bug_is_not():
+    AcceleratorError = type('AcceleratorError', (RuntimeError,), {})  # torch 2.6 has none of its own
+    with pytest.raises(TrainingError, match='the GPU failed .*ECC.*goes on from its checkpoint'), explained():
+        raise AcceleratorError('CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ...')
+    with pytest.raises(AcceleratorError, match='device-side assert'), explained():
+        raise AcceleratorError('CUDA error: device-side assert triggered')
+
+
+def test_a_pinning_thread_that_ended_is_explained():
+    with pytest.raises(TrainingError, match='a process that loads data died'), explained():
+        raise RuntimeError('Pin memory thread exited unexpectedly')

@@ -222,7 +222,7 @@ def write_shard(path, left, shard_bytes, bar):
 
 def check_shard(path):
     """Read a shard back from the disk and hold every file in it against its checksum; raises OSError."""
-    with open(path, 'rb') as file:
+    with open(path, 'rb+') as file:  # Windows syncs no file that is open for reading alone
         os.fsync(file.fileno())
         if hasattr(os, 'posix_fadvise'):  # what is still in memory says nothing of the disk
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -44,6 +44,8 @@ if [ -z "$lr" ]; then
     if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
 fi
 : "${prep_dir:=$HERE/data}"
+read -r -a folds_to_run <<< "$folds"
+[ "${#folds_to_run[@]}" -gt 0 ] || refuse '--folds wants the numbers of folds, as in "1 2"'
 exp_dir=$(default_exp_dir "$exp_dir")
 
 setup_environment
@@ -57,7 +59,6 @@ if in_stage 1; then
 fi
 if in_stage 2; then
     collect_run_options
-    read -r -a folds_to_run <<< "$folds"
     for fold in "${folds_to_run[@]}"; do
         echo "fold $fold: $exp_dir/fold$fold"
         train "$exp_dir/fold$fold" \

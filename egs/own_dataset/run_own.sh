@@ -84,6 +84,8 @@ read_prepared() {
         RUNS=()
         while [ -f "$(datafile train "$fold")" ]; do RUNS+=("$((fold++))"); done
     fi
+    [ "${#RUNS[@]}" -gt 0 ] ||
+        fail "there is nothing to run: --folds '$folds', and no such data in $prep_dir"
 }
 
 # Compute the statistics of fold $1, unless they are there.
@@ -106,7 +108,8 @@ train_fold() {
     if [ "$own_stats" = True ]; then
         [ -s "$stats" ] || { echo "there is no $stats: run stage 2" >&2; exit 1; }
         read -r -a words < "$stats"
-        RUN_OPTIONS=("${words[@]}" "${RUN_OPTIONS[@]}") # of two values the last counts: the user's
+        # Of two values the last counts: the user's.
+        RUN_OPTIONS=(${words[@]+"${words[@]}"} ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"})
     fi
     [ ! -f "$data_eval" ] || RUN_OPTIONS+=(--data_eval "$data_eval")
     train "$2" --data_train "$(datafile train "$1")" --data_val "$(datafile val "$1")" \
@@ -119,6 +122,7 @@ summarise() {
         END { printf "epoch %d, the best: %s %.4f; epoch %d, the last: %.4f\n", epoch, metric, best, NR, $1 }' \
         "$1/result.csv"
     if [ -f "$1/eval_result.csv" ]; then
+        # shellcheck disable=SC2046 # four numbers, a line each
         printf "the best epoch's model: $metrics %s, mAUC %s to validate; $metrics %s, mAUC %s to test\n" \
             $(< "$1/eval_result.csv")
     fi

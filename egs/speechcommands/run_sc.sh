@@ -40,5 +40,6 @@ if in_stage 2; then
         --data_eval "$prep_dir/datafiles/speechcommand_eval_data.json" \
         --label_csv "$HERE/data/speechcommands_class_labels_indices.csv" --n_class 35
     echo "$exp_dir/eval_result.csv, the best epoch's model:"
+    # shellcheck disable=SC2046 # four numbers, a line each
     printf "  validation $metrics %s, mAUC %s\n  test       $metrics %s, mAUC %s\n" $(< "$exp_dir/eval_result.csv")
 fi

@@ -7,7 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from . import state_dicts, weights
+try:
+    from .fast_blocks import forward_features
+except ImportError:  # this file was copied alone: timm's own pass does
+    def forward_features(v, x, wanted):
+        return v.forward_features(x)
 
 PATCH_SIZE = 16  # mel bins and frames, AST paper, section 2.1
 DEIT = {
@@ -16,9 +20,10 @@ DEIT = {
     'base224': 'deit_base_distilled_patch16_224',
     'base384': 'deit_base_distilled_patch16_384',
 }
-TOKENS = 2  # [CLS] and [DIST], which the head classifies
-MIN_TOKENS_BY_HEAD = 200  # of an input; with fewer, PyTorch's fused attention is as fast
+INIT_STD = 0.02  # of the truncated normal distribution that embeddings start from
 AUDIOSET_STRIDES = (10, 10)  # of the published AudioSet checkpoint
+# Two classifiers of DeiT that AST has no use for; the published checkpoints carry them along.
+UNUSED_HEADS = ('v.head.weight', 'v.head.bias', 'v.head_dist.weight', 'v.head_dist.bias')
 
 logger = logging.getLogger(__name__)
 
@@ -71,64 +76,16 @@ class Patchout(nn.Module):
     kept: indices (patches,) of those that are, or None for all of them.
     """
 
-    def __init__(self):
+    def __init__(self, prefix_tokens):
         super().__init__()
-        self.kept = None
+        self.prefix_tokens, self.kept = prefix_tokens, None
 
     def forward(self, tokens):
-        """tokens: (B, 2 + f * t, dim), the positional embedding added. Returns (B, 2 + kept, dim)."""
+        """tokens: (B, prefix + f * t, dim), the positional embedding added. Returns (B, prefix + kept, dim)."""
         if self.kept is None or not self.training:
             return tokens
-        kept = self.kept.to(tokens.device, non_blocking=True)
-        return torch.cat([tokens[:, :2], tokens[:, 2:].index_select(1, kept)], dim=1)
-
-
-class Attention(timm.layers.Attention):
-    """timm's attention, but for two cases.
-
-    wanted: how many of the first tokens need a result, None for all; the last block's others would not be looked at.
-    In bfloat16 on a CPU, where nothing is kept for a backward pass, a head at a time: its scores then stay in the
-    processor's cache, which is 2.5 times as fast as PyTorch's fused kernel at 1214 tokens.
-    """
-
-    wanted = None
-
-    def forward(self, x, *args, **kwargs):
-        """x: (B, tokens, dim). Returns (B, wanted or tokens, dim)."""
-        if self.wanted is not None:
-            return self._of_first_tokens(x)
-        in_bf16 = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
-        if x.device.type == 'cpu' and in_bf16 and not torch.is_grad_enabled() and x.shape[1] >= MIN_TOKENS_BY_HEAD:
-            return self._by_head(x)
-        return super().forward(x, *args, **kwargs)
-
-    def _of_first_tokens(self, x):
-        dim = x.shape[2]
-        queries = F.linear(x[:, :self.wanted], self.qkv.weight[:dim], self.qkv.bias[:dim])
-        queries = queries.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, wanted, d)
-        keys, values = F.linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:]).unflatten(
-            2, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, d) each
-        heads = F.scaled_dot_product_attention(queries, keys, values)
-        return self.proj(heads.transpose(1, 2).flatten(2))
-
-    def _by_head(self, x):
-        queries, keys, values = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).flatten(1, 2)
-        with torch.autocast('cpu', enabled=False):
-            heads = [(self.scale * query @ key.T).softmax(dim=-1) @ value  # (tokens, tokens) @ (tokens, d)
-                     for query, key, value in zip(queries, keys, values)]
-        heads = torch.stack(heads).unflatten(0, (len(x), self.num_heads))  # (B, heads, tokens, d)
-        return self.proj(heads.transpose(1, 2).flatten(2))
-
-
-class Block(timm.models.vision_transformer.Block):
-    """timm's block, which goes on with the tokens that its attention gives a result."""
-
-    def forward(self, x, *args, **kwargs):
-        """x: (B, tokens, dim). Returns (B, wanted or tokens, dim)."""
-        if self.attn.wanted is None:
-            return super().forward(x, *args, **kwargs)
-        x = x[:, :self.attn.wanted] + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        prefix, patches = tokens[:, :self.prefix_tokens], tokens[:, self.prefix_tokens:]
+        return torch.cat([prefix, patches.index_select(1, self.kept.to(tokens.device))], dim=1)
 
 
 class ASTModel(nn.Module):
@@ -155,9 +112,10 @@ class ASTModel(nn.Module):
                        'input_fdim': input_fdim, 'input_tdim': input_tdim}
         self.autocast_dtype = None
         self.grid = patch_grid(fstride, tstride, input_fdim, input_tdim)
-        self.v = build_transformer(model_size, self.grid, (fstride, tstride), (input_fdim, input_tdim))
+        self.v = build_transformer(model_size, self.grid, (fstride, tstride))
         dim = self.v.embed_dim
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, label_dim))
+        self.register_load_state_dict_pre_hook(drop_unused_heads)
         if audioset_pretrain:
             self._start_from_audioset()
         elif imagenet_pretrain:
@@ -167,25 +125,21 @@ class ASTModel(nn.Module):
 
     def forward(self, x):
         """x: (batch, frames, mel bins), normalised. Returns logits (batch, label_dim)."""
-        with self._precision(x):
-            logits = self.mlp_head(self._embedding(self._tokens(x)))
-        return self._out_of_autocast(logits)
+        # The head stays in float32: bfloat16 has so few values that the scores of clips tie, which costs mAP.
+        return self.mlp_head(self.forward_features(x))
 
     def forward_features(self, x):
         """The embedding that the head classifies, the mean of the two tokens: (batch, dim). x: as forward."""
+        prefix = self.v.num_prefix_tokens
         with self._precision(x):
-            embedding = self._embedding(self._tokens(x))
-        return self._out_of_autocast(embedding)
+            tokens = forward_features(self.v, self._as_image(x), wanted=prefix)
+        return self._out_of_autocast(tokens[:, :prefix]).mean(dim=1)
 
     def frame_features(self, x):
         """Embeddings over time, the patch tokens averaged over frequency: (batch, t, dim). x: as forward."""
-        last = self.v.blocks[-1].attn
-        last.wanted = None
-        try:
-            with self._precision(x):
-                patches = self._out_of_autocast(self._tokens(x)[:, 2:])
-        finally:
-            last.wanted = TOKENS
+        with self._precision(x):
+            tokens = self.v.forward_features(self._as_image(x))
+        patches = self._out_of_autocast(tokens[:, self.v.num_prefix_tokens:])
         return patches.unflatten(1, self.grid).mean(dim=1)  # (B, f, t, dim) -> (B, t, dim)
 
     def keep_patches(self, rows, columns):
@@ -201,11 +155,12 @@ class ASTModel(nn.Module):
         two tokens themselves and the patches. attention_maps lays the patches out as a picture.
         """
         rows = []
-        hooks = [block.attn.register_forward_pre_hook(lambda attn, inputs: rows.append(_token_attention(attn, *inputs)))
-                 for block in self.v.blocks]
+        prefix = self.v.num_prefix_tokens
+        hooks = [block.attn.register_forward_pre_hook(
+            lambda attn, inputs: rows.append(_token_attention(attn, inputs[0], prefix))) for block in self.v.blocks]
         try:
             with self._precision(x):
-                self._tokens(x)
+                self.v.forward_features(self._as_image(x))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -213,7 +168,8 @@ class ASTModel(nn.Module):
 
     def attention_maps(self, x):
         """Where in the spectrogram [CLS] and [DIST] look: for each block a pair of (batch, heads, f, t) float32."""
-        return [tuple(rows[:, :, token, 2:].unflatten(2, self.grid) for token in (0, 1)) for rows in self.attention(x)]
+        prefix = self.v.num_prefix_tokens
+        return [tuple(token.unflatten(2, self.grid) for token in rows[..., prefix:].unbind(2)) for rows in self.attention(x)]
 
     def _precision(self, x):
         """The context in which a forward pass runs."""
@@ -225,19 +181,18 @@ class ASTModel(nn.Module):
     def _out_of_autocast(self, result):
         return result if self.autocast_dtype is None else result.float()
 
-    def _tokens(self, x):
-        """[CLS] and [DIST], and patches where the last block wants them, after the last LayerNorm: (B, tokens, dim)."""
+    def _as_image(self, x):
+        """(B, frames, mel bins) -> (B, 1, mel bins, frames), if it has this model's patch grid."""
         frames, bins = self.config['input_tdim'], self.config['input_fdim']
-        if x.dim() != 3 or x.shape[1:] != (frames, bins):
+        strides = self.config['fstride'], self.config['tstride']
+        if x.dim() != 3 or x.shape[2] != bins or patch_grid(*strides, bins, x.shape[1]) != self.grid:
             raise ValueError(f'ASTModel expects (batch, {frames} frames, {bins} mel bins), got {tuple(x.shape)}; '
                              f'pad or cut the input, or build the model with that input_tdim and input_fdim')
-        return self.v.forward_features(x.unsqueeze(1).transpose(2, 3))  # (B, 1, F, T)
-
-    def _embedding(self, tokens):
-        return (tokens[:, 0] + tokens[:, 1]) / 2  # (B, dim)
+        return x.unsqueeze(1).transpose(2, 3)
 
     def _start_from_imagenet(self):
         """Load DeiT: colour channels summed, positional embedding fitted. AST paper, section 2.2."""
+        state_dicts, weights = import_weights()
         size = self.config['model_size']
         path = weights.find_or_download(weights.deit_file(DEIT[size]))
         state = state_dicts.without(state_dicts.read_state_dict(path), state_dicts.DEIT_HEADS)
@@ -248,6 +203,7 @@ class ASTModel(nn.Module):
 
     def _start_from_audioset(self):
         """Load the 0.4593-mAP checkpoint but for its head, the positional embedding fitted to this model's grid."""
+        state_dicts, weights = import_weights()
         path = weights.find_or_download(weights.AUDIOSET)
         state = state_dicts.transformer_part(state_dicts.read_state_dict(path))
         strides = self.config['fstride'], self.config['tstride']
@@ -271,10 +227,32 @@ class ASTModel(nn.Module):
                 f'{parameters:.1f} M parameters')
 
 
-def _token_attention(attn, x, *_):
-    """Attention of the first two tokens in a timm Attention that is about to see x (B, tokens, dim), float32."""
+def import_weights():
+    """Return the modules state_dicts and weights, which lie beside this file and are needed for pretrained weights."""
+    try:
+        from . import state_dicts, weights
+    except ImportError as error:
+        raise ImportError('pretrained weights need the files beside ast_models.py: take all of src/models along, or '
+                          'build with imagenet_pretrain=False and load a state dict') from error
+    return state_dicts, weights
+
+
+def drop_unused_heads(model, state, prefix, *_):
+    """Take DeiT's two classifiers out of a state dict that is about to be loaded, as published checkpoints have them.
+
+    A hook of load_state_dict. prefix: of this model's names in the state dict.
+    """
+    own = model.state_dict()
+    for name in UNUSED_HEADS:
+        if name not in own:  # somebody may have given v a head of his own
+            state.pop(prefix + name, None)
+
+
+def _token_attention(attn, x, prefix_tokens):
+    """Attention of the first tokens in a timm Attention that is about to see x (B, tokens, dim), float32."""
     qkv = attn.qkv(x).float().unflatten(2, (3, attn.num_heads, -1))  # (B, tokens, 3, heads, d)
-    query, key = qkv[:, :2, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)  # (B, heads, 2 or tokens, d)
+    query = attn.q_norm(qkv[:, :prefix_tokens, 0].transpose(1, 2))  # (B, heads, prefix tokens, d)
+    key = attn.k_norm(qkv[:, :, 1].transpose(1, 2))  # (B, heads, tokens, d)
     with torch.autocast(x.device.type, enabled=False):
         return (attn.scale * query @ key.transpose(2, 3)).softmax(dim=-1)
 
@@ -298,19 +276,20 @@ def check_settings(label_dim, fstride, tstride, input_fdim, input_tdim,
                          f'got {model_size}')
 
 
-def build_transformer(model_size, grid, strides, input_size):
+def build_transformer(model_size, grid, strides):
     """The timm DeiT of model_size without its heads, for one channel, `grid` patches and overlapping strides.
 
-    grid: (f, t) in patches, strides and input_size: (frequency, time) in mel bins and frames. Random weights.
+    grid: (f, t) in patches; strides: (frequency, time) in mel bins and frames. Random weights.
     """
     # timm sizes the positional embedding for patches that do not overlap, so ask for an image of that many patches.
     v = timm.create_model(DEIT[model_size], pretrained=False, num_classes=0, in_chans=1,
-                          img_size=(grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE), attn_layer=Attention,
-                          block_fn=Block)
-    v.blocks[-1].attn.wanted = TOKENS
+                          img_size=(grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE))
     v.patch_embed.proj.stride = strides
-    v.patch_embed.img_size = input_size
-    v.patch_drop = Patchout()  # where timm drops patches too
+    v.patch_embed.img_size = None  # several sizes of input have this grid: ASTModel looks
+    # As timm 0.4.5 and with it the published code. timm 1.x starts [CLS] at 1e-6: 12 points of accuracy less after the
+    # first epochs of a small model from scratch.
+    nn.init.trunc_normal_(v.cls_token, std=INIT_STD)
+    v.patch_drop = Patchout(v.num_prefix_tokens)  # where timm drops patches too
     return v
 
 

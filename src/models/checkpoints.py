@@ -217,7 +217,8 @@ def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> No
             Of what load_model returned, it leaves out what was assumed.
     """
     path = Path(path)
-    state = {f'module.{name}': value for name, value in model.state_dict().items()}
+    # As of the CPU: torch.load would fail without the GPU that they were trained on.
+    state = {f'module.{name}': value.cpu() for name, value in model.state_dict().items()}
     with atomic_write(path) as partial:
         if path.suffix == '.safetensors':
             state = {name: value.contiguous() for name, value in state.items()}
@@ -229,7 +230,7 @@ def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> No
     description = {**model.config, **_eps_of(model), **{
         name: value for name, value in description.items() if name not in left_out}}
     with atomic_write(path.with_suffix('.json')) as partial:
-        partial.write_text(json.dumps(description, indent=1) + '\n')
+        partial.write_text(json.dumps(description, indent=1) + '\n', encoding='utf-8')
 
 
 def mean_state_dict(paths: Iterable[str | Path]) -> State:

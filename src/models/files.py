@@ -1,6 +1,10 @@
-"""Files that are whole or not there: written under a temporary name, downloaded into a scratch folder, then moved."""
+"""Write and download files so that they are whole or not there, and lock what one process may do.
+
+A file is written under a temporary name, or downloaded into a scratch folder, and then moved.
+"""
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
@@ -17,11 +21,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from filelock import FileLock
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 STALL_SECONDS = 60  # a connection that sends nothing for so long is given up
 THIS_MACHINE = ('localhost', '127.0.0.1', '::1')  # as a URL's host name
 NOT_ASKED = 'is not asked: downloads come over https, and by no redirect over less'
+LOCK_POLL_SECONDS = 0.05  # how often a process that waits for a lock looks
+
+
+def _errors(*names):
+    """Return the numbers of errors by their names, of which no system knows all."""
+    return {getattr(errno, name) for name in names if hasattr(errno, name)}
+
+
+DISK_FULL = _errors('ENOSPC', 'EDQUOT', 'EFBIG')
+LOCK_HELD = _errors('EACCES', 'EAGAIN', 'EWOULDBLOCK')  # by another process
+# What file systems without locks answer: some of Lustre, NFS, 9p and FUSE.
+NO_LOCKS = _errors('ENOLCK', 'ENOSYS', 'EOPNOTSUPP', 'ENOTSUP')
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +62,13 @@ def atomic_write(path):
     partial = path.with_name(f'.{path.name}.part-{secrets.token_hex(3)}')
     try:
         yield partial
-        with open(partial, 'rb') as file:
+        with open(partial, 'rb+') as file:  # Windows syncs no file that is open for reading alone
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and 'inline_container' not in str(error):  # where torch.save fails to write
             raise
-        full = isinstance(error, RuntimeError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = isinstance(error, RuntimeError) or error.errno in DISK_FULL
         raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}'
                          + ('; is the disk full?' if full else '')) from error
     finally:
@@ -62,6 +82,109 @@ def remove_leftovers(folder, name='*'):
     """
     for partial in Path(folder).glob(f'.{name}.part-*'):
         partial.unlink(missing_ok=True)
+
+
+class LockedError(OSError):
+    """A lock that another process holds."""
+
+
+@contextlib.contextmanager
+def hold_lock(path, wait=True, keep=lambda: True):
+    """Keep other processes out of the block: hold a lock on the file at `path`.
+
+    The lock ends with this process, however it ends: a file that a killed process left locks
+    nobody out. filelock would do, but its versions differ on file systems without locks: some wait
+    for ever, some leave a file that does lock others out. Here, the log says that there is no lock.
+
+    Args:
+        path: the file, which is made if it is not there.
+        wait: whether to wait until another process lets go.
+        keep: called at the end, tells whether the file stays.
+
+    Raises:
+        LockedError: another process holds the lock, and wait is False.
+        OSError: the file cannot be made.
+    """
+    descriptor = _lock_file(path, wait)
+    try:
+        yield
+    finally:
+        try:
+            remove = descriptor in _locked and not keep()
+            if remove and fcntl:  # before the release, so that who waits for it makes a new one
+                Path(path).unlink(missing_ok=True)
+        finally:
+            _release(descriptor)
+        if remove and not fcntl:  # Windows removes no open file
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
+
+
+_locked = set()  # descriptors of the files that this process has locked
+
+
+def _lock_file(path, wait):
+    """Open the file at `path` and lock it. Return its descriptor."""
+    _let_go_in_forked_processes()
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locked = _try_lock(descriptor, path, wait)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if locked:
+            _locked.add(descriptor)
+            return descriptor
+        os.close(descriptor)
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def _try_lock(descriptor, path, wait):
+    """Lock an open file, if its file system has locks. Return False if it is to be opened again."""
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            logger.warning('%s: this file system has no locks (%s), so nothing keeps a second '
+                           'process out: do not start two that write to this folder', path,
+                           error.strerror)
+            return True
+        if error.errno not in LOCK_HELD:
+            raise
+        if not wait:
+            raise LockedError(error.errno, 'another process holds the lock', str(path)) from None
+        return False
+    return _is_at(descriptor, path)
+
+
+def _release(descriptor):
+    """Close a file that this process has locked; one that was forked meanwhile has done so."""
+    if descriptor in _locked:
+        _locked.remove(descriptor)
+        os.close(descriptor)
+
+
+def _is_at(descriptor, path):
+    """Return whether an open file is still the one at `path`, and was not removed meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+@functools.cache
+def _let_go_in_forked_processes():
+    """Let no forked process keep a lock: dataloader workers outlive a killed parent by seconds."""
+    def let_go():
+        for descriptor in list(_locked):
+            _release(descriptor)
+
+    if hasattr(os, 'register_at_fork'):
+        os.register_at_fork(after_in_child=let_go)
 
 
 class DownloadError(OSError):
@@ -169,7 +292,7 @@ def download(sources, check):
     first = sources[0].destination
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f'{first}.lock'):
+        with hold_lock(f'{first}.lock'):
             for source in sources:
                 if source.destination.is_file():
                     return source.destination

@@ -1,5 +1,6 @@
 """environment.json: every start of an experiment, with its devices, versions and commit."""
 import contextlib
+import os
 import platform
 import subprocess
 from collections import Counter
@@ -30,7 +31,7 @@ def record_start(exp_dir, device, processes=1):
         numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
         gpus = [torch.cuda.get_device_name(number) for number in numbers]
     start = {'time': now(), 'device': str(device), 'devices': processes * max(1, len(gpus)), 'processes': processes,
-             'GPUs': ', '.join(f'{count} × {name}' for name, count in Counter(gpus).items()) or None,
+             'GPUs': ', '.join(f'{processes * count} × {name}' for name, count in Counter(gpus).items()) or None,
              'CUDA': torch.version.cuda, 'CPU cores': available_cores(), 'platform': platform.platform(),
              'python': platform.python_version(),
              **{name: import_module(name).__version__ for name in PACKAGES}, **git_state(ROOT)}
@@ -40,8 +41,9 @@ def record_start(exp_dir, device, processes=1):
 def git_state(folder):
     """The commit that a repository's folder is at, and whether tracked files differ from it; None where unknown."""
     def git(*command):
-        return subprocess.run(['git', '--no-optional-locks', '-C', folder, *command], check=True, capture_output=True,
-                              text=True, timeout=10).stdout.strip()
+        done = subprocess.run(['git', '--no-optional-locks', '-C', folder, *command], check=True,
+                              capture_output=True, timeout=10)
+        return os.fsdecode(done.stdout).strip()  # git writes paths as the file system does
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if Path(git('rev-parse', '--show-toplevel')) == folder:  # and not a copy of it inside another repository
             return {'commit': git('rev-parse', 'HEAD'),

@@ -2,7 +2,9 @@
 import logging
 import signal
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm's end, Ctrl-C, a batch system's early warning
+# Slurm's end, Ctrl-C, a batch system's early warning, which Windows does not know.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1')
+                     if hasattr(signal, name))
 EXIT_CODE = 75  # EX_TEMPFAIL: not done, to be tried again
 
 logger = logging.getLogger(__name__)

@@ -1,24 +1,105 @@
 """The CPU cores of a job, and work on many files with all of them."""
+import ast
+import functools
+import logging
+import math
+import multiprocessing
 import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from utilities.cgroups import cpu_limit
+
 FILES_A_TASK = 16  # few enough to keep the bar moving, enough to make a task worth sending
+MOST_ON_WINDOWS = 61  # processes of a ProcessPoolExecutor, whose wait takes no more handles
+
+logger = logging.getLogger(__name__)
 
 
 def available_cores():
-    """CPU cores that this process may use: what a job scheduler left it, not what the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    """Return how many CPU cores this process may use.
+
+    That is what a job scheduler or a container left it, not what the machine has. Of a part of a
+    core, all counts.
+    """
+    if hasattr(os, 'sched_getaffinity'):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_limit())))
+
+
+def may_start_processes():
+    """Return whether this process may start others to share its work.
+
+    A daemonic process may not, such as a worker of multiprocessing.Pool or Celery. Neither may a
+    script that has no guard, if new processes are not forked: each of them would run it again.
+    """
+    if multiprocessing.current_process().daemon:
+        return False
+    script = _script_without_guard()
+    if script:
+        _warn_of_guard(script)
+    return not script
+
+
+def starts_by_fork():
+    """Return whether a new process of multiprocessing is a copy of this one (fork).
+
+    Else (spawn, forkserver) it begins anew, and imports the script that is running.
+    """
+    # multiprocessing.get_start_method() without allow_none would fix the method for good.
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return (chosen or multiprocessing.get_all_start_methods()[0]) == 'fork'
+
+
+def _script_without_guard():
+    """Return the path of the script whose top level leads here, and would in every new process.
+
+    None if no new process would come here: it is forked, or imports no script, or the line of the
+    script that leads here stands below `if __name__ == '__main__'`.
+    """
+    main = sys.modules['__main__']
+    path, spec = getattr(main, '__file__', None), getattr(main, '__spec__', None)
+    if starts_by_fork() or path is None or (spec and spec.name.split('.')[-1] == '__main__'):
+        return None
+    frame = sys._getframe()
+    while frame and not (frame.f_globals is vars(main) and frame.f_code.co_name == '<module>'):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    try:
+        nodes = ast.walk(ast.parse(Path(path).read_bytes()))
+    except (OSError, SyntaxError, ValueError):  # a prompt's <stdin>, which nobody can import
+        return path
+    guarded = any(isinstance(node, ast.If) and '__name__' in ast.unparse(node.test)
+                  and node.lineno <= frame.f_lineno <= node.end_lineno for node in nodes)
+    return None if guarded else path
+
+
+@functools.cache
+def _warn_of_guard(script):
+    """Say once why there are no worker processes, and what to do."""
+    logger.warning("%s: recordings are read without worker processes, since each of them would run "
+                   "it again; in a script, put what it does below `if __name__ == '__main__':`",
+                   script)
 
 
 def parallel_map(function, items, title, unit='file'):
-    """Yield function(item) for every item of a list, in order, computed by one process a core; show a progress bar.
+    """Yield function(item) for every item of a list, in order, and show a progress bar.
 
-    function and its results are pickled: a module's function, or functools.partial of one. An error in it is raised
-    here; BrokenProcessPool where a process was killed.
+    One process a core computes them. The function and its results are pickled: take a module's
+    function, or functools.partial of one. An error in it is raised here; BrokenProcessPool if a
+    process was killed.
     """
-    with ProcessPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        results = pool.map(function, items, chunksize=FILES_A_TASK)
-        yield from tqdm(results, total=len(items), desc=title, unit=unit, disable=None)
+    bar = functools.partial(tqdm, total=len(items), desc=title, unit=unit, disable=None)
+    if not may_start_processes():
+        yield from bar(map(function, items))
+        return
+    processes = available_cores() if os.name != 'nt' else min(available_cores(), MOST_ON_WINDOWS)
+    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from bar(pool.map(function, items, chunksize=FILES_A_TASK))

@@ -4,9 +4,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from filelock import FileLock
-
-from models.files import DownloadError, download
+from models.files import DownloadError, download, hold_lock
 from utilities.folders import making
 from utilities.labels import DataError, is_text
 from utilities.texts import read_json, write_json
@@ -20,13 +18,15 @@ def only_one(out_dir):
 
     A folder in which nothing came to be is removed again.
     """
-    with making(out_dir), FileLock(out_dir / 'lock'):
+    def has_data():
+        return not {entry.name for entry in out_dir.iterdir()} <= {'lock', MARKER}
+
+    with making(out_dir), hold_lock(out_dir / 'lock', keep=has_data):
         try:
             yield
         finally:
-            if {entry.name for entry in out_dir.iterdir()} <= {'lock', MARKER}:
-                for name in ('lock', MARKER):  # the lock before its release: who waits for a lost file asks again
-                    (out_dir / name).unlink(missing_ok=True)
+            if not has_data():
+                (out_dir / MARKER).unlink(missing_ok=True)
 
 
 def fetch(url, check):

@@ -159,6 +159,23 @@ def test_the_python_of_the_environment_is_one_that_the_packages_exist_for(monkey
         assert environment.suitable_python(here, find) == (sys.executable if chosen == 'this' else chosen)
 
 
+@pytest.mark.parametrize('active, reason', [
+    (True, 'the active environment has Python .*, and 3.99 or newer is needed: make one with a newer Python'),
+    (False, 'Python 3.99 or newer is needed, and there is only')])
+def test_a_python_that_is_too_old_is_named_before_any_package(clone, monkeypatch, active, reason):
+    monkeypatch.setattr(environment, 'OLDEST', (3, 99))
+    monkeypatch.setattr(environment, 'PYTHONS', ((3, 99),))
+    monkeypatch.setattr(environment, 'NEWEST', (3, 99))
+    monkeypatch.setattr(environment, 'VENV', clone / 'venvast')
+    monkeypatch.setattr(environment, 'ROOT', clone)
+    for name in ('VIRTUAL_ENV', 'CONDA_PREFIX'):
+        monkeypatch.delenv(name, raising=False)
+    if active:
+        monkeypatch.setenv('VIRTUAL_ENV', '/somewhere')
+    with pytest.raises(SystemExit, match=reason):
+        environment.main([clone / 'requirements.txt'])
+
+
 @pytest.mark.parametrize('there, floor, fits', [
     ('2.11.0+cu126', '2.11', True), ('2.6.0a0+df5bbc09d1.nv24.12', '2.6', True), ('1.0.9', '1.0.24', False),
     ('1.0.24', '1.0.24', True), ('0.9.16', '1.0', False), ('10.0', '9.9', True), ('2.3.1', '2.4', False),

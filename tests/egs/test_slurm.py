@@ -125,7 +125,8 @@ def undisturbed(root, terminal, folder):
 def demo(folder, exp_dir):
     """The options of a short demo, on data that all runs share."""
     return ['--demo', 'True', '--n_epochs', '3', '--folds', '1 2', '--n_print_steps', '1', '--clips_per_fold', '2',
-            '--prep_dir', folder / 'prep', '--exp_dir', folder / exp_dir, '--num_workers', '0', '--amp', 'off']
+            '--prep_dir', folder / 'prep', '--exp_dir', folder / exp_dir, '--num_workers', '0', '--amp', 'off',
+            '--device', 'cpu']
 
 
 def preempt(slurm, root, folder, exp_dir, *options):
@@ -164,3 +165,12 @@ def test_a_job_of_two_tasks_trains_in_two_processes_and_is_queued_again_like_any
     for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
         results, expected = (np.loadtxt(runs / name, delimiter=',') for runs in (folder / 'tasks', undisturbed))
         np.testing.assert_allclose(results, expected, atol=1e-5)
+
+
+def test_a_job_whose_gpu_pytorch_cannot_use_ends_before_any_work(slurm, root, folder):
+    log = folder / 'gpu.txt'
+    words = ['sbatch', '--parsable', '--wait', f'--output={log}', '--gres=gpu:1', 'run_esc50.sh', '--demo', 'True',
+             '--prep_dir', folder / 'nothing', '--exp_dir', folder / 'nothing']
+    done = subprocess.run([str(word) for word in words], cwd=root / 'egs' / 'esc50', env=slurm, capture_output=True)
+    assert done.returncode == 1 and not (folder / 'nothing').exists()
+    assert 'asks for a GPU, but PyTorch' in log.read_text() and '--device cpu goes on without' in log.read_text()

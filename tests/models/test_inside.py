@@ -21,7 +21,7 @@ def explicit_attention(model, x):
     """The attention matrices (batch, heads, tokens, tokens) that timm computes where it may not fuse them."""
     seen = []
     for block in model.v.blocks:
-        block.attn.fused_attn, block.attn.wanted = False, None
+        block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
         model(x)
@@ -70,7 +70,6 @@ def test_frame_features_are_the_patches_averaged_over_frequency(case):
     model, x = case(fstride=8)
     with torch.no_grad():
         frames, logits = model.frame_features(x), model(x)
-        model.v.blocks[-1].attn.wanted = None
         tokens = model.v.forward_features(x.unsqueeze(1).transpose(2, 3))
         assert torch.allclose(model(x), logits, atol=1e-6)
     assert frames.shape == (2, 5, 192)

@@ -1,0 +1,78 @@
+"""nn.DataParallel without GPUs: PyTorch's own code, with copies on the CPU standing in for devices.
+
+Of PyTorch stay: DataParallel.forward, replicate with its copying of every module's __dict__,
+scatter, parallel_apply with its threads and its autocast, gather. Replaced is what moves a tensor
+from one device to another, and the questions about the devices that this machine lacks.
+"""
+import contextlib
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.nn.parallel import _functions, comm, scatter_gather
+from torch.utils.checkpoint import DefaultDeviceType
+
+COUNT = 3  # devices; batches of 5 and 4 are split into 2, 2, 1 and 2, 2
+CPU = torch.device('cpu')
+
+
+class DataParallelOnCpu(nn.DataParallel):
+    """nn.DataParallel over COUNT stand-ins, whose constructor does not look for GPUs."""
+
+    def __init__(self, module):
+        nn.Module.__init__(self)
+        self.module, self.dim = module, 0
+        self.device_ids, self.output_device, self.src_device_obj = list(range(COUNT)), 0, CPU
+
+
+class Broadcast(torch.autograd.Function):
+    """Stand in for PyTorch's Broadcast: the tensors themselves, then copies for further devices.
+
+    The gradients of all are summed into new tensors, as over there. Views would do for the sum, but
+    those of the positional embedding and of the two tokens would then share their memory.
+    """
+
+    @staticmethod
+    def forward(ctx, devices, *tensors):
+        ctx.count = len(tensors)
+        return (*tensors, *(tensor.clone() for _ in devices[1:] for tensor in tensors))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, *(torch.stack(grads[i::ctx.count]).sum(dim=0) for i in range(ctx.count))
+
+
+def broadcast_coalesced(tensors, devices):
+    """Stand in for what replicates tensors that need no gradient."""
+    return [list(tensors), *([tensor.detach().clone() for tensor in tensors] for _ in devices[1:])]
+
+
+def scatter(devices, sizes, dim, tensor):
+    """Stand in for Scatter.apply, which cuts a batch as torch.chunk does: maybe into fewer."""
+    assert sizes is None
+    return tuple(part.clone() for part in tensor.chunk(len(devices), dim))
+
+
+def gather(device, dim, *tensors):
+    """Stand in for Gather.apply."""
+    return torch.cat(tensors, dim)
+
+
+@contextlib.contextmanager
+def stand_in_devices():
+    """Let a DataParallelOnCpu run, with these stand-ins in PyTorch's modules."""
+    here = contextlib.nullcontext()
+    with contextlib.ExitStack() as patches:
+        for owner, name, substitute in (
+                (_functions, 'Broadcast', Broadcast),
+                (comm, 'broadcast_coalesced', broadcast_coalesced),
+                (scatter_gather, 'Scatter', SimpleNamespace(apply=scatter)),
+                (scatter_gather, 'Gather', SimpleNamespace(apply=gather)),
+                (DefaultDeviceType, '_default_device_type', 'cpu'),  # else kept after the block
+                (torch.accelerator, 'is_available', lambda: True),
+                (torch.accelerator, 'current_accelerator', lambda *_: CPU),
+                (torch.accelerator, 'current_stream', lambda *_: here),
+                (torch.accelerator, 'device_index', lambda *_: here)):
+            patches.enter_context(mock.patch.object(owner, name, substitute))
+        yield

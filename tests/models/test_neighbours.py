@@ -1,0 +1,297 @@
+"""What people do with a model besides calling it: hooks, adapters, pruning, quantisation, export, copying the file.
+
+The model's own pass saves work; nobody else may notice.
+"""
+import copy
+import shutil
+
+import golden
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from models import ASTModel, fast_blocks
+
+TOKENS = 2 + 3 * 7  # of `model`
+LINEARS = ('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')
+PARTS = ('', 'norm1', 'attn', *LINEARS, 'norm2', 'mlp', 'ls1', 'drop_path2')
+
+
+@pytest.fixture
+def model(make_tiny):
+    """A model with weights of golden.py and a grid of 3 x 7 patches."""
+    return golden.fill(make_tiny(fstride=8, tstride=8))
+
+
+@pytest.fixture
+def x():
+    return golden.spectrogram('neighbours', 2, 64, 32)
+
+
+def image(x):
+    """(B, frames, bins) as the input of `model.v`."""
+    return x.unsqueeze(1).transpose(2, 3)
+
+
+def tokens_of_norms(monkeypatch, model):
+    """How many tokens every LayerNorm sees, written by its class, so that no module is touched."""
+    seen, forward = [], type(model.v.norm).forward
+
+    def counting(self, tokens):
+        seen.append(tokens.shape[-2])
+        return forward(self, tokens)
+    monkeypatch.setattr(type(model.v.norm), 'forward', counting)
+    return seen
+
+
+def test_the_models_own_pass_computes_what_the_head_looks_at_and_nothing_changes(model, x, monkeypatch):
+    seen = tokens_of_norms(monkeypatch, model)
+    logits = model(x)
+    gradient = torch.autograd.grad(logits.sum(), model.v.pos_embed)[0]
+    assert seen[:25] == [TOKENS] * 23 + [2, 2]  # norm2 of the last block, and the norm after it
+    monkeypatch.setattr(fast_blocks, 'has_tokenwise_end', lambda v: False)
+    whole = model(x)
+    torch.testing.assert_close(logits, whole, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole.sum(), model.v.pos_embed)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loop_over_the_blocks_by_hand_sees_every_token(model, x):
+    with torch.no_grad():
+        tokens = model.v.norm_pre(model.v._pos_embed(model.v.patch_embed(image(x))))
+        for block in model.v.blocks:
+            tokens = block(tokens)
+            assert tokens.shape == (2, TOKENS, 192)
+        tokens = model.v.norm(tokens)
+        assert torch.equal(tokens, model.v.forward_features(image(x)))
+        patches = tokens[:, 2:].unflatten(1, model.grid).mean(dim=1)
+        torch.testing.assert_close(patches, model.frame_features(x))
+        torch.testing.assert_close(model.mlp_head(tokens[:, :2].mean(dim=1)), model(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_a_hook_on_any_part_of_any_block_sees_every_token(model, x, part):
+    logits, seen = model(x).detach(), []
+    for block in model.v.blocks:
+        block.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    torch.testing.assert_close(model(x).detach(), logits, rtol=0, atol=1e-6)
+    assert seen == [TOKENS] * 12
+
+
+@pytest.mark.parametrize('part', ['norm', 'blocks', 'patch_drop', 'norm_pre', 'blocks.11.norm2'])
+@pytest.mark.parametrize('kind', ['register_forward_hook', 'register_forward_pre_hook'])
+def test_a_hook_on_the_transformer_sees_every_token(model, x, part, kind):
+    seen = []
+    getattr(model.v.get_submodule(part), kind)(lambda module, inputs, *_: seen.append(inputs[0].shape[1]))
+    model(x)
+    assert seen == [TOKENS]
+
+
+def test_a_hook_for_all_modules_sees_every_token(model, x):
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape[1]) if module is model.v.norm else None)
+    try:
+        model(x)
+    finally:
+        hook.remove()
+    assert seen == [TOKENS]
+
+
+@pytest.mark.parametrize('target', ['norm1', 'attn', 'mlp', ''])
+def test_grad_cam_on_the_last_block_has_a_gradient_for_every_patch(model, x, target):
+    kept = {}
+    module = model.v.blocks[-1].get_submodule(target)
+    module.register_forward_hook(lambda module, inputs, output: kept.update(activation=output))
+    module.register_full_backward_hook(lambda module, inputs, outputs: kept.update(gradient=outputs[0]))
+    model(x)[:, 1].sum().backward()
+    assert kept['activation'].shape == kept['gradient'].shape == (2, TOKENS, 192)
+    of_patches = kept['gradient'][:, 2:].abs().sum(dim=(0, 2))
+    # What comes after the attention of the last block acts on the tokens that the head looks at alone.
+    assert (of_patches > 0).all() if target == 'norm1' else (of_patches == 0).all()
+    weights = (kept['activation'] * kept['gradient']).sum(dim=2)[:, 2:]
+    assert weights.unflatten(1, model.grid).shape == (2, 3, 7)
+
+
+class Lora(nn.Module):
+    """A low-rank adapter around a linear layer, as people write it."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+        generator = torch.Generator().manual_seed(0)
+        self.down = nn.Parameter(torch.randn(4, linear.in_features, generator=generator) / 10)
+        self.up = nn.Parameter(torch.randn(linear.out_features, 4, generator=generator) / 10)
+
+    def forward(self, x):
+        return self.linear(x) + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize('number', [0, 11])
+@pytest.mark.parametrize('name', LINEARS)
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
+def test_an_adapter_in_place_of_any_linear_layer_counts_and_learns(model, x, number, name, dtype):
+    model.autocast_dtype = dtype
+    before = model(x).detach()
+    parent, _, leaf = name.rpartition('.')
+    parent = model.v.blocks[number].get_submodule(parent)
+    setattr(parent, leaf, Lora(getattr(parent, leaf)))
+    after = model(x)
+    assert (after - before).abs().max() > 1e-3
+    after.sum().backward()
+    lora = getattr(parent, leaf)
+    assert lora.up.grad.abs().sum() > 0 and lora.down.grad.abs().sum() > 0
+
+
+def test_the_adapters_of_peft_count_and_learn(model, x):
+    before = model(x).detach()
+    inject_adapter_in_model(LoraConfig(target_modules=['qkv', 'proj', 'fc1', 'fc2'], r=2, init_lora_weights=False),
+                            model.v)
+    assert (model(x) - before).abs().max() > 1e-3
+    model(x).sum().backward()
+    adapters = {name: parameter for name, parameter in model.named_parameters() if 'lora_' in name}
+    assert len(adapters) == 2 * (12 * 4 + 1)  # and the patch embedding's proj
+    assert all(parameter.grad.abs().sum() > 0 for parameter in adapters.values())
+
+
+def test_an_adapter_counts_in_a_compiled_model(model, x):
+    model.v.blocks[-1].attn.qkv = Lora(model.v.blocks[-1].attn.qkv)
+    expected = model(x).detach()
+    compiled = torch.compile(model)
+    torch.testing.assert_close(compiled(x).detach(), expected, rtol=0, atol=1e-4)
+    compiled(x).sum().backward()
+    assert model.v.blocks[-1].attn.qkv.up.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('name', LINEARS)
+def test_pruning_a_layer_of_the_last_block_counts(model, x, name):
+    before = model(x).detach()
+    module = model.v.blocks[-1].get_submodule(name)
+    prune.l1_unstructured(module, 'weight', amount=0.5)
+    pruned = model(x).detach()
+    assert (pruned - before).abs().max() > 1e-4
+    prune.remove(module, 'weight')
+    torch.testing.assert_close(model(x).detach(), pruned, rtol=0, atol=1e-6)
+
+
+class Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+@pytest.mark.parametrize('name', LINEARS)
+def test_a_parametrised_layer_of_the_last_block_counts(model, x, name):
+    halved = copy.deepcopy(model)
+    with torch.no_grad():
+        halved.v.blocks[-1].get_submodule(name).weight /= 2
+    parametrize.register_parametrization(model.v.blocks[-1].get_submodule(name), 'weight', Half())
+    torch.testing.assert_close(model(x), halved(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('part', ['', 'attn', 'mlp'])
+def test_a_forward_that_somebody_set_on_a_module_is_called(model, x, part):
+    module, called = model.v.blocks[-1].get_submodule(part), []
+    forward = module.forward
+    module.forward = lambda *args, **kwargs: called.append(1) or forward(*args, **kwargs)  # as accelerate does
+    model(x)
+    assert called == [1]
+
+
+def test_a_transformer_whose_pass_somebody_replaced_keeps_it(model, x):
+    model.v.forward_features = lambda pixels: torch.zeros(len(pixels), TOKENS, 192)
+    assert torch.equal(model.forward_features(x), torch.zeros(2, 192))
+
+
+def test_linear_layers_quantise_dynamically(model, x):
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert not isinstance(quantised.v.blocks[-1].attn.qkv, nn.Linear)
+    error = (quantised(x) - model(x)).abs().max()
+    assert 0 < error < 0.1  # logits are of the order of 1
+
+
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
+def test_an_exported_model_takes_batches_of_any_size(make_tiny, dtype):
+    model = golden.fill(make_tiny(input_tdim=512, fstride=8, tstride=8))  # enough tokens for the fast attention
+    model.autocast_dtype = dtype
+    batches = {'x': {0: torch.export.Dim('batch', min=1, max=64)}}
+    with torch.no_grad():
+        exported = torch.export.export(model, (torch.rand(2, 512, 32),), dynamic_shapes=batches).module()
+        x = golden.spectrogram('export', 5, 512, 32)
+        assert (exported(x) - model(x)).abs().max() < (1e-4 if dtype is None else 0.05)
+
+
+@pytest.mark.parametrize('touch', [lambda attn: attn.register_forward_hook(lambda *_: None),
+                                   lambda attn: setattr(attn, 'q_norm', nn.LayerNorm(64)),
+                                   lambda attn: setattr(attn, 'qkv', Lora(attn.qkv))])
+def test_the_fast_attention_of_a_cpu_is_for_untouched_modules(make_tiny, touch):
+    model = golden.fill(make_tiny(input_tdim=512, fstride=8, tstride=8))
+    model.autocast_dtype = torch.bfloat16
+    for block in model.v.blocks:
+        touch(block.attn)
+    x = golden.spectrogram('fast', 2, 512, 32)
+    with torch.no_grad():
+        fast = model(x)
+    slow = model(x).detach()  # with a graph, which the fast attention leaves to PyTorch
+    assert (fast - slow).abs().max() < 0.05
+
+
+@pytest.mark.parametrize('wrap', ['DataParallel', 'compile', 'DataParallel of compile', 'none'])
+def test_a_published_file_loads_strictly_as_people_load_it(model, wrap):
+    state = {**model.state_dict(), **{f'v.{head}.{leaf}': torch.zeros(1) for head in ('head', 'head_dist')
+                                      for leaf in ('weight', 'bias')}}
+    fresh = ASTModel(5, 8, 8, 32, 64, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+    wrapped, prefix = {
+        'none': lambda: (fresh, ''), 'DataParallel': lambda: (nn.DataParallel(fresh), 'module.'),
+        'compile': lambda: (torch.compile(fresh), '_orig_mod.'),
+        'DataParallel of compile': lambda: (nn.DataParallel(torch.compile(fresh)), 'module._orig_mod.')}[wrap]()
+    result = wrapped.load_state_dict({prefix + name: value for name, value in state.items()})
+    assert not result.missing_keys and not result.unexpected_keys
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
+    with pytest.raises(RuntimeError, match='Unexpected key.*v.head_extra.weight'):
+        wrapped.load_state_dict({prefix + name: value for name, value in {**state, 'v.head_extra.weight': 0}.items()})
+
+
+def test_a_head_that_somebody_gave_the_transformer_is_not_dropped(model):
+    model.v.head = nn.Linear(192, 3)
+    state = {**model.state_dict(), 'v.head.weight': torch.ones(3, 192)}
+    model.load_state_dict(state)
+    assert (model.v.head.weight == 1).all()
+
+
+ALONE = '''
+import torch
+from ast_models import ASTModel
+model = ASTModel(label_dim=5, input_fdim=32, input_tdim=64, fstride=8, tstride=8, imagenet_pretrain=False,
+                 model_size='tiny224')
+model.load_state_dict(torch.load('weights.pth', weights_only=True))
+model.autocast_dtype = torch.bfloat16
+model.eval()(torch.rand(1, 64, 32))
+model.autocast_dtype = None
+torch.save(model(torch.load('x.pt')), 'logits.pt')
+try:
+    ASTModel(imagenet_pretrain=True, model_size='tiny224')
+except ImportError as error:
+    print(error)
+'''
+
+
+def test_the_model_file_alone_builds_loads_and_runs(model, x, root, tmp_path, run_python):
+    shutil.copy(root / 'src' / 'models' / 'ast_models.py', tmp_path)
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    torch.save(x, tmp_path / 'x.pt')
+    said = run_python('-c', ALONE, cwd=tmp_path)
+    assert 'pretrained weights need the files beside ast_models.py' in said
+    torch.testing.assert_close(torch.load(tmp_path / 'logits.pt'), model(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('frames, fits', [(1015, False), (1016, True), (1020, True), (1025, True), (1026, False)])
+def test_an_input_with_the_same_patch_grid_runs(make_tiny, frames, fits):
+    model = make_tiny(input_tdim=1024, fstride=16, tstride=10)
+    x = golden.spectrogram('frames', 1, frames, 32)
+    if fits:
+        start = model(x[:, :1016])
+        torch.testing.assert_close(model(x), start, rtol=0, atol=1e-6)  # the rest fills no patch
+    else:
+        with pytest.raises(ValueError, match=f'1024 frames.*{frames}'):
+            model(x)
