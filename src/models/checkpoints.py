@@ -10,7 +10,8 @@ from safetensors.torch import save
 from torch import nn
 
 from .ast_models import ASTModel, patch_grid
-from .descriptions import CONFIG_DEFAULTS, Description, checked, describe_transformers, read_json
+from .descriptions import (CONFIG_DEFAULTS, FIELDS, Description, checked, describe_transformers,
+                           read_json)
 from .errors import WeightsError
 from .files import atomic_write
 from .state_dicts import (UNUSED_HEADS, State, load_strictly, naming, read_state_dict,
@@ -18,6 +19,7 @@ from .state_dicts import (UNUSED_HEADS, State, load_strictly, naming, read_state
 from .weights import (TRANSFORMERS_FILES, describe_dataset, describe_name, describe_published,
                       locate, published_file, published_on_hub)
 
+COMPUTATION = ('layer_norm_eps', 'num_attention_heads')  # besides settings and weights
 MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
 # base224 and base384 are one and the same but for the images that DeiT saw.
 SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
@@ -44,7 +46,7 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
     """
     path = locate(source)
     weights = read_weights(path)
-    description = describe(path, weights.is_transformers)
+    description = describe(path, weights.is_transformers, COMPUTATION)
     _check_heads(model, description, path)
     load_strictly(model, without(weights.state, UNUSED_HEADS), path)
     _set_eps(model, description)
@@ -182,7 +184,8 @@ def _shape(state, name, axes, path):
     return state[name].shape
 
 
-def describe(path: str | Path, is_transformers: bool = False) -> Description:
+def describe(path: str | Path, is_transformers: bool = False,
+             names: Iterable[str] = tuple(FIELDS)) -> Description:
     """Return what is known of a checkpoint besides its weights.
 
     It is known from the .json beside it that save_checkpoint writes, from its name if that is a
@@ -190,13 +193,15 @@ def describe(path: str | Path, is_transformers: bool = False) -> Description:
 
     Args:
         is_transformers: whether the weights have the layout of transformers.
+        names: of the fields that are used, of a .json that save_checkpoint writes.
 
     Raises:
         WeightsError: if a .json is none, says what cannot be, or asks for what AST does not do.
     """
     path = Path(path)
-    if path.with_suffix('.json') != path and path.with_suffix('.json').is_file():
-        return checked(read_json(path.with_suffix('.json')), path.with_suffix('.json'))
+    beside = path.with_suffix('.json')
+    if beside != path and beside.is_file():
+        return checked(read_json(beside), beside, names)
     if file := published_file(path):
         return describe_published(file)
     is_transformers = is_transformers or path.name in TRANSFORMERS_FILES

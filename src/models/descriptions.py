@@ -1,7 +1,8 @@
 """Read and check what stands in JSON beside a checkpoint, which may come from anywhere."""
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +83,23 @@ def read_json(path: Path, what: str = 'describes a checkpoint') -> dict[str, Any
     return value
 
 
-def checked(description: Description, path: Path | str) -> Description:
+def checked(description: Description, path: Path | str, names: Iterable[str] = tuple(FIELDS)
+            ) -> Description:
     """Return the description that was read from path.
 
-    Raises WeightsError that names the field that cannot be used.
+    Args:
+        names: of the fields that are used.
+
+    Raises:
+        WeightsError: if one of them cannot be used; names it.
     """
-    for name, (fits, expected) in FIELDS.items():
+    for name in names:
+        fits, expected = FIELDS[name]
         if name in description and not fits(description[name]):
             raise WeightsError(f'{path} says {name} {str(description[name])[:100]!r}, '
                                f'expected {expected}')
-    if description.get('input_fdim', 1) * description.get('input_tdim', 1) > MAX_INPUT:
+    sizes = [description.get(name, 1) for name in ('input_fdim', 'input_tdim') if name in names]
+    if math.prod(sizes) > MAX_INPUT:
         raise WeightsError(f'{path} says input_fdim {description["input_fdim"]}, input_tdim '
                            f'{description["input_tdim"]}: no recording needs an input of that size')
     return description

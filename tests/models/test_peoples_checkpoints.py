@@ -347,3 +347,14 @@ def test_another_loss_is_refused(tiny, tmp_path):
 def test_a_file_of_safetensors_with_a_prefix_is_read(tiny, tmp_path):
     save_file(prefixed(tiny.state_dict(), 'model.module.'), tmp_path / 'a.safetensors')
     assert read_state_dict(tmp_path / 'a.safetensors').keys() == tiny.state_dict().keys()
+
+
+def test_weights_load_into_a_model_whatever_their_description_says_of_the_rest(tiny, make_tiny,
+                                                                              tmp_path):
+    save_checkpoint(tiny, tmp_path / 'a.pth', mean='unknown', std=0)
+    own = make_tiny()
+    load_checkpoint(own, tmp_path / 'a.pth')
+    assert same_weights(own, tiny)
+    (tmp_path / 'a.json').write_text('{"layer_norm_eps": "small"}')
+    with pytest.raises(WeightsError, match="a.json says layer_norm_eps 'small'"):
+        load_checkpoint(own, tmp_path / 'a.pth')
