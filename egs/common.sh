@@ -127,12 +127,17 @@ setup_environment() {
     PYTHON=$("$any_python" "$ROOT/egs/environment.py" "$ROOT/requirements.txt" "$@")
 }
 
-# Stop before any work if there is a GPU that PyTorch cannot use. Python takes seconds to say that there is none, so it
-# is asked only if something hints at one.
+# Stop before any work if the device that was asked for is not there, or a GPU is that PyTorch cannot use. Python takes
+# seconds to say that there is none, so for auto it is asked only if something hints at one.
 check_device() {
     in_stage "$TRAINING_STAGE" || return 0
-    [ -n "${CUDA_VISIBLE_DEVICES:-}${SLURM_JOB_GPUS:-}" ] || ls /dev/nvidia[0-9]* > /dev/null 2>&1 ||
-        command -v nvidia-smi > /dev/null || return 0
+    case $device in
+        cpu) return ;;
+        auto)
+            [ -n "${CUDA_VISIBLE_DEVICES:-}${SLURM_JOB_GPUS:-}" ] || ls /dev/nvidia[0-9]* > /dev/null 2>&1 ||
+                command -v nvidia-smi > /dev/null || return 0
+            ;;
+    esac
     "$PYTHON" "$ROOT/src/hardware.py" "$device"
 }
 

@@ -231,7 +231,7 @@ def run_pip(python, file):
 def why_pip_failed(said, python):
     """Return what pip's own words mean and what to do, as a sentence."""
     refused = re.search(r'No matching distribution found for (\S+)', said)
-    if refused and '(from versions: none)' not in said:
+    if refused and not re.search('Retrying|[Cc]onnection|[Pp]roxy', said):  # else pip could not ask
         version = subprocess.run([str(python), '-c', 'import platform as p; print(p.python_version())'],
                                  capture_output=True, text=True).stdout.strip()
         return (f'there is no {refused[1]} for Python {version} on {platform.system()} '
@@ -247,9 +247,15 @@ def why_pip_failed(said, python):
 
 
 def is_active():
-    """Tell whether the user has activated an environment; conda's base is nobody's choice."""
-    conda = os.environ.get('CONDA_PREFIX') and os.environ.get('CONDA_DEFAULT_ENV') != 'base'
-    return bool(os.environ.get('VIRTUAL_ENV') or conda)
+    """Tell whether this is the Python of an environment that the user has activated.
+
+    The base environment of conda is nobody's choice, and the variables may be those of an
+    environment that was moved or removed.
+    """
+    named_ones = [os.environ.get('VIRTUAL_ENV')]
+    if os.environ.get('CONDA_DEFAULT_ENV') != 'base':
+        named_ones.append(os.environ.get('CONDA_PREFIX'))
+    return any(one and os.path.realpath(one) == os.path.realpath(sys.prefix) for one in named_ones)
 
 
 def main(files):

@@ -20,7 +20,7 @@ from hardware import move
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
 from utilities.labels import DataError, read_datafile, read_labels
-from utilities.parallel import available_cores, may_start_processes
+from utilities.parallel import available_cores, may_start_processes, worker_context
 
 MOST_ATTEMPTS = 20  # at a sample whose recording cannot be read, with others in its place
 # The words for both modes of a dataset in scripts that were written for the published code.
@@ -317,7 +317,8 @@ def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, worl
     workers = count_workers(num_workers, world.local_size)
     _end_workers_at_exit()
     options = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
-               'worker_init_fn': _leave_signals_to_parent}
+               'worker_init_fn': _leave_signals_to_parent,
+               'multiprocessing_context': worker_context() if workers else None}
     if sampler is not None:
         options['batch_sampler'] = SharedBatches(sampler, batch_size, world)
     else:

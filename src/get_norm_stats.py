@@ -13,6 +13,7 @@ from traintest import explained
 from utilities.cli import (MAX_FRAMES, MAX_MEL_BINS, OptionParser, add_num_workers, exit_on, number,
                            setup_logging, whole)
 from utilities.labels import DataError
+from utilities.parallel import worker_context
 
 
 class FbankSums(Dataset):
@@ -37,7 +38,9 @@ def norm_stats(dataset, num_workers=-1):
 
     Raises DataError where no recording holds a whole frame, and AudioError for a missing or broken one.
     """
-    loader = DataLoader(FbankSums(dataset), batch_size=32, num_workers=count_workers(num_workers))
+    workers = count_workers(num_workers)
+    loader = DataLoader(FbankSums(dataset), batch_size=32, num_workers=workers,
+                        multiprocessing_context=worker_context() if workers else None)
     totals = torch.zeros(3, dtype=torch.float64)
     for sums in tqdm(loader, desc='fbank statistics', unit='batch', disable=None):
         totals += sums.sum(dim=0)

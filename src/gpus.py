@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 
 DEVICES = Path('/dev')  # where Linux shows GPUs as nvidia0, nvidia1, ...
-HIDDEN = ('', '-1', 'NoDevFiles')  # values of CUDA_VISIBLE_DEVICES that hide every GPU; the last is Slurm's
+# The first entry of CUDA_VISIBLE_DEVICES if it asks for a GPU. Anything else hides all: empty, -1, Slurm's NoDevFiles,
+# HTCondor's 10000 and none.
+A_GPU = re.compile(r'\d{1,3}|(GPU|MIG)-.+')
 SMI_SECONDS = 20  # a driver that is broken can make nvidia-smi hang
 # Builds of PyTorch for CUDA 12 run on every driver from 525 on. That for 12.6 has kernels for GPUs from Maxwell to
 # Hopper (compute capability 5.0 to 9.0), that for 12.8 also for Blackwell (10.0 and 12.0).
@@ -42,7 +44,8 @@ def find_sign() -> str | None:
     """
     chosen = os.environ.get('CUDA_VISIBLE_DEVICES')
     if chosen is not None:
-        return None if chosen.strip() in HIDDEN else f'CUDA_VISIBLE_DEVICES={chosen} asks for a GPU'
+        is_one = A_GPU.fullmatch(chosen.split(',')[0].strip())
+        return f'CUDA_VISIBLE_DEVICES={chosen} asks for a GPU' if is_one else None
     if gpus := os.environ.get('SLURM_JOB_GPUS'):
         return f'Slurm gave this job a GPU (SLURM_JOB_GPUS={gpus})'
     files = [path for path in DEVICES.glob('nvidia[0-9]*') if _is_ours(path)]
@@ -89,7 +92,7 @@ def explain_no_cuda() -> tuple[str, str]:
             return reason, 'update the driver: the builds for CUDA 12 need version 525 or newer'
         return reason, f'update the driver, or install a build that fits it: {pip_line(_fitting_build())}'
     if 'no NVIDIA driver' in reason:
-        return ('there is no NVIDIA driver', 'install one; a container gets that of its host with --gpus all (Docker) '
+        return ('there is no NVIDIA driver', 'install a driver; a container gets that of its host with --gpus all (Docker) '
                                              'or --nv (Apptainer)')
     if 'No CUDA GPUs' in reason and (chosen := os.environ.get('CUDA_VISIBLE_DEVICES')):
         return f'there is no such GPU as in CUDA_VISIBLE_DEVICES={chosen}', 'correct that variable, or unset it'
@@ -159,6 +162,8 @@ def pip_line(build: str) -> str:
     The build stands in the version, since pip takes an installed 2.11.0 for good.
     """
     major, minor, patch = re.match(r'(\d+)\.(\d+)\.(\d+)', torch.__version__).groups()
+    if build == 'cu128' and (int(major), int(minor)) < (2, 7):  # the first release that has it
+        minor, patch = '11', '0'
     release = f'{major}.{minor}.{patch}'
     vision = f'0.{int(minor) + 15}.{patch}'  # 0.26.0 belongs to torch 2.11.0
     return (f'{sys.executable} -m pip install torch=={release}+{build} torchaudio=={release}+{build} '

@@ -70,7 +70,7 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     CUDA copies out of pinned memory while the CPU goes on. On MPS such a copy would read memory that may be in other
     use by then (PyTorch issue 189690).
     """
-    return tensor.to(device, non_blocking=device.type == 'cuda')
+    return tensor.to(device, non_blocking=torch.device(device).type == 'cuda')
 
 
 def features_on_device(features, device):

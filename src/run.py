@@ -147,7 +147,7 @@ def run(args, interrupt, world):
 
 
 def agree_on_precision(precision, world):
-    """Return the precision of all processes: float16 if their GPUs are of different ages and have chosen differently.
+    """Return the precision of all processes: if they have chosen differently, one that all compute in.
 
     Gradients of float16 are scaled and would be averaged with others that are not.
     """
@@ -155,8 +155,9 @@ def agree_on_precision(precision, world):
     chosen = set(world.gather_numbers(known.index(precision)).flatten().int().tolist())
     if len(chosen) == 1:
         return precision
-    logger.info('the GPUs of all processes do not compute in bfloat16: training in float16')
-    return torch.float16
+    common = None if 0 in chosen else torch.float16  # 0: a CPU that computes in neither
+    logger.info('not all processes compute in bfloat16: training in %s', str(common or torch.float32).split('.')[1])
+    return common
 
 
 def is_to_run(args, exp_dir, claim):

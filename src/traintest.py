@@ -23,6 +23,7 @@ from utilities.stats import calculate_stats, is_single_label, single_label_score
 from utilities.texts import write_json
 
 LISTED = 50  # recordings in a message
+NO_COMPILER = ('InvalidCxxCompiler', 'Failed to find C compiler')  # Inductor's and Triton's words
 WORKER_SIGNS = ('DataLoader worker', 'Pin memory thread')  # in what a DataLoader says if one of them is gone
 
 logger = logging.getLogger(__name__)
@@ -80,9 +81,12 @@ def explained():
                 f'the GPU is out of memory ({said}); nvidia-smi shows whether other programs fill it; take a smaller '
                 f'--batch_size; in training, also put batches through in pieces (--grad_accum 4) or recompute '
                 f'activations (--grad_checkpointing True), and --force to go on with them') from None
+        if any(sign in str(error) for sign in NO_COMPILER):
+            raise TrainingError('--compile True needs a C++ compiler, and there is none: install one (Debian, Ubuntu: '
+                                'apt-get install g++), or leave --compile out') from None
         if type(error).__name__ == 'AcceleratorError' and 'assert' not in str(error):  # not in torch 2.6; no bug of ours
             raise TrainingError(f'the GPU failed ({str(error).splitlines()[0]}); nvidia-smi and the log of the system '
-                                f'may say why; started again, the run goes on from its checkpoint') from None
+                                f'may say why; training goes on from its checkpoint if it is started again') from None
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in WORKER_SIGNS):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]

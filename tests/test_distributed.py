@@ -149,7 +149,8 @@ def test_what_nccl_refuses_is_told_from_a_process_that_is_gone(monkeypatch, mess
 
 @pytest.mark.parametrize('chosen, agreed', [
     ([torch.bfloat16, torch.bfloat16], torch.bfloat16), ([None, None], None),
-    ([torch.float16, torch.bfloat16], torch.float16), ([torch.bfloat16, torch.float16], torch.float16)])
+    ([torch.float16, torch.bfloat16], torch.float16), ([torch.bfloat16, torch.float16], torch.float16),
+    ([None, torch.bfloat16], None), ([torch.bfloat16, None], None)])
 def test_processes_on_gpus_of_different_ages_train_in_one_precision(monkeypatch, chosen, agreed):
     known = [None, torch.float16, torch.bfloat16]
     numbers = torch.tensor([[float(known.index(one))] for one in chosen])

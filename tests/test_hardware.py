@@ -66,7 +66,7 @@ def test_auto_takes_the_precision_that_the_device_computes_in(machine, device, c
 
 @pytest.mark.parametrize('device, gpus, split', [('cuda', 4, True), ('cuda', 1, False), ('cuda:0', 4, False),
                                                  ('cpu', 4, False), ('mps', 0, False)])
-def test_batches_are_split_exactly_where_all_of_several_gpusare_asked_for(machine, monkeypatch, device, gpus, split):
+def test_batches_are_split_exactly_where_all_of_several_gpus_are_asked_for(machine, monkeypatch, device, gpus, split):
     machine(gpus=gpus)
     monkeypatch.setattr(hardware.nn, 'DataParallel', lambda model: ('all GPUs', model))
     model = nn.Linear(2, 2)

@@ -184,10 +184,15 @@ def test_another_number_of_validation_samples_is_refused_before_training(folder,
 
 def test_a_gpu_that_fails_is_explained_and_a_bug_is_not():
     AcceleratorError = type('AcceleratorError', (RuntimeError,), {})  # torch 2.6 has none of its own
-    with pytest.raises(TrainingError, match='the GPU failed .*ECC.*goes on from its checkpoint'), explained():
+    with pytest.raises(TrainingError, match='the GPU failed .*ECC.*training goes on from its checkpoint'), explained():
         raise AcceleratorError('CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ...')
     with pytest.raises(AcceleratorError, match='device-side assert'), explained():
         raise AcceleratorError('CUDA error: device-side assert triggered')
+
+
+def test_a_missing_compiler_is_explained():
+    with pytest.raises(TrainingError, match='needs a C... compiler.*apt-get install g'), explained():
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx")
 
 
 def test_a_pinning_thread_that_ended_is_explained():

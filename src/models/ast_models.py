@@ -9,7 +9,10 @@ from torch.nn import functional as F
 
 try:
     from .fast_blocks import forward_features
-except ImportError:  # this file was copied alone: timm's own pass does
+except ImportError as missing:  # this file was copied alone: timm's own pass does
+    if missing.name not in (None, f'{__package__}.fast_blocks'):
+        raise
+
     def forward_features(v, x, wanted):
         return v.forward_features(x)
 
@@ -125,8 +128,12 @@ class ASTModel(nn.Module):
 
     def forward(self, x):
         """x: (batch, frames, mel bins), normalised. Returns logits (batch, label_dim)."""
-        # The head stays in float32: bfloat16 has so few values that the scores of clips tie, which costs mAP.
-        return self.mlp_head(self.forward_features(x))
+        embedding = self.forward_features(x)
+        if self.autocast_dtype is None:
+            return self.mlp_head(embedding)
+        # The head computes in its own float32: bfloat16 has so few values that the scores of clips tie, which costs mAP.
+        weight = getattr(next(self.mlp_head.children(), self.mlp_head), 'weight', embedding)
+        return self.mlp_head(embedding.to(weight.dtype)).float()
 
     def forward_features(self, x):
         """The embedding that the head classifies, the mean of the two tokens: (batch, dim). x: as forward."""
@@ -232,6 +239,8 @@ def import_weights():
     try:
         from . import state_dicts, weights
     except ImportError as error:
+        if error.name not in (None, __package__, f'{__package__}.state_dicts', f'{__package__}.weights'):
+            raise
         raise ImportError('pretrained weights need the files beside ast_models.py: take all of src/models along, or '
                           'build with imagenet_pretrain=False and load a state dict') from error
     return state_dicts, weights

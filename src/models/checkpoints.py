@@ -28,7 +28,7 @@ TRANSFORMERS_EPS = CONFIG_DEFAULTS['layer_norm_eps']
 # What sets what a checkpoint may leave out, in the order of messages: options of programs.
 OPTIONS = {'loss': '--loss', 'mean': '--dataset_mean', 'std': '--dataset_std',
            'fstride': '--fstride', 'tstride': '--tstride', 'input_fdim': '--num_mel_bins',
-           'input_tdim': '--audio_length', 'layer_norm_eps': 'a .json beside it'}
+           'input_tdim': '--audio_length', 'layer_norm_eps': 'layer_norm_eps in a .json beside it'}
 SCORES = {'BCE': 'BCE (sigmoid scores)', 'CE': 'CE (softmax scores)'}
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
     description = describe(path, weights.is_transformers, COMPUTATION)
     _check_heads(model, description, path)
     load_strictly(model, without(weights.state, UNUSED_HEADS), path)
-    _set_eps(model, description)
+    _set_eps(model, {'layer_norm_eps': _default_eps(path, weights.is_transformers), **description})
 
 
 def load_model(source: str | Path, *, fstride: int | None = None, tstride: int | None = None,
@@ -71,10 +71,10 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
 
     Returns:
         The model, in eval mode, and its description: a dict with the model's config, mean, std,
-        loss, labels (mids, names) if they are known, and under `assumed` the names of what was.
+        loss, labels (mids, names) if they are known, and under `assumed` what was assumed.
 
     Raises:
-        WeightsError: if the checkpoint cannot be used, or does not agree with the arguments.
+        WeightsError: if the checkpoint cannot be used.
         ValueError: for another loss.
     """
     if loss not in (None, *SCORES):
@@ -107,7 +107,7 @@ def _complete(path, is_transformers, label_dim, settings, given):
     # What transformers makes of a missing problem_type; of one class, softmax is always 1.
     loss = 'CE' if is_transformers and label_dim > 1 else 'BCE'
     assumed = {**describe_dataset(named.get('dataset')), 'loss': loss}
-    if is_transformers and not published_file(path):  # which an ASTModel's own eps suits as well
+    if _default_eps(path, is_transformers) != LAYER_NORM_EPS:
         assumed['layer_norm_eps'] = TRANSFORMERS_EPS
     description = {**assumed, **settings, **named, **said, **given}
     if missing := [name for name in MODEL_SETTINGS if name not in description]:
@@ -118,7 +118,7 @@ def _complete(path, is_transformers, label_dim, settings, given):
              and name not in {**settings, **said, **given}]
     if names:
         logger.warning('%s', _assumption(path, description, names, named))
-    return {**description, 'assumed': names}
+    return {**description, 'assumed': {name: description[name] for name in names}}
 
 
 def _assumption(path, description, names, named):
@@ -160,12 +160,16 @@ def _check_heads(model, description, path):
                            f'{model.v.embed_dim} dimensions has {model.v.blocks[0].attn.num_heads}')
 
 
+def _default_eps(path, is_transformers):
+    """Return the eps of a checkpoint that does not say it. The published ones suit our own."""
+    return TRANSFORMERS_EPS if is_transformers and not published_file(path) else LAYER_NORM_EPS
+
+
 def _set_eps(model, description):
     """Give the LayerNorms of a model's transformer the eps of a description; the head keeps its."""
-    if 'layer_norm_eps' in description:
-        for module in model.v.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = description['layer_norm_eps']
+    for module in getattr(model, 'v', nn.Identity()).modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = description.get('layer_norm_eps', LAYER_NORM_EPS)
 
 
 def _eps_of(model):
@@ -219,7 +223,7 @@ def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> No
         path: of the weights; if it ends in .safetensors, they are written in that format, else as
             torch.save writes them.
         description: what the .json says besides the model's settings (labels, mean, std, loss).
-            Of what load_model returned, it leaves out what was assumed.
+            Of what load_model returned, it leaves out what was assumed and nobody changed.
     """
     path = Path(path)
     # As of the CPU: torch.load would fail without the GPU that they were trained on.
@@ -231,9 +235,10 @@ def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> No
         else:
             torch.save(state, partial)
     # What the model itself tells is not taken from a description, which may be of another model.
-    left_out = {'assumed', *description.get('assumed', ()), 'layer_norm_eps', *model.config}
-    description = {**model.config, **_eps_of(model), **{
-        name: value for name, value in description.items() if name not in left_out}}
+    assumed = description.pop('assumed', {})
+    description = {name: value for name, value in description.items()
+                   if name != 'layer_norm_eps' and not (name in assumed and assumed[name] == value)}
+    description = {**description, **model.config, **_eps_of(model)}
     with atomic_write(path.with_suffix('.json')) as partial:
         partial.write_text(json.dumps(description, indent=1) + '\n', encoding='utf-8')
 

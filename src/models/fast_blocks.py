@@ -17,6 +17,9 @@ from torch.nn.modules import module as module_globals
 MIN_TOKENS_BY_HEAD = 200  # with fewer, PyTorch's fused attention is as fast
 # Modules that compute every token by itself, so that the last block may leave some out.
 TOKENWISE = (nn.Linear, nn.LayerNorm, LayerNorm, nn.GELU, nn.Dropout, nn.Identity, Mlp, DropPath, LayerScale)
+# What these modules run; somebody may replace it for all modules of a class.
+FORWARDS = {kind: kind.forward for kind in (*TOKENWISE, nn.Sequential, Attention, Block)}
+FORWARD_FEATURES = VisionTransformer.forward_features
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
@@ -48,13 +51,15 @@ def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torc
 
 def is_plain(module: nn.Module, *types: type) -> bool:
     """Tell whether a module is exactly of one of these types and nobody hangs on to its call."""
-    return type(module) in types and not any(getattr(module, name) for name in HOOKS) and 'forward' not in vars(module)
+    kind = type(module)
+    return (kind in types and kind.forward is FORWARDS[kind] and 'forward' not in vars(module)
+            and not any(getattr(module, name) for name in HOOKS))
 
 
 def _is_own_pass(v):
     """Tell whether v would run timm's own forward_features, and calls v.blocks as a plain sequence."""
     is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # as profilers do
-    is_timms = type(v).forward_features is VisionTransformer.forward_features and 'forward_features' not in vars(v)
+    is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in vars(v)
     return is_timms and not is_watched and is_plain(v.blocks, nn.Sequential)
 
 
@@ -100,7 +105,8 @@ def run_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     in_bf16 = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if (is_traced or not in_bf16 or x.device.type != 'cpu' or torch.is_grad_enabled()
-            or x.shape[1] < MIN_TOKENS_BY_HEAD or not is_plain(block, Block) or not has_plain_attention(block.attn)):
+            or x.shape[1] < MIN_TOKENS_BY_HEAD or not is_plain(block, Block) or not has_plain_attention(block.attn)
+            or block.attn.training and block.attn.attn_drop.p):
         return block(x)
 
     attn = block.attn

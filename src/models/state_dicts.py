@@ -11,12 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from .ast_models import UNUSED_HEADS
 from .descriptions import read_json
 from .errors import WeightsError
 
-# Two classifiers of DeiT that AST has no use for; the published checkpoints carry them along.
-DEIT_HEADS = ('head.weight', 'head.bias', 'head_dist.weight', 'head_dist.bias')
-UNUSED_HEADS = tuple(f'v.{name}' for name in DEIT_HEADS)
+DEIT_HEADS = tuple(name.removeprefix('v.') for name in UNUSED_HEADS)
 AST_HEAD = ('mlp_head.0.weight', 'mlp_head.0.bias', 'mlp_head.1.weight', 'mlp_head.1.bias')
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # stored weights are these
 
@@ -64,6 +63,7 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     read = read_shards if path.name.endswith(INDEX_SUFFIX) else read_file
     state = only_state_dict(read(path), path)
+    state.pop('n_averaged', None)  # a counter of torch.optim.swa_utils.AveragedModel
     for name, value in state.items():
         if problem := tensor_problem(value):
             raise WeightsError(f'{path} holds no weights to work with: {shown(name)} {problem}')
@@ -82,9 +82,13 @@ def read_file(path: Path) -> Any:
     except FileNotFoundError:
         raise WeightsError(f'{path} does not exist') from None
     except Exception as error:  # torch.load raises nearly anything for another kind of file
+        reason = reason_of(error)
+        if 'it holds code' in reason:
+            raise WeightsError(f'{path} cannot be read: {reason}; save model.state_dict() alone, '
+                               f'without settings and counters beside it') from None
         raise WeightsError(
-            f'{path} is not a readable checkpoint (truncated, or another kind of file): '
-            f'{reason_of(error)}; if it was downloaded, get it again') from None
+            f'{path} is not a readable checkpoint (truncated, or another kind of file): {reason}; '
+            f'if it was downloaded, get it again') from None
 
 
 def read_shards(index: Path) -> State:
@@ -172,6 +176,12 @@ def only_state_dict(value: Any, path: Path) -> State:
     found = list(find_state_dicts(value))
     chosen = ([one for one in found if any(name.endswith('cls_token') for name in one[1])]
               or [one for one in found if all(key in STATE_KEYS for key in one[0])])
+    if not chosen and isinstance(value, dict):
+        entries = [entry for entry in value.values() if isinstance(entry, torch.Tensor)]
+        others = [key for key, entry in value.items() if not isinstance(entry, torch.Tensor)]
+        if entries and others:
+            raise WeightsError(f'{path} holds {shown(str(others[0]))} among the entries of a state '
+                               f'dict: save model.state_dict() alone')
     if not chosen:
         keys = ', '.join(map(shown, map(str, value))) if isinstance(value, dict) else ''
         raise WeightsError(f'{path} holds no state dict (a mapping from names to tensors)'

@@ -105,7 +105,15 @@ class _Member(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf, encoding, errors):
         """One header, before what belongs to it is read."""
-        header = super().frombuf(buf, encoding, errors)
+        return cls._checked(super().frombuf(buf, encoding, errors))
+
+    @classmethod
+    def _frombuf(cls, *args, **kwargs):
+        """The same, by the name under which tarfile calls it from Python 3.14 on."""
+        return cls._checked(super()._frombuf(*args, **kwargs))
+
+    @staticmethod
+    def _checked(header):
         if header.type in WHOLE_HEADERS and header.size > MAX_HEADER:
             raise tarfile.FilterError(f'a header in it has {header.size:,} bytes, more than {MAX_HEADER:,}')
         if header.type == tarfile.GNUTYPE_SPARSE:

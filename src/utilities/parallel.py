@@ -52,14 +52,27 @@ def may_start_processes():
     return not script
 
 
+def worker_context():
+    """Return the multiprocessing context in which worker processes start.
+
+    It is the one that the user has chosen, else on Linux fork, which Python 3.14 no longer takes by
+    itself. The workers of a server would end with it if a signal reaches the whole job, import
+    everything anew, and hold a copy of the datafile each.
+    """
+    # multiprocessing.get_start_method() without allow_none would fix the method for good.
+    chosen, default = (multiprocessing.get_start_method(allow_none=True),
+                       multiprocessing.get_all_start_methods()[0])
+    if sys.platform == 'linux' and chosen in (None, default):
+        return multiprocessing.get_context('fork')
+    return multiprocessing.get_context(chosen or default)
+
+
 def starts_by_fork():
-    """Return whether a new process of multiprocessing is a copy of this one (fork).
+    """Return whether a worker process is a copy of this one (fork).
 
     Else (spawn, forkserver) it begins anew, and imports the script that is running.
     """
-    # multiprocessing.get_start_method() without allow_none would fix the method for good.
-    chosen = multiprocessing.get_start_method(allow_none=True)
-    return (chosen or multiprocessing.get_all_start_methods()[0]) == 'fork'
+    return worker_context().get_start_method() == 'fork'
 
 
 def _script_without_guard():
@@ -106,5 +119,5 @@ def parallel_map(function, items, title, unit='file'):
         yield from bar(map(function, items))
         return
     processes = available_cores() if os.name != 'nt' else min(available_cores(), MOST_ON_WINDOWS)
-    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(processes, worker_context(), torch.set_num_threads, (1,)) as pool:
         yield from bar(pool.map(function, items, chunksize=FILES_A_TASK))

@@ -70,7 +70,7 @@ def test_a_python_that_has_everything_is_used(clone, run_shell):
 
 
 def test_an_active_environment_that_lacks_something_stops_with_the_pip_line(clone, run_shell):
-    done = run_shell(command(clone), cwd=clone, VIRTUAL_ENV='/somewhere')
+    done = run_shell(command(clone), cwd=clone, VIRTUAL_ENV=sys.prefix)
     assert done.returncode == 1 and 'astprobe is not installed' in done.stderr
     assert f'{sys.executable} -m pip install astprobe==1.0\n' in done.stderr
     assert not (clone / 'venvast').exists()
@@ -78,21 +78,21 @@ def test_an_active_environment_that_lacks_something_stops_with_the_pip_line(clon
 
 def test_an_active_environment_with_a_package_that_is_too_old_names_both_versions(clone, run_shell):
     (clone / 'requirements.txt').write_text('pytest==999.0  # works from 998.1\n')
-    done = run_shell(command(clone), cwd=clone, CONDA_PREFIX='/somewhere', CONDA_DEFAULT_ENV='mine')
+    done = run_shell(command(clone), cwd=clone, CONDA_PREFIX=sys.prefix, CONDA_DEFAULT_ENV='mine')
     assert done.returncode == 1
     assert f'pytest {pytest.__version__} is too old, 998.1 or newer is needed' in done.stderr
     assert '-m pip install pytest==999.0\n' in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_the_base_environment_of_conda_is_nobodys_choice(clone, run_shell, settings):
-    done = run_shell(command(clone), CONDA_PREFIX='/opt/conda', CONDA_DEFAULT_ENV='base', **settings)
+    done = run_shell(command(clone), CONDA_PREFIX=sys.prefix, CONDA_DEFAULT_ENV='base', **settings)
     assert done.stdout.strip() == str(clone / 'venvast' / 'bin' / 'python'), done.stderr
 
 
 def test_a_package_that_cannot_be_imported_is_named_with_the_reason(clone, run_shell, tmp_path):
     (clone / 'requirements.txt').write_text('pytest\nscikit-learn==1.9.1\n')
     (tmp_path / 'sklearn.py').write_text('raise OSError("undefined symbol: torch_library_impl")\n')
-    done = run_shell(command(clone), VIRTUAL_ENV='/somewhere', PYTHONPATH=str(tmp_path))
+    done = run_shell(command(clone), VIRTUAL_ENV=sys.prefix, PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert 'scikit-learn cannot be imported (undefined symbol: torch_library_impl)' in done.stderr
     assert 'pip install scikit-learn==1.9.1' in done.stderr
@@ -114,11 +114,25 @@ def test_pips_own_variables_choose_another_build(clone, run_shell, settings, mak
     assert answer_of(done.stdout.strip()) == '2', done.stderr
 
 
-def test_a_failed_installation_says_what_to_do_and_is_tried_again(clone, run_shell, settings, tmp_path):
-    (tmp_path / 'empty').mkdir()
-    failed = run_shell(command(clone), **{**settings, 'PIP_INDEX_URL': (tmp_path / 'empty').as_uri()})
+def test_an_environment_that_is_elsewhere_by_now_is_not_active(clone, run_shell, settings):
+    done = run_shell(command(clone), VIRTUAL_ENV='/moved/venvast', **settings)
+    assert done.stdout.strip() == str(clone / 'venvast' / 'bin' / 'python'), done.stderr
+
+
+def test_a_failed_installation_says_what_to_do_and_is_tried_again(clone, run_shell, settings):
+    nobody = {'PIP_INDEX_URL': 'http://127.0.0.1:9/simple', 'PIP_RETRIES': '1'}
+    failed = run_shell(command(clone), **{**settings, **nobody})
     assert failed.returncode == 1 and '--stop_stage 0' in failed.stderr
     assert run_shell(command(clone), **settings).stdout.strip() == str(clone / 'venvast' / 'bin' / 'python')
+
+
+def test_a_package_that_is_made_for_other_pythons_alone_is_named(clone, run_shell, settings, tmp_path):
+    (wheel,) = (tmp_path / 'index' / 'astprobe').glob('*.whl')
+    wheel.rename(wheel.with_name('astprobe-1.0-cp36-cp36m-linux_x86_64.whl'))
+    (wheel.parent / 'index.html').write_text('<a href="astprobe-1.0-cp36-cp36m-linux_x86_64.whl">astprobe</a>')
+    failed = run_shell(command(clone), **settings)
+    assert failed.returncode == 1
+    assert f'there is no astprobe==1.0 for Python {platform.python_version()} on Linux' in failed.stderr
 
 
 def test_a_package_that_does_not_exist_for_this_python_is_named_with_it(clone, run_shell, settings):
@@ -171,7 +185,7 @@ def test_a_python_that_is_too_old_is_named_before_any_package(clone, monkeypatch
     for name in ('VIRTUAL_ENV', 'CONDA_PREFIX'):
         monkeypatch.delenv(name, raising=False)
     if active:
-        monkeypatch.setenv('VIRTUAL_ENV', '/somewhere')
+        monkeypatch.setenv('VIRTUAL_ENV', sys.prefix)
     with pytest.raises(SystemExit, match=reason):
         environment.main([clone / 'requirements.txt'])
 

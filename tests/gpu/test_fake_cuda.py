@@ -103,6 +103,7 @@ def test_a_tagger_brings_scores_and_embeddings_back_from_the_gpu(make_ast, make_
     with fake_cuda() as gpu:
         classifier = Classifier(gpu.put(model), model, -4.0, 4.0, loss)
         tagger = Tagger((classifier, classifier), Labels((), ()), FRAMES, BINS, CUDA)
+        inputs = inputs + 0  # a tensor of this mode
         scores, _ = tagger(inputs)
         _, embeddings = tagger(inputs, embeddings=True)
     assert scores.shape == (BATCH, CLASSES) and embeddings.shape == (BATCH, model.v.embed_dim)

@@ -4,12 +4,14 @@ The model's own pass saves work; nobody else may notice.
 """
 import copy
 import shutil
+from unittest import mock
 
 import golden
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
 from models import ASTModel, fast_blocks
@@ -35,22 +37,11 @@ def image(x):
     return x.unsqueeze(1).transpose(2, 3)
 
 
-def tokens_of_norms(monkeypatch, model):
-    """How many tokens every LayerNorm sees, written by its class, so that no module is touched."""
-    seen, forward = [], type(model.v.norm).forward
-
-    def counting(self, tokens):
-        seen.append(tokens.shape[-2])
-        return forward(self, tokens)
-    monkeypatch.setattr(type(model.v.norm), 'forward', counting)
-    return seen
-
-
 def test_the_models_own_pass_computes_what_the_head_looks_at_and_nothing_changes(model, x, monkeypatch):
-    seen = tokens_of_norms(monkeypatch, model)
-    logits = model(x)
-    gradient = torch.autograd.grad(logits.sum(), model.v.pos_embed)[0]
-    assert seen[:25] == [TOKENS] * 23 + [2, 2]  # norm2 of the last block, and the norm after it
+    with mock.patch.object(F, 'scaled_dot_product_attention', wraps=F.scaled_dot_product_attention) as attention:
+        logits = model(x)
+        gradient = torch.autograd.grad(logits.sum(), model.v.pos_embed)[0]
+    assert [call.args[0].shape[2] for call in attention.call_args_list] == [TOKENS] * 11 + [2]  # queries
     monkeypatch.setattr(fast_blocks, 'has_tokenwise_end', lambda v: False)
     whole = model(x)
     torch.testing.assert_close(logits, whole, rtol=0, atol=1e-6)
@@ -155,6 +146,7 @@ def test_the_adapters_of_peft_count_and_learn(model, x):
     assert all(parameter.grad.abs().sum() > 0 for parameter in adapters.values())
 
 
+@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a compiler')
 def test_an_adapter_counts_in_a_compiled_model(model, x):
     model.v.blocks[-1].attn.qkv = Lora(model.v.blocks[-1].attn.qkv)
     expected = model(x).detach()
@@ -221,19 +213,54 @@ def test_an_exported_model_takes_batches_of_any_size(make_tiny, dtype):
         assert (exported(x) - model(x)).abs().max() < (1e-4 if dtype is None else 0.05)
 
 
-@pytest.mark.parametrize('touch', [lambda attn: attn.register_forward_hook(lambda *_: None),
-                                   lambda attn: setattr(attn, 'q_norm', nn.LayerNorm(64)),
-                                   lambda attn: setattr(attn, 'qkv', Lora(attn.qkv))])
-def test_the_fast_attention_of_a_cpu_is_for_untouched_modules(make_tiny, touch):
+@pytest.fixture
+def fast(make_tiny):
+    """A model in bfloat16 with enough tokens for the fast attention of a CPU, and an input."""
     model = golden.fill(make_tiny(input_tdim=512, fstride=8, tstride=8))
     model.autocast_dtype = torch.bfloat16
+    return model, golden.spectrogram('fast', 2, 512, 32)
+
+
+def test_the_fast_attention_of_a_cpu_leaves_hooked_and_replaced_modules_alone(fast):
+    model, x = fast
+    called = []
     for block in model.v.blocks:
-        touch(block.attn)
-    x = golden.spectrogram('fast', 2, 512, 32)
+        block.attn.register_forward_hook(lambda *_: called.append(1))
+        block.attn.q_norm = nn.LayerNorm(64)
     with torch.no_grad():
-        fast = model(x)
-    slow = model(x).detach()  # with a graph, which the fast attention leaves to PyTorch
-    assert (fast - slow).abs().max() < 0.05
+        quick = model(x)
+    assert len(called) == 12
+    assert (quick - model(x).detach()).abs().max() < 0.05  # with a graph, PyTorch's own attention computes
+
+
+@pytest.mark.parametrize('kind, name', [(fast_blocks.Attention, 'forward'), (fast_blocks.Block, 'forward'),
+                                        (fast_blocks.VisionTransformer, 'forward_features')])
+def test_what_somebody_replaced_for_all_modules_of_a_class_is_called(fast, monkeypatch, kind, name):
+    model, x = fast
+    called, original = [], getattr(kind, name)
+    monkeypatch.setattr(kind, name, lambda self, *args, **kwargs: called.append(1) or original(self, *args, **kwargs))
+    with torch.no_grad():
+        model(x)
+    assert len(called) == (1 if name == 'forward_features' else 12)
+
+
+def test_dropout_of_attention_drops_in_every_block(fast):
+    model, x = fast
+    model.train()
+    for block in model.v.blocks:
+        block.attn.attn_drop.p = 0.9
+    with torch.no_grad(), mock.patch.object(F, 'scaled_dot_product_attention',
+                                            wraps=F.scaled_dot_product_attention) as attention:
+        model(x)
+    assert [call.kwargs['dropout_p'] for call in attention.call_args_list] == [0.9] * 12
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_a_model_whose_weights_are_of_a_small_precision_runs_in_autocast(model, x, dtype):
+    exact = model(x)
+    model.to(dtype).autocast_dtype = dtype
+    logits = model(x.to(dtype))
+    assert logits.dtype == torch.float32 and (logits - exact).abs().max() < 0.1
 
 
 @pytest.mark.parametrize('wrap', ['DataParallel', 'compile', 'DataParallel of compile', 'none'])

@@ -203,7 +203,7 @@ def test_without_an_extractor_the_statistics_are_those_of_transformers_and_a_lin
     _, description = load_model(folder)
     made = transformers.ASTFeatureExtractor()
     assert (description['mean'], description['std']) == (made.mean, made.std)
-    assert description['assumed'] == ['mean', 'std']
+    assert list(description['assumed']) == ['mean', 'std']
     [line] = [record.getMessage() for record in caplog.records]
     assert '--dataset_mean' in line and '--dataset_std' in line and '--loss' not in line
 
