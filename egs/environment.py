@@ -125,7 +125,7 @@ def explain(problems):
 @contextlib.contextmanager
 def only_one(path):
     """Hold an exclusive lock on a file: a second job that starts at the same time waits."""
-    with open(path, 'w') as file:
+    with open(path, 'w', encoding='utf-8') as file:
         try:
             import fcntl
             fcntl.flock(file, fcntl.LOCK_EX)

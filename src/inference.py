@@ -20,6 +20,7 @@ from utilities.cli import (MAX_BATCH, OptionParser, add_checkpoint_options, exit
                            setup_logging, whole)
 from utilities.folders import files_below, making
 from utilities.labels import DataError
+from utilities.parallel import limit_threads
 from utilities.plots import clock, plot_tags
 from utilities.results import write_figure
 from utilities.texts import write_json
@@ -219,6 +220,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     check_options(parser, args)
     setup_logging()
+    limit_threads()
     with exit_on(DataError, TrainingError, WeightsError, OSError):
         try:
             files, failed = infer(args)

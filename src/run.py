@@ -26,6 +26,7 @@ from utilities.environment import record_start
 from utilities.folders import making
 from utilities.interrupt import EXIT_CODE, Interrupt
 from utilities.labels import DataError, read_sample_weights, weight_file
+from utilities.parallel import limit_threads
 from utilities.texts import read_json, write_json, write_text
 
 FIRST_FEW = 10  # recordings of which one must be readable
@@ -244,6 +245,7 @@ def main(argv=None):
         world = find_world()
         check_options(parser, args, world)
         setup_logging(world.rank)
+        limit_threads()
         run(args, Interrupt().listen(), world)
 
 

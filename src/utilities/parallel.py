@@ -33,6 +33,11 @@ def available_cores():
     return max(1, math.ceil(min(cores, cpu_limit())))
 
 
+def limit_threads():
+    """Let PyTorch compute on no more threads than this process has cores: it does not look at a container's quota."""
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
+
+
 def may_start_processes():
     """Return whether this process may start others to share its work.
 

@@ -44,7 +44,8 @@ def tolerances(device):
     return {'tolerance': 1e-3, 'metrics': False} if device.type == 'cuda' else {}
 
 
-@pytest.mark.parametrize('size', [1, 2])
+@pytest.mark.parametrize('device, size', [('cpu', 2), ('cuda', 1), ('cuda', 2)],
+                         indirect=['device'])  # one on the CPU is killed in test_resume.py
 def test_processes_of_which_one_is_killed_go_on_to_the_same_numbers(data, device, size):
     if device.type == 'cuda':
         require_gpus(size)

@@ -11,7 +11,7 @@ from models.state_dicts import load_tensors
 from trainer import Trainer, TrainingError
 from traintest import explained
 
-BATCH = 5
+BATCH = 3
 STEPS_TO_A_SCALE = 20  # in which the gradient scaler finds one that overflows nowhere
 SCALE = 1024.0  # with which float16 overflows nowhere here
 
@@ -117,7 +117,7 @@ def test_a_compiled_model_takes_the_same_steps(make_trainer, make_inputs, device
 def test_a_checkpoint_goes_on_on_the_cpu_and_the_other_way_round(make_trainer, make_inputs, device,
                                                                 tmp_path, dtype):
     batch, path = (make_inputs(2), one_hot(2)), tmp_path / 'checkpoint.pth'
-    for before, after in ((device, CPU), (CPU, device)):
+    for before, after in {(device, CPU), (CPU, device)}:
         trainer = make_trainer(dtype, before, optim='adam', lr=1e-4)
         set_scale(trainer, SCALE)
         update(trainer, *batch)

@@ -3,8 +3,9 @@ import operator
 import os
 
 import pytest
+import torch
 
-from utilities.parallel import available_cores, parallel_map
+from utilities.parallel import available_cores, limit_threads, parallel_map
 
 
 @pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='this system does not bind processes to cores')
@@ -24,3 +25,14 @@ def test_results_come_in_the_order_of_the_items():
 def test_an_error_in_a_process_is_raised():
     with pytest.raises(TypeError):
         list(parallel_map(operator.neg, ['text'], 'testing'))
+
+
+def test_threads_are_limited_to_the_cores_of_a_quota(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr('utilities.parallel.available_cores', lambda: 1)
+    try:
+        torch.set_num_threads(2)
+        limit_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
