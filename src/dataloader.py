@@ -36,8 +36,9 @@ class AudioConf:
     """How audio becomes samples: the keys of `audio_conf`.
 
     num_mel_bins, target_length (frames): size of a sample. mean, std: statistics of the fbank, of AudioSet by default.
-    skip_norm: leave the fbank as it is, to compute such statistics. mode: 'train' augments, 'evaluation' does not; other
-    words for them (see MODES), in any case, become these two.
+    skip_norm: leave the fbank as it is, to compute such statistics.
+    mode: 'train' augments, 'evaluation' does not; other words for them, in any case, become these
+    two (see MODES).
     freqm, timem: widest SpecAugment masks, in mel bins and frames. mixup: probability of mixing a sample with another.
     noise: add noise and roll. dataset: a name for messages.
     """
@@ -56,7 +57,8 @@ class AudioConf:
     def __post_init__(self):
         mode = MODES.get(self.mode.lower()) if isinstance(self.mode, str) else None
         if mode is None:
-            raise DataError(f'audio_conf: mode must be one of {", ".join(MODES)}, got {self.mode!r}')
+            raise DataError(f'audio_conf: mode must be one of {", ".join(MODES)}, '
+                            f'got {self.mode!r}')
         object.__setattr__(self, 'mode', mode)
 
     @classmethod

@@ -93,9 +93,10 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
 
     checkpoints: a path, the name of a published checkpoint, a folder of transformers, an id on Hugging Face, or a list
     of such. device: auto, cpu, cuda, cuda:N or mps; amp: auto, bf16, fp16 or off. label_csv: a label file, where the
-    checkpoint does not know its classes. mean, std: of the fbank, instead of the checkpoint's own. loss: 'BCE' for
-    sigmoid scores, 'CE' for softmax, instead of what the checkpoint was trained with. settings: fstride, tstride,
-    input_fdim, input_tdim of checkpoints that do not say theirs. What no one says is assumed, and logged.
+    checkpoint does not know its classes. mean, std: of the fbank, instead of the checkpoint's own.
+    loss: 'BCE' for sigmoid scores, 'CE' for softmax, instead of what the checkpoint was trained
+    with. settings: fstride, tstride, input_fdim, input_tdim of checkpoints that do not say theirs.
+    What nobody says is assumed, and logged.
     Returns a Tagger. Raises WeightsError for a checkpoint that cannot be used, DataError for labels that are missing or
     do not fit, or checkpoints that do not go together, ValueError for a device that is not there, TrainingError for a
     GPU without the memory.
@@ -152,8 +153,8 @@ def labels_of(source, description, given):
     for dataset, (known_classes, path) in KNOWN_LABELS.items():
         if classes == known_classes and description.get('dataset', dataset) == dataset:
             if 'dataset' not in description:
-                logger.warning('%s does not name its %d classes; assumed: those of %s (--label_csv)',
-                               source, classes, dataset)
+                logger.warning('%s does not name its %d classes; assumed: those of %s '
+                               '(--label_csv)', source, classes, dataset)
             return read_labels(path)
     raise DataError(f'{source} does not name its {classes} classes: give the label file it was trained with as '
                     f'--label_csv')

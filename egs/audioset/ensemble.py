@@ -40,8 +40,8 @@ def make_parser():
     add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
     add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
     add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=24, help='samples in a batch')
-    add_checkpoint_options(parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, also what '
-                                        'it averages without this option, as published for both losses')
+    add_checkpoint_options(parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are '
+                                        'also averaged without this option, as published')
     return parser
 
 

@@ -198,7 +198,6 @@ def test_both_names_of_transformers_load_behind_any_prefix(names, prefix, hub_mo
     hub_model.save_pretrained(tmp_path / 'hub')
     state = (hub_model.state_dict() if names == 'in memory'
              else load_file(tmp_path / 'hub' / 'model.safetensors'))
-    assert any('.q_proj.' in name for name in state) == (names == 'in memory')
     torch.save({'state_dict': prefixed(state, prefix)}, tmp_path / 'a.pth')
     assert logits_agree(load_model(tmp_path / 'a.pth', **SAID)[0], hub_model)
 

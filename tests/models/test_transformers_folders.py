@@ -1,4 +1,5 @@
 """Folders of transformers: what their two JSON files say is honoured or refused, and parts are joined."""
+import inspect
 import json
 import os
 import shutil
@@ -6,7 +7,7 @@ import shutil
 import golden
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from models import (WeightsError, load_checkpoint, load_model, mean_state_dict, read_state_dict,
                     save_checkpoint)
@@ -212,6 +213,8 @@ def softmax_or_sigmoid(model, x):
     """The scores that transformers' own pipeline makes of the logits of a model."""
     pipeline = transformers.AudioClassificationPipeline(
         model=model, feature_extractor=transformers.ASTFeatureExtractor(), device='cpu')
+    if inspect.signature(pipeline.postprocess).parameters['function_to_apply'].default:
+        pytest.skip('this version of transformers takes softmax whatever the problem_type')
     with torch.no_grad():
         found = pipeline.postprocess(model(x[:1]), top_k=model.config.num_labels)
     return [one['score'] for one in sorted(found, key=lambda one: model.config.label2id[one['label']])]
@@ -310,12 +313,12 @@ def test_a_truncated_part_is_refused_by_name(sharded):
 def test_an_entry_that_no_part_holds_and_one_that_two_hold_are_refused_by_name(sharded):
     folder, _ = sharded
     first, second = sorted(folder.glob('model-*.safetensors'))[:2]
-    state = load_file(first)
-    name, value = state.popitem()
-    save_file(state, first)
+    whole, other = load(first.read_bytes()), load(second.read_bytes())
+    name = list(whole)[-1]
+    save_file({one: value for one, value in whole.items() if one != name}, first)
     assert f"'{name}' is missing" in refused(folder)
-    save_file({**state, name: value}, first)
-    save_file({**load_file(second), name: value}, second)
+    save_file(whole, first)
+    save_file({**other, name: whole[name]}, second)
     assert f'{name} is there twice' in refused(folder)
 
 
@@ -340,5 +343,5 @@ def test_the_digest_of_sharded_weights_is_that_of_their_parts(sharded):
     folder, _ = sharded
     before = sha256(locate(folder))
     part = sorted(folder.glob('model-*.safetensors'))[-1]
-    save_file({name: value + 1 for name, value in load_file(part).items()}, part)
+    save_file({name: value + 1 for name, value in load(part.read_bytes()).items()}, part)
     assert sha256(locate(folder)) != before
