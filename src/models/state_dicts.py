@@ -180,8 +180,8 @@ def only_state_dict(value: Any, path: Path) -> State:
         entries = [entry for entry in value.values() if isinstance(entry, torch.Tensor)]
         others = [key for key, entry in value.items() if not isinstance(entry, torch.Tensor)]
         if entries and others:
-            raise WeightsError(f'{path} holds {shown(str(others[0]))} among the entries of a state '
-                               f'dict: save model.state_dict() alone')
+            raise WeightsError(f'{path} holds no state dict (a mapping from names to tensors): '
+                               f'{shown(str(others[0]))} is no tensor; save model.state_dict() alone')
     if not chosen:
         keys = ', '.join(map(shown, map(str, value))) if isinstance(value, dict) else ''
         raise WeightsError(f'{path} holds no state dict (a mapping from names to tensors)'
