@@ -15,6 +15,7 @@ from dataloader import end_workers, make_loader
 from models.files import hold_lock
 from trainer import TrainingError
 from traintest import explained
+from utilities.interrupt import Interrupt
 
 BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 --dataset demo '
         '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
@@ -198,3 +199,12 @@ def test_a_missing_compiler_is_explained():
 def test_a_pinning_thread_that_ended_is_explained():
     with pytest.raises(TrainingError, match='a process that loads data died'), explained():
         raise RuntimeError('Pin memory thread exited unexpectedly')
+
+
+def test_a_signal_that_comes_while_a_line_is_written_counts(monkeypatch):
+    def write(*_):
+        raise RuntimeError('reentrant call inside <_io.BufferedWriter>')
+    monkeypatch.setattr('utilities.interrupt.logger.info', write)
+    interrupt = Interrupt()
+    interrupt._note(signal.SIGTERM, None)
+    assert interrupt.requested

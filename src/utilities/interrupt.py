@@ -1,4 +1,5 @@
 """Signals that ask a run to stop: noted at once, obeyed after the step that is under way."""
+import contextlib
 import logging
 import signal
 
@@ -23,7 +24,10 @@ class Interrupt:
         return self
 
     def _note(self, number, _):
+        self.requested = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        logger.info('%s: stopping after this step', signal.Signals(number).name)
-        self.requested = True
+        # The signal may come while a line is being written: a second one at that place is an error, which what was
+        # interrupted would take for its own, and nobody would learn of the signal.
+        with contextlib.suppress(Exception):
+            logger.info('%s: stopping after this step', signal.Signals(number).name)
