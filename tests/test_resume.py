@@ -192,7 +192,7 @@ def test_a_gpu_that_fails_is_explained_and_a_bug_is_not():
 
 
 def test_a_missing_compiler_is_explained():
-    with pytest.raises(TrainingError, match='needs a C... compiler.*apt-get install g'), explained():
+    with pytest.raises(TrainingError, match=r'needs a C\+\+ compiler.*apt-get install g'), explained():
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx")
 
 

@@ -233,7 +233,7 @@ def test_other_settings_in_the_same_folder_are_named(start, refuse, exp_dir):
     ('--timem 33', '--timem 33 .*32 frames'),
     ('--audio_length 15', 'audio_length'),
     ('--num_mel_bins 15', 'num_mel_bins'),
-    ('--model resnet', "--model.*'ast'"),
+    ('--model resnet', "--model.*choose from '?ast"),
     ('--model_size huge', '--model_size.*tiny224'),
     ('--mixup 1.5', '--mixup.*at most 1'),
     ('--warmup maybe', '--warmup.*True or False'),
