@@ -10,6 +10,6 @@ setup_environment "$ROOT/tests/requirements.txt"
 cd "$ROOT/tests"
 if [ "${1:-}" = gpu ]; then
     shift
-    set -- -n 0 -o verbosity_test_cases=1 -rs gpu "$@"
+    set -- -n 0 -o verbosity_test_cases=1 -rfEs gpu "$@"
 fi
 exec "$PYTHON" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

@@ -6,10 +6,11 @@ from machine_report import describe_machine
 
 
 def test_a_report_has_versions_and_gpus_even_those_out_of_order_and_no_paths(monkeypatch):
-    def properties(number):
+    def properties(number=1):
         if number:
             raise RuntimeError('CUDA error: the device is in use\nMore about it')
         return SimpleNamespace(name='A GPU', total_memory=2 ** 34, major=9, minor=0)
+    monkeypatch.setattr(torch.backends.cudnn, 'version', properties)  # it asks all GPUs
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     monkeypatch.setattr(torch.cuda, 'get_device_properties', properties)
