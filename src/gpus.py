@@ -92,8 +92,8 @@ def explain_no_cuda() -> tuple[str, str]:
             return reason, 'update the driver: the builds for CUDA 12 need version 525 or newer'
         return reason, f'update the driver, or install a build that fits it: {pip_line(_fitting_build())}'
     if 'no NVIDIA driver' in reason:
-        return ('there is no NVIDIA driver', 'install a driver; a container gets that of its host with --gpus all (Docker) '
-                                             'or --nv (Apptainer)')
+        return ('there is no NVIDIA driver',
+                'install a driver; a container gets that of its host with --gpus all (Docker) or --nv (Apptainer)')
     if 'No CUDA GPUs' in reason and (chosen := os.environ.get('CUDA_VISIBLE_DEVICES')):
         return f'there is no such GPU as in CUDA_VISIBLE_DEVICES={chosen}', 'correct that variable, or unset it'
     return reason, 'see whether nvidia-smi works; a job on a cluster has GPUs only if it asks for them'

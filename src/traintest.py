@@ -84,7 +84,8 @@ def explained():
         if any(sign in str(error) for sign in NO_COMPILER):
             raise TrainingError('--compile True needs a C++ compiler, and there is none: install one (Debian, Ubuntu: '
                                 'apt-get install g++), or leave --compile out') from None
-        if type(error).__name__ == 'AcceleratorError' and 'assert' not in str(error):  # not in torch 2.6; no bug of ours
+        # torch 2.6 does not know that error; an assertion on the device is a fault of ours.
+        if type(error).__name__ == 'AcceleratorError' and 'assert' not in str(error):
             raise TrainingError(f'the GPU failed ({str(error).splitlines()[0]}); nvidia-smi and the log of the system '
                                 f'may say why; training goes on from its checkpoint if it is started again') from None
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in WORKER_SIGNS):

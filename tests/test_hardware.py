@@ -36,7 +36,8 @@ def test_a_device_that_is_there_is_taken_as_named(machine, name):
 
 
 @pytest.mark.parametrize('gpus, name, reason', [
-    (0, 'cuda', 'cannot use it: a reason'), (0, 'cuda:0', 'cannot use it: a reason'), (2, 'cuda:2', 'has 2 CUDA devices'),
+    (0, 'cuda', 'cannot use it: a reason'), (0, 'cuda:0', 'cannot use it: a reason'),
+    (2, 'cuda:2', 'has 2 CUDA devices'),
     (0, 'mps', 'no MPS device'), (0, 'tpu', 'must be auto, cpu, cuda, cuda:N or mps'), (0, '', 'must be auto'),
     (0, 'meta', 'must be auto'), (2, 'cuda:one', 'must be auto'), (2, 'cuda:-1', 'must be auto'),
     (2, 'cuda:128', 'must be auto'), (2, 'cpu:1', 'must be auto')])

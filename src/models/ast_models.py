@@ -131,7 +131,7 @@ class ASTModel(nn.Module):
         embedding = self.forward_features(x)
         if self.autocast_dtype is None:
             return self.mlp_head(embedding)
-        # The head computes in its own float32: bfloat16 has so few values that the scores of clips tie, which costs mAP.
+        # The head computes in its own float32: bfloat16 has so few values that scores of clips tie, which costs mAP.
         weight = getattr(next(self.mlp_head.children(), self.mlp_head), 'weight', embedding)
         return self.mlp_head(embedding.to(weight.dtype)).float()
 
@@ -176,7 +176,8 @@ class ASTModel(nn.Module):
     def attention_maps(self, x):
         """Where in the spectrogram [CLS] and [DIST] look: for each block a pair of (batch, heads, f, t) float32."""
         prefix = self.v.num_prefix_tokens
-        return [tuple(token.unflatten(2, self.grid) for token in rows[..., prefix:].unbind(2)) for rows in self.attention(x)]
+        return [tuple(token.unflatten(2, self.grid) for token in rows[..., prefix:].unbind(2))
+                for rows in self.attention(x)]
 
     def _precision(self, x):
         """The context in which a forward pass runs."""
