@@ -109,11 +109,12 @@ def test_the_four_unused_heads_are_dropped_behind_any_prefix_and_nothing_else(pr
     assert 'v.head.scale is not known' in said
 
 
-@pytest.mark.parametrize('read', [
-    lambda path, make: load_checkpoint(make(), path), lambda path, make: mean_state_dict([path])])
-def test_whatever_reads_weights_takes_them_off(read, make_tiny, tmp_path):
-    torch.save({'state_dict': prefixed(make_tiny().state_dict(), 'model.')}, tmp_path / 'a.ckpt')
-    read(tmp_path / 'a.ckpt', make_tiny)
+def test_whatever_reads_weights_takes_them_off(tiny, make_tiny, tmp_path):
+    torch.save({'state_dict': prefixed(tiny.state_dict(), 'model.')}, tmp_path / 'a.ckpt')
+    fresh, mean = make_tiny(), make_tiny()
+    load_checkpoint(fresh, tmp_path / 'a.ckpt')
+    mean.load_state_dict(mean_state_dict([tmp_path / 'a.ckpt']))
+    assert same_weights(fresh, tiny) and same_weights(mean, tiny)
 
 
 def test_something_beside_the_model_is_refused_by_key_and_prefix(tiny, tmp_path):
