@@ -106,7 +106,8 @@ def pip_command(problems, requirements, find=find_version):
         names |= set(TORCH_FAMILY) & set(versions)
     elif names & set(TORCH_FAMILY):
         there = release(find('torch'))
-        versions['torchaudio'] = named(there)
+        # torchaudio 2.11 is the last one, also for later releases of torch.
+        versions['torchaudio'] = named(min(there, release(versions['torchaudio'])))
         versions['torchvision'] = f'0.{there[1] + 15}.*'  # 0.26 belongs to torch 2.11
     words = [f'{name}=={versions[name]}' if versions[name] else name
              for name in versions if name in names]

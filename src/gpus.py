@@ -14,17 +14,19 @@ DEVICES = Path('/dev')  # where Linux shows GPUs as nvidia0, nvidia1, ...
 # HTCondor's 10000 and none.
 A_GPU = re.compile(r'\d{1,3}|(GPU|MIG)-.+')
 SMI_SECONDS = 20  # a driver that is broken can make nvidia-smi hang
-# Builds of PyTorch for CUDA 12 run on every driver from 525 on. That for 12.6 has kernels for GPUs from Maxwell to
-# Hopper (compute capability 5.0 to 9.0), that for 12.8 also for Blackwell (10.0 and 12.0).
+# Builds of PyTorch for CUDA 12 run with every driver from version 525 on. The build cu128 has kernels for GPUs from
+# Turing (compute capability 7.5) to Blackwell (12.0), cu126 for older ones, from Maxwell (5.0) on. PyTorch 2.11 is the
+# last release with both (PyTorch issue 172663).
 OLDEST_CUDA = 12
-OLDEST_GPU, BLACKWELL, NEWEST_GPU = (5, 0), (10, 0), (12, 1)
+OLDEST_GPU, TURING, NEWEST_GPU = (5, 0), (7, 5), (12, 1)
+FIRST_RELEASES, LAST_RELEASE = {'cu126': (2, 6, 0), 'cu128': (2, 7, 0)}, (2, 11, 0)
 
 
 def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | None:
     """Return why PyTorch cannot use a GPU of this machine and what to do, or None.
 
     Args:
-        index: look at this GPU alone; None: at all of them.
+        index: of the only GPU to look at; None: look at all of them.
         is_asked_for: look for the reason even if nothing shows that there is a GPU.
     """
     if torch.cuda.is_available():
@@ -121,7 +123,7 @@ def _build_with_kernels(capability):
         return 'take another GPU: no build of today\'s PyTorch has kernels for this one'
     if capability > NEWEST_GPU:
         return f'install a newer PyTorch: {sys.executable} -m pip install --upgrade torch torchaudio torchvision'
-    return f'install a build that has: {pip_line("cu128" if capability >= BLACKWELL else "cu126")}'
+    return f'install a build that has: {pip_line("cu128" if capability >= TURING else "cu126")}'
 
 
 def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
@@ -150,21 +152,24 @@ def _capability(name):
 
 
 def _fitting_build():
-    """Return the build of PyTorch that runs on all of this machine's GPUs, by what nvidia-smi says of them."""
+    """Return the build of PyTorch that has kernels for this machine's newest GPU; cu126 if nvidia-smi does not say."""
     found = [tuple(map(int, line.split('.'))) for line in _ask_smi('--query-gpu=compute_cap', '--format=csv,noheader')
              if re.fullmatch(r'\d+\.\d+', line)]
-    return 'cu128' if found and max(found) >= BLACKWELL else 'cu126'
+    return 'cu128' if found and max(found) >= TURING else 'cu126'
 
 
 def pip_line(build: str) -> str:
-    """Return the pip command that replaces PyTorch by another build of its version, such as cu126.
+    """Return the pip command that replaces PyTorch by another build: of its own version, if there is one, else of 2.11.
 
-    The build stands in the version, since pip takes an installed 2.11.0 for good.
+    The name of the build is part of the version: pip would keep an installed 2.11.0 if just 2.11.0 were asked for.
+
+    Args:
+        build: cu126 or cu128.
     """
-    major, minor, patch = re.match(r'(\d+)\.(\d+)\.(\d+)', torch.__version__).groups()
-    if build == 'cu128' and (int(major), int(minor)) < (2, 7):  # the first release that has it
-        minor, patch = '11', '0'
-    release = f'{major}.{minor}.{patch}'
-    vision = f'0.{int(minor) + 15}.{patch}'  # 0.26.0 belongs to torch 2.11.0
+    version = tuple(map(int, re.match(r'(\d+)\.(\d+)\.(\d+)', torch.__version__).groups()))
+    if not FIRST_RELEASES[build] <= version <= LAST_RELEASE:
+        version = LAST_RELEASE
+    release = '.'.join(map(str, version))
+    vision = f'0.{version[1] + 15}.{version[2]}'  # 0.26.0 belongs to torch 2.11.0
     return (f'{sys.executable} -m pip install torch=={release}+{build} torchaudio=={release}+{build} '
             f'torchvision=={vision}+{build} --extra-index-url https://download.pytorch.org/whl/{build}')

@@ -96,7 +96,7 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
     checkpoint does not know its classes. mean, std: of the fbank, instead of the checkpoint's own.
     loss: 'BCE' for sigmoid scores, 'CE' for softmax, instead of what the checkpoint was trained
     with. settings: fstride, tstride, input_fdim, input_tdim of checkpoints that do not say theirs.
-    What nobody says is assumed, and logged.
+    What is still missing is assumed, and a line of the log says so.
     Returns a Tagger. Raises WeightsError for a checkpoint that cannot be used, DataError for labels that are missing or
     do not fit, or checkpoints that do not go together, ValueError for a device that is not there, TrainingError for a
     GPU without the memory.

@@ -174,7 +174,8 @@ class Trainer:
         self.epoch, self.loss = 1, EpochLoss(device, world)
         self.seconds, self.start = 0.0, time.monotonic()
         if settings.compile:
-            model.compile(dynamic=False)  # else the last, smaller batch brings kernels for any size, for ever
+            # With dynamic shapes, all steps after the first smaller batch would run kernels that are made for any size.
+            model.compile(dynamic=False)
         self.parallel = self.trained = parallelise(model, device)  # for evaluation, and for training
         if world.size > 1:
             warnings.filterwarnings('ignore', 'Grad strides do not match')  # of [CLS] and [DIST]: 3 kB, copied

@@ -138,7 +138,7 @@ def test_every_reason_comes_with_what_to_do(bare, monkeypatch, message, expected
         choose_device('auto')
 
 
-@pytest.mark.parametrize('capabilities, build', [('8.6', 'cu126'), ('7.0\n12.0', 'cu128'), ('', 'cu126')])
+@pytest.mark.parametrize('capabilities, build', [('7.0', 'cu126'), ('8.6', 'cu128'), ('7.0\n12.0', 'cu128'), ('', 'cu126')])
 def test_a_build_for_cpus_is_replaced_by_one_that_fits_the_gpus(smi, monkeypatch, capabilities, build):
     smi(listed='GPU 0: a card', capabilities=capabilities)
     monkeypatch.setattr(torch.version, 'cuda', None)
@@ -203,9 +203,13 @@ def test_a_build_for_rocm_is_left_alone(pretend_gpus, monkeypatch):
     assert choose_device('auto') == torch.device('cuda')
 
 
-def test_the_pip_line_names_builds_of_one_release(monkeypatch):
-    monkeypatch.setattr(torch, '__version__', '2.8.0+cu128')
-    assert 'torch==2.8.0+cu126 torchaudio==2.8.0+cu126 torchvision==0.23.0+cu126' in pip_line('cu126')
+@pytest.mark.parametrize('version, build, release, vision', [
+    ('2.8.0+cu128', 'cu126', '2.8.0', '0.23.0'), ('2.6.0', 'cu126', '2.6.0', '0.21.0'),
+    ('2.6.0', 'cu128', '2.11.0', '0.26.0'), ('2.12.1+cu130', 'cu126', '2.11.0', '0.26.0')])
+def test_the_pip_line_names_builds_of_one_release_that_has_them(monkeypatch, version, build, release, vision):
+    monkeypatch.setattr(torch, '__version__', version)
+    assert (f'torch=={release}+{build} torchaudio=={release}+{build} torchvision=={vision}+{build} '
+            f'--extra-index-url') in pip_line(build)
 
 
 def test_run_py_stops_before_it_reads_anything(bare, monkeypatch, tmp_path, capsys):

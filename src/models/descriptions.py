@@ -118,7 +118,7 @@ ONLY = {
     'extractor': {'feature_extractor_type': ('ASTFeatureExtractor',), 'do_normalize': (True, False),
                   'sampling_rate': (16000,)},
 }
-SIZES = {'frequency_stride': 'fstride', 'time_stride': 'tstride',  # of a config.json -> ours
+CONFIG_SIZES = {'frequency_stride': 'fstride', 'time_stride': 'tstride',  # of a config.json -> ours
          'num_mel_bins': 'input_fdim', 'max_length': 'input_tdim'}
 LOSSES = {'single_label_classification': 'CE', 'multi_label_classification': 'BCE', None: None}
 
@@ -135,11 +135,11 @@ def describe_transformers(folder: Path) -> Description:
     """
     path = folder / 'config.json'
     config = CONFIG_DEFAULTS | read_json(path)
-    lacking = [name for name in SIZES if name not in config]
+    lacking = [name for name in CONFIG_SIZES if name not in config]
     if lacking:
         raise WeightsError(f'{path} describes no AST: {", ".join(lacking)} is missing')
     names = _names(config.get('id2label', {}), path)
-    description = checked({ours: config[theirs] for theirs, ours in SIZES.items()} | {
+    description = checked({ours: config[theirs] for theirs, ours in CONFIG_SIZES.items()} | {
         'layer_norm_eps': config['layer_norm_eps'],
         'num_attention_heads': config['num_attention_heads'],
         'labels': {'mids': names, 'names': names}, 'dataset': folder.name}, path)
@@ -171,8 +171,8 @@ def _refuse_others(values, only, path):
     """Raise WeightsError for the first field with a value that is not among those of `only`."""
     for name, known in only.items():
         if values[name] not in known:
-            raise WeightsError(f'{path} says {name} {str(values[name])[:100]}, but an AST is read '
-                               f'with {" or ".join(map(str, known))} alone')
+            raise WeightsError(f'{path} says {name} {str(values[name])[:100]}; only '
+                               f'{" or ".join(map(str, known))} works here')
 
 
 def _names(id2label, path):

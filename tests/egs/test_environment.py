@@ -202,6 +202,7 @@ def test_versions_are_compared_as_numbers(there, floor, fits):
 @pytest.mark.parametrize('there, expected', [
     ({'torch': '2.3.0'}, ['torch==2.11.0', 'torchaudio==2.11.0', 'torchvision==0.26.0']),
     ({'torchaudio': None}, ['torchaudio==2.8.0']),
+    ({'torch': '2.13.1', 'torchaudio': None, 'torchvision': None}, ['torchaudio==2.11.0', 'torchvision==0.28.*']),
     ({'torchvision': None, 'timm': '0.9.16'}, ['torchvision==0.23.*', 'timm==1.0.31'])])
 def test_builds_of_torch_are_installed_of_one_release(there, expected):
     requirements = [Requirement(name, pinned, '0.10') for name, pinned in PINNED.items()]
