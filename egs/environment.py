@@ -250,8 +250,8 @@ def why_pip_failed(said, python):
 def is_active():
     """Tell whether this is the Python of an environment that the user has activated.
 
-    The base environment of conda is nobody's choice, and the variables may be those of an
-    environment that was moved or removed.
+    The base environment of conda does not count, since conda activates it in every shell. And the
+    variables may name an environment that was moved or removed.
     """
     named_ones = [os.environ.get('VIRTUAL_ENV')]
     if os.environ.get('CONDA_DEFAULT_ENV') != 'base':

@@ -25,7 +25,7 @@ LOSSES = (5, 6)  # columns of result.csv
 
 def write_data(folder):
     """Write what OPTIONS name: tiny recordings of three classes, datafiles, weights and labels."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(1)  # with which no two recordings have scores so close that rounding swaps them
     clips = []
     for i in range(CLIPS):
         tone = np.sin(2 * np.pi * 400 * (1 + i % 3) * np.arange(6400) / 16000)

@@ -1,8 +1,9 @@
 """Faster passes through the blocks of a timm ViT, which ASTModel takes in its own forward pass.
 
-They return what timm's own pass returns, up to rounding. They reach around timm's code, so each is
-taken only if the modules that it reaches around are timm's own: not replaced, wrapped, hooked,
-quantised or parametrised by anybody. Otherwise timm's own pass runs.
+They return what timm's own pass returns, up to rounding. They call the parts of a block instead of
+the block itself. That is done only if the block, and every part that is not called as timm calls
+it, is timm's own and unchanged: not replaced, wrapped, hooked, quantised or parametrised. Otherwise
+timm's own pass runs.
 """
 from functools import partial
 
@@ -17,7 +18,7 @@ from torch.nn.modules import module as module_globals
 MIN_TOKENS_BY_HEAD = 200  # with fewer, PyTorch's fused attention is as fast
 # Modules that compute every token by itself, so that the last block may leave some out.
 TOKENWISE = (nn.Linear, nn.LayerNorm, LayerNorm, nn.GELU, nn.Dropout, nn.Identity, Mlp, DropPath, LayerScale)
-# What these modules run; somebody may replace it for all modules of a class.
+# What a call of these modules runs, to notice if somebody replaces it for a whole class.
 FORWARDS = {kind: kind.forward for kind in (*TOKENWISE, nn.Sequential, Attention, Block)}
 FORWARD_FEATURES = VisionTransformer.forward_features
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
@@ -50,14 +51,14 @@ def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torc
 
 
 def is_plain(module: nn.Module, *types: type) -> bool:
-    """Tell whether a module is exactly of one of these types and nobody hangs on to its call."""
+    """Tell whether a module is exactly of one of these types, without hooks and with its own forward."""
     kind = type(module)
     return (kind in types and kind.forward is FORWARDS[kind] and 'forward' not in vars(module)
             and not any(getattr(module, name) for name in HOOKS))
 
 
 def _is_own_pass(v):
-    """Tell whether v would run timm's own forward_features, and calls v.blocks as a plain sequence."""
+    """Tell whether v has timm's own forward_features and v.blocks is a plain sequence."""
     is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # as profilers do
     is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in vars(v)
     return is_timms and not is_watched and is_plain(v.blocks, nn.Sequential)
@@ -80,7 +81,7 @@ def has_plain_attention(attn: nn.Module) -> bool:
 
 
 def run_block_for_first_tokens(block: Block, wanted: int, x: torch.Tensor) -> torch.Tensor:
-    """Compute the first tokens of a block; the others only give keys and values.
+    """Compute the first tokens of a block; of the others, only keys and values are needed.
 
     Args:
         x: (B, tokens, dim).
@@ -99,8 +100,8 @@ def run_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return block(x), x (B, tokens, dim); in bfloat16 on a CPU, compute attention a head at a time.
 
     The scores of one head stay in the processor's cache, which is 2.5 times as fast as PyTorch's
-    fused kernel at 1214 tokens. Nothing is kept for a backward pass. Not if the pass is traced:
-    it loops over the batch.
+    fused kernel at 1214 tokens. This keeps nothing for a backward pass, so it runs only without
+    gradients; and as it loops over the batch, it does not run while somebody exports or compiles.
     """
     in_bf16 = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
     is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 def available_cores():
     """Return how many CPU cores this process may use.
 
-    That is what a job scheduler or a container left it, not what the machine has. Of a part of a
-    core, all counts.
+    A job scheduler or a container may leave it fewer than the machine has. A part of a core counts
+    as a whole one.
     """
     if hasattr(os, 'sched_getaffinity'):
         cores = len(os.sched_getaffinity(0))
@@ -55,9 +55,9 @@ def may_start_processes():
 def worker_context():
     """Return the multiprocessing context in which worker processes start.
 
-    It is the one that the user has chosen, else on Linux fork, which Python 3.14 no longer takes by
-    itself. The workers of a server would end with it if a signal reaches the whole job, import
-    everything anew, and hold a copy of the datafile each.
+    It is the one that the user has chosen. Without a choice, Linux forks. Python 3.14 would start
+    workers from a server process instead: they end if a signal reaches the whole job, they import
+    everything again, and each of them holds a copy of the datafile.
     """
     # multiprocessing.get_start_method() without allow_none would fix the method for good.
     chosen, default = (multiprocessing.get_start_method(allow_none=True),
@@ -70,7 +70,7 @@ def worker_context():
 def starts_by_fork():
     """Return whether a worker process is a copy of this one (fork).
 
-    Else (spawn, forkserver) it begins anew, and imports the script that is running.
+    If not (spawn, forkserver), it starts empty and imports the script that is running.
     """
     return worker_context().get_start_method() == 'fork'
 

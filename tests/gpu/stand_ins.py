@@ -8,6 +8,7 @@ import contextlib
 from types import SimpleNamespace
 from unittest import mock
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import _functions, comm, scatter_gather
@@ -62,6 +63,8 @@ def gather(device, dim, *tensors):
 @contextlib.contextmanager
 def stand_in_devices():
     """Let a DataParallelOnCpu run, with these stand-ins in PyTorch's modules."""
+    if not hasattr(torch.accelerator, 'device_index'):  # as in torch 2.6
+        pytest.skip('nn.DataParallel of this PyTorch asks CUDA itself, and no stand-in can answer')
     here = contextlib.nullcontext()
     with contextlib.ExitStack() as patches:
         for owner, name, substitute in (
