@@ -239,6 +239,7 @@ def log_best(metric, results):
 
 def main(argv=None):
     """Entry point."""
+    interrupt = Interrupt().listen()  # first of all: before it, a stop signal ends the process with another exit code
     parser = make_parser()
     args = parser.parse_args(argv)
     with ended_at_once(), exit_on(AudioError, CheckpointError, DataError, DistributedError, OSError, TrainingError,
@@ -247,7 +248,7 @@ def main(argv=None):
         check_options(parser, args, world)
         setup_logging(world.rank)
         limit_threads()
-        run(args, Interrupt().listen(), world)
+        run(args, interrupt, world)
 
 
 if __name__ == '__main__':

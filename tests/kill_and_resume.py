@@ -19,7 +19,7 @@ import soundfile
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / 'src'))
 import run  # noqa: E402
-from utilities.interrupt import EXIT_CODE  # noqa: E402
+from utilities.interrupt import EXIT_CODE, STOP_SIGNALS  # noqa: E402
 
 CLIPS, STEPS, EPOCHS = 40, 10, 4
 OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 --dataset kill '
@@ -51,6 +51,15 @@ def start(exp_dir, number_of_workers, log):
     pid = os.fork()
     if pid:
         return pid
+    # On a busy machine the signal may come before the run listens to it, and would end it like any program.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    listen = run.Interrupt.listen
+
+    def listen_and_unblock(interrupt):
+        listen(interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        return interrupt
+    run.Interrupt.listen = listen_and_unblock
     with open(log, 'a') as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
