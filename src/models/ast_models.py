@@ -132,7 +132,8 @@ class ASTModel(nn.Module):
         if self.autocast_dtype is None:
             return self.mlp_head(embedding)
         # The head computes in its own float32: bfloat16 has so few values that scores of clips tie, which costs mAP.
-        weight = getattr(next(self.mlp_head.children(), self.mlp_head), 'weight', embedding)
+        first = [*self.mlp_head.children(), self.mlp_head][0]
+        weight = getattr(first, 'weight', embedding)
         return self.mlp_head(embedding.to(weight.dtype)).float()
 
     def forward_features(self, x):

@@ -53,14 +53,14 @@ def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torc
 def is_plain(module: nn.Module, *types: type) -> bool:
     """Tell whether a module is exactly of one of these types, without hooks and with its own forward."""
     kind = type(module)
-    return (kind in types and kind.forward is FORWARDS[kind] and 'forward' not in vars(module)
+    return (kind in types and kind.forward is FORWARDS[kind] and 'forward' not in module.__dict__
             and not any(getattr(module, name) for name in HOOKS))
 
 
 def _is_own_pass(v):
     """Tell whether v has timm's own forward_features and v.blocks is a plain sequence."""
     is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # as profilers do
-    is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in vars(v)
+    is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in v.__dict__
     return is_timms and not is_watched and is_plain(v.blocks, nn.Sequential)
 
 
