@@ -21,7 +21,7 @@ import shards
 from features import SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, open_audio
 from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
 from utilities.labels import (DataError, entry_problem, is_text, read_entries, read_labels, read_sample_weights,
-                              weight_file)
+                              split_labels, weight_file)
 from utilities.parallel import available_cores, parallel_map
 from utilities.segments import read_segments
 
@@ -39,7 +39,6 @@ WHAT_BECOMES_OF_BAD_AUDIO = ('replaced by others in training, up to --max_bad_au
 # What is listed by name: how bad it is, and what it is.
 PROBLEMS = {
     'malformed': (STOPS, 'malformed entries'),
-    'without_labels': (STOPS, 'entries without labels'),
     'unknown_labels': (STOPS, 'entries with labels that are not in the label file'),
     'shards': (BAD_AUDIO, 'shards that are missing or cannot be read'),
     'missing': (BAD_AUDIO, 'missing recordings'),
@@ -124,24 +123,21 @@ def video_id(entry):
 
 def check_entries(entries, known_mids):
     """Sort the entries that training would refuse by what is wrong, as text; and count the labels nobody knows."""
-    problems = {'malformed': [], 'without_labels': [], 'unknown_labels': []}
+    problems = {'malformed': [], 'unknown_labels': []}
     unknown = Counter()
     for i, entry in enumerate(entries):
         if problem := entry_problem(entry, known_mids):
             kind = _kind(entry)
             problems[kind].append(f'entry {i}: {problem}')
             if kind == 'unknown_labels':
-                unknown.update(mid for mid in entry['labels'].split(',') if mid not in known_mids)
+                unknown.update(mid for mid in split_labels(entry['labels'])
+                               if mid not in known_mids)
     return problems, dict(unknown.most_common())
 
 
 def _kind(entry):
-    if wav_path(entry) is None:
-        return 'malformed'
-    labels = entry.get('labels')
-    if not labels:
-        return 'without_labels'
-    well_formed = isinstance(labels, str) and entry_problem(entry, labels.split(',')) is None
+    labels = entry.get('labels') if isinstance(entry, dict) else None
+    well_formed = isinstance(labels, str) and entry_problem(entry, split_labels(labels)) is None
     return 'unknown_labels' if well_formed else 'malformed'
 
 
@@ -175,12 +171,17 @@ def check_recordings(recordings, audio_length):
 
 
 def check_labels(entries, labels):
-    """How many entries have each label, and several; entries that training would refuse do not count."""
+    """Count the entries that have each label, several and none.
+
+    Those that training would refuse do not count.
+    """
     index = labels.index()
-    label_sets = [set(entry['labels'].split(',')) for entry in entries if entry_problem(entry, index) is None]
+    label_sets = [set(split_labels(entry['labels'])) for entry in entries
+                  if entry_problem(entry, index) is None]
     counts = Counter(itertools.chain.from_iterable(label_sets))
     return {'labels': dict(counts.most_common()), 'empty_classes': [mid for mid in labels.mids if not counts[mid]],
-            'entries_with_several_labels': sum(len(mids) > 1 for mids in label_sets)}
+            'entries_with_several_labels': sum(len(mids) > 1 for mids in label_sets),
+            'negatives': sum(not mids for mids in label_sets)}
 
 
 def check_weights(datafile, samples):
@@ -208,7 +209,7 @@ def check_segments(entries, segments):
         text = f'entry {i}: {video_id(entry) or wav_path(entry) or "no video_id"}'
         if video_id(entry) not in listed:
             problems['segments_not_listed'].append(text)
-        elif set(str(entry.get('labels')).split(',')) not in listed[video_id(entry)]:
+        elif set(split_labels(str(entry.get('labels')))) not in listed[video_id(entry)]:
             problems['segments_other_labels'].append(f'{text} has {entry.get("labels")}')
     return problems
 
@@ -301,7 +302,11 @@ def describe(report, labels, max_listed):
         several = {channels: count for channels, count in report['channels'].items() if channels > 1}
         yield '  channels: ' + (f'more than one: {_counts(several)} (averaged)' if several else 'all one')
     yield (f'  labels: {len(report["labels"])} of {len(labels)} classes; {report["entries_with_several_labels"]} '
-           'samples have several (--loss CE needs one)')
+           f'samples have several, {report["negatives"]} none (negatives); --loss CE needs one'
+           + (', and would stop' if report['entries_with_several_labels'] + report['negatives']
+              else ''))
+    if report['negatives'] and not report['labels']:
+        yield '  warning: only negatives: AP, AUC and accuracy on this datafile would be nan'
     yield from _listed('classes with samples, the most frequent first',
                        [f'{names[mid]} ({mid}): {n}' for mid, n in report['labels'].items()], max_listed)
     yield from _listed('classes without samples', [f'{names[mid]} ({mid})' for mid in report['empty_classes']],

@@ -19,7 +19,7 @@ from features import (Augmentation, AudioError, add_noise_and_roll, count_frames
 from hardware import move
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS
-from utilities.labels import DataError, read_datafile, read_labels
+from utilities.labels import DataError, read_datafile, read_labels, split_labels
 from utilities.parallel import available_cores, may_start_processes, worker_context
 
 MOST_ATTEMPTS = 20  # at a sample whose recording cannot be read, with others in its place
@@ -86,7 +86,8 @@ class AudiosetDataset(Dataset):
     """Samples (fbank (target_length, num_mel_bins) float32, labels (classes,) float32) of a datafile.
 
     dataset_json_file: a datafile; audio_conf: a dict with the fields of AudioConf; label_csv: a label file.
-    Labels are 1 for each of a sample's classes; mixed samples carry lam and 1 - lam instead, added where they meet.
+    Labels are 1 for each of a sample's classes, of which a negative has none; mixed samples carry
+    lam and 1 - lam instead, added where they meet.
     In training, dataset[SampleKey] is the same wherever it is made, and made of another recording where one cannot be
     read; dataset[int] draws from torch's generator.
     Raises DataError for files that cannot be used, and AudioError on reading a missing or broken recording.
@@ -192,7 +193,7 @@ class AudiosetDataset(Dataset):
 
     def _multi_hot(self, index):
         targets = torch.zeros(len(self.labels))
-        targets[[self._class_index[mid] for mid in self.datafile.labels[index].split(',')]] = 1
+        targets[[self._class_index[mid] for mid in split_labels(self.datafile.labels[index])]] = 1
         return targets
 
 

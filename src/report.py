@@ -1,6 +1,7 @@
 """report.html: an experiment, or the folds of one, on a page that needs no network."""
 import base64
 import contextlib
+import itertools
 import logging
 import re
 from html import escape
@@ -13,10 +14,10 @@ from options import FREE_OPTIONS, make_parser
 from utilities.cli import OptionParser, exit_on, setup_logging
 from utilities.environment import now
 from utilities.html import Html, markup, page, section, table
-from utilities.labels import DataError, read_datafile
+from utilities.labels import DataError, read_datafile, split_labels
 from utilities.plots import clock
 from utilities.results import best_of, read_rows, result_columns
-from utilities.stats import calculate_stats, is_single_label, single_label_scores
+from utilities.stats import calculate_stats, classes_of, is_single_label, single_label_scores
 from utilities.texts import read_json, write_text
 
 MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
@@ -95,8 +96,9 @@ def read_wavs(datafile, mids, targets):
     """The paths in a datafile. Raises DataError where it is not the one that targets (clips, classes) came from."""
     index = {mid: k for k, mid in enumerate(mids)}
     data = read_datafile(datafile, index)
-    if len(data) != len(targets) or any({index[mid] for mid in labels.split(',')} != set(np.flatnonzero(row))
-                                        for labels, row in zip(data.labels, targets)):
+    if len(data) != len(targets) or any(
+            {index[mid] for mid in split_labels(labels)} != set(np.flatnonzero(row))
+            for labels, row in zip(data.labels, targets)):
         raise DataError(f'the datafile {datafile} is not the one that was evaluated: its samples differ')
     return data.wavs.tolist()
 
@@ -105,13 +107,29 @@ def evaluated(names, clips, predictions, targets):
     """Confusions or classes, and the worst mistakes: what read_evaluated returns, as HTML."""
     if not is_single_label(targets):
         return class_tables(names, predictions, targets) + absent_labels(names, clips, predictions, targets)
-    truth, predicted = targets.argmax(axis=1), predictions.argmax(axis=1)
+    truth, predicted = classes_of(predictions, targets)
     classes = np.union1d(truth, predicted)
     numbers = (float(np.mean(truth == predicted)), *single_label_scores(predictions, targets))
     return ('<p>{} clips: accuracy {}, macro F1 {}, top-5 accuracy {}.</p>\n'.format(len(truth), *map(markup, numbers))
             + (confusions(names, classes, truth, predicted) if len(classes) <= MATRIX_CLASSES else
                class_tables(names, predictions, targets))
-            + mistakes(names, clips, predictions, truth, predicted))
+            + mistakes(names, *only(targets.any(axis=1), clips, predictions), truth, predicted)
+            + negatives(names, clips, predictions, targets))
+
+
+def only(chosen, clips, *arrays):
+    """Return the clips, and the rows of arrays, for which `chosen` (clips,) is true."""
+    return list(itertools.compress(clips, chosen)), *(array[chosen] for array in arrays)
+
+
+def negatives(names, clips, predictions, targets):
+    """Describe the clips without a label, which the accuracy leaves out; '' if there are none."""
+    negative = ~targets.any(axis=1)
+    if not negative.any():
+        return ''
+    return (f'<p>{negative.sum()} more clips are negatives: none of the classes is heard. They '
+            'count in loss, AP and AUC, not in the accuracy and the confusions.</p>\n'
+            + absent_labels(names, *only(negative, clips, predictions, targets)))
 
 
 def confusions(names, classes, truth, predicted):
@@ -142,7 +160,9 @@ def class_tables(names, predictions, targets):
     lists = {'best': rows[:LISTED], 'worst': rows[:-LISTED - 1:-1]} if len(rows) > 2 * LISTED else {'all': rows}
     tables = (f'<div><h3>{title.capitalize()} classes</h3>{table(["class", "positives", "AP", "AUC"], part)}</div>\n'
               for title, part in lists.items())
-    return (f'<p>{len(targets)} clips; {len(names) - len(rows)} of {len(names)} classes have no positives.</p>\n'
+    without = int((~targets.any(axis=1)).sum())
+    return (f'<p>{len(targets)} clips{f", {without} of them negatives" if without else ""}; '
+            f'{len(names) - len(rows)} of {len(names)} classes have no positives.</p>\n'
             f'<div class="beside">{"".join(tables)}</div>\n')
 
 

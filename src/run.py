@@ -40,9 +40,20 @@ def make_dataset(args, datafile, mode, kind=AudiosetDataset):
                   'mean': args.dataset_mean, 'std': args.dataset_std, 'freqm': args.freqm, 'timem': args.timem,
                   'mixup': args.mixup, 'noise': args.noise, 'dataset': args.dataset}
     dataset = kind(datafile, audio_conf, args.label_csv)
-    if args.loss == 'CE' and np.strings.count(dataset.datafile.labels, ',').any():
-        raise DataError(f'--loss CE needs one label a sample, but {datafile} has samples with several: use --loss BCE')
+    check_labels(dataset.datafile, args.loss)
     return dataset
+
+
+def check_labels(datafile, loss):
+    """Raise DataError if a Datafile does not go with the loss; warn if it holds only negatives."""
+    several = np.strings.count(datafile.labels, ',').any()
+    if loss == 'CE' and (several or datafile.negatives):
+        found = 'samples with several' if several else f'{datafile.negatives} without (negatives)'
+        raise DataError(f'--loss CE needs one label a sample, but {datafile.path} has {found}: '
+                        f'use --loss BCE')
+    if datafile.negatives == len(datafile):
+        logger.warning('%s: no sample has a label: there is no class to learn from it, and AP, AUC '
+                       'and accuracy on it are nan', datafile.path)
 
 
 def make_loaders(args, device, world=World()):

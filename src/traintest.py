@@ -19,7 +19,8 @@ from models.files import remove_leftovers
 from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
 from utilities.progress import Progress
 from utilities.results import Results, write_array, write_confusion, write_rows
-from utilities.stats import calculate_stats, is_single_label, single_label_scores, summarise
+from utilities.stats import (Metrics, calculate_stats, is_single_label, single_label_scores,
+                             summarise)
 from utilities.texts import write_json
 
 LISTED = 50  # recordings in a message
@@ -241,8 +242,9 @@ class Run:
         save_checkpoint(self.model, self.exp_dir / 'models' / 'audio_model_wa.pth', **self.description)
         write_rows(self.exp_dir / 'wa_result.csv',
                    [result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
-        logger.info('average of epochs %d to %d: %s %.4f, mAUC %.4f, d-prime %.4f', s.wa_start, s.wa_end, s.metrics,
-                    getattr(result, s.metrics), result.mAUC, result.d_prime)
+        logger.info('average of epochs %d to %d: %s %.4f, mAUC %.4f, d-prime %.4f%s', s.wa_start,
+                    s.wa_end, s.metrics, getattr(result, s.metrics), result.mAUC, result.d_prime,
+                    left_out(result))
 
     def evaluate_best(self, eval_loader):
         """Evaluate the best epoch's model on the validation and the evaluation set and write eval_result.csv.
@@ -261,7 +263,8 @@ class Run:
         for name, evaluation in evaluations.items():
             result = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
             row += [getattr(result, self.settings.metrics), result.mAUC]
-            logger.info('best model on the %s set: %s %.4f, mAUC %.4f', name, self.settings.metrics, *row[-2:])
+            logger.info('best model on the %s set: %s %.4f, mAUC %.4f%s', name,
+                        self.settings.metrics, *row[-2:], left_out(result))
         write_rows(self.exp_dir / 'eval_result.csv', row)
         for name in ('predictions', 'targets'):
             write_array(self.exp_dir / 'predictions' / f'eval_{name}.npy', getattr(evaluation, name))
@@ -278,14 +281,19 @@ class Run:
                 path.unlink()
 
 
+def left_out(metrics: Metrics) -> str:
+    """Return what a line about metrics adds if they leave classes out: '' if they do not."""
+    absent = metrics.classes_without_positives
+    return (f', {absent} of {metrics.classes} classes without positives left out of the means'
+            if absent else '')
+
+
 def log_epoch(title, results, single, ensemble, seconds, replaced):
     """One line about an epoch. replaced: samples whose audio could not be read."""
     metric = results.metric
     *_, train_loss, valid_loss, _, _, lr = results.rows[-1]
-    absent = single.classes_without_positives
     bad = f', {replaced} samples replaced whose audio could not be read' if replaced else ''
-    left_out = f', {absent} of {single.classes} classes without positives left out of the means' if absent else ''
     logger.info('%s: %s %.4f (ensemble of epochs %.4f), mAUC %.4f, training loss %.4f, validation loss %.4f, '
                 'lr %.3g, %s, best so far epoch %d%s%s', title, metric, getattr(single, metric),
                 getattr(ensemble, metric), single.mAUC, train_loss, valid_loss, lr, timedelta(seconds=round(seconds)),
-                results.best_epoch, left_out, bad)
+                results.best_epoch, left_out(single), bad)

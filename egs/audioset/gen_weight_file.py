@@ -8,7 +8,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from models.files import WriteError  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
-from utilities.labels import WEIGHT_RULE, DataError, read_datafile, read_labels, weight_file  # noqa: E402
+from utilities.labels import (WEIGHT_RULE, DataError, read_datafile, read_labels,  # noqa: E402
+                              split_labels, weight_file)
 from utilities.results import write_rows  # noqa: E402
 
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
@@ -16,19 +17,22 @@ SCALE, SMOOTHING = 1000, 0.01  # WEIGHT_RULE's
 
 
 def sample_weights(datafile, labels):
-    """Weights (samples,) of a Datafile by WEIGHT_RULE, and how many samples each class has, (classes,).
+    """Return weights (samples,) of a Datafile by WEIGHT_RULE, and samples of each class (classes,).
 
     A label that an entry repeats counts once.
     """
     index = labels.index()
     label_sets, set_of_sample = np.unique(datafile.labels, return_inverse=True)
-    members = [sorted({index[mid] for mid in mids.split(',')}) for mids in label_sets]
+    no_label = len(labels)  # negatives count as one more class, after the others
+    members = [sorted({index[mid] for mid in split_labels(mids)}) or [no_label]
+               for mids in label_sets]
     classes = np.concatenate(members)
     set_of_class = np.repeat(np.arange(len(members)), [len(member) for member in members])
     samples_of_set = np.bincount(set_of_sample)
-    samples_of_class = np.bincount(classes, weights=samples_of_set[set_of_class], minlength=len(labels))
+    samples_of_class = np.bincount(classes, weights=samples_of_set[set_of_class],
+                                   minlength=len(labels) + 1)
     set_weights = np.bincount(set_of_class, weights=SCALE / (samples_of_class[classes] + SMOOTHING))
-    return set_weights[set_of_sample], samples_of_class.astype(int)
+    return set_weights[set_of_sample], samples_of_class[:no_label].astype(int)
 
 
 def main(argv=None):
@@ -46,9 +50,11 @@ def main(argv=None):
         weights, samples_of_class = sample_weights(datafile, labels)
         write_rows(weight_file(datafile.path), weights)
     present = samples_of_class > 0
-    print(f'{len(weights)} samples, {present.sum()} of {len(labels)} classes, from {samples_of_class[present].min()} '
-          f'to {samples_of_class.max()} samples each; weights {weights.min():.4g} to {weights.max():.4g} in '
-          f'{weight_file(datafile.path)}')
+    counts = samples_of_class[present]
+    each = f', from {counts.min()} to {counts.max()} samples each' if len(counts) else ''
+    negatives = f', {datafile.negatives} negatives' if datafile.negatives else ''
+    print(f'{len(weights)} samples, {len(counts)} of {len(labels)} classes{each}{negatives}; '
+          f'weights {weights.min():.4g} to {weights.max():.4g} in {weight_file(datafile.path)}')
     if not present.all():
         absent = [name for name, there in zip(labels.names, present) if not there]
         print(f'{len(absent)} classes have no samples: {"; ".join(absent[:10])}{"; ..." if len(absent) > 10 else ""}')

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from utilities.quotes import quoted
+from utilities.tables import quote_cells, read_table, read_text
 
 STRINGS = np.dtypes.StringDType()
 SURROGATES = re.compile(r'[\ud800-\udfff]')
-WEIGHT_RULE = 'the sum over its labels of 1000 / (samples with that label + 0.01)'
+LABEL_COLUMNS = {'index', 'mid', 'display_name'}
+WEIGHT_RULE = ('the sum over its labels of 1000 / (samples with that label + 0.01), having no label '
+               'being one more label')
 
 
 class DataError(ValueError):
@@ -36,24 +39,22 @@ class Labels:
 def read_labels(path):
     """Read a label file. Raises DataError where it is missing or malformed, or its indices are not 0, 1, 2, ..."""
     try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or ()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        columns, rows, _ = read_table(read_text(path), LABEL_COLUMNS.issubset)
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f'cannot read the label file {path}: {error_reason(error)}') from None
-    if not {'index', 'mid', 'display_name'} <= set(columns):
+    if not LABEL_COLUMNS.issubset(columns):
         raise DataError(f'the label file {path} must begin with the line index,mid,display_name')
     if not rows:
         raise DataError(f'the label file {path} lists no classes')
-    for i, row in enumerate(rows):
+    for i, (line, row) in enumerate(rows):
         if row['index'] != str(i) or not row['mid'] or row['display_name'] is None or None in row:
-            raise DataError(f'the label file {path}, line {i + 2}: expected index {i}, a mid and a name, in quotes '
-                            f'where it has commas, got {quoted(",".join(map(_cell, row.values())))}')
-    mids = tuple(row['mid'] for row in rows)
+            raise DataError(f'the label file {path}, line {line}: expected index {i}, a mid and a '
+                            f'name, in quotes where it has commas, got {quote_cells(row)}')
+    mids = tuple(row['mid'] for _, row in rows)
     if len(set(mids)) < len(mids):
         repeated = next(mid for i, mid in enumerate(mids) if mid in mids[:i])
         raise DataError(f'the label file {path} lists {quoted(repeated)} twice')
-    return Labels(mids, tuple(row['display_name'] for row in rows))
+    return Labels(mids, tuple(row['display_name'] for _, row in rows))
 
 
 def format_labels(labels: Labels) -> str:
@@ -71,16 +72,12 @@ def format_labels(labels: Labels) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _cell(value):
-    """The text of what csv.DictReader has for a cell: a list of those beyond the header, None for a missing one."""
-    return ','.join(value) if isinstance(value, list) else value or ''
-
-
 @dataclass(frozen=True)
 class Datafile:
     """The entries of a datafile, packed: two million are two arrays that worker processes share, not Python objects.
 
-    wavs: paths as written; labels: mids joined by commas. Both numpy StringDType, (entries,).
+    wavs: paths as written; labels: mids joined by commas, '' for a negative. Both numpy
+    StringDType, (entries,).
     """
     path: Path
     wavs: np.ndarray
@@ -89,12 +86,21 @@ class Datafile:
     def __len__(self):
         return len(self.wavs)
 
+    @property
+    def negatives(self) -> int:
+        """How many entries are negatives: clips on which none of the classes is heard."""
+        return int((self.labels == '').sum())
+
+
+def split_labels(labels: str) -> list[str]:
+    """Return the mids in the "labels" of a datafile's entry; of a negative, none."""
+    return labels.split(',') if labels else []
+
 
 def read_entries(path):
     """The list under "data" of a datafile, as it is. Raises DataError where the file is missing, malformed or empty."""
     try:
-        with open(path, encoding='utf-8') as file:
-            entries = json.load(file)['data']
+        entries = json.loads(read_text(path))['data']
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f'cannot read the datafile {path}, expected {{"data": [{{"wav": ..., "labels": ...}}, ...]}}: '
                         f'{error_reason(error)}') from None
@@ -106,9 +112,10 @@ def read_entries(path):
 def entry_problem(entry, known_mids):
     """What is wrong with one entry of a datafile, as text, or None."""
     values = (entry.get('wav'), entry.get('labels')) if isinstance(entry, dict) else (None,)
-    if not all(map(is_text, values)):
-        return f'expected "wav" and "labels", both non-empty text, got {quoted(str(entry))}'
-    for mid in entry['labels'].split(','):
+    if not is_text(values[0]) or not (values[1] == '' or is_text(values[1])):
+        return (f'expected "wav" and "labels", both non-empty text ("labels": "" if no class is '
+                f'heard), got {quoted(str(entry))}')
+    for mid in split_labels(entry['labels']):
         if mid not in known_mids:
             return f'{quoted(entry["wav"])}: the label {quoted(mid)} is not in the label file'
     return None

@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix
 from models.files import atomic_write
 from utilities.labels import DataError, error_reason, read_numbers
 from utilities.plots import plot_confusion, plot_curves
-from utilities.stats import calculate_stats, summarise
+from utilities.stats import calculate_stats, classes_of, summarise
 from utilities.texts import write_text
 
 MATRIX_CLASSES = 100  # of a confusion matrix that can still be read, and drawn
@@ -59,10 +59,10 @@ def write_figure(path, figure):
 def write_confusion(folder, names, predictions, targets):
     """Write confusion_matrix.png and class_accuracy.csv of single-label predictions, over the classes that occur.
 
-    The picture is left out above 100 classes. names: of all; predictions, targets: (samples, classes). Returns the
-    hardest classes as a line to print.
+    Negatives, which have no class, are left out, and the picture above 100 classes. names: of all;
+    predictions, targets: (samples, classes). Returns the hardest classes as a line to print.
     """
-    predicted, truth = predictions.argmax(axis=1), targets.argmax(axis=1)
+    truth, predicted = classes_of(predictions, targets)
     classes = np.union1d(truth, predicted)
     matrix = confusion_matrix(truth, predicted, labels=classes)
     if len(classes) <= MATRIX_CLASSES:

@@ -20,12 +20,12 @@ def calculate_stats(output: np.ndarray, target: np.ndarray) -> list[dict]:
 
     Args:
         output: scores (samples, classes), on any monotone scale.
-        target: labels (samples, classes) of 0 and 1.
+        target: labels (samples, classes) of 0 and 1; all 0 for a negative.
 
     Returns:
         A list with a dict a class: AP (average precision), auc (area under the ROC curve), acc
-        (accuracy of the arg-max, the same for every class), precisions and recalls (the
-        precision-recall curve), fpr and fnr (false positive and false negative rate, the ROC
+        (accuracy of the arg-max without the negatives, the same for every class), precisions and
+        recalls (the precision-recall curve), fpr and fnr (false positive and false negative rate, the ROC
         curve). Of the curves, each 1000th point. A class without positives has NaN for AP and auc
         and empty curves; one without negatives has NaN for auc and fpr.
 
@@ -38,9 +38,19 @@ def calculate_stats(output: np.ndarray, target: np.ndarray) -> list[dict]:
                          f'and {target.shape}')
     if np.isnan(output).any():
         raise ValueError('output holds NaN: no threshold can sort it')
-    acc = float(np.mean(output.argmax(axis=1) == target.argmax(axis=1)))
+    truth, predicted = classes_of(output, target)
+    acc = float(np.mean(truth == predicted)) if len(truth) else math.nan
     return [{**class_stats(output[:, k], target[:, k]), 'acc': acc}
             for k in range(target.shape[1])]
+
+
+def classes_of(output: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the true and the predicted class of each sample that has a label, by arg-max.
+
+    A negative has no class: the arg-max of its labels would be class 0.
+    """
+    labelled = target.any(axis=1)
+    return target[labelled].argmax(axis=1), output[labelled].argmax(axis=1)
 
 
 def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
@@ -120,18 +130,21 @@ def summarise(stats):
 
 
 def is_single_label(target):
-    """Whether every sample of target (samples, classes) has one label."""
-    return bool((target.sum(axis=1) == 1).all())
+    """Tell whether all samples of target (samples, classes) have one label, but for negatives."""
+    return bool(target.any() and target.sum(axis=1).max() == 1)
 
 
 def single_label_scores(output, target):
     """Macro F1 over the classes that occur in target, and top-5 accuracy, of one label a sample.
 
-    output: scores (samples, classes); target: labels (samples, classes) of 0 and 1. Top-5 is NaN for up to 5 classes.
+    output: scores (samples, classes); target: labels (samples, classes) of 0 and 1. Negatives do
+    not count. Top-5 is NaN for up to 5 classes.
     """
-    truth, classes = target.argmax(axis=1), target.shape[1]
-    f1 = f1_score(truth, output.argmax(axis=1), labels=np.unique(truth), average='macro', zero_division=0)
-    top5 = top_k_accuracy_score(truth, output, k=5, labels=np.arange(classes)) if classes > 5 else math.nan
+    (truth, predicted), classes = classes_of(output, target), target.shape[1]
+    f1 = f1_score(truth, predicted, labels=np.unique(truth), average='macro', zero_division=0)
+    if classes <= 5:
+        return float(f1), math.nan
+    top5 = top_k_accuracy_score(truth, output[target.any(axis=1)], k=5, labels=np.arange(classes))
     return float(f1), float(top5)
 
 
