@@ -16,15 +16,17 @@ from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
 from models.files import Url, atomic_write  # noqa: E402
 from utilities.archives import open_zip, read_member  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
-from utilities.labels import DataError, read_labels  # noqa: E402
+from utilities.labels import DataError, error_reason, read_labels  # noqa: E402
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import (check_names, check_not_mixed, fetch, find_published,  # noqa: E402
                                    is_prepared, only_one)
+from utilities.tables import decode, quote_cells, read_table  # noqa: E402
 from utilities.texts import write_json  # noqa: E402
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
 PUBLISHED_FOLDER = 'ESC-50-master'  # in which the published recipe unpacks the dataset
 LABEL_FILE = HERE / 'data' / 'esc_class_labels_indices.csv'
+META_COLUMNS = {'filename', 'fold', 'target', 'category'}
 FOLDS = range(1, 6)
 
 
@@ -57,18 +59,18 @@ def read_bytes(path):
 
 
 def read_rows(meta):
-    """The rows of a CSV as dicts, a list. Raises DataError where it is none."""
+    """Return the rows of a CSV as a list of (line, dict). Raises DataError if it is none."""
     try:
-        return list(csv.DictReader(io.StringIO(read_bytes(meta).decode())))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f'cannot read {meta} as a CSV in UTF-8: {error}') from None
+        return read_table(decode(read_bytes(meta)), META_COLUMNS.issubset)[1]
+    except (ValueError, csv.Error) as error:
+        raise DataError(f'cannot read {meta} as a CSV: {error_reason(error)}') from None
 
 
 def read_meta(root, labels):
     """Read meta/esc50.csv and check every row against the label file. Returns a list of Clips; raises DataError."""
     meta = root / 'meta' / 'esc50.csv'
     clips, names = [], set()
-    for line, row in enumerate(read_rows(meta), start=2):
+    for line, row in read_rows(meta):
         try:
             clip = Clip(row['filename'], int(row['fold']), int(row['target']))
             fits = clip.fold in FOLDS and labels.names[clip.target] == row['category']
@@ -76,7 +78,7 @@ def read_meta(root, labels):
             fits = False
         if not fits or not Path(clip.filename).stem or Path(clip.filename).name != clip.filename:
             raise DataError(f'{meta}, line {line}: expected a file name, a fold from 1 to 5, and a target and category '
-                            f'as in {LABEL_FILE.name}, got {",".join(map(str, row.values()))[:200]}')
+                            f'as in {LABEL_FILE.name}, got {quote_cells(row)}')
         if wav_path(Path(), clip) in names:
             raise DataError(f'{meta}, line {line}: {clip.filename} is listed twice, or another file of that name but '
                             f'for the suffix')

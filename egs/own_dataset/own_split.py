@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Clip:
     """A recording and its labels. part ('train', 'val', 'test'), fold and group are '' where the source gives none."""
     wav: str
-    labels: tuple[str, ...]  # names at first, then mids
+    labels: tuple[str, ...]  # names at first, then mids; of a negative, none
     part: str = ''
     fold: str = ''
     group: str = ''
@@ -106,7 +106,11 @@ def hold_out(clips, share, seed):
 
 
 def assign_folds(clips, n_folds, seed):
-    """The fold of each clip, from 0, stratified by the clips' rarest labels, groups kept whole: (clips,)."""
+    """Return the fold of each clip, from 0: (clips,).
+
+    The folds are stratified by the clips' rarest labels, with the negatives as a class of their
+    own. Groups are kept whole.
+    """
     keys, groups = rarest_labels(clips), [clip.group for clip in clips]
     kind = StratifiedGroupKFold if any(groups) else StratifiedKFold
     folds = np.zeros(len(clips), dtype=int)
@@ -126,9 +130,10 @@ def most_folds(clips):
 
 
 def rarest_labels(clips):
-    """Each clip's rarest label, of one label the label itself."""
+    """Return each clip's rarest label, of one label the label itself, of a negative ''."""
     counts = Counter(label for clip in clips for label in clip.labels)
-    return [min(clip.labels, key=lambda label: (counts[label], label)) for clip in clips]
+    return [min(clip.labels, key=lambda label: (counts[label], label), default='')
+            for clip in clips]
 
 
 def warn_of_rare(files, labels):

@@ -1,7 +1,7 @@
 """Prepare a dataset of one's own: a folder a class, or a CSV, becomes a label file, split datafiles and run options."""
 import csv
+import functools
 import hashlib
-import io
 import itertools
 import logging
 import os
@@ -21,10 +21,12 @@ from models.files import WriteError  # noqa: E402
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
 from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
 from utilities.folders import files_below  # noqa: E402
-from utilities.labels import DataError, Labels, format_labels, read_labels  # noqa: E402
+from utilities.labels import (DataError, Labels, error_reason, format_labels,  # noqa: E402
+                              read_labels)
 from utilities.parallel import parallel_map  # noqa: E402
 from utilities.preparation import check_names, check_not_mixed, only_one  # noqa: E402
 from utilities.quotes import quoted  # noqa: E402
+from utilities.tables import find_file, read_table, read_text  # noqa: E402
 from utilities.texts import write_json, write_text  # noqa: E402
 
 # Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
@@ -107,7 +109,10 @@ def count_left_out(left_out, paths, kind=None):
 
 
 def read_csv(path):
-    """The Clips of a CSV; paths in it are relative to its folder. Raises DataError with the line that is wrong."""
+    """Return the Clips of a CSV; an empty cell of labels makes a negative.
+
+    Paths in it are relative to its folder. Raises DataError with the line that is wrong.
+    """
     rows = read_rows(path)
     # A comma may be part of a name where another separator is in use.
     separator = '[;|]' if any(re.search('[;|]', cells['labels']) for _, cells in rows) else ','
@@ -117,8 +122,8 @@ def read_csv(path):
     for line, cells in rows:
         labels = tuple(label for text in re.split(separator, cells['labels']) if (label := text.strip()))
         part = PARTS.get(cells.get('split', '').lower(), '')
-        wav = os.path.abspath(path.parent / cells['path'])
-        if not labels:
+        wav = find_file(path.parent, cells['path'], functools.partial(is_file, path))
+        if cells['labels'] and not labels:
             raise DataError(f'{path}, line {line}: there is no label in {quoted(cells["labels"])}')
         if 'split' in cells and not part:
             raise DataError(f'{path}, line {line}: the split {quoted(cells["split"])} is none of {", ".join(PARTS)}')
@@ -127,57 +132,73 @@ def read_csv(path):
                             f'labels of a file belong in one cell, separated by ;')
         lines[wav] = line
         clips.append(Clip(wav, labels, part, cells.get('fold', ''), cells.get('group', '')))
-    try:
-        missing = [clip.wav for clip in clips if not shards.is_file(clip.wav)]
-    except shards.ShardError as error:
-        raise DataError(f'{path}: {" ".join(str(error).split())}') from None
+    missing = [clip.wav for clip in clips if not is_file(path, clip.wav)]
     if missing:
         raise DataError(f'{path}: {len(missing)} of {len(clips)} audio files do not exist, the first is '
                         f'{quoted(missing[0])}; paths are relative to the folder of the CSV')
     return clips
 
 
-def read_rows(path):
-    """The rows of a CSV as (line, {our name of a column: cell}), every cell with text in it; raises DataError."""
+def is_file(path, wav):
+    """Tell whether an audio file of the CSV at `path` is there; for a broken shard, DataError."""
     try:
-        text = path.read_text(encoding='utf-8-sig')
-        delimiter, columns = find_columns(path, text)
-        reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-        rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f'cannot read {path} as a CSV in UTF-8: {error}') from None
+        return shards.is_file(wav)
+    except shards.ShardError as error:
+        raise DataError(f'{path}: {" ".join(str(error).split())}') from None
+
+
+def read_rows(path):
+    """Return the rows of a CSV as (line, {our name of a column: cell}); raises DataError.
+
+    Only cells of labels may be empty.
+    """
+    try:
+        header, rows, separator = read_table(read_text(path), has_needed_columns)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f'cannot read {path} as a CSV: {error_reason(error)}') from None
+    columns = find_columns(path, header)
     for line, row in rows:
         if None in row or None in row.values():
             raise DataError(f'{path}, line {line}: there are not as many cells as in the header; '
-                            f'a cell with {delimiter!r} in it needs quotes')
-        for column in columns.values():
-            if not row[column].strip():
+                            f'a cell with {separator!r} in it needs quotes')
+        for name, column in columns.items():
+            if name != 'labels' and not row[column].strip():
                 raise DataError(f'{path}, line {line}: the column {quoted(column)} is empty')
     if not rows:
         raise DataError(f'{path} lists no files')
     return [(line, {name: row[column].strip() for name, column in columns.items()}) for line, row in rows]
 
 
-def find_columns(path, text):
-    """The delimiter of a CSV and {our name of a column: its header}, from the first line. Raises DataError."""
-    found = {delimiter: next(csv.reader(io.StringIO(text), delimiter=delimiter), []) for delimiter in (',', ';', '\t')}
-    for delimiter, cells in found.items():
-        by_name = {cell.strip().lower(): cell for cell in reversed(cells)}
-        columns = {name: next(by_name[word] for word in words if word in by_name)
-                   for name, words in COLUMNS.items() if not by_name.keys().isdisjoint(words)}
-        if {'fold', 'split'} <= columns.keys():
-            raise DataError(f'{path} has the columns fold and split: leave one of them out')
-        if columns.keys() >= set(NEEDED_COLUMNS):
-            return delimiter, columns
-    wanted = '; '.join(f'{name}: {" or ".join(words)}' for name, words in COLUMNS.items())
-    raise DataError(f'{path} begins with the columns {quoted(", ".join(max(found.values(), key=len)))}, but '
-                    f'{" and ".join(NEEDED_COLUMNS)} are needed; columns are known by these names: {wanted}')
+def name_columns(header):
+    """Return {our name of a column: its cell in the header} of the columns that we know."""
+    by_name = {cell.strip().lower(): cell for cell in reversed(header)}
+    return {name: next(by_name[word] for word in words if word in by_name)
+            for name, words in COLUMNS.items() if not by_name.keys().isdisjoint(words)}
+
+
+def has_needed_columns(header):
+    """Tell whether a header names the columns that every CSV needs."""
+    return name_columns(header).keys() >= set(NEEDED_COLUMNS)
+
+
+def find_columns(path, header):
+    """Return what name_columns does. Raises DataError if columns are missing, or one too many."""
+    columns = name_columns(header)
+    if {'fold', 'split'} <= columns.keys():
+        raise DataError(f'{path} has the columns fold and split: leave one of them out')
+    if not has_needed_columns(header):
+        wanted = '; '.join(f'{name}: {" or ".join(words)}' for name, words in COLUMNS.items())
+        raise DataError(f'{path} begins with the columns {quoted(", ".join(header))}, but '
+                        f'{" and ".join(NEEDED_COLUMNS)} are needed; '
+                        f'columns are known by these names: {wanted}')
+    return columns
 
 
 def make_labels(clips, label_csv):
     """The Labels of the clips, sorted by name, or those of a label file; and the clips with mids for labels.
 
-    Raises DataError for a label that is not in the label file, and where there are fewer than two classes.
+    Raises DataError for a label that is not in the label file, and if there is nothing to tell
+    apart: less than two classes, and of one, no negatives.
     """
     if label_csv:
         labels = read_labels(label_csv)
@@ -193,9 +214,12 @@ def make_labels(clips, label_csv):
             if label not in mid_of:
                 raise DataError(f'{clip.wav}: the label {quoted(label)} is neither a mid nor the name of a single '
                                 f'class in {label_csv}; several labels are separated by ;, or all through a CSV by ,')
-    if len(labels) < 2:
-        raise DataError(f'there is but one class, {labels.names[0]}: expected at least two; '
-                        f'of a tree, give the folder that holds the class folders')
+    if not labels:
+        raise DataError('no clip has a label: there is no class to learn')
+    if len(labels) < 2 and all(clip.labels for clip in clips):
+        raise DataError(f'there is but one class, {labels.names[0]}: expected at least two (or, in '
+                        f'a CSV, clips without a label); of a tree, give the folder that holds the '
+                        f'class folders')
     # A class counts once, though a clip may give both its name and its mid.
     return labels, [replace(clip, labels=tuple(dict.fromkeys(map(mid_of.get, clip.labels)))) for clip in clips]
 
@@ -245,8 +269,10 @@ def choose_options(clips, labels, seconds):
 def describe(clips, labels, files, seconds, options):
     """The lines of the summary."""
     longer = int((seconds * 1000 / FRAME_SHIFT_MS > options['audio_length'] + 1).sum())
+    negatives = sum(not clip.labels for clip in clips)
     return [f'{len(clips)} clips of {len(labels)} classes, {seconds.min():.2f} to {seconds.max():.2f} s long, median '
             f'{np.median(seconds):.2f} s',
+            *([f'{negatives} clips have no label (negatives)'] if negatives else []),
             ', '.join(f'{name}: {len(chosen)} clips' for name, chosen in files.items()),
             ' '.join(f'--{name}={value}' for name, value in options.items())
             + f' (clips longer than these frames of 10 ms, which are cut: {longer})']

@@ -16,9 +16,10 @@ sys.path.insert(0, str(HERE.parents[1] / 'src'))
 from models.files import Url, WriteError  # noqa: E402
 from utilities.archives import BLOCK, LimitedStream, extract_members  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
-from utilities.labels import DataError, read_labels  # noqa: E402
+from utilities.labels import DataError, error_reason, read_labels  # noqa: E402
 from utilities.preparation import (check_names, check_not_mixed, fetch, find_published,  # noqa: E402
                                    is_prepared, only_one)
+from utilities.tables import read_text  # noqa: E402
 from utilities.texts import write_json  # noqa: E402
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
@@ -26,6 +27,10 @@ PUBLISHED_FOLDER = 'speech_commands_v0.02'  # in which the published recipe unpa
 LABEL_FILE = HERE / 'data' / 'speechcommands_class_labels_indices.csv'
 LISTS = {'valid': 'validation_list.txt', 'eval': 'testing_list.txt'}  # what neither lists is for training
 OFFICIAL_SIZES = {'train': 84843, 'valid': 9981, 'eval': 11005}
+# What tells other archives from the dataset: folders of the 12-class task's test archive, and the
+# words that version 1 lacks.
+TEST_ARCHIVE = ('_silence_', '_unknown_')
+NEW_IN_VERSION_2 = {'backward', 'follow', 'forward', 'learn', 'visual'}
 BACKGROUND = '_background_noise_'  # long recordings of no word
 SUFFIXES = ('.wav', '.ogg', '.flac')  # of a clip that is there in several formats, the last is taken
 
@@ -40,6 +45,12 @@ def find_dataset(source, unpacked):
     for folder in (source, *sorted(entry for entry in source.iterdir() if entry.is_dir())):
         if all((folder / name).is_file() for name in LISTS.values()):
             return folder
+    folders = (source, *source.iterdir())
+    if any((folder / name).is_dir() for folder in folders for name in TEST_ARCHIVE):
+        raise DataError(
+            f'{source} is the test archive of the 12-class task (speech_commands_test_set: ten '
+            f'words, {" and ".join(TEST_ARCHIVE)}), which has nothing to train on: give the '
+            f'whole dataset, {PUBLISHED_FOLDER}, or leave --data_dir out to download it')
     raise DataError(f"{source} is not in Speech Commands' layout: the two official files "
                     f'{" and ".join(LISTS.values())} are needed beside the folders of the words')
 
@@ -119,8 +130,12 @@ def list_clips(root, words):
 def read_list(path):
     """The clips of an official list, lines like bed/0a1b_nohash_0.wav: a set of word/name without suffix."""
     listed = set()
-    for number, line in enumerate(path.read_text(encoding='utf-8-sig', errors='replace').splitlines(), start=1):
-        name, _ = os.path.splitext(line.strip())
+    try:
+        lines = read_text(path).split('\n')
+    except ValueError as error:
+        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+    for number, line in enumerate(lines, start=1):
+        name, _ = os.path.splitext(line.strip().replace('\\', '/'))
         if name and name.count('/') != 1:
             raise DataError(f'{path}, line {number}: expected word/file.wav, got {line[:200]}')
         listed.add(name)
@@ -142,6 +157,12 @@ def split_clips(clips, root):
             reason = f'no clip that {LISTS[split]} lists' if split in LISTS else 'no clip that neither list names'
             raise DataError(f'{root} has {reason}: the {split} split would be empty')
     return splits
+
+
+def is_version_1(root, labels):
+    """Tell whether the official lists in root are version 1's: five words came with version 2."""
+    listed = set().union(*(read_list(root / name) for name in LISTS.values()))
+    return {name.partition('/')[0] for name in listed} == set(labels.names) - NEW_IN_VERSION_2
 
 
 def report(splits, labels):
@@ -195,6 +216,10 @@ def prepare(data_dir, out_dir):
         write_json(datafiles[split], {'data': [{'wav': clips[name], 'labels': mids[name.partition('/')[0]]}
                                                for name in names]})
     report(splits, labels)
+    if is_version_1(root, labels):
+        logger.warning('this is version 1 of Speech Commands, with 30 words: five classes have no '
+                       'clips, and the published results are of version 2; for that, give '
+                       '%s or leave --data_dir out to download it', PUBLISHED_FOLDER)
 
 
 def main():

@@ -14,8 +14,8 @@ from utilities.tables import quote_cells, read_table, read_text
 STRINGS = np.dtypes.StringDType()
 SURROGATES = re.compile(r'[\ud800-\udfff]')
 LABEL_COLUMNS = {'index', 'mid', 'display_name'}
-WEIGHT_RULE = ('the sum over its labels of 1000 / (samples with that label + 0.01), having no label '
-               'being one more label')
+WEIGHT_RULE = ('the sum over its labels of 1000 / (samples with that label + 0.01), having no '
+               'label being one more label')
 
 
 class DataError(ValueError):

@@ -6,6 +6,7 @@ from torchaudio.compliance.kaldi import mel_scale_scalar
 
 from features import FRAME_SHIFT_MS
 from models.ast_models import PATCH_SIZE
+from utilities.fonts import drawable_names, font_families, missing_characters
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
@@ -20,8 +21,17 @@ MAX_TIME_TICKS = 13
 
 
 def plain(text):
-    """A text that matplotlib shows as it is: two dollar signs would make a formula."""
-    return text.replace('$', r'\$')
+    """Return a text that matplotlib shows as it is, with ? for characters that no font has.
+
+    Two dollar signs would make a formula.
+    """
+    lost = dict.fromkeys(map(ord, missing_characters(text)), '?')
+    return text.translate(lost).replace('$', r'\$')
+
+
+def fonts_of(*texts):
+    """Return the argument of matplotlib's functions that draws texts in fonts that have them."""
+    return {'family': list(font_families(''.join(texts)))}
 
 
 def plot_curves(columns, metric, title):
@@ -45,7 +55,7 @@ def plot_curves(columns, metric, title):
         if len(lines) > 1:
             axes.legend(frameon=False, loc='best')
     axes.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
-    figure.suptitle(plain(title))
+    figure.suptitle(plain(title), **fonts_of(title))
     return figure
 
 
@@ -59,10 +69,12 @@ def plot_confusion(matrix, names, title):
     for truth, predicted in zip(*np.nonzero(matrix)):
         axes.text(predicted, truth, matrix[truth, predicted], ha='center', va='center', fontsize=8,
                   color='white' if share[truth, predicted] > 0.5 else 'black')
-    readable = [plain(name.replace('_', ' ')) for name in names]
-    axes.set_xticks(range(len(names)), readable, rotation=45, ha='right', rotation_mode='anchor')
-    axes.set_yticks(range(len(names)), readable)
-    axes.set(xlabel='predicted class', ylabel='true class', title=plain(title))
+    readable, fonts = [plain(name.replace('_', ' ')) for name in names], fonts_of(*names)
+    axes.set_xticks(range(len(names)), readable, rotation=45, ha='right', rotation_mode='anchor',
+                    **fonts)
+    axes.set_yticks(range(len(names)), readable, **fonts)
+    axes.set(xlabel='predicted class', ylabel='true class')
+    axes.set_title(plain(title), **fonts_of(title))
     figure.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
     return figure
 
@@ -82,7 +94,7 @@ def plot_tags(spectrogram, seconds, starts, ends, scores, names, title):
     (windows,) in seconds; scores: (windows, classes) from 0 to 1; names: of all classes. Where windows overlap, a
     score is drawn up to the next one. The classes are those with the highest scores in any window. Returns a Figure.
     """
-    highest = scores.max(axis=0)
+    names, highest = drawable_names(tuple(names)), scores.max(axis=0)
     strongest = np.argsort(-highest, kind='stable')[:TAG_ROWS]
     strongest = strongest[:max(1, np.sum(highest[strongest] >= MIN_TAG_SCORE))]
     figure = Figure(figsize=(11, 3.6 + 0.27 * len(strongest)), layout='constrained')
@@ -97,7 +109,7 @@ def plot_tags(spectrogram, seconds, starts, ends, scores, names, title):
         lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
     unit = 's' if seconds < 60 else 'm:ss' if seconds < 3600 else 'h:mm:ss'
     lower.set(xlim=(0, seconds), xlabel=f'time ({unit})')
-    upper.set_title(plain(title))
+    upper.set_title(plain(title), **fonts_of(title))
     return figure
 
 
@@ -139,7 +151,8 @@ def _draw_scores(figure, axes, starts, ends, scores, names):
         for (i, row), score in np.ndenumerate(scores):
             axes.text((starts[i] + stops[i]) / 2, row + 0.5, f'{score:.2f}', ha='center', va='center', fontsize=8,
                       color='white' if score > 0.5 else 'black', clip_on=True)
-    axes.set_yticks(np.arange(len(names)) + 0.5, [plain(name.replace('_', ' ')) for name in names])
+    axes.set_yticks(np.arange(len(names)) + 0.5, [plain(name.replace('_', ' ')) for name in names],
+                    **fonts_of(*names))
     axes.tick_params(axis='y', length=0)
     axes.set_ylim(len(names), 0)
     figure.colorbar(image, ax=axes, label='score', pad=0.01)

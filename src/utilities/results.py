@@ -8,6 +8,7 @@ from sklearn.metrics import confusion_matrix
 
 from models.files import atomic_write
 from utilities.labels import DataError, error_reason, read_numbers
+from utilities.fonts import drawable_names
 from utilities.plots import plot_confusion, plot_curves
 from utilities.stats import calculate_stats, classes_of, summarise
 from utilities.texts import write_text
@@ -67,7 +68,9 @@ def write_confusion(folder, names, predictions, targets):
     matrix = confusion_matrix(truth, predicted, labels=classes)
     if len(classes) <= MATRIX_CLASSES:
         title = f'{len(truth)} clips, accuracy {np.mean(predicted == truth):.3f}'
-        write_figure(folder / 'confusion_matrix.png', plot_confusion(matrix, [names[k] for k in classes], title))
+        shown = drawable_names(tuple(names))
+        figure = plot_confusion(matrix, [shown[k] for k in classes], title)
+        write_figure(folder / 'confusion_matrix.png', figure)
     clips = matrix.sum(axis=1)
     accuracy = [(names[k], n, matrix[i, i] / n) for i, (k, n) in enumerate(zip(classes, clips)) if n]
     table = io.StringIO()

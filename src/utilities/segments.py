@@ -5,8 +5,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from utilities.labels import DataError
+from utilities.labels import DataError, error_reason
 from utilities.quotes import quoted
+from utilities.tables import SEPARATORS, read_text
 
 VIDEO_ID = '[A-Za-z0-9_-]{11}'  # what YouTube's ids look like, as a regular expression
 FORM = 'YTID, start_seconds, end_seconds, "mid,mid"'
@@ -17,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a YouTube video, and the mids of its labels in the order of the list, each once."""
+    """A stretch of a YouTube video, and the mids of its labels in the order of the list, each once.
+
+    A negative, on which none of the classes is heard, has no labels.
+    """
     video_id: str
     start_seconds: float
     end_seconds: float
@@ -34,22 +38,21 @@ def read_segments(path, known_mids):
     segments, lines, repeated = [], {}, 0
     tuples = {}  # from a line's labels as text; two million lines share some hundred thousand
     try:
-        with open(path, encoding='utf-8-sig') as file:
-            for line, text in enumerate(file, start=1):
-                text = text.strip()
-                if not text or text.startswith('#'):
-                    continue
-                segment = _parse(text, tuples, known_mids, f'{path}, line {line}')
-                first = lines.setdefault((segment.video_id, segment.start_seconds), line)
-                if first == line:
-                    segments.append(segment)
-                    continue
-                repeated += 1
-                if repeated <= MAX_WARNINGS:
-                    logger.warning('%s, line %d: %s from %g s was listed in line %d already, which counts', path, line,
-                                   segment.video_id, segment.start_seconds, first)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'cannot read the segment list {path}: {getattr(error, "strerror", None) or error}') from None
+        texts = read_text(path).split('\n')
+    except (OSError, ValueError) as error:
+        raise DataError(f'cannot read the segment list {path}: {error_reason(error)}') from None
+    for line, text in enumerate(map(str.strip, texts), start=1):
+        if not text or text.startswith(('#', '"#')):
+            continue
+        segment = _parse(text, tuples, known_mids, f'{path}, line {line}')
+        first = lines.setdefault((segment.video_id, segment.start_seconds), line)
+        if first == line:
+            segments.append(segment)
+            continue
+        repeated += 1
+        if repeated <= MAX_WARNINGS:
+            logger.warning('%s, line %d: %s from %g s was listed in line %d already, which counts',
+                           path, line, segment.video_id, segment.start_seconds, first)
     if repeated > MAX_WARNINGS:
         logger.warning('%s: %d lines repeat an earlier one', path, repeated)
     if not segments:
@@ -72,8 +75,10 @@ def read_segment_lists(paths, known_mids):
 
 def _parse(text, tuples, known_mids, where):
     """The Segment of a line. tuples: labels as text -> mids, filled on the way; where: file and line, for messages."""
+    # An id has no separator in it: the first one in a line is that of its cells.
+    separator = next((character for character in text if character in SEPARATORS), ',')
     try:
-        columns = next(csv.reader([text], skipinitialspace=True, strict=True))
+        columns = next(csv.reader([text], delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
         raise DataError(f'{where}: expected {FORM}, got {quoted(text)} ({error})') from None
     if len(columns) < 4:
@@ -98,7 +103,7 @@ _is_video_id = re.compile(VIDEO_ID).fullmatch
 
 def _mids(labels, known_mids, where):
     mids = tuple(dict.fromkeys(mid for mid in map(str.strip, labels.split(',')) if mid))
-    if not mids:
+    if labels.strip() and not mids:
         raise DataError(f'{where}: there are no labels; expected {FORM}')
     for mid in mids:
         if mid not in known_mids:

@@ -78,13 +78,14 @@ def read_table(text: str, fits: Callable[[list[str]], bool]
     return headers[separator], rows, separator
 
 
-def find_file(path: str, exists: Callable[[str], bool]) -> str:
-    r"""Return an absolute path as it is meant in a table that may come from Windows.
+def find_file(folder: str | Path, name: str, exists: Callable[[str], bool]) -> str:
+    r"""Return the absolute path that a table in `folder`, perhaps from Windows, means by a name.
 
     audio\dog.wav is dog.wav in the folder audio, unless `exists` knows a file of that very name.
     """
-    with_slashes = path.replace('\\', '/')
-    return os.path.abspath(path if with_slashes == path or exists(path) else with_slashes)
+    as_written, with_slashes = (os.path.abspath(os.path.join(folder, path))
+                                for path in (name, name.replace('\\', '/')))
+    return as_written if as_written == with_slashes or exists(as_written) else with_slashes
 
 
 def quote_cells(row: dict) -> str:
