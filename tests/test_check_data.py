@@ -67,8 +67,8 @@ def test_sound_data_pass(check, make_datafile, make_tone):
 
 @pytest.mark.parametrize('entry, kind', [
     ('text', 'malformed'), ({'labels': '/m/0'}, 'malformed'), ({'wav': 3, 'labels': '/m/0'}, 'malformed'),
-    ({'wav': 'TONE', 'labels': 7}, 'malformed'), ({'wav': 'TONE'}, 'without_labels'),
-    ({'wav': 'TONE', 'labels': ''}, 'without_labels'), ({'wav': 'TONE', 'labels': '/m/9,/m/0,/m/8'}, 'unknown_labels'),
+    ({'wav': 'TONE', 'labels': 7}, 'malformed'), ({'wav': 'TONE'}, 'malformed'),
+    ({'wav': 'TONE', 'labels': None}, 'malformed'), ({'wav': 'TONE', 'labels': '/m/9,/m/0,/m/8'}, 'unknown_labels'),
     ({'wav': 'TONE', 'labels': '/m/0,'}, 'unknown_labels')])
 def test_an_entry_that_training_refuses_is_found(check, write, make_tone, entry, kind):
     good = {'wav': str(make_tone('a.wav')), 'labels': '/m/0'}
@@ -76,6 +76,20 @@ def test_an_entry_that_training_refuses_is_found(check, write, make_tone, entry,
         entry = {**entry, 'wav': str(make_tone('b.wav'))}
     code, said = check(write([good, entry, good | {'wav': str(make_tone('c.wav'))}]), '--json')
     assert code == 1 and list(problems(said)) == [kind] and problems(said)[kind][0].startswith('entry 1: ')
+
+
+def test_negatives_are_counted_and_no_problem(check, make_datafile, make_tone):
+    tones = [make_tone(f'{i}.wav', 300 + i) for i in range(4)]
+    datafile = make_datafile(list(zip(tones, ['/m/0', '', '/m/1', ''])))
+    code, said = check(datafile, '--json')
+    facts = json.loads(said)['datafiles'][0]
+    assert code == 0 and not problems(said) and facts['negatives'] == 2 and facts['labels'] == {'/m/0': 1, '/m/1': 1}
+    said = check(datafile)[1]
+    assert '0 samples have several, 2 none (negatives); --loss CE needs one, and would stop' in said
+    assert said.splitlines()[-1] == 'training would run with these datafiles' and 'only negatives' not in said
+    assert 'only negatives: AP, AUC' in check(make_datafile([(tones[0], '')]))[1]
+    said = check(make_datafile([(tones[0], '/m/0')]))[1]
+    assert '0 samples have several, 0 none (negatives); --loss CE needs one\n' in said
 
 
 def test_all_bad_entries_are_found_and_unknown_labels_counted(check, write, make_tone):

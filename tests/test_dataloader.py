@@ -124,6 +124,16 @@ def test_a_mixed_sample_shares_its_labels_with_its_partner(make_dataset, tones):
     assert 0 < lam < 1
 
 
+def test_a_negative_has_no_labels_and_takes_its_share_of_a_mix(make_dataset, make_tone):
+    entries = [(make_tone('a.wav'), ''), (make_tone('b.wav'), '/m/1')]
+    assert make_dataset(entries)[0][1].tolist() == [0, 0, 0, 0]
+    dataset = make_dataset(entries, mode='train', mixup=1.0)
+    for first, partner in ((0, 1), (1, 0)):
+        key = key_with_partner(dataset, first, partner)
+        lam = dataset.augmentation(key).lam
+        assert dataset[key][1].tolist() == pytest.approx([0, (1 - lam, lam)[first], 0, 0])
+
+
 def test_labels_of_a_mix_add_up_where_the_partners_meet(make_dataset, make_tone):
     dataset = make_dataset([(make_tone('a.wav'), '/m/0'), (make_tone('b.wav'), '/m/0,/m/1')], mode='train', mixup=1.0)
     key = key_with_partner(dataset, 0, 1)

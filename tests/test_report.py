@@ -116,6 +116,24 @@ def test_single_labels_show_the_confusions_and_the_surest_mistakes_with_their_pa
     assert '6 clips: accuracy 0.6667' in page
 
 
+def test_negatives_are_not_in_the_confusions_but_their_highest_scores_are_shown(make_experiment):
+    targets = np.vstack([one_label([0, 1, 1]), np.zeros((2, 4), np.float32)])
+    predictions = 0.1 + 0.8 * np.vstack([one_label([0, 1, 0]), one_label([0, 2])])
+    page = report.run_page(make_experiment(targets, predictions))
+    Reader(page)
+    assert '3 clips: accuracy 0.6667' in page and 'title="cat taken for dog"' in page
+    assert 'taken for hen' not in page and '2 more clips are negatives' in page
+    mistakes, _, absent = page.partition('2 more clips are negatives')
+    assert re.findall(r'clip\d.wav', mistakes) == ['clip2.wav'] and '<td>clip4.wav</td><td>hen</td>' in absent
+    assert not re.findall(r'clip[012].wav', absent)
+
+
+def test_negatives_among_several_labels_are_counted(make_experiment):
+    targets = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], np.float32)
+    page = report.run_page(make_experiment(targets, np.full((3, 4), 0.5), metrics='mAP'))
+    assert '3 clips, 1 of them negatives; 1 of 4 classes have no positives.' in page and 'Not known' not in page
+
+
 def test_several_labels_show_the_best_and_the_worst_classes(make_experiment):
     rng, classes = np.random.default_rng(0), 50
     targets = (rng.random((200, classes)) < 0.2).astype(np.float32)

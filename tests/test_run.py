@@ -41,6 +41,8 @@ def exp_dir(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     make_datafile(clips[:3], 'good.json')
     make_datafile([*clips, (clips[0][0], '/m/0,/m/1')], 'several.json')
     make_datafile([*clips, (clips[0][0], '/m/99')], 'unknown.json')
+    make_datafile([*clips[:9], *((clip, '') for clip, _ in clips[9:])], 'negatives.json')
+    make_datafile([(clip, '') for clip, _ in clips[:3]], 'only_negatives.json')
     make_datafile([(tmp_path / 'gone.wav', '/m/0'), *clips], 'gone.json')
     (tmp_path / 'train_weight.csv').write_text('\n'.join(str(1 + i) for i in range(CLIPS)))
     return tmp_path / 'exp'
@@ -90,6 +92,27 @@ def test_the_main_metric_is_the_one_asked_for(start, exp_dir):
     predictions, targets = (np.load(exp_dir / 'predictions' / f'{name}.npy') for name in ('predictions_1', 'target'))
     accuracy = np.mean(predictions.argmax(axis=1) == targets.argmax(axis=1))
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',')[0] == pytest.approx(accuracy)
+
+
+def test_negatives_count_in_the_loss_and_not_in_the_accuracy(start, exp_dir):
+    start('--data-train negatives.json --data-val negatives.json --data_eval negatives.json --metrics acc --mixup 0.5 '
+          '--n_epochs 1')
+    predictions, targets = (np.load(exp_dir / 'predictions' / f'{name}.npy') for name in ('predictions_1', 'target'))
+    accuracy = np.mean(predictions[:9].argmax(axis=1) == targets[:9].argmax(axis=1))
+    table = np.loadtxt(exp_dir / 'result.csv', delimiter=',')
+    loss = -np.mean(np.log(np.where(targets > 0, predictions, 1 - predictions)))
+    assert len(targets) == 12 and not targets[9:].any() and table[0] == pytest.approx(accuracy)
+    assert table[6] == pytest.approx(loss, abs=1e-4)
+    assert (exp_dir / 'class_accuracy.csv').read_text().count(',3,') == 3  # clips of each class
+    assert '3 more clips are negatives' in (exp_dir / 'report.html').read_text()
+
+
+def test_metrics_that_only_negatives_do_not_have_are_announced(start, exp_dir, capsys):
+    start('--data-val only_negatives.json --n_epochs 1')
+    said = capsys.readouterr().err
+    assert 'only_negatives.json: no sample has a label' in said and 'AP, AUC and accuracy on it are nan' in said
+    assert '3 of 3 classes without positives left out of the means' in said
+    assert np.isnan(np.loadtxt(exp_dir / 'result.csv', delimiter=',')[:5]).all()
 
 
 def test_the_best_model_is_described_beside_it(start, exp_dir):
@@ -227,6 +250,8 @@ def test_other_settings_in_the_same_folder_are_named(start, refuse, exp_dir):
     ('--n_class 4', '--n_class is 4.*labels.csv lists 3 classes'),
     ('--loss CE --data-train several.json', 'one label a sample.*several.json'),
     ('--loss CE --data-val several.json', 'one label a sample.*several.json'),
+    ('--loss CE --data-train negatives.json', r'negatives.json has 3 without \(negatives\): use --loss BCE'),
+    ('--loss CE --data-val negatives.json', r'negatives.json has 3 without \(negatives\): use --loss BCE'),
     ('--wa True --wa_start 2 --wa_end 3', 'wa_start <= wa_end <= n_epochs, got 2, 3, 2'),
     ('--wa True --wa_start 2 --wa_end 1', 'wa_start <= wa_end <= n_epochs, got 2, 1, 2'),
     ('--freqm 33', '--freqm 33 .*32 mel bins'),

@@ -50,6 +50,16 @@ def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(make_fo
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_negatives_are_left_out_of_the_confusions(make_fold, tmp_path):
+    make_fold(1, [0.5], predicted=(0, 1, 0))
+    targets = np.eye(50)[[0, 1, 2]]
+    targets[2] = 0
+    np.save(tmp_path / 'fold1' / 'predictions' / 'target.npy', targets)
+    summarise_folds(tmp_path)
+    assert (tmp_path / 'class_accuracy.csv').read_text().split() == [
+        'class,clips,accuracy', 'dog,1,1.0000', 'rooster,1,1.0000']
+
+
 def test_only_folds_that_ran_to_their_end_count(make_fold, tmp_path, caplog):
     make_fold(1, [0.5])
     make_fold(3, [0.9], finished=False)

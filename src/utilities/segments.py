@@ -75,8 +75,8 @@ def read_segment_lists(paths, known_mids):
 
 def _parse(text, tuples, known_mids, where):
     """The Segment of a line. tuples: labels as text -> mids, filled on the way; where: file and line, for messages."""
-    # An id has no separator in it: the first one in a line is that of its cells.
-    separator = next((character for character in text if character in SEPARATORS), ',')
+    first = _find_separator(text)  # an id has none in it
+    separator = first[0] if first else ','
     try:
         columns = next(csv.reader([text], delimiter=separator, skipinitialspace=True, strict=True))
     except csv.Error as error:
@@ -98,6 +98,7 @@ def _parse(text, tuples, known_mids, where):
     return Segment(video_id, start_seconds, end_seconds, tuples[labels])
 
 
+_find_separator = re.compile(f'[{SEPARATORS}]').search
 _is_video_id = re.compile(VIDEO_ID).fullmatch
 
 

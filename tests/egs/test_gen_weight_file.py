@@ -38,6 +38,22 @@ def test_a_label_that_an_entry_repeats_counts_once(generate, make_labels, make_d
     assert np.loadtxt(tmp_path / 'data_weight.csv') == pytest.approx([1000 / 2.01] * 2, rel=1e-9)
 
 
+def test_having_no_label_counts_as_one_more_class(generate, make_labels, make_datafile, tmp_path, capsys):
+    labels = ['/m/0', '', '/m/1,/m/0', '', '']
+    generate([str(make_datafile([('x.wav', mids) for mids in labels])), '--label_csv', str(make_labels(3))])
+    m0, m1, none = 1000 / 2.01, 1000 / 1.01, 1000 / 3.01
+    assert np.loadtxt(tmp_path / 'data_weight.csv') == pytest.approx([m0, none, m0 + m1, none, none], rel=1e-9)
+    said = capsys.readouterr().out
+    assert '5 samples, 2 of 3 classes, from 1 to 2 samples each, 3 negatives;' in said
+    assert '1 classes have no samples: class 2' in said
+
+
+def test_only_negatives_weigh_the_same(generate, make_labels, make_datafile, tmp_path, capsys):
+    generate([str(make_datafile([('x.wav', '')] * 4)), '--label_csv', str(make_labels(3))])
+    assert np.loadtxt(tmp_path / 'data_weight.csv') == pytest.approx([1000 / 4.01] * 4, rel=1e-9)
+    assert '4 samples, 0 of 3 classes, 4 negatives;' in capsys.readouterr().out
+
+
 def test_the_summary_names_the_classes_without_samples(generate, make_labels, make_datafile, capsys):
     generate([str(make_datafile([('a.wav', '/m/0'), ('b.wav', '/m/2,/m/0')])), '--label_csv', str(make_labels(4))])
     said = capsys.readouterr().out

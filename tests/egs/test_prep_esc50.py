@@ -85,6 +85,14 @@ def test_a_row_that_contradicts_the_label_file_is_named(make_esc, tmp_path, row)
         prep.prepare(source, tmp_path / 'out')
 
 
+def test_a_table_that_a_spreadsheet_saved_with_semicolons_in_utf_16_is_read(make_esc, tmp_path):
+    source = make_esc()
+    meta = source / 'meta' / 'esc50.csv'
+    meta.write_text(meta.read_text().replace(',', ';'), encoding='utf-16')
+    prep.prepare(source, tmp_path / 'out')
+    assert len(json.loads((tmp_path / 'out' / 'datafiles' / 'esc_eval_data_1.json').read_text())['data']) == 2
+
+
 @pytest.mark.parametrize('source, reason', [('nowhere', 'does not exist'), ('text.zip', 'nor a whole zip'),
                                             ('empty', 'layout')])
 def test_something_else_than_the_dataset_is_refused(tmp_path, source, reason):

@@ -46,6 +46,10 @@ def table(header, rows):
     return header + '\n' + ''.join(f'{row}\n' for row in rows)
 
 
+def entries_of(out):
+    return [json.loads(path.read_text())['data'] for path in sorted((out / 'datafiles').glob('*.json'))]
+
+
 def parts(out):
     """{datafile: [(file name, labels), ...]} of a preparation."""
     contents = {path.stem: json.loads(path.read_text())['data'] for path in sorted((out / 'datafiles').glob('*.json'))}
@@ -294,7 +298,8 @@ def test_a_label_that_is_not_in_the_label_file_is_named(make_clips, make_labels,
 @pytest.mark.parametrize('text, reason', [
     (table('path,label', ['c0.wav,a', 'gone.wav,a', 'lost.wav,b']), '2 of 3 audio files do not exist.*gone.wav'),
     (table('path,label', ['c0.wav,a', 'c1.wav,b', './c0.wav,b']), "lines 2 and 4: './c0.wav' is listed twice"),
-    (table('path,label', ['c0.wav,a', 'c1.wav, ']), "line 3: the column 'label' is empty"),
+    (table('path,label', ['c0.wav,a', ',b']), "line 3: the column 'path' is empty"),
+    (table('path,label', ['c0.wav,', 'c1.wav,']), 'no clip has a label'),
     (table('path,labels', ['c0.wav,a;b', 'c1.wav,;']), "line 3: there is no label in ';'"),
     (table('path,label,split', ['c0.wav,a,train', 'c1.wav,b,mine']), "line 3: the split 'mine' is none of train, val"),
     (table('path,label,fold', ['c0.wav,a,1', 'c1.wav,b,']), "line 3: the column 'fold' is empty"),
@@ -310,9 +315,51 @@ def test_a_csv_that_is_wrong_is_refused_with_the_line(make_csv, out, text, reaso
         prep.prepare(make_csv(text), out)
 
 
-def test_a_csv_that_is_not_utf_8_is_refused(make_csv, out):
-    with pytest.raises(DataError, match='as a CSV in UTF-8'):
-        prep.prepare(make_csv('path,label\nc0.wav,café\n', encoding='latin-1'), out)
+def test_a_csv_in_code_page_1252_is_refused_with_the_place_and_the_remedy(make_csv, out):
+    with pytest.raises(DataError, match='list.csv as a CSV: line 2, character 11 is not UTF-8 .*iconv -f WINDOWS-1252'):
+        prep.prepare(make_csv('path,label\nc0.wav,café\n', encoding='cp1252'), out)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+def test_a_csv_from_windows_has_backslashes_semicolons_and_perhaps_utf_16(make_clips, out, encoding):
+    data = make_clips('audio/a.wav', 'audio/deep/b.wav', 'c.wav')
+    (data / 'list.csv').write_text('path;label;\r\naudio\\a.wav;犬;\r\naudio\\deep\\b.wav;猫, 小;\r\n'
+                                   '.\\c.wav;犬;\r\n;;\r\n', encoding=encoding, newline='')
+    prep.prepare(data / 'list.csv', out)
+    assert labels_by_file(out) == {'a.wav': '犬', 'b.wav': '猫,小', 'c.wav': '犬'}
+    assert {entry['wav'] for entries in entries_of(out) for entry in entries} == {
+        str(data / name) for name in ('audio/a.wav', 'audio/deep/b.wav', 'c.wav')}
+
+
+def test_a_backslash_may_be_part_of_a_name(make_clips, out):
+    data = make_clips('audio\\a.wav', 'audio/a.wav', 'audio/b.wav', 'audio/c.wav')
+    (data / 'list.csv').write_text('path,label\naudio\\a.wav,x\naudio\\b.wav,y\naudio/c.wav,x\n')
+    prep.prepare(data / 'list.csv', out)
+    assert {entry['wav'] for entries in entries_of(out) for entry in entries} == {
+        str(data / name) for name in ('audio\\a.wav', 'audio/b.wav', 'audio/c.wav')}
+
+
+def test_an_empty_cell_of_labels_is_a_negative_and_negatives_are_split_like_a_class(make_csv, out, capsys):
+    rows = [f'c{i}.wav,{("a", "b", "", "")[i % 4]}' for i in range(40)]
+    prep.prepare(make_csv(table('path,labels', rows), clips=40), out)
+    assert Counter(labels for _, labels in parts(out)['val_data']) == {'a': 2, 'b': 2, '': 4}
+    assert Counter(labels_by_file(out).values()) == {'a': 10, 'b': 10, '': 20}
+    assert options(out)['loss'] == 'BCE' and options(out)['metrics'] == 'mAP' and options(out)['n_class'] == '2'
+    assert '20 clips have no label (negatives)' in capsys.readouterr().out
+
+
+def test_one_class_and_negatives_are_enough(make_csv, out):
+    rows = [f'c{i}.wav,{"a" * (i % 2)}' for i in range(10)]
+    prep.prepare(make_csv(table('path,labels', rows), clips=10), out, prep.SplitConf(n_folds=5))
+    assert options(out)['n_class'] == '1' and read_labels(out / 'labels.csv').names == ('a',)
+    assert [Counter(labels for _, labels in parts(out)[f'val_data_{k}']) for k in range(1, 6)] == [{'a': 1, '': 1}] * 5
+
+
+def test_negatives_of_groups_are_split_with_them(make_csv, out):
+    rows = [f'c{i}.wav,{"a" if i % 2 else ""},{i // 4}' for i in range(40)]
+    prep.prepare(make_csv(table('path,label,group', rows), clips=40), out)
+    assert {name: Counter(bool(labels) for _, labels in entries) for name, entries in parts(out).items()} == {
+        'train_data': {True: 16, False: 16}, 'val_data': {True: 4, False: 4}}
 
 
 @pytest.mark.parametrize('paths, reason', [

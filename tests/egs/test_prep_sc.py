@@ -73,6 +73,34 @@ def test_lists_with_crlf_blank_lines_and_a_byte_order_mark_are_read(make_sc, tmp
     assert [name for name, _ in read(tmp_path / 'out', 'eval')] == ['yes/d_nohash_0.wav']
 
 
+def test_lists_with_backslashes_in_utf_16_are_read(make_sc, tmp_path):
+    folder = make_sc()
+    (folder / 'validation_list.txt').write_text('bed\\b_nohash_0.wav\n', encoding='utf-16')
+    prep.prepare(folder, tmp_path / 'out')
+    assert [name for name, _ in read(tmp_path / 'out', 'valid')] == ['bed/b_nohash_0.wav']
+
+
+@pytest.mark.parametrize('form', ['folder', 'folder above', 'tar.gz'])
+def test_the_test_archive_of_the_12_class_task_is_recognised(tmp_path, form):
+    folder = tmp_path / 'above' / 'speech_commands_test_set_v0.02'
+    for word in ('_silence_', '_unknown_', 'yes'):
+        (folder / word).mkdir(parents=True)
+        (folder / word / '0.wav').touch()
+    source = {'folder': folder, 'folder above': folder.parent, 'tar.gz': packed(folder)}[form]
+    with pytest.raises(DataError, match='test archive of the 12-class task.*nothing to train on.*v0.02'):
+        prep.prepare(source, tmp_path / 'out')
+
+
+def test_version_1_is_prepared_and_named(make_sc, tmp_path, caplog):
+    words = [word for word in read_labels(prep.LABEL_FILE).names
+             if word not in ('backward', 'follow', 'forward', 'learn', 'visual')]
+    clips = [[f'{word}/{i}_nohash_0.wav' for word in words] for i in range(3)]
+    folder = make_sc(files=sum(clips, []), validation='\n'.join(clips[0]), testing='\n'.join(clips[1]))
+    prep.prepare(folder, tmp_path / 'out')
+    assert len(read(tmp_path / 'out', 'train')) == 30
+    assert 'version 1 of Speech Commands, with 30 words: five classes have no clips' in caplog.text
+
+
 def test_clips_converted_to_other_formats_are_still_found_in_the_lists(make_sc, tmp_path):
     files = ['bed/a_nohash_0.flac', 'bed/b_nohash_0.ogg', 'bed/c_nohash_1.WAV', 'bed/notes.txt', 'bed/._a_nohash_0.wav']
     prep.prepare(make_sc(files=files), tmp_path / 'out')

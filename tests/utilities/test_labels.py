@@ -1,4 +1,5 @@
 """Label files, datafiles and weight files: what is read, and what is said about those that cannot be."""
+import codecs
 import hashlib
 import json
 import pickle
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from utilities.labels import (DataError, Labels, format_labels, read_datafile, read_labels, read_sample_weights,
-                              weight_file)
+                              split_labels, weight_file)
 
 MIDS = {'/m/0': 0, '/m/1': 1}
 GOOD = {'wav': 'a.wav', 'labels': '/m/0'}
@@ -68,7 +69,7 @@ def test_a_file_that_is_no_datafile_is_named_with_the_reason(write, content, rea
 
 @pytest.mark.parametrize('entry, reason', [
     ({'wav': 'b.wav'}, 'expected "wav" and "labels"'), ({'labels': '/m/0'}, 'expected "wav" and "labels"'),
-    ({**GOOD, 'wav': ''}, 'non-empty'), ({**GOOD, 'labels': ''}, 'non-empty'), ({**GOOD, 'labels': ['/m/0']}, 'text'),
+    ({**GOOD, 'wav': ''}, 'non-empty'), ({**GOOD, 'labels': None}, 'non-empty'), ({**GOOD, 'labels': ['/m/0']}, 'text'),
     ({**GOOD, 'wav': 3}, 'text'), ({**GOOD, 'wav': 'half \ud800 a character'}, 'text'),
     ({**GOOD, 'wav': 'a\nb', 'labels': '/m/9'}, r"'a\\nb': the label"),
     ('a.wav', 'expected'), ({**GOOD, 'wav': 'a\0b.wav'}, 'expected'),
@@ -78,6 +79,46 @@ def test_a_file_that_is_no_datafile_is_named_with_the_reason(write, content, rea
 def test_a_bad_entry_is_counted_and_quoted(write, entry, reason):
     with pytest.raises(DataError, match=f'entry 1.*{reason}'):
         read_datafile(write(json.dumps({'data': [GOOD, entry]})), MIDS)
+
+
+def test_empty_labels_are_a_negative_and_no_labels_a_mistake(write):
+    datafile = read_datafile(write(json.dumps({'data': [GOOD, {**GOOD, 'labels': ''}]})), MIDS)
+    assert datafile.labels.tolist() == ['/m/0', ''] and datafile.negatives == 1
+    assert [split_labels(labels) for labels in datafile.labels] == [['/m/0'], []]
+    with pytest.raises(DataError, match='entry 0: expected "wav" and "labels"'):
+        read_datafile(write('{"data": [{"wav": "a.wav"}]}'), MIDS)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-16-le'])
+@pytest.mark.parametrize('separator', [',', ';', '\t'])
+@pytest.mark.parametrize('end', ['\n', '\r\n', '\r'])
+def test_a_label_file_of_any_editor_is_read(write, encoding, separator, end):
+    rows = [('index', 'mid', 'display_name'), ('0', '/m/x', '"Élan, a; b"'), ('1', '/m/y', '犬')]
+    mark = codecs.BOM_UTF16_LE if encoding == 'utf-16-le' else b''
+    text = ''.join(separator.join(row) + end for row in rows)
+    assert read_labels(write(mark + text.encode(encoding))) == Labels(('/m/x', '/m/y'), ('Élan, a; b', '犬'))
+
+
+def test_empty_rows_that_a_spreadsheet_adds_do_not_count(write):
+    text = 'index;mid;display_name;\n0;/m/0;dog;\n;;;\n'
+    assert read_labels(write(text)).names == ('dog',)
+
+
+def test_a_datafile_in_utf_16_is_read(write):
+    path = write(json.dumps({'data': [{**GOOD, 'wav': 'é.wav'}]}, ensure_ascii=False).encode('utf-16'))
+    assert read_datafile(path, MIDS).wavs.tolist() == ['é.wav']
+
+
+@pytest.mark.parametrize('read, content', [
+    (read_labels, 'index,mid,display_name\n0,/m/0,café\n'),
+    (lambda path: read_datafile(path, MIDS), '{"data": [\n{"wav": "a ré.wav"}]}'),
+])
+def test_code_page_1252_is_refused_with_the_place_and_the_remedy(write, read, content):
+    path = write(content.encode('cp1252'))
+    with pytest.raises(DataError, match=(
+            f"{path}.*: line 2, character 1. is not UTF-8 .byte 0xE9, in code page 1252 of "
+            f"Windows 'é'.; save the file as UTF-8 .*iconv -f WINDOWS-1252 -t UTF-8")):
+        read(path)
 
 
 def test_weights_are_read_as_written(write):

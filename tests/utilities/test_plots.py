@@ -132,6 +132,15 @@ def test_tags_render_with_blank_stretches_and_in_silence(tags):
     assert png(tags(spectrogram=spectrogram)).startswith(b'\x89PNG')
 
 
+@pytest.mark.filterwarnings('error')  # matplotlib's, of a glyph that is missing
+def test_characters_that_no_font_has_become_a_number_of_a_class_and_a_question_mark_in_a_title():
+    figure = plot_tags(np.zeros((40, 32)), 10, np.array([0]), np.array([10]), np.array([[0.9, 0.8]]),
+                       ['dog', '\U0003fffd bark'], '\U0003fffd.wav')
+    assert png(figure).startswith(b'\x89PNG')
+    assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ['dog', '1']
+    assert figure.axes[0].get_title() == '?.wav'
+
+
 @pytest.mark.parametrize('seconds, tenths, text', [(0, False, '0:00'), (59.6, False, '1:00'), (3605, False, '1:00:05'),
                                                    (65.04, True, '1:05.0'), (59.96, True, '1:00.0')])
 def test_a_clock_shows_minutes_and_from_an_hour_on_hours(seconds, tenths, text):

@@ -7,7 +7,7 @@ import pytest
 
 from traintest import Evaluation
 from utilities.labels import DataError
-from utilities.plots import plot_curves
+from utilities.plots import plot_confusion, plot_curves
 from utilities.results import (Results, read_rows, result_columns, write_array, write_confusion, write_figure,
                                write_rows)
 from utilities.stats import calculate_stats, summarise
@@ -20,6 +20,7 @@ EPOCHS = 3
 def evaluations():
     """Evaluations of three epochs, the second the best."""
     predictions, targets = golden.stats_case(1, 60, 4, 0.3)
+    targets[~targets.any(axis=1), 0] = 1
     noise = np.random.default_rng(0).random((EPOCHS, *predictions.shape))
     return [Evaluation(((1 - share) * predictions + share * other).astype(np.float32), targets.astype(np.float32), loss)
             for share, other, loss in zip((0.9, 0.0, 0.7), noise, (0.6, 0.5, 0.55))]
@@ -134,6 +135,24 @@ def test_a_confusion_matrix_that_nobody_could_read_is_not_drawn(tmp_path, classe
     assert (tmp_path / 'confusion_matrix.png').exists() == drawn
     with open(tmp_path / 'class_accuracy.csv', newline='') as file:
         assert [row[0] for row in csv.reader(file)][1:] == names
+
+
+def test_negatives_are_in_no_confusion_and_no_accuracy_of_a_class(tmp_path):
+    targets = np.eye(3)[[0, 1, 1]]
+    targets = np.vstack([targets, np.zeros((4, 3))])
+    write_confusion(tmp_path, ['dog', 'cat', 'hen'], np.eye(3)[[0, 1, 0, 0, 1, 2, 2]], targets)
+    assert (tmp_path / 'class_accuracy.csv').read_text().split() == [
+        'class,clips,accuracy', 'dog,1,1.0000', 'cat,2,0.5000']
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_class_whose_name_no_font_has_is_drawn_by_its_number(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr('utilities.results.plot_confusion',
+                        lambda *args: drawn.append(args[1]) or plot_confusion(*args))
+    write_confusion(tmp_path, ['dog', 'cat', '\U0003fffd'], np.eye(3)[[0, 2]], np.eye(3)[[0, 2]])
+    assert drawn == [['dog', '2']]
+    assert '\U0003fffd' in (tmp_path / 'class_accuracy.csv').read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('text', ['', '\n', '0.5,0.5\n', '0.5,' * 9 + 'half\n', '0.1,' * 9 + '0.1\n0.1,0.2\n', '\xff'])

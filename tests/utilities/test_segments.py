@@ -24,7 +24,7 @@ def test_every_spelling_of_a_list_is_read(write, text):
     ('aaaaaaaaaa., 0, 10, "/m/0"', '11 letters'), ('aaaaaaaaaaa, zero, 10, "/m/0"', "'zero' and '10'"),
     ('aaaaaaaaaaa, 10, 10, "/m/0"', 'later end'), ('aaaaaaaaaaa, nan, 10, "/m/0"', 'later end'),
     ('aaaaaaaaaaa, -5, 10, "/m/0"', 'later end'), ('aaaaaaaaaaa, 0, 10, "/m/9"', "'/m/9' is not in the label file"),
-    ('aaaaaaaaaaa, 0, 10, ""', 'no labels'), ('aaaaaaaaaaa, 0, 10, ","', 'no labels'),
+    ('aaaaaaaaaaa;0,5;10;"/m/0"', "'0,5' and '10'"), ('aaaaaaaaaaa, 0, 10, ","', 'no labels'),
     ('aaaaaaaaaaa, 0, 10, "/m/0', 'expected YTID')])
 def test_a_bad_line_is_named_with_the_reason(write, line, reason):
     path = write(f'# comment\n-----------, 0, 10, "/m/0"\n{line}\nbbbbbbbbbbb, 0, 10, "/m/1"\n')
@@ -37,6 +37,23 @@ def test_a_bad_line_is_named_with_the_reason(write, line, reason):
 def test_a_list_without_segments_is_refused(write, content, reason):
     with pytest.raises(DataError, match=reason):
         read_segments(write(content), MIDS)
+
+
+@pytest.mark.parametrize('text', ['--PJHxphWEs;30.000;40.000;"/m/0,/m/1"\n', '"--PJHxphWEs"\t30\t40\t/m/0,/m/1\n',
+                                  '"# a, b",,\n--PJHxphWEs;30;40;/m/0;/m/1\n'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
+def test_lists_that_a_spreadsheet_has_saved_are_read(write, text, encoding):
+    assert read_segments(write(text.encode(encoding)), MIDS) == [Segment('--PJHxphWEs', 30.0, 40.0, ('/m/0', '/m/1'))]
+
+
+@pytest.mark.parametrize('cell', ['""', ''])
+def test_an_empty_cell_of_labels_is_a_negative(write, cell):
+    assert read_segments(write(f'aaaaaaaaaaa,0,10,{cell}\n'), MIDS) == [Segment('aaaaaaaaaaa', 0.0, 10.0, ())]
+
+
+def test_a_list_in_code_page_1252_is_refused_with_a_remedy(write):
+    with pytest.raises(DataError, match='line 1, character 4 is not UTF-8.*iconv -f WINDOWS-1252 -t UTF-8'):
+        read_segments(write('# Möwen\naaaaaaaaaaa, 0, 10, "/m/0"\n'.encode('cp1252')), MIDS)
 
 
 def test_a_missing_list_is_named(tmp_path):

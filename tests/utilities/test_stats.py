@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from utilities.stats import calculate_stats, d_prime, single_label_scores, summarise
+from utilities.stats import calculate_stats, d_prime, is_single_label, single_label_scores, summarise
 
 SEEDS = (7, 8)
 
@@ -17,7 +17,12 @@ def case(request, golden_json):
     """A golden case: what is expected, and the statistics calculated."""
     expected = next(case for case in golden_json('data.json')['stats'] if case['seed'] == request.param)
     names = ('seed', 'samples', 'classes', 'rate')
-    return expected, calculate_stats(*golden.stats_case(*(expected[name] for name in names)))
+    predictions, targets = golden.stats_case(*(expected[name] for name in names))
+    stats = calculate_stats(predictions, targets)
+    # In the published accuracy, a sample without a label counted as one of class 0.
+    targets[~targets.any(axis=1), 0] = 1
+    accuracy = calculate_stats(predictions, targets)[0]['acc']
+    return expected, [{**of_class, 'acc': accuracy} for of_class in stats]
 
 
 @pytest.fixture
@@ -120,6 +125,31 @@ def test_labels_without_any_positive_give_nan_and_no_crash():
     summary = summarise(calculate_stats(np.random.default_rng(0).random((6, 3)), np.zeros((6, 3))))
     assert math.isnan(summary.mAP) and math.isnan(summary.mAUC) and math.isnan(summary.d_prime)
     assert summary.classes_without_positives == 3
+
+
+def test_negatives_count_in_ap_and_auc_and_not_in_accuracy():
+    predictions = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.2, 0.3, 0.1], [0.95, 0.1, 0.2], [0.1, 0.9, 0.3]])
+    targets = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    with_negatives, without = calculate_stats(predictions, targets), calculate_stats(predictions[:3], targets[:3])
+    assert with_negatives[0]['acc'] == without[0]['acc'] == pytest.approx(2 / 3)
+    for k in range(3):
+        assert with_negatives[k]['AP'] == pytest.approx(average_precision_score(targets[:, k], predictions[:, k]))
+        assert with_negatives[k]['auc'] == pytest.approx(roc_auc_score(targets[:, k], predictions[:, k]))
+    assert with_negatives[0]['AP'] == 0.5 and without[0]['AP'] == 1
+    six = np.eye(6)[[0, 1, 2]]
+    scores = np.random.default_rng(0).random((4, 6))
+    assert single_label_scores(scores, np.vstack([six, np.zeros(6)])) == single_label_scores(scores[:3], six)
+
+
+def test_only_negatives_give_nan_for_the_accuracy_too():
+    summary = summarise(calculate_stats(np.random.default_rng(0).random((6, 3)), np.zeros((6, 3))))
+    assert math.isnan(summary.acc)
+
+
+@pytest.mark.parametrize('rows, single', [([[1, 0], [0, 1]], True), ([[1, 0], [0, 0]], True), ([[1, 1], [0, 0]], False),
+                                          ([[0, 0], [0, 0]], False)])
+def test_negatives_beside_single_labels_leave_them_single(rows, single):
+    assert is_single_label(np.array(rows, dtype=np.float32)) == single
 
 
 def test_perfect_predictions_score_1():
