@@ -131,8 +131,11 @@ def summarise(stats):
 
 
 def is_single_label(target):
-    """Tell whether all samples of target (samples, classes) have one label, but for negatives."""
-    return bool(target.any() and target.sum(axis=1).max() == 1)
+    """Tell whether all samples of target (samples, classes) have one label, but for negatives.
+
+    A single class is no choice: then there is nothing to confuse, and the answer is no.
+    """
+    return bool(target.shape[1] > 1 and target.any() and target.sum(axis=1).max() == 1)
 
 
 def single_label_scores(output, target):

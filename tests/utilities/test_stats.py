@@ -147,7 +147,7 @@ def test_only_negatives_give_nan_for_the_accuracy_too():
 
 
 @pytest.mark.parametrize('rows, single', [([[1, 0], [0, 1]], True), ([[1, 0], [0, 0]], True), ([[1, 1], [0, 0]], False),
-                                          ([[0, 0], [0, 0]], False)])
+                                          ([[0, 0], [0, 0]], False), ([[1], [0]], False)])
 def test_negatives_beside_single_labels_leave_them_single(rows, single):
     assert is_single_label(np.array(rows, dtype=np.float32)) == single
 
