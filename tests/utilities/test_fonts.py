@@ -31,7 +31,7 @@ def test_a_name_that_no_font_has_becomes_its_number_and_the_log_says_so_once(cap
     assert 'apt-get install fonts-noto-cjk' in caplog.text
 
 
-@pytest.mark.filterwarnings('error')  # matplotlib's, of a glyph that is missing
+@pytest.mark.filterwarnings('error:Glyph')  # matplotlib's, of a glyph that is missing
 def test_chinese_japanese_and_korean_are_drawn_in_a_font_that_has_them(cjk_font, caplog):
     names = drawable_names(NAMES)
     assert names == NAMES and not caplog.text and len(font_families(''.join(names))) > 1
@@ -41,7 +41,7 @@ def test_chinese_japanese_and_korean_are_drawn_in_a_font_that_has_them(cjk_font,
     assert [label.get_text() for label in labels] == [*NAMES] * 2
 
 
-@pytest.mark.filterwarnings('error')
+@pytest.mark.filterwarnings('error:Glyph')
 @pytest.mark.parametrize('name', ['犬', '개', '狗'])
 def test_a_picture_never_shows_boxes(name):
     figure = plot_confusion(np.eye(1, dtype=int), drawable_names((name,)), name)

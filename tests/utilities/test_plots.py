@@ -132,7 +132,7 @@ def test_tags_render_with_blank_stretches_and_in_silence(tags):
     assert png(tags(spectrogram=spectrogram)).startswith(b'\x89PNG')
 
 
-@pytest.mark.filterwarnings('error')  # matplotlib's, of a glyph that is missing
+@pytest.mark.filterwarnings('error:Glyph')  # matplotlib's, of a glyph that is missing
 def test_characters_that_no_font_has_become_a_number_of_a_class_and_a_question_mark_in_a_title():
     figure = plot_tags(np.zeros((40, 32)), 10, np.array([0]), np.array([10]), np.array([[0.9, 0.8]]),
                        ['dog', '\U0003fffd bark'], '\U0003fffd.wav')

@@ -145,7 +145,7 @@ def test_negatives_are_in_no_confusion_and_no_accuracy_of_a_class(tmp_path):
         'class,clips,accuracy', 'dog,1,1.0000', 'cat,2,0.5000']
 
 
-@pytest.mark.filterwarnings('error')
+@pytest.mark.filterwarnings('error:Glyph')
 def test_a_class_whose_name_no_font_has_is_drawn_by_its_number(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr('utilities.results.plot_confusion',
