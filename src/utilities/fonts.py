@@ -1,4 +1,4 @@
-"""Fonts of pictures: matplotlib's own lacks Chinese, Japanese, Korean and more, others are found."""
+"""Fonts of pictures: matplotlib's own lacks Chinese, Japanese, Korean and more; find others."""
 import functools
 import logging
 
@@ -21,10 +21,10 @@ def drawable_names(names: tuple[str, ...]) -> tuple[str, ...]:
     missing = missing_characters(''.join(names))
     lost = [k for k, name in enumerate(names) if missing & set(name)]
     if lost:
-        logger.warning('pictures show numbers in place of the names of %d of %d classes (%d is %r), '
-                       'since no font has their characters; to see Chinese, Japanese and Korean, '
-                       'install one (Debian, Ubuntu: apt-get install fonts-noto-cjk)',
-                       len(lost), len(names), lost[0], names[lost[0]])
+        logger.warning('pictures show numbers in place of the names of %d of %d classes '
+                       '(%d is %r), since no font has their characters; to see Chinese, '
+                       'Japanese and Korean, install one (Debian, Ubuntu: apt-get install '
+                       'fonts-noto-cjk)', len(lost), len(names), lost[0], names[lost[0]])
     return tuple(str(k) if missing & set(name) else name for k, name in enumerate(names))
 
 

@@ -46,8 +46,9 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     """Say where a text stops being UTF-8, and how to convert it."""
     lines = re.split('\r\n|\r|\n', error.object[:error.start].decode())
     byte = error.object[error.start:error.start + 1]
-    return (f'line {len(lines)}, character {len(lines[-1]) + 1} is not UTF-8 (byte 0x{byte[0]:02X}, '
-            f'in code page 1252 of Windows {byte.decode("cp1252", errors="replace")!r}); '
+    return (f'line {len(lines)}, character {len(lines[-1]) + 1} is not UTF-8 (byte '
+            f'0x{byte[0]:02X}, in code page 1252 of Windows '
+            f'{byte.decode("cp1252", errors="replace")!r}); '
             f'save the file as UTF-8 (in Excel: "CSV UTF-8"), or convert it, from that code page '
             f'with: iconv -f WINDOWS-1252 -t UTF-8 OLD.csv > NEW.csv')
 
