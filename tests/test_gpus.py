@@ -108,8 +108,9 @@ def test_the_gpu_of_another_job_is_no_sign(bare, monkeypatch, number, is_sign):
 
     def refuse(path, flags):
         raise OSError(number, os.strerror(number))
-    monkeypatch.setattr(gpus.os, 'open', refuse)
-    assert bool(find_sign()) == is_sign
+    with monkeypatch.context() as patched:
+        patched.setattr(gpus.os, 'open', refuse)
+        assert bool(find_sign()) == is_sign
 
 
 @pytest.mark.parametrize('value', ['', '-1', 'NoDevFiles', 'none', '10000', '-1,0', '-2'])
