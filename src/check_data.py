@@ -8,30 +8,21 @@ import json
 import logging
 import math
 import os
-import re
 import statistics
 import sys
 from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
-import numpy as np
-
 import shards
-from features import SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, open_audio
+from audio import TOO_LOUD, AudioError, Survey, survey
+from features import SAMPLE_RATE, count_frames
 from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
 from utilities.labels import (DataError, entry_problem, is_text, read_entries, read_labels, read_sample_weights,
                               split_labels, weight_file)
 from utilities.parallel import available_cores, parallel_map
 from utilities.segments import read_segments
 
-BLOCK_SAMPLES = 2 ** 18  # of each channel, read at once
-# What libsndfile's log of a file says where its audio is shorter than announced: WAV and AIFF, with two numbers of
-# bytes; OGG. Programs that write to a pipe announce the largest number that there is.
-SHORTER = re.compile(r'^ *(?:data|SSND) *: (\d+) \(should be (\d+)\)', re.MULTILINE)
-NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'
-STREAMED = 2 ** 31 - 2 ** 16  # bytes
-ENOUGH = 0.9  # of the announced samples: some headers estimate
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
 STOPS, BAD_AUDIO, WARNING = 'STOPS TRAINING', 'BAD AUDIO', 'warning'
 WHAT_BECOMES_OF_BAD_AUDIO = ('replaced by others in training, up to --max_bad_audio of an epoch; an error in '
@@ -45,7 +36,12 @@ PROBLEMS = {
     'unreadable': (BAD_AUDIO, 'recordings that cannot be decoded'),
     'empty': (BAD_AUDIO, 'recordings without samples'),
     'non_finite': (BAD_AUDIO, 'recordings with NaN or infinite samples'),
-    'cut_off': (WARNING, 'recordings that end before their header says, of which the rest would be used'),
+    'incomplete': (WARNING, 'recordings that end before their header says or are damaged, of which the beginning '
+                            'would be used'),
+    'too_loud': (WARNING, f'recordings past full scale (peak above {TOO_LOUD:g} times it), as if 16-bit numbers were '
+                          f'stored as floats'),
+    'cancelling': (WARNING, 'recordings whose channels cancel each other out (opposite phase): the model hears their '
+                            'mean, which is silent'),
     'silent': (WARNING, f'silent recordings (peak below {SILENCE:g})'),
     'too_short': (WARNING, 'recordings shorter than one frame of 25 ms'),
     'repeated_wavs': (WARNING, 'recordings listed more than once'),
@@ -59,55 +55,36 @@ logger = logging.getLogger(__name__)
 
 
 class Recording(NamedTuple):
-    """What reading one file has shown. problem: a key of PROBLEMS that is BAD_AUDIO, or None; reason: more of it."""
+    """What reading one file has shown. problem: a key of PROBLEMS that is BAD_AUDIO, or None; reason: more of it.
+
+    found: a Survey of it if there is no problem.
+    """
     problem: str | None
     reason: str = ''
-    sample_rate: int = 0
-    channels: int = 0
-    samples: int = 0  # of each channel
-    peak: float = 0.0  # largest absolute sample; 1 is full scale
-    cut_off: bool = False  # whether it ends before its header says
-
-    @property
-    def seconds(self):
-        """Duration in seconds."""
-        return self.samples / self.sample_rate
+    found: Survey | None = None
 
     @property
     def frames(self):
         """Frames of its fbank."""
-        return count_frames(math.ceil(self.samples * SAMPLE_RATE / self.sample_rate))
+        return count_frames(math.ceil(self.found.samples * SAMPLE_RATE / self.found.sample_rate))
 
 
 def examine(path):
-    """Read an audio file whole, a block at a time. Returns a Recording."""
+    """Read an audio file whole. Returns a Recording."""
     try:
         if not shards.is_file(path):
             return Recording('missing')
     except shards.ShardError as error:
         return Recording('shards', str(error))
-    samples, peak, finite = 0, 0.0, True
     try:
         if place := shards.split(path):
             shards.verify(*place)
-        with open_audio(path) as audio:
-            while len(block := audio.read(BLOCK_SAMPLES, dtype='float32', always_2d=True)):
-                highest = float(np.abs(block).max())
-                samples, peak, finite = samples + len(block), max(peak, highest), finite and math.isfinite(highest)
-            facts = audio.samplerate, audio.channels, samples, peak, is_cut_off(audio, samples)
+        found = survey(path)
     except (AudioError, shards.ShardError) as error:
         return Recording('unreadable', str(error))
-    if not samples:
+    if not found.samples:
         return Recording('empty')
-    return Recording(None, '', *facts) if finite else Recording('non_finite')
-
-
-def is_cut_off(audio, samples):
-    """Whether a SoundFile, of which so many samples could be read, announces more than it has."""
-    log = audio.extra_info
-    announced = SHORTER.search(log)
-    shorter = announced and int(announced[2]) < int(announced[1]) < STREAMED
-    return bool(shorter) or any(words in log for words in NO_END) or samples < ENOUGH * audio.frames < UNKNOWN_LENGTH
+    return Recording(None, '', found) if math.isfinite(found.heard) else Recording('non_finite')
 
 
 def wav_path(entry):
@@ -146,25 +123,28 @@ def check_recordings(recordings, audio_length):
 
     audio_length: frames of the window.
     """
-    problems = {name: [] for name in ('shards', 'missing', 'unreadable', 'empty', 'non_finite', 'cut_off', 'silent',
-                                      'too_short')}
+    problems = {name: [] for name in ('shards', 'missing', 'unreadable', 'empty', 'non_finite', 'incomplete',
+                                      'too_loud', 'cancelling', 'silent', 'too_short')}
     for path, recording in recordings.items():
         if recording.problem:
             problems[recording.problem].append(recording.reason or path)
             continue
-        if recording.cut_off:
-            problems['cut_off'].append(path)
-        if recording.peak < SILENCE:
-            problems['silent'].append(path)
+        found = recording.found
+        if found.incomplete_from is not None:
+            problems['incomplete'].append(f'{path} (from {found.incomplete_from:.2f} s on)')
+        if found.peak > TOO_LOUD:
+            problems['too_loud'].append(path)
+        if found.heard < SILENCE:
+            problems['silent' if found.peak < SILENCE else 'cancelling'].append(path)
         if not recording.frames:
             problems['too_short'].append(path)
     problems['shards'] = [f'{reason} ({count} recordings)' for reason, count in Counter(problems['shards']).items()]
     sound = [recording for recording in recordings.values() if recording.problem is None]
-    seconds = [recording.seconds for recording in sound]
+    seconds = [recording.found.seconds for recording in sound]
     return problems, {
         'recordings': len(recordings),
-        'sample_rates': dict(sorted(Counter(recording.sample_rate for recording in sound).items())),
-        'channels': dict(sorted(Counter(recording.channels for recording in sound).items())),
+        'sample_rates': dict(sorted(Counter(recording.found.sample_rate for recording in sound).items())),
+        'channels': dict(sorted(Counter(recording.found.channels for recording in sound).items())),
         'seconds': {'min': min(seconds), 'median': statistics.median(seconds), 'max': max(seconds)} if sound else None,
         'shorter_than_window': sum(recording.frames < audio_length for recording in sound),
         'longer_than_window': sum(recording.frames > audio_length for recording in sound)}

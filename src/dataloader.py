@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from audio import AudioError, load_window
 from distributed import World
-from features import (Augmentation, AudioError, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank,
-                      fit_frames, load_window, mix, normalise, spec_augment, window_samples)
+from features import (Augmentation, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank, fit_frames,
+                      mix, normalise, spec_augment, window_samples)
 from hardware import move
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS

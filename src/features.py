@@ -1,16 +1,11 @@
-"""Audio file -> waveform -> fbank, and the augmentation of both: functions on tensors that know of no dataset."""
+"""Waveform -> fbank, and the augmentation of both: functions on tensors that know of no file and no dataset."""
 import contextlib
 import functools
-import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
-
-import shards
 
 SAMPLE_RATE = 16000  # Hz; what the published weights were trained on
 FRAME_LENGTH_MS = 25
@@ -23,114 +18,6 @@ FILTERS_A_PIECE = 32  # of 128 mel filters; see _fbank_tables
 MIXUP_ALPHA = 10  # lambda ~ Beta(10, 10): PSLA (Gong et al., 2021), section III-C
 MAX_NOISE = 0.1  # the loudest noise, in units of the normalised fbank
 MAX_ROLL = 10  # frames
-# Elements of torchaudio's resampling kernel past which scipy resamples: near-coprime rates would take gigabytes.
-MAX_RESAMPLE_KERNEL = 10_000_000
-RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
-# Hz that a header may say. Near the highest, that of the fastest converters, resampling to 16 kHz takes up to 0.7 GB
-# and 3 s, however short the file; from the lowest it makes 160 samples of one.
-MIN_RATE, MAX_RATE = 100, 768_000
-
-UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says where the header does not
-# Suffixes of the files that libsndfile decodes, some of them names of one format.
-_SYNONYMS = {'.aif': 'AIFF', '.aifc': 'AIFF', '.oga': 'OGG', '.opus': 'OGG', '.snd': 'AU', '.sph': 'NIST',
-             '.wave': 'WAV'}
-_NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # headerless, or the suffix of other things
-AUDIO_SUFFIXES = frozenset({f'.{name.lower()}' for name in soundfile.available_formats() if name not in _NOT_BY_SUFFIX}
-                           | {suffix for suffix, name in _SYNONYMS.items() if name in soundfile.available_formats()})
-
-
-class AudioError(ValueError):
-    """An audio file that is missing, cannot be decoded or holds nothing to work with; the message names it."""
-
-
-class _Callbacks:
-    """A file for libsndfile, which cannot pass on errors: there the file ends; leaving the context raises them."""
-
-    def __init__(self, file):
-        self.file, self.error, self.seek, self.tell = file, None, file.seek, file.tell
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.error:
-            raise self.error
-
-    def readinto(self, buffer):
-        """As of a file."""
-        try:
-            return self.file.readinto(buffer)
-        except shards.ShardError as error:
-            self.error = error
-            return 0
-
-
-@contextlib.contextmanager
-def open_audio(file, name=None):
-    """A soundfile.SoundFile of a path or an open binary file; what fails while it is open is an AudioError.
-
-    So is a sample rate below MIN_RATE or above MAX_RATE. A path may lead into a shard, shards/0001.zip/a.flac.
-    """
-    name = name or file
-    is_path = isinstance(file, (str, os.PathLike))
-    try:
-        place = shards.split(file) if is_path else None
-        source = _Callbacks(shards.read(*place)) if place else contextlib.nullcontext(file)
-        with source as readable, soundfile.SoundFile(readable) as audio:
-            if not MIN_RATE <= audio.samplerate <= MAX_RATE:
-                raise AudioError(f'the audio file {name} says that its sample rate is {audio.samplerate:,} Hz, '
-                                 f'expected {MIN_RATE:,} to {MAX_RATE:,} Hz: convert it to a new file')
-            yield audio
-    except shards.ShardError as error:
-        raise AudioError(f'cannot read the audio file {name}: {error}') from None
-    except (soundfile.LibsndfileError, OSError, RuntimeError, TypeError, UnicodeError) as error:
-        if is_path and not shards.is_file(file):
-            raise AudioError(f'the audio file {name} does not exist') from None
-        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
-        raise AudioError(f'cannot read the audio file {name}: {str(reason).strip(" .")}') from None
-
-
-def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None):
-    """Read an audio file in any format that soundfile knows: mono (mean of the channels), resampled.
-
-    file: a path or an open binary file; name: what to call it in messages; start: seconds to skip; seconds: read no
-    more than so much from there. Returns (samples,) float32. Raises AudioError where it is missing, not audio, empty
-    (from there on), or holds NaN or infinite samples.
-    """
-    name = name or file
-    with open_audio(file, name) as audio:
-        file_rate = audio.samplerate
-        # Whole seconds begin with a sample at every rate, and one before gives the resampling filter its past.
-        skipped = max(0, math.floor(start) - 1)
-        audio.seek(min(skipped * file_rate, audio.frames))
-        if seconds is None and audio.frames >= UNKNOWN_LENGTH:
-            raise AudioError(f'the audio file {name} does not say how long it is: convert it to a new file')
-        frames = -1 if seconds is None else math.ceil((start - skipped + seconds) * file_rate)
-        samples = audio.read(frames, dtype='float32', always_2d=True)  # (samples, channels)
-    if len(samples) <= (start - skipped) * file_rate:
-        raise AudioError(f'the audio file {name} holds no samples' + (f' after {start} s' if start else ''))
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    if not np.isfinite(mono).all():
-        raise AudioError(f'the audio file {name} holds NaN or infinite samples')
-    return resample(torch.from_numpy(mono), file_rate, sample_rate)[round((start - skipped) * sample_rate):]
-
-
-def resample(waveform, old_rate, new_rate):
-    """Resample (samples,) float32 from old_rate to new_rate, both in Hz and whole."""
-    if old_rate == new_rate:
-        return waveform
-    divisor = math.gcd(old_rate, new_rate)
-    up, down = new_rate // divisor, old_rate // divisor
-    if up * (down + 2 * RESAMPLE_ZEROS * max(1, down // up)) > MAX_RESAMPLE_KERNEL:
-        from scipy.signal import resample_poly  # slow to import, and rarely needed
-        return torch.from_numpy(resample_poly(waveform.numpy(), up, down).astype(np.float32))
-    return _resampler(old_rate, new_rate)(waveform)
-
-
-@functools.lru_cache(maxsize=8)
-def _resampler(old_rate, new_rate):
-    """torchaudio's resampler, its kernel built once for a pair of rates."""
-    return torchaudio.transforms.Resample(old_rate, new_rate, lowpass_filter_width=RESAMPLE_ZEROS)
 
 
 def mix(first, second, lam):
@@ -213,14 +100,6 @@ def fit_frames(fbank, target_frames):
 def window_samples(target_frames):
     """How many samples at 16 kHz fill so many frames."""
     return (target_frames - 1) * SHIFT_SAMPLES + MIN_SAMPLES
-
-
-def load_window(file, target_frames, start=0.0):
-    """The waveform of a window of target_frames that begins at `start` seconds, and a second more.
-
-    What follows the window gives the resampling filter its future: a recording of hours is not read for its beginning.
-    """
-    return load_waveform(file, start=start, seconds=window_samples(target_frames) / SAMPLE_RATE + 1)
 
 
 def normalise(fbank, mean, std):

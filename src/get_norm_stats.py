@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from audio import AudioError
 from dataloader import AudiosetDataset, SampleKey, count_workers, one_thread
-from features import AudioError
 from trainer import TrainingError
 from traintest import explained
 from utilities.cli import (MAX_FRAMES, MAX_MEL_BINS, OptionParser, add_num_workers, exit_on, number,

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS
+from audio import AUDIO_SUFFIXES
+from features import FRAME_SHIFT_MS
 from hardware import choose_device
 from models import WeightsError
 from models.files import atomic_write
@@ -25,6 +26,7 @@ from utilities.plots import clock, plot_tags
 from utilities.results import write_figure
 from utilities.texts import write_json
 
+SHOWN_NAMES = 3  # of files that are left out
 TIMELINE_SCORE = 0.1  # what a class must reach to be in the timeline, but for the first one
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,13 @@ def find_audio(paths):
 
 
 def _audio_below(folder):
-    """The audio files in a folder and in the folders in it, hidden ones left out."""
-    return sorted(path for path in map(Path, files_below(folder))
-                  if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file())
+    """Return the audio files in a folder and in the folders in it, hidden ones left out; log how many are none."""
+    files = [path for path in sorted(map(Path, files_below(folder))) if path.is_file()]
+    others = [path.name for path in files if path.suffix.lower() not in AUDIO_SUFFIXES]
+    if others:
+        examples = ', '.join(others[:SHOWN_NAMES]) + (', ...' if len(others) > SHOWN_NAMES else '')
+        logger.info('%s: left out %d files that are not audio by their suffix: %s', folder, len(others), examples)
+    return [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
 def as_text(tagging, top_k):
@@ -58,6 +64,8 @@ def as_text(tagging, top_k):
     best = tagging.top(mean, top_k)
     width = max(len(names[i]) for i, _ in best)
     lines = [f'{tagging.path}  {clock(tagging.seconds, short)}{heard}']
+    if tagging.incomplete_from is not None:
+        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or damaged')
     if several:
         lines += [f'  {"":<{width}}  mean  max']
     lines += [f'  {names[i]:<{width}}  {score:.2f}' + (f'  {highest[i]:.2f}' if several else '') for i, score in best]
@@ -78,18 +86,21 @@ def as_json(tagging, top_k):
                 for i, score in tagging.top(scores, top_k)]  # by way of text: the shortest number that is this float32
     windows = [{'start': _rounded(start), 'end': _rounded(end), 'tags': tags(scores)}
                for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores)]
-    return {'path': tagging.path, 'seconds': _rounded(tagging.seconds), 'windows': windows,
+    incomplete_from = None if tagging.incomplete_from is None else _rounded(tagging.incomplete_from)
+    return {'path': tagging.path, 'seconds': _rounded(tagging.seconds), 'incomplete_from': incomplete_from,
+            'windows': windows,
             'mean': tags(tagging.mean), 'max': tags(tagging.max)}
 
 
 def write_csv(path, taggings):
-    """Write all scores as a table: a row a window, with path, start, end and a column a class."""
+    """Write all scores as a table: a row a window, with path, start, end, a column a class, incomplete_from."""
     with atomic_write(path) as partial, open(partial, 'w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
-        writer.writerow(['path', 'start', 'end', *taggings[0].labels.names])
+        writer.writerow(['path', 'start', 'end', *taggings[0].labels.names, 'incomplete_from'])
         for tagging in taggings:
+            incomplete_from = '' if tagging.incomplete_from is None else _rounded(tagging.incomplete_from)
             for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores):
-                writer.writerow([tagging.path, _rounded(start), _rounded(end), *map(str, scores)])
+                writer.writerow([tagging.path, _rounded(start), _rounded(end), *map(str, scores), incomplete_from])
 
 
 def write_embeddings(path, taggings):

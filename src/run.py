@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from audio import AudioError
 from checkpoint import CheckpointError
 from dataloader import AudiosetDataset, EpochSampler, WaveformDataset, make_loader
 from distributed import LOST_SIGNS, DistributedError, World, ended_at_once, find_world, in_contact
-from features import AudioError
 from hardware import choose_device, choose_precision, features_on_device
 from models import WeightsError
 from models.files import LockedError, hold_lock

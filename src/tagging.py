@@ -1,4 +1,5 @@
 """Tag recordings with trained models: what is heard in each, window by window. `load_tagger` and `tag` are the door."""
+import functools
 import itertools
 import logging
 import math
@@ -12,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from audio import AudioError, WindowReader, measure, survey, window_seconds
 from dataloader import count_workers, make_loader, one_thread
-from features import (FRAME_SHIFT_MS, SAMPLE_RATE, UNKNOWN_LENGTH, AudioError, count_frames, fbank, fit_frames,
-                      load_window, normalise, open_audio)
+from features import FRAME_SHIFT_MS, SAMPLE_RATE, count_frames, fbank, fit_frames, normalise
 from hardware import choose_device, choose_precision, move, parallelise
 from models import load_model
 from traintest import explained
@@ -28,6 +29,7 @@ KNOWN_LABELS = {
     'speechcommands': (35, EGS / 'speechcommands' / 'data' / 'speechcommands_class_labels_indices.csv'),
 }
 MIN_WINDOW_SHARE = 0.1  # a last window that holds less audio than this share of a window is left out
+ROUNDING_SECONDS = 1e-3  # by which the end of a recording may differ from its duration
 MAX_COLUMNS = 1500  # of a spectrogram that is kept for a picture
 
 logger = logging.getLogger(__name__)
@@ -164,7 +166,8 @@ def labels_of(source, description, given):
 class Tagging:
     """What was heard in one recording, window by window.
 
-    path: of the file; seconds: its duration. starts, ends: (windows,), in seconds; scores: (windows, classes) float32,
+    path: of the file; seconds: its duration, as far as it can be read; incomplete_from: the second at which its sound
+    ends before its header says, or is damaged, else None. starts, ends: (windows,), in seconds; scores: (windows, classes) float32,
     from 0 to 1; labels: of the classes. embeddings: (windows, dim), spectrogram: (columns, bins) from 0 to the last
     window's end, NaN where no window was: where they were asked for, else None.
     error: why the file could not be read, else None; without windows in that case.
@@ -178,6 +181,7 @@ class Tagging:
     embeddings: np.ndarray | None = None
     spectrogram: np.ndarray | None = None
     error: str | None = None
+    incomplete_from: float | None = None
 
     @property
     def mean(self):
@@ -229,19 +233,17 @@ class Recording(NamedTuple):
     seconds: float = 0.0
     starts: np.ndarray = np.zeros(0)
     error: str | None = None
+    incomplete_from: float | None = None
 
 
 def _examine(path, window, window_seconds, hop_seconds):
     """Plan the windows of a file; what is wrong with it goes into the Recording's error."""
     try:
-        with open_audio(path) as audio:
-            samples, rate = audio.frames, audio.samplerate
+        seconds, incomplete_from = measure(path)
     except AudioError as error:
         return Recording(path, error=str(error))
-    if samples >= UNKNOWN_LENGTH:
-        return Recording(path, error=f'the audio file {path} does not say how long it is: convert it to a new file')
-    starts = window_starts(samples / rate, window_seconds, hop_seconds)
-    return Recording(path, samples / rate, starts[:1] if window == 'first' else starts)
+    starts = window_starts(seconds, window_seconds, hop_seconds)
+    return Recording(path, seconds, starts[:1] if window == 'first' else starts, incomplete_from=incomplete_from)
 
 
 def window_starts(seconds, window_seconds, hop_seconds):
@@ -256,10 +258,11 @@ def window_starts(seconds, window_seconds, hop_seconds):
 
 
 class Windows(Dataset):
-    """The windows of recordings as samples (fbank (frames, bins), how many of the frames are real, error or '').
+    """The windows of recordings as samples: (fbank (frames, bins), real frames, seconds, error or '').
 
-    windows: a list of (path, start in seconds). The fbank is not normalised. A broken file must not end the worker
-    that reads it: its error travels with the sample.
+    windows: a list of (path, start, seconds of the whole recording). The fbank is not normalised.
+    The seconds in a sample are fewer if reading it has met damage. A broken file must not end the
+    worker that reads it: its error travels with the sample.
     """
 
     def __init__(self, windows, frames, mel_bins):
@@ -269,18 +272,32 @@ class Windows(Dataset):
         return len(self.windows)
 
     def __getitem__(self, index):
-        path, start = self.windows[index]
+        path, start, seconds = self.windows[index]
         try:
             with one_thread():
-                features = fbank(load_window(path, self.frames, start), self.mel_bins)
+                waveform, end = self.reader.load(path, start=start, seconds=window_seconds(self.frames))
+                features = fbank(waveform, self.mel_bins)
+            if end is not None and end < seconds - ROUNDING_SECONDS:
+                seconds = survey(path).seconds
+                if not seconds:
+                    raise AudioError(f'the audio file {path} holds no samples')
         except AudioError as error:
-            return torch.zeros(self.frames, self.mel_bins), 0, str(error)
-        return fit_frames(features, self.frames), min(len(features), self.frames), ''
+            return torch.zeros(self.frames, self.mel_bins), 0, seconds, str(error)
+        return fit_frames(features, self.frames), min(len(features), self.frames), seconds, ''
+
+    @functools.cached_property
+    def reader(self):
+        """The WindowReader of this worker."""
+        return WindowReader()
 
 
 class Row(NamedTuple):
-    """What became of a window. fbank: (real frames, bins), not normalised; embedding: (dim,) or None."""
+    """What became of a window. fbank: (real frames, bins), not normalised; embedding: (dim,) or None.
+
+    seconds: how long the recording is, as far as the window has shown.
+    """
     fbank: np.ndarray
+    seconds: float
     error: str
     scores: np.ndarray
     embedding: np.ndarray | None
@@ -288,17 +305,18 @@ class Row(NamedTuple):
 
 def _rows(tagger, recordings, batch_size, num_workers, embeddings):
     """Yield a Row for every window of all recordings, in order."""
-    dataset = Windows([(recording.path, float(start)) for recording in recordings for start in recording.starts],
-                      tagger.frames, tagger.mel_bins)
+    dataset = Windows([(recording.path, float(start), recording.seconds)
+                       for recording in recordings for start in recording.starts], tagger.frames, tagger.mel_bins)
     batches = math.ceil(len(dataset) / batch_size)
     # Starting processes takes longer than one batch.
     workers = min(count_workers(num_workers), batches) if batches > 1 else 0
     loader = make_loader(dataset, batch_size, workers, pin_memory=tagger.device.type == 'cuda')
     with Progress('tagging', batches) as progress, explained():
-        for fbanks, frames, errors in loader:
+        for fbanks, frames, seconds, errors in loader:
             scores, embedded = tagger(fbanks, embeddings)
             for i, error in enumerate(errors):
-                yield Row(fbanks[i, :frames[i]].numpy(), error, scores[i], None if embedded is None else embedded[i])
+                yield Row(fbanks[i, :frames[i]].numpy(), float(seconds[i]), error, scores[i],
+                          None if embedded is None else embedded[i])
             progress.advance(len(fbanks))
 
 
@@ -308,6 +326,7 @@ def _collect(tagger, recording, rows, spectrogram):
     picture = Spectrogram(ends[-1], tagger.mel_bins) if spectrogram and len(ends) else None
     scores, embeddings, error = [], [], recording.error
     for start, row in zip(recording.starts, itertools.islice(rows, len(recording.starts))):
+        recording = _cut(recording, row.seconds, tagger.seconds)
         error = error or row.error or None
         scores.append(row.scores)
         embeddings.append(row.embedding)
@@ -316,8 +335,21 @@ def _collect(tagger, recording, rows, spectrogram):
     if error:
         return Tagging(recording.path, recording.seconds, np.zeros(0), np.zeros(0),
                        np.zeros((0, len(tagger.labels)), np.float32), tagger.labels, error=error)
-    return Tagging(recording.path, recording.seconds, recording.starts, ends, np.stack(scores), tagger.labels,
-                   None if embeddings[0] is None else np.stack(embeddings), picture and picture.columns())
+    count = len(recording.starts)
+    ends = np.minimum(recording.starts + tagger.seconds, recording.seconds)
+    return Tagging(recording.path, recording.seconds, recording.starts, ends, np.stack(scores[:count]), tagger.labels,
+                   None if embeddings[0] is None else np.stack(embeddings[:count]),
+                   picture and picture.columns(ends[-1]), incomplete_from=recording.incomplete_from)
+
+
+def _cut(recording, seconds, window_seconds):
+    """Return a Recording of which only so many seconds could be read, without the windows past them."""
+    if seconds >= recording.seconds:
+        return recording
+    starts = recording.starts
+    if len(starts) > 1:
+        starts = window_starts(seconds, window_seconds, hop_seconds=starts[1])[:len(starts)]
+    return recording._replace(seconds=seconds, starts=starts, incomplete_from=seconds)
 
 
 class Spectrogram:
@@ -337,6 +369,7 @@ class Spectrogram:
             pooled = np.maximum.reduceat(fbank[:len(column)], first, axis=0)
             self.highest[column[first]] = np.maximum(self.highest[column[first]], pooled)
 
-    def columns(self):
-        """(columns, bins) float32, NaN where there was no window."""
-        return np.where(np.isfinite(self.highest), self.highest, np.nan)
+    def columns(self, seconds):
+        """(columns, bins) float32 up to so many seconds, NaN where there was no window."""
+        columns = math.ceil(max(1, count_frames(round(seconds * SAMPLE_RATE))) / self.frames_a_column)
+        return np.where(np.isfinite(self.highest[:columns]), self.highest[:columns], np.nan)

@@ -20,8 +20,8 @@ import options
 import prep_audioset
 import prep_own
 import scaling
+from audio import AudioError
 from distributed import World
-from features import AudioError
 from models import WeightsError
 from utilities.cli import MAX_MESSAGE
 from utilities.labels import (DataError, read_datafile, read_entries, read_labels, read_sample_weights,

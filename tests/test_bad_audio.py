@@ -16,8 +16,8 @@ import torch
 
 import check_data
 import run
+from audio import MAX_RATE, AudioError
 from dataloader import AudiosetDataset, SampleKey, one_thread
-from features import MAX_RATE, AudioError
 
 SAMPLES = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
 GIGABYTE = 2 ** 30
@@ -52,14 +52,14 @@ INFINITE[-1] = -np.inf
 # A file's name and content, and what check_data.py calls it; None for nothing.
 KINDS = {
     **{f'cut at {share}{suffix}': (cut(suffix, share), problem)
-       for suffix, problems in {'.wav': ('unreadable', 'cut_off', 'cut_off', 'cut_off'),
-                                '.flac': ('unreadable', 'unreadable', 'unreadable', 'unreadable'),
-                                '.ogg': ('unreadable', 'empty', 'cut_off', 'cut_off')}.items()
+       for suffix, problems in {'.wav': ('unreadable', 'incomplete', 'incomplete', 'incomplete'),
+                                '.flac': ('unreadable', 'incomplete', 'incomplete', 'incomplete'),
+                                '.ogg': ('unreadable', 'empty', 'incomplete', 'incomplete')}.items()
        for share, problem in zip((0.0005, 0.3, 0.7, 0.99), problems)},
     'no bytes.wav': (b'', 'unreadable'), 'no bytes.flac': (b'', 'unreadable'), 'zeros.wav': (bytes(5000), 'unreadable'),
-    'announces more.wav': (with_field(*DATA_SIZE, 10 ** 6), 'cut_off'),
+    'announces more.wav': (with_field(*DATA_SIZE, 10 ** 6), 'incomplete'),
     'announces less.wav': (with_field(*DATA_SIZE, 32000), None),
-    'announces nothing.wav': (with_field(*DATA_SIZE, 0), 'empty'),
+    'announces nothing.wav': (with_field(*DATA_SIZE, 0), None),
     'streamed.wav': (with_field(*DATA_SIZE, 2 ** 32 - 1), None),
     'text.wav': (b'this is no audio\n' * 100, 'unreadable'), 'text.mp3': (b'this is no audio\n' * 100, 'unreadable'),
     'nan.wav': (encoded('.wav', FLOATS, subtype='FLOAT'), 'non_finite'),
@@ -74,7 +74,7 @@ KINDS = {
     'fastest.wav': (with_field(*RATE, 2 ** 31 - 1), 'unreadable'),
     'one sample.wav': (encoded('.wav', SAMPLES[:1]), 'too_short'), 'empty.wav': (encoded('.wav', SAMPLES[:0]), 'empty'),
 }
-USABLE = {None, 'cut_off', 'too_short'}
+USABLE = {None, 'incomplete', 'too_short'}
 
 
 @pytest.fixture(params=[*KINDS, 'folder.wav', 'locked.wav'])

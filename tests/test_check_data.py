@@ -99,14 +99,11 @@ def test_all_bad_entries_are_found_and_unknown_labels_counted(check, write, make
     assert json.loads(said)['datafiles'][0]['unknown_mids'] == {'/m/9': 2, '/m/8': 1}
 
 
-@pytest.mark.parametrize('kind', ['missing', 'unreadable', 'empty', 'non_finite', 'block', 'cut'])
+@pytest.mark.parametrize('kind', ['missing', 'unreadable', 'empty', 'non_finite', 'block'])
 def test_a_recording_that_cannot_be_used_is_found(check, make_datafile, make_tone, sound, tmp_path, kind):
     bad = tmp_path / 'bad.wav'
     if kind == 'unreadable':
         bad.write_text('not audio')
-    elif kind == 'cut':
-        bad = make_tone('bad.flac', seconds=4.0)
-        bad.write_bytes(bad.read_bytes()[:30000])
     elif kind != 'missing':
         samples = {'empty': np.zeros(0), 'non_finite': [0.1] * 500 + [np.inf], 'block': np.full(600_000, 0.1)}[kind]
         if kind == 'block':
@@ -114,8 +111,24 @@ def test_a_recording_that_cannot_be_used_is_found(check, make_datafile, make_ton
         sound('bad.wav', samples)
     code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (bad, '/m/1')]), '--json')
     found = problems(said)
-    assert code == 1 and list(found) == [{'block': 'non_finite', 'cut': 'unreadable'}.get(kind, kind)]
+    assert code == 1 and list(found) == [{'block': 'non_finite'}.get(kind, kind)]
     assert str(bad) in next(iter(found.values()))[0] and json.loads(said)['would_train']
+
+
+def test_a_recording_that_ends_early_is_warned_about_with_the_second(check, make_datafile, make_tone):
+    path = make_tone('cut.flac', seconds=4.0)
+    os.truncate(path, path.stat().st_size // 2)
+    code, said = check(make_datafile([(path, '/m/0')]), '--json')
+    [text] = problems(said)['incomplete']
+    assert code == 0 and text.startswith(f'{path} (from ') and 1 < float(text.split()[-3]) < 3
+
+
+def test_what_the_model_would_hear_of_odd_sound_is_warned_about(check, make_datafile, sound):
+    tone = 0.5 * np.sin(np.arange(16000) / 5)
+    wavs = [sound('loud.wav', 32767 * tone), sound('opposite.wav', np.stack([tone, -tone], axis=1)),
+            sound('overshoots.wav', 3 * tone)]
+    code, said = check(make_datafile([(wav, '/m/0') for wav in wavs]), '--json')
+    assert code == 0 and problems(said) == {'too_loud': wavs[:1], 'cancelling': wavs[1:2]}
 
 
 def test_what_becomes_of_a_recording_that_cannot_be_used_is_said(check, make_datafile, make_tone, tmp_path):

@@ -10,9 +10,10 @@ import pytest
 import soundfile
 import torch
 
+from audio import AudioError, load_waveform
 from dataloader import AudiosetDataset, EpochSampler, SampleKey, WaveformDataset, make_loader
 from distributed import World
-from features import AudioError, fbank, load_waveform
+from features import fbank
 from utilities.labels import DataError
 from utilities.parallel import available_cores
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import get_norm_stats
-from features import fbank, load_waveform
+from audio import load_waveform
+from features import fbank
 
 
 @pytest.mark.parametrize('options, frames', [([], None), (['--audio_length', '20'], 20),

@@ -11,8 +11,8 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
+from audio import AudioError  # noqa: E402
 from dataloader import AudiosetDataset, make_loader  # noqa: E402
-from features import AudioError  # noqa: E402
 from hardware import choose_device, choose_precision, parallelise  # noqa: E402
 from models import WeightsError, load_model  # noqa: E402
 from models.weights import locate, sha256  # noqa: E402

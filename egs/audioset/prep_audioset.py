@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from features import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
+from audio import AUDIO_SUFFIXES, AudioError, load_waveform  # noqa: E402
+from features import SAMPLE_RATE  # noqa: E402
 from models.files import atomic_write, remove_leftovers  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging  # noqa: E402
 from utilities.folders import files_below, making  # noqa: E402
@@ -35,9 +36,6 @@ from utilities.texts import write_json, write_text  # noqa: E402
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
 # Ids may begin with Y and contain _ and - themselves; at most one reading of a name fits, as an id is 11 characters.
 NAME = re.compile(rf'Y?({VIDEO_ID})(?:[_-](\d+(?:\.\d+)?)(?:[_-]\d+(?:\.\d+)?)?)?')
-# Audio and video that libsndfile does not decode, or not in every version of it.
-FOREIGN = {'.3gp', '.aac', '.ac3', '.amr', '.ape', '.avi', '.flv', '.m4a', '.m4b', '.m4v', '.mka', '.mkv', '.mov',
-           '.mp3', '.mp4', '.mpeg', '.mpg', '.opus', '.ts', '.weba', '.webm', '.wma', '.wmv', '.wv'} - AUDIO_SUFFIXES
 TOLERANCE = 0.001  # seconds by which the start in a name may differ from the list's, which has three decimals
 PROBE_SECONDS = 0.1  # of a file, decoded to see whether it can be
 AMBIGUOUS = 'a file of this video has no start in its name, but several of its clips are listed: name files ID_START'
@@ -60,7 +58,7 @@ class Matches:
 
 def audio_files(folder):
     """Yield the paths of all audio files below a folder, links followed; raises DataError where it cannot be read."""
-    return (path for path in files_below(folder) if _suffix(path) in AUDIO_SUFFIXES | FOREIGN)
+    return (path for path in files_below(folder) if _suffix(path) in AUDIO_SUFFIXES)
 
 
 def _suffix(path):
@@ -90,17 +88,9 @@ def match_files(segments, files):
             continue
         matches.other_start += bool(of_video) and not fitting
         for clip in fitting:
-            ranked.setdefault(clip, []).append((start is None, _suffix(path) in FOREIGN, path))
+            ranked.setdefault(clip, []).append((start is None, path))
     matches.candidates = {clip: [path for *_, path in sorted(ranked[clip])] for clip in sorted(ranked)}
     return matches
-
-
-def decode(path, seconds=None):
-    """The waveform of a file, or of its first seconds. Raises AudioError, for a foreign format with what to do."""
-    if _suffix(path) in FOREIGN:
-        raise AudioError(f'{path}: libsndfile does not decode {_suffix(path)} files; convert it first, for example '
-                         'with ffmpeg to .flac')
-    return load_waveform(path, seconds=seconds)
 
 
 def first_usable(use, candidates):
@@ -119,14 +109,14 @@ def first_usable(use, candidates):
 
 def probe(path):
     """Decode the beginning of a file and return its path; raises AudioError."""
-    decode(path, PROBE_SECONDS)
+    load_waveform(path, seconds=PROBE_SECONDS)
     return path
 
 
 def to_flac(flac, path):
     """Write a file as 16 kHz mono 16-bit FLAC and return the FLAC's path; raises AudioError."""
     encoded = io.BytesIO()
-    soundfile.write(encoded, decode(path).numpy(), SAMPLE_RATE, subtype='PCM_16', format='FLAC')
+    soundfile.write(encoded, load_waveform(path).numpy(), SAMPLE_RATE, subtype='PCM_16', format='FLAC')
     with atomic_write(flac) as partial:
         partial.write_bytes(encoded.getvalue())
     return flac

@@ -12,7 +12,8 @@ import zipp
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from features import SAMPLE_RATE, AudioError, load_waveform  # noqa: E402
+from audio import AudioError, load_waveform, measure  # noqa: E402
+from features import SAMPLE_RATE  # noqa: E402
 from models.files import Url, atomic_write  # noqa: E402
 from utilities.archives import open_zip, read_member  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
@@ -102,7 +103,12 @@ def convert(source, audio_dir, filename):
     clip = cached_root(source) / 'audio' / filename
     if not clip.is_file():
         raise AudioError(f'{clip} is listed in meta/esc50.csv but is not there')
-    waveform = load_waveform(io.BytesIO(read_bytes(clip)), name=clip)
+    file = io.BytesIO(read_bytes(clip))
+    end = measure(file, name=clip).incomplete_from
+    if end is not None:
+        raise AudioError(f'{clip} ends after {end:.2f} s, before its header says, or is damaged: get it again')
+    file.seek(0)
+    waveform = load_waveform(file, name=clip)
     with atomic_write(audio_dir / Path(filename).with_suffix('.wav')) as partial:
         soundfile.write(partial, waveform.numpy(), SAMPLE_RATE, subtype='PCM_16', format='WAV')
 

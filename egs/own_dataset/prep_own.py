@@ -16,7 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 import shards  # noqa: E402
-from features import AUDIO_SUFFIXES, FRAME_SHIFT_MS, AudioError, open_audio  # noqa: E402
+from audio import AUDIO_SUFFIXES, AudioError, measure  # noqa: E402
+from features import FRAME_SHIFT_MS  # noqa: E402
 from models.files import WriteError  # noqa: E402
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
 from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
@@ -239,21 +240,24 @@ def make_mids(names):
 
 
 def read_durations(clips, datafiles, label_csv):
-    """Seconds of each clip, from the headers. Raises AudioError that names the first of those that cannot be read."""
-    answers = list(parallel_map(read_header, [clip.wav for clip in clips], 'reading headers'))
+    """Seconds of each clip. Raises AudioError that names the first of those that cannot be read."""
+    answers = list(parallel_map(read_length, [clip.wav for clip in clips], 'reading lengths'))
     broken = [answer for answer in answers if isinstance(answer, str)]
     if broken:
         raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of them: {broken[0]}; '
                          f'remove or replace them and start again; python src/check_data.py '
                          f'{" ".join(map(str, datafiles))} --label_csv {label_csv} looks into all of them')
-    return np.array(answers)
+    incomplete = [clip.wav for clip, length in zip(clips, answers) if length.incomplete_from is not None]
+    if incomplete:
+        logger.warning('%d audio files end before their header says, or are damaged, and are used up to there; the '
+                       'first: %s', len(incomplete), incomplete[0])
+    return np.array([length.seconds for length in answers])
 
 
-def read_header(wav):
-    """Seconds of an audio file, or as text, why it cannot be used."""
+def read_length(wav):
+    """The Length of an audio file, or as text, why it cannot be used."""
     try:
-        with open_audio(wav) as audio:
-            return audio.frames / audio.samplerate if audio.frames else f'{wav} holds no samples'
+        return measure(wav)
     except AudioError as error:
         return str(error)
 

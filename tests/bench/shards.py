@@ -19,8 +19,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / 'src'), str(ROOT / 'egs' / 'audioset')]
+from audio import load_window  # noqa: E402
 from dataloader import AudiosetDataset, EpochSampler, make_loader  # noqa: E402
-from features import SAMPLE_RATE, load_window  # noqa: E402
+from features import SAMPLE_RATE  # noqa: E402
 from measure import HEADER, faster, machine, seconds_of  # noqa: E402
 from prep_audioset import pack  # noqa: E402
 

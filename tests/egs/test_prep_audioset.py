@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 import prep_audioset as prep
-from features import load_waveform
+from audio import load_waveform
 from models.files import WriteError
 from utilities.labels import DataError, read_datafile, read_labels
 
@@ -135,7 +135,7 @@ def test_files_that_cannot_be_decoded_are_listed_with_the_reason(prepare, audio)
     _, missing, report = prepare(clips=[(name, 0, DOG) for name in (FIRST, SECOND, third, '22222222222')])
     problems = {row['video_id']: row['problem'] for row in missing}
     assert 'found 1 (25.0%), missing 0, unreadable 3' in report
-    assert 'ffmpeg' in problems[FIRST] and 'cannot read' in problems[SECOND] and 'no samples' in problems['22222222222']
+    assert 'FFmpeg' in problems[FIRST] and 'cannot read' in problems[SECOND] and 'no samples' in problems['22222222222']
 
 
 def test_files_that_are_no_audio_are_ignored(prepare, audio):
@@ -294,7 +294,7 @@ def test_where_nothing_is_found_the_names_are_explained(prepare, audio):
 
 def test_where_nothing_can_be_decoded_the_reason_is_given(prepare, audio):
     audio(f'{FIRST}.m4a', text='')
-    with pytest.raises(DataError, match='none of the 1 clips.*ffmpeg'):
+    with pytest.raises(DataError, match='none of the 1 clips.*FFmpeg'):
         prepare()
 
 

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import prep_esc50 as prep
-from features import AudioError
+from audio import AudioError
 from utilities.labels import DataError
 
 

@@ -10,7 +10,7 @@ import soundfile
 
 import own_split
 import prep_own as prep
-from features import AudioError
+from audio import AudioError
 from utilities.labels import DataError, read_labels
 
 
@@ -93,11 +93,11 @@ def test_clips_are_found_in_deeper_folders_and_in_any_format_of_libsndfile(make_
 
 def test_other_files_are_left_out_and_counted(make_clips, out, caplog):
     data = make_clips(*many(n=3), 'loose.wav', 'cat/.hidden.wav', '.cache/a.wav')
-    for name in ('cat/notes.txt', 'dog/more.TXT', 'dog/song.m4a', '.DS_Store'):
+    for name in ('cat/notes.txt', 'dog/more.TXT', 'dog/song.mid', '.DS_Store'):
         (data / name).write_text('x')
     caplog.set_level('INFO')
     prep.prepare(data, out)
-    assert 'files left out: 4 (2 .txt, 1 beside the class folders, 1 .m4a)' in caplog.text
+    assert 'files left out: 4 (2 .txt, 1 beside the class folders, 1 .mid)' in caplog.text
     assert len(labels_by_file(out)) == 6
 
 

@@ -1,0 +1,568 @@
+"""Read recordings: any container, codec and rate, to where the sound really ends.
+
+libsndfile reads WAV, FLAC, Ogg and their like; FFmpeg, by way of PyAV, reads the rest (m4a, mp4,
+webm, wma, amr, ...) and what libsndfile would not read to its end. `open_audio` is the only place
+that chooses between them.
+"""
+import contextlib
+import functools
+import itertools
+import logging
+import math
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+import shards
+from features import SAMPLE_RATE, window_samples
+
+# Elements of torchaudio's resampling kernel past which scipy resamples: near-coprime rates would
+# take gigabytes.
+MAX_RESAMPLE_KERNEL = 10_000_000
+RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
+# Hz that a header may say. Near the highest, that of the fastest converters, resampling to 16 kHz
+# takes up to 0.7 GB and 3 s, however short the file; from the lowest it makes 160 samples of one.
+MIN_RATE, MAX_RATE = 100, 768_000
+BLOCK_SAMPLES = 2 ** 16  # of each channel, read at once
+SALVAGE_SAMPLES = 256  # read at once to find out where damage begins
+# Times full scale. Lossy codecs overshoot it by less; 16-bit numbers in a file of floats are far more.
+TOO_LOUD = 4.0
+
+# Codecs in which every sample stands for itself, and FLAC, whose frames do: only there is seeking
+# exact. In the others a decoder that begins in the middle gives other samples, or none at all.
+SEEKABLE = re.compile('PCM_|FLOAT|DOUBLE|ULAW|ALAW')
+UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says if the header does not
+# What libsndfile's log says if a file has less audio than its header announces; the two numbers
+# are bytes or samples. Programs that write to a pipe announce the largest number that there is.
+SHORTER = re.compile(r'^ *(?:data|SSND|BODY|Data Size|riff) *: (?P<said>\d+) \(should be (?P<found>\d+)\)'
+                     r"|frame count (?P<found_64>\d+) does not match value from 'ds64' chunk of (?P<said_64>\d+)",
+                     re.MULTILINE)
+STREAMED = 2 ** 31 - 2 ** 16  # bytes
+NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'  # of Ogg
+# A recorder that lost power leaves a WAV of which the header counts a part of the samples, or
+# none. libsndfile takes what follows for a chunk of another kind, and its log says where.
+PAST_THE_DATA = re.compile(r'Unknown chunk marker.* at position (0x[0-9A-F]+|\d+)')
+MAX_JUNK = 2 ** 12  # bytes after the data that are left alone: editors write tags that are no chunks
+
+# Containers that say how long they are; of others FFmpeg estimates it from the bit rate.
+SAYS_LENGTH = 'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'asf'
+XING = b'Xing', b'Info', b'VBRI'  # in an MP3's first frame if it says how many follow
+XING_BYTES = 2 ** 11  # of the frame, at most
+# A recording may be shorter by so much than it says: rounding, a codec's delay, gaps in a stream.
+TOLERANCE_SECONDS, TOLERANCE = 0.1, 0.01
+
+# Suffixes of the files that libsndfile decodes, some of them names of one format.
+_SYNONYMS = {'.aif': 'AIFF', '.aifc': 'AIFF', '.oga': 'OGG', '.opus': 'OGG', '.snd': 'AU', '.sph': 'NIST',
+             '.wave': 'WAV'}
+_NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # headerless, or the suffix of other things
+_OF_FFMPEG = {'.3gp', '.aac', '.ac3', '.amr', '.ape', '.avi', '.flv', '.m4a', '.m4b', '.m4v', '.mka', '.mkv', '.mov',
+              '.mp3', '.mp4', '.mpeg', '.mpg', '.opus', '.ts', '.weba', '.webm', '.wma', '.wmv', '.wv'}
+AUDIO_SUFFIXES = frozenset({f'.{name.lower()}' for name in soundfile.available_formats() if name not in _NOT_BY_SUFFIX}
+                           | {suffix for suffix, name in _SYNONYMS.items() if name in soundfile.available_formats()}
+                           | _OF_FFMPEG)
+
+logger = logging.getLogger(__name__)
+_said = mmap.mmap(-1, 1)  # whether _warn_once has warned: memory that forked workers share
+
+
+class AudioError(ValueError):
+    """An audio file that is missing, cannot be decoded or holds nothing to work with; the message names it."""
+
+
+class Reader:
+    """An open recording, read forward to where the sound ends.
+
+    Attributes:
+        samplerate: in Hz.
+        channels: how many.
+        frames: samples of each channel that the header promises, or None if it does not say.
+        seeks: whether `seek` is exact; if not, only reading forward is.
+        damaged: whether reading has met something that cannot be decoded, which ended it.
+    """
+    samplerate: int
+    channels: int
+    frames: int | None = None
+    seeks = False
+    damaged = False
+    source: str | BinaryIO  # the file that is read
+
+    def read(self, size: int) -> np.ndarray:
+        """Return the next (samples, channels) as float32: `size` of them, fewer only at the end."""
+        raise NotImplementedError
+
+    def ends_early(self, samples: int) -> bool:
+        """Tell whether there should be more, once all samples were read and found to be so many."""
+        raise NotImplementedError
+
+    def check(self):
+        """Raise what went wrong with the file, which libraries take for the end of it."""
+        if error := getattr(self.source, 'error', None):
+            raise error
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield all that is left as blocks (samples, channels) of float32."""
+        while len(block := self.read(BLOCK_SAMPLES)):
+            yield block
+
+    def skip(self, samples: int):
+        """Read forward over so many samples."""
+        while samples > 0 and len(block := self.read(min(samples, BLOCK_SAMPLES))):
+            samples -= len(block)
+
+
+class _Forward(soundfile.SoundFile):
+    """A SoundFile that stays where it is: soundfile would seek after every read, which some codecs cannot."""
+
+    def seekable(self):
+        return False
+
+
+class _Sndfile(Reader):
+    """A recording that libsndfile reads."""
+
+    def __init__(self, source):
+        self.source, self.file = source, _Forward(source)
+        self.samplerate, self.channels = self.file.samplerate, self.file.channels
+        self.frames = self.file.frames if self.file.frames < UNKNOWN_LENGTH else None
+        self.seeks = self.frames is not None and bool(SEEKABLE.match(self.file.subtype))
+        self.position = 0
+
+    def close(self):
+        """Close what __init__ has opened."""
+        self.file.close()
+
+    def reads_to_the_end(self) -> bool:
+        """Tell whether libsndfile reads such a file to where its sound ends.
+
+        It takes the length of an MP3 from a header that may be missing, and the length of a WAV
+        from a header that a recorder without power could not correct.
+        """
+        if self.file.format == 'MP3' or not self.frames and self.frames is not None:
+            return False
+        if self.file.format not in ('WAV', 'WAVEX', 'RF64'):
+            return True
+        log = self.file.extra_info
+        beyond, length = PAST_THE_DATA.search(log), re.search(r'^Length : (\d+)', log, re.MULTILINE)
+        return not (beyond and length and int(length[1]) - int(beyond[1], 0) > MAX_JUNK)
+
+    def has_last_sample(self) -> bool:
+        """Tell whether the last sample can be read that the header promises."""
+        try:
+            self.file.seek(self.frames - 1)
+            return len(self.file.read(1)) == 1
+        except soundfile.LibsndfileError:
+            return False
+
+    def seek(self, sample: int):
+        """Go to a sample; to the end if there are fewer."""
+        self.position = min(sample, self.frames)
+        try:
+            self.file.seek(self.position)
+        except soundfile.LibsndfileError:  # in a FLAC that is damaged, not all of the rest is found
+            with contextlib.suppress(soundfile.LibsndfileError):
+                self._begin_again(self.position)
+
+    def read(self, size):
+        block = np.empty((0 if self.damaged else size, self.channels), np.float32)
+        try:
+            block = self.file.read(out=block)
+        except soundfile.LibsndfileError as error:
+            if 'System error' in error.error_string:  # of the disk or the network, not of the file
+                raise
+            self.damaged = True
+            block = self._salvage(block)
+        self.position += len(block)
+        return block
+
+    def _salvage(self, block):
+        """Return what comes before the damage that reading a block has met.
+
+        libsndfile reports it after it has filled the block with samples from behind the damage.
+        """
+        good = 0
+        with contextlib.suppress(soundfile.LibsndfileError):
+            self._begin_again(self.position)
+            while good < len(block) and (read := len(self.file.read(out=block[good:good + SALVAGE_SAMPLES]))):
+                good += read
+        return block[:good]
+
+    def _begin_again(self, sample):
+        """Read from the beginning up to a sample: after an error, libsndfile goes nowhere."""
+        self.file.close()
+        if not isinstance(self.source, str):
+            self.source.seek(0)
+        self.file = _Forward(self.source)
+        for size in [BLOCK_SAMPLES] * (sample // BLOCK_SAMPLES) + [sample % BLOCK_SAMPLES]:
+            self.file.read(size)
+
+    def ends_early(self, samples):
+        log = self.file.extra_info
+        shorter = SHORTER.search(log)
+        if shorter:
+            said, found = (int(shorter['said'] or shorter['said_64']), int(shorter['found'] or shorter['found_64']))
+        return (self.damaged or samples < (self.frames or 0) or any(words in log for words in NO_END)
+                or bool(shorter and found < said < STREAMED))
+
+
+class _FFmpeg(Reader):
+    """A recording that FFmpeg reads: the first sound in a file, whatever else is in there."""
+
+    def __init__(self, av, file: BinaryIO):
+        self.av, self.source = av, file
+        # A file must not lead to others, as playlists do. A WAV is read to the end of the file: it
+        # comes here only if its header is wrong.
+        options = {'protocol_whitelist': 'none', 'ignore_length': '1'}
+        self.container = av.open(file, options=options, metadata_errors='ignore')
+        self.close = self.container.close
+        if not self.container.streams.audio:
+            raise RuntimeError('there is no sound in it')
+        self.stream = self.container.streams.audio[0]
+        self.stream.codec_context.thread_count = 1  # data workers share the cores
+        self.first_packet = 0  # where in the file it is, in bytes
+        frames = self._decode()
+        first = next(frames, None)
+        if first is None:
+            raise RuntimeError('none of its sound can be decoded')
+        # The container may say half the rate, and one channel of two (HE-AAC).
+        self.samplerate, self.channels = first.sample_rate, len(first.layout.channels)
+        self.converted = self._convert(itertools.chain([first], frames), first.layout)
+        self.waiting = next(self.converted, None)
+        self.frames = self._promised()
+
+    def _decode(self):
+        """Yield frames of sound as they are decoded, up to the first packet that is damaged."""
+        heard = False
+        try:
+            for packet in self.container.demux(self.stream):
+                self.first_packet = self.first_packet or packet.pos or 0
+                try:
+                    frames = packet.decode()
+                except self.av.FFmpegError:
+                    if heard:
+                        raise
+                    continue  # what was cut out of a stream may begin with half a packet
+                heard = heard or bool(frames)
+                yield from frames
+        except self.av.FFmpegError:
+            self.damaged = True
+
+    def _convert(self, frames, layout):
+        """Yield frames as (samples, channels) of float32; broadcasts change between mono and stereo."""
+        for _, alike in itertools.groupby(frames, lambda frame: (frame.format.name, frame.layout.name, frame.rate)):
+            resampler = self.av.AudioResampler('flt', layout, self.samplerate)
+            for frame in itertools.chain(alike, [None]):
+                for ready in filter(None, resampler.resample(frame)):
+                    yield ready.to_ndarray().reshape(-1, self.channels)
+
+    def _promised(self):
+        """Return how many samples the header promises, or None if it does not, or only estimates them."""
+        name, duration = self.container.format.name, self.stream.duration
+        if not (name in SAYS_LENGTH or name == 'mp3' and self._has_xing()):
+            return None
+        if duration is not None:
+            return round(duration * self.stream.time_base * self.samplerate)
+        if len(self.container.streams) > 1 or self.container.duration is None:  # it may be that of the pictures
+            return None
+        return round(self.container.duration / self.av.time_base * self.samplerate)
+
+    def _has_xing(self):
+        """Tell whether the MP3 begins with a frame that says how many follow."""
+        position = self.source.tell()
+        self.source.seek(max(0, self.first_packet - XING_BYTES))
+        head = self.source.read(min(self.first_packet, XING_BYTES))
+        self.source.seek(position)
+        return any(word in head for word in XING)
+
+    def read(self, size):
+        blocks = [np.zeros((0, self.channels), np.float32)]
+        while size > 0 and self.waiting is not None:
+            blocks.append(self.waiting[:size])
+            rest = self.waiting[size:]
+            self.waiting = rest if len(rest) else next(self.converted, None)
+            size -= len(blocks[-1])
+        return np.concatenate(blocks)
+
+    def ends_early(self, samples):
+        if self.frames is None:
+            return self.damaged
+        return samples < self.frames - max(TOLERANCE_SECONDS * self.samplerate, TOLERANCE * self.frames)
+
+
+class _Callbacks:
+    """A file for libraries that cannot pass on errors: there the file ends; leaving the context raises them."""
+
+    def __init__(self, file):
+        self.file, self.error, self.seek, self.tell = file, None, file.seek, file.tell
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.error:
+            raise self.error
+
+    def readinto(self, buffer):
+        """Read as a file does, for libsndfile."""
+        data = self.read(len(buffer))
+        buffer[:len(data)] = data
+        return len(data)
+
+    def read(self, size):
+        """Read as a file does, for FFmpeg."""
+        try:
+            return self.file.read(size)
+        except shards.ShardError as error:
+            self.error = error
+            return b''
+
+
+@contextlib.contextmanager
+def open_audio(file: str | os.PathLike | BinaryIO, name=None) -> Iterator[Reader]:
+    """Open a path or an open binary file as a Reader. What fails while it is open is an AudioError.
+
+    So is a sample rate below MIN_RATE or above MAX_RATE. A path may lead into a shard,
+    shards/0001.zip/a.flac. name: what to call the file in messages.
+    """
+    name = name or file
+    is_path = isinstance(file, (str, os.PathLike))
+    try:
+        with contextlib.ExitStack() as stack:
+            place = shards.split(file) if is_path else None
+            # Of `-`, libsndfile would read standard input.
+            source = (stack.enter_context(_Callbacks(shards.read(*place))) if place
+                      else os.path.abspath(file) if is_path else file)
+            audio = _choose_reader(source, stack)
+            if not MIN_RATE <= audio.samplerate <= MAX_RATE:
+                raise RuntimeError(f'its sample rate is {audio.samplerate:,} Hz, expected {MIN_RATE:,} to '
+                                   f'{MAX_RATE:,} Hz: convert it to a new file')
+            yield audio
+    except (shards.ShardError, soundfile.LibsndfileError, OSError, RuntimeError, TypeError, UnicodeError) as error:
+        if is_path and not isinstance(error, shards.ShardError) and not shards.is_file(file):
+            raise AudioError(f'the audio file {name} does not exist') from None
+        reason = getattr(error, 'error_string', None) or getattr(error, 'strerror', None) or str(error)
+        raise AudioError(f'cannot read the audio file {name}: {reason.strip(" .")}') from None
+
+
+def _choose_reader(source, stack):
+    """Return the Reader for a path or an open file, which an ExitStack closes."""
+    sndfile, reason = None, 'it would not read it to its end'
+    try:
+        sndfile = _Sndfile(source)
+        stack.callback(sndfile.close)
+        if sndfile.reads_to_the_end():
+            return sndfile
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.strip(' .')
+    try:
+        import av
+    except ImportError:
+        raise RuntimeError(f'libsndfile cannot ({reason}), and PyAV, which reads more formats, is not installed: '
+                           f'python -m pip install av') from None
+    file = stack.enter_context(open(source, 'rb')) if isinstance(source, str) else source
+    file.seek(0)
+    try:
+        audio = _FFmpeg(av, file)
+    except (av.FFmpegError, OSError, RuntimeError) as error:
+        if sndfile and sndfile.frames == 0:
+            return sndfile
+        problem = getattr(error, 'strerror', None) or error
+        raise RuntimeError(f'neither libsndfile ({reason}) nor FFmpeg ({problem}) can') from None
+    stack.callback(audio.close)
+    return audio
+
+
+def _mono(block):
+    """Return the mean of the channels (samples,) of a block (samples, channels): what the model hears."""
+    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+
+
+class Survey(NamedTuple):
+    """What reading a recording whole has shown.
+
+    sample_rate: in Hz; samples: of each channel, as many as are really there; peak: the largest
+    absolute sample, 1 is full scale; heard: that of the mean of the channels, which the model
+    hears; NaN or infinite if there are such samples. incomplete_from: the second at which the
+    sound ends before its header says, or is damaged; None if it is whole.
+    """
+    sample_rate: int
+    channels: int
+    samples: int
+    peak: float
+    heard: float
+    incomplete_from: float | None
+
+    @property
+    def seconds(self) -> float:
+        """The duration."""
+        return self.samples / self.sample_rate
+
+
+def survey(file, name=None) -> Survey:
+    """Read a recording whole, a block at a time. Raises AudioError if it cannot be opened."""
+    samples, peak, heard = 0, 0.0, 0.0
+    with open_audio(file, name) as audio:
+        for block in audio.blocks():
+            samples += len(block)
+            peak = float(np.maximum(peak, np.abs(block).max()))  # which keeps NaN
+            heard = float(np.maximum(heard, np.abs(_mono(block)).max()))
+        early = audio.ends_early(samples)
+    return Survey(audio.samplerate, audio.channels, samples, peak, heard, samples / audio.samplerate if early else None)
+
+
+class Length(NamedTuple):
+    """How long the sound of a recording really is; incomplete_from: as of a Survey."""
+    seconds: float
+    incomplete_from: float | None
+
+
+def measure(file, name=None) -> Length:
+    """Return how long a recording is: from its header if that can be trusted, else by reading it whole.
+
+    A header can be trusted if the last sample that it promises is there: libsndfile counts those
+    of WAV and its like by the size of the file, and a FLAC that was cut off has no last one.
+    Damage in the middle does not show. Raises AudioError if nothing of it can be read.
+    """
+    with open_audio(file, name) as audio:
+        if audio.seeks and audio.has_last_sample():
+            seconds = audio.frames / audio.samplerate
+            return Length(seconds, seconds if audio.ends_early(audio.frames) else None)
+    found = survey(file, name)
+    if not found.samples:
+        raise AudioError(f'the audio file {name or file} holds no samples')
+    return Length(found.seconds, found.incomplete_from)
+
+
+class WindowReader:
+    """Read windows of recordings, one after the other.
+
+    A recording in which seeking is not exact stays open for its next window: if they come in
+    ascending order, it is decoded once, in flat memory.
+    """
+
+    def __init__(self):
+        self._stack = contextlib.ExitStack()
+        self._file = self._audio = None  # what is open
+        self._first, self._tail = 0, np.zeros(0, np.float32)  # what was read last, mono, from this sample on
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def load(self, file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None):
+        """Read a window as load_waveform does.
+
+        Returns (waveform (samples,), the second at which the recording ended, None if not in there). The
+        waveform is empty if it ended before.
+        """
+        name = name or file
+        # Whole seconds begin with a sample at every rate, and one before gives the resampling filter its past.
+        skipped = max(0, math.floor(start) - 1)
+        self._open(file, name, skipped)
+        with self._stack as opened:
+            audio, rate = self._audio, self._audio.samplerate
+            count = None if seconds is None else math.ceil((start - skipped + seconds) * rate)
+            mono = self._read(skipped * rate, count)
+            audio.check()
+            if not audio.seeks:
+                self._stack, self._file = opened.pop_all(), file
+        end = skipped + len(mono) / rate if count is None or len(mono) < count else None
+        if len(mono) <= (start - skipped) * rate:
+            return torch.zeros(0), end
+        _check_samples(name, mono)
+        return resample(torch.from_numpy(mono), rate, sample_rate)[round((start - skipped) * sample_rate):], end
+
+    def _open(self, file, name, skipped):
+        """Open a file, unless it is open and was not read further than so many seconds."""
+        if file != self._file or skipped * self._audio.samplerate < self._first:
+            self._stack.close()
+            self._audio = self._stack.enter_context(open_audio(file, name))
+            self._first, self._tail = 0, np.zeros(0, np.float32)
+        self._file = None  # until it was read without an error
+
+    def _read(self, first, count):
+        """Return `count` mono samples from this one on, or all if that is None; fewer at the end."""
+        if self._audio.seeks:
+            self._audio.seek(first)
+        else:
+            self._audio.skip(first - self._first - len(self._tail))
+            self._tail = self._tail[first - self._first:]
+        if count is None:
+            pieces = [self._tail, *map(_mono, self._audio.blocks())]
+        else:
+            pieces = [self._tail, _mono(self._audio.read(max(0, count - len(self._tail))))]
+        self._first, self._tail = first, np.concatenate(pieces)
+        return self._tail[:count]
+
+
+def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None) -> torch.Tensor:
+    """Read an audio file: mono (mean of the channels), resampled, to where its sound really ends.
+
+    Args:
+        file: a path or an open binary file.
+        sample_rate: of the result, in Hz.
+        name: what to call the file in messages.
+        start: seconds to skip.
+        seconds: read no more than so much from there; None for all.
+    Returns:
+        (samples,) float32.
+    Raises:
+        AudioError: if the file is missing, not audio, empty (from there on), or holds NaN or
+            infinite samples.
+    """
+    with WindowReader() as reader:
+        waveform, _ = reader.load(file, sample_rate, name, start, seconds)
+    if not len(waveform):
+        raise AudioError(f'the audio file {name or file} holds no samples' + (f' after {start} s' if start else ''))
+    return waveform
+
+
+def load_window(file, target_frames, start=0.0) -> torch.Tensor:
+    """Return the waveform of a window of target_frames that begins at `start` seconds, and a second more.
+
+    What follows the window gives the resampling filter its future: a recording of hours is not read for its beginning.
+    """
+    return load_waveform(file, start=start, seconds=window_seconds(target_frames))
+
+
+def window_seconds(target_frames):
+    """Return how many seconds of a recording are read for a window of target_frames."""
+    return window_samples(target_frames) / SAMPLE_RATE + 1
+
+
+def _check_samples(name, mono):
+    """Raise AudioError for NaN or infinite samples; warn, once a run, of samples far past full scale."""
+    peak = max(mono.max(), -mono.min())  # either is NaN if a sample is
+    if not np.isfinite(peak):
+        raise AudioError(f'the audio file {name} holds NaN or infinite samples')
+    if peak > TOO_LOUD and not _said[0]:
+        _said[0] = 1
+        logger.warning('the audio file %s has samples of up to %.3g times full scale, as if 16-bit numbers were stored '
+                       'as floats: its fbank is not what the model knows; src/check_data.py lists such files', name,
+                       peak)
+
+
+def resample(waveform, old_rate, new_rate):
+    """Resample (samples,) float32 from old_rate to new_rate, both in Hz and whole."""
+    if old_rate == new_rate:
+        return waveform
+    divisor = math.gcd(old_rate, new_rate)
+    up, down = new_rate // divisor, old_rate // divisor
+    if up * (down + 2 * RESAMPLE_ZEROS * max(1, down // up)) > MAX_RESAMPLE_KERNEL:
+        from scipy.signal import resample_poly  # slow to import, and rarely needed
+        return torch.from_numpy(resample_poly(waveform.numpy(), up, down).astype(np.float32))
+    return _resampler(old_rate, new_rate)(waveform)
+
+
+@functools.lru_cache(maxsize=8)
+def _resampler(old_rate, new_rate):
+    """Return torchaudio's resampler, its kernel built once for a pair of rates."""
+    return torchaudio.transforms.Resample(old_rate, new_rate, lowpass_filter_width=RESAMPLE_ZEROS)
