@@ -6,7 +6,6 @@ that chooses between them.
 """
 import contextlib
 import functools
-import itertools
 import logging
 import math
 import mmap
@@ -31,49 +30,50 @@ RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
 # takes up to 0.7 GB and 3 s, however short the file; from the lowest it makes 160 samples of one.
 MIN_RATE, MAX_RATE = 100, 768_000
 BLOCK_SAMPLES = 2 ** 16  # of each channel, read at once
-SALVAGE_SAMPLES = 256  # read at once to find out where damage begins
-# Times full scale. Lossy codecs overshoot it by less; 16-bit numbers in a file of floats are far more.
+SALVAGE_SAMPLES = 64  # read at once to find where damage begins; frames of FLAC are multiples of it
+# Times full scale. Lossy codecs overshoot it by less, 16-bit numbers stored as floats by far more.
 TOO_LOUD = 4.0
 
 # Codecs in which every sample stands for itself, and FLAC, whose frames do: only there is seeking
 # exact. In the others a decoder that begins in the middle gives other samples, or none at all.
 SEEKABLE = re.compile('PCM_|FLOAT|DOUBLE|ULAW|ALAW')
 UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says if the header does not
-# What libsndfile's log says if a file has less audio than its header announces; the two numbers
-# are bytes or samples. Programs that write to a pipe announce the largest number that there is.
-SHORTER = re.compile(r'^ *(?:data|SSND|BODY|Data Size|riff) *: (?P<said>\d+) \(should be (?P<found>\d+)\)'
-                     r"|frame count (?P<found_64>\d+) does not match value from 'ds64' chunk of (?P<said_64>\d+)",
-                     re.MULTILINE)
+# What libsndfile's log says if a file has less audio than its header announces, the second in
+# RF64. Programs that write to a pipe announce the largest number that there is.
+SHORTER = (
+    re.compile(r'^ *(?:data|SSND|BODY|Data Size|riff) *: (?P<said>\d+) \(should be (?P<found>\d+)\)',
+               re.MULTILINE),
+    re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<said>\d+)"))
 STREAMED = 2 ** 31 - 2 ** 16  # bytes
 NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'  # of Ogg
 # A recorder that lost power leaves a WAV of which the header counts a part of the samples, or
 # none. libsndfile takes what follows for a chunk of another kind, and its log says where.
 PAST_THE_DATA = re.compile(r'Unknown chunk marker.* at position (0x[0-9A-F]+|\d+)')
-MAX_JUNK = 2 ** 12  # bytes after the data that are left alone: editors write tags that are no chunks
+MAX_JUNK = 2 ** 12  # bytes after the data that are left alone: some editors append tags
 
 # Containers that say how long they are; of others FFmpeg estimates it from the bit rate.
 SAYS_LENGTH = 'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'asf'
-XING = b'Xing', b'Info', b'VBRI'  # in an MP3's first frame if it says how many follow
-XING_BYTES = 2 ** 11  # of the frame, at most
+# An MP3's first frame, if it says how many follow.
+XING = re.compile(rb'\xff[\xe0-\xff].{11,36}(?:Xing|Info|VBRI)', re.DOTALL)
+MAX_FRAME = 2 ** 11  # bytes
 # A recording may be shorter by so much than it says: rounding, a codec's delay, gaps in a stream.
 TOLERANCE_SECONDS, TOLERANCE = 0.1, 0.01
 
-# Suffixes of the files that libsndfile decodes, some of them names of one format.
-_SYNONYMS = {'.aif': 'AIFF', '.aifc': 'AIFF', '.oga': 'OGG', '.opus': 'OGG', '.snd': 'AU', '.sph': 'NIST',
-             '.wave': 'WAV'}
+# Suffixes of the files that folders are searched for.
 _NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # headerless, or the suffix of other things
-_OF_FFMPEG = {'.3gp', '.aac', '.ac3', '.amr', '.ape', '.avi', '.flv', '.m4a', '.m4b', '.m4v', '.mka', '.mkv', '.mov',
-              '.mp3', '.mp4', '.mpeg', '.mpg', '.opus', '.ts', '.weba', '.webm', '.wma', '.wmv', '.wv'}
-AUDIO_SUFFIXES = frozenset({f'.{name.lower()}' for name in soundfile.available_formats() if name not in _NOT_BY_SUFFIX}
-                           | {suffix for suffix, name in _SYNONYMS.items() if name in soundfile.available_formats()}
-                           | _OF_FFMPEG)
+_OF_LIBSNDFILE = {f'.{name.lower()}' for name in
+                  soundfile.available_formats().keys() - _NOT_BY_SUFFIX}
+_SYNONYMS = set('.aif .aifc .oga .snd .sph .wave'.split())
+_OF_FFMPEG = set('.3gp .aac .ac3 .amr .ape .avi .flv .m4a .m4b .m4v .mka .mkv .mov .mp3 .mp4 .mpeg '
+                 '.mpg .opus .ts .weba .webm .wma .wmv .wv'.split())
+AUDIO_SUFFIXES = frozenset(_OF_LIBSNDFILE | _SYNONYMS | _OF_FFMPEG)
 
 logger = logging.getLogger(__name__)
-_said = mmap.mmap(-1, 1)  # whether _warn_once has warned: memory that forked workers share
+_warned = mmap.mmap(-1, 1)  # of loud samples, 0 or 1: memory that forked workers share
 
 
 class AudioError(ValueError):
-    """An audio file that is missing, cannot be decoded or holds nothing to work with; the message names it."""
+    """An audio file is missing, cannot be decoded or holds no sound; the message names it."""
 
 
 class Reader:
@@ -118,7 +118,7 @@ class Reader:
 
 
 class _Forward(soundfile.SoundFile):
-    """A SoundFile that stays where it is: soundfile would seek after every read, which some codecs cannot."""
+    """A SoundFile that does not seek after every read, as soundfile does: some codecs cannot."""
 
     def seekable(self):
         return False
@@ -144,7 +144,7 @@ class _Sndfile(Reader):
         It takes the length of an MP3 from a header that may be missing, and the length of a WAV
         from a header that a recorder without power could not correct.
         """
-        if self.file.format == 'MP3' or not self.frames and self.frames is not None:
+        if self.file.format == 'MP3' or self.frames == 0:
             return False
         if self.file.format not in ('WAV', 'WAVEX', 'RF64'):
             return True
@@ -170,7 +170,11 @@ class _Sndfile(Reader):
                 self._begin_again(self.position)
 
     def read(self, size):
-        block = np.empty((0 if self.damaged else size, self.channels), np.float32)
+        if self.damaged:
+            size = 0
+        elif self.frames is not None:
+            size = max(0, min(size, self.frames - self.position))
+        block = np.empty((size, self.channels), np.float32)
         try:
             block = self.file.read(out=block)
         except soundfile.LibsndfileError as error:
@@ -189,8 +193,9 @@ class _Sndfile(Reader):
         good = 0
         with contextlib.suppress(soundfile.LibsndfileError):
             self._begin_again(self.position)
-            while good < len(block) and (read := len(self.file.read(out=block[good:good + SALVAGE_SAMPLES]))):
-                good += read
+            size = SALVAGE_SAMPLES - self.position % SALVAGE_SAMPLES
+            while piece := len(self.file.read(out=block[good:good + size])):
+                good, size = good + piece, SALVAGE_SAMPLES
         return block[:good]
 
     def _begin_again(self, sample):
@@ -203,12 +208,12 @@ class _Sndfile(Reader):
             self.file.read(size)
 
     def ends_early(self, samples):
+        if self.damaged or samples < (self.frames or 0):
+            return True
         log = self.file.extra_info
-        shorter = SHORTER.search(log)
-        if shorter:
-            said, found = (int(shorter['said'] or shorter['said_64']), int(shorter['found'] or shorter['found_64']))
-        return (self.damaged or samples < (self.frames or 0) or any(words in log for words in NO_END)
-                or bool(shorter and found < said < STREAMED))
+        for shorter in filter(None, (words.search(log) for words in SHORTER)):
+            return int(shorter['found']) < int(shorter['said']) < STREAMED
+        return any(words in log for words in NO_END)
 
 
 class _FFmpeg(Reader):
@@ -226,77 +231,93 @@ class _FFmpeg(Reader):
         self.stream = self.container.streams.audio[0]
         self.stream.codec_context.thread_count = 1  # data workers share the cores
         self.first_packet = 0  # where in the file it is, in bytes
-        frames = self._decode()
-        first = next(frames, None)
-        if first is None:
+        self.blocks_left = self._decode()
+        self.waiting = next(self.blocks_left, None)
+        if self.waiting is None:
             raise RuntimeError('none of its sound can be decoded')
-        # The container may say half the rate, and one channel of two (HE-AAC).
-        self.samplerate, self.channels = first.sample_rate, len(first.layout.channels)
-        self.converted = self._convert(itertools.chain([first], frames), first.layout)
-        self.waiting = next(self.converted, None)
         self.frames = self._promised()
 
     def _decode(self):
-        """Yield frames of sound as they are decoded, up to the first packet that is damaged."""
-        heard = False
+        """Yield (samples, channels) of float32 as they are decoded, up to the first damage."""
+        self.samplerate = None
         try:
             for packet in self.container.demux(self.stream):
                 self.first_packet = self.first_packet or packet.pos or 0
                 try:
                     frames = packet.decode()
                 except self.av.FFmpegError:
-                    if heard:
+                    if self.samplerate:
                         raise
                     continue  # what was cut out of a stream may begin with half a packet
-                heard = heard or bool(frames)
-                yield from frames
+                for frame in frames:
+                    block = _as_floats(frame)
+                    if self.samplerate is None:  # the container may say half the rate (HE-AAC)
+                        self.samplerate, self.channels = frame.sample_rate, block.shape[1]
+                    if frame.sample_rate != self.samplerate:
+                        self.damaged = True
+                        return
+                    yield self._with_channels(block)
         except self.av.FFmpegError:
             self.damaged = True
 
-    def _convert(self, frames, layout):
-        """Yield frames as (samples, channels) of float32; broadcasts change between mono and stereo."""
-        for _, alike in itertools.groupby(frames, lambda frame: (frame.format.name, frame.layout.name, frame.rate)):
-            resampler = self.av.AudioResampler('flt', layout, self.samplerate)
-            for frame in itertools.chain(alike, [None]):
-                for ready in filter(None, resampler.resample(frame)):
-                    yield ready.to_ndarray().reshape(-1, self.channels)
+    def _with_channels(self, block):
+        """Return a block with the channels of the first: broadcasts change between mono and stereo."""
+        if block.shape[1] == self.channels:
+            return block
+        return np.repeat(block.mean(axis=1, keepdims=True), self.channels, axis=1)
 
     def _promised(self):
-        """Return how many samples the header promises, or None if it does not, or only estimates them."""
-        name, duration = self.container.format.name, self.stream.duration
-        if not (name in SAYS_LENGTH or name == 'mp3' and self._has_xing()):
+        """Return how many samples the header promises, or None if it only estimates them."""
+        container, stream, name = self.container, self.stream, self.container.format.name
+        if name not in SAYS_LENGTH and not (name == 'mp3' and self._has_xing()):
             return None
-        if duration is not None:
-            return round(duration * self.stream.time_base * self.samplerate)
-        if len(self.container.streams) > 1 or self.container.duration is None:  # it may be that of the pictures
+        if stream.duration is not None:
+            return round(stream.duration * stream.time_base * self.samplerate)
+        if container.duration is None or len(container.streams) > 1:  # that of the pictures?
             return None
-        return round(self.container.duration / self.av.time_base * self.samplerate)
+        return round(container.duration / self.av.time_base * self.samplerate)
 
     def _has_xing(self):
         """Tell whether the MP3 begins with a frame that says how many follow."""
         position = self.source.tell()
-        self.source.seek(max(0, self.first_packet - XING_BYTES))
-        head = self.source.read(min(self.first_packet, XING_BYTES))
+        self.source.seek(max(0, self.first_packet - MAX_FRAME))
+        head = self.source.read(min(self.first_packet, MAX_FRAME))
         self.source.seek(position)
-        return any(word in head for word in XING)
+        return XING.search(head) is not None
 
     def read(self, size):
         blocks = [np.zeros((0, self.channels), np.float32)]
         while size > 0 and self.waiting is not None:
             blocks.append(self.waiting[:size])
             rest = self.waiting[size:]
-            self.waiting = rest if len(rest) else next(self.converted, None)
+            self.waiting = rest if len(rest) else next(self.blocks_left, None)
             size -= len(blocks[-1])
         return np.concatenate(blocks)
 
     def ends_early(self, samples):
         if self.frames is None:
             return self.damaged
-        return samples < self.frames - max(TOLERANCE_SECONDS * self.samplerate, TOLERANCE * self.frames)
+        tolerance = max(TOLERANCE_SECONDS * self.samplerate, TOLERANCE * self.frames)
+        return samples < self.frames - tolerance
+
+
+def _as_floats(frame):
+    """Return a frame of PyAV as (samples, channels) of float32, full scale being 1.
+
+    Not by its AudioResampler, which has threads: a process that is forked while one waits to be
+    collected hangs as soon as it collects it.
+    """
+    samples = frame.to_ndarray()
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, len(frame.layout.channels))
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    if samples.dtype.kind == 'i':
+        return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    return samples.astype(np.float32)
 
 
 class _Callbacks:
-    """A file for libraries that cannot pass on errors: there the file ends; leaving the context raises them."""
+    """A file for libraries that cannot pass on errors: it ends there; its context raises them."""
 
     def __init__(self, file):
         self.file, self.error, self.seek, self.tell = file, None, file.seek, file.tell
@@ -335,19 +356,26 @@ def open_audio(file: str | os.PathLike | BinaryIO, name=None) -> Iterator[Reader
     try:
         with contextlib.ExitStack() as stack:
             place = shards.split(file) if is_path else None
-            # Of `-`, libsndfile would read standard input.
-            source = (stack.enter_context(_Callbacks(shards.read(*place))) if place
-                      else os.path.abspath(file) if is_path else file)
+            if place:
+                source = stack.enter_context(_Callbacks(shards.read(*place)))
+            else:
+                source = os.path.abspath(file) if is_path else file  # '-' would be standard input
             audio = _choose_reader(source, stack)
             if not MIN_RATE <= audio.samplerate <= MAX_RATE:
-                raise RuntimeError(f'its sample rate is {audio.samplerate:,} Hz, expected {MIN_RATE:,} to '
-                                   f'{MAX_RATE:,} Hz: convert it to a new file')
+                raise RuntimeError(f'its sample rate is {audio.samplerate:,} Hz, expected '
+                                   f'{MIN_RATE:,} to {MAX_RATE:,} Hz: convert it to a new file')
             yield audio
-    except (shards.ShardError, soundfile.LibsndfileError, OSError, RuntimeError, TypeError, UnicodeError) as error:
+    except (shards.ShardError, soundfile.LibsndfileError, OSError, RuntimeError, TypeError,
+            UnicodeError) as error:
         if is_path and not isinstance(error, shards.ShardError) and not shards.is_file(file):
             raise AudioError(f'the audio file {name} does not exist') from None
-        reason = getattr(error, 'error_string', None) or getattr(error, 'strerror', None) or str(error)
-        raise AudioError(f'cannot read the audio file {name}: {reason.strip(" .")}') from None
+        raise AudioError(f'cannot read the audio file {name}: {_reason(error)}') from None
+
+
+def _reason(error):
+    """Return what went wrong, in the words of libsndfile, FFmpeg, the system or our own."""
+    words = getattr(error, 'error_string', None) or getattr(error, 'strerror', None) or str(error)
+    return words.strip(' .')
 
 
 def _choose_reader(source, stack):
@@ -359,12 +387,12 @@ def _choose_reader(source, stack):
         if sndfile.reads_to_the_end():
             return sndfile
     except soundfile.LibsndfileError as error:
-        reason = error.error_string.strip(' .')
+        reason = _reason(error)
     try:
         import av
     except ImportError:
-        raise RuntimeError(f'libsndfile cannot ({reason}), and PyAV, which reads more formats, is not installed: '
-                           f'python -m pip install av') from None
+        raise RuntimeError(f'libsndfile cannot ({reason}), and PyAV, which reads more formats, is '
+                           f'not installed: python -m pip install av') from None
     file = stack.enter_context(open(source, 'rb')) if isinstance(source, str) else source
     file.seek(0)
     try:
@@ -372,14 +400,13 @@ def _choose_reader(source, stack):
     except (av.FFmpegError, OSError, RuntimeError) as error:
         if sndfile and sndfile.frames == 0:
             return sndfile
-        problem = getattr(error, 'strerror', None) or error
-        raise RuntimeError(f'neither libsndfile ({reason}) nor FFmpeg ({problem}) can') from None
+        raise RuntimeError(f'neither libsndfile ({reason}) nor FFmpeg ({_reason(error)}) can') from None
     stack.callback(audio.close)
     return audio
 
 
 def _mono(block):
-    """Return the mean of the channels (samples,) of a block (samples, channels): what the model hears."""
+    """Return what the model hears of a block (samples, channels): the mean of the channels."""
     return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
 
 
@@ -412,8 +439,8 @@ def survey(file, name=None) -> Survey:
             samples += len(block)
             peak = float(np.maximum(peak, np.abs(block).max()))  # which keeps NaN
             heard = float(np.maximum(heard, np.abs(_mono(block)).max()))
-        early = audio.ends_early(samples)
-    return Survey(audio.samplerate, audio.channels, samples, peak, heard, samples / audio.samplerate if early else None)
+        incomplete_from = samples / audio.samplerate if audio.ends_early(samples) else None
+    return Survey(audio.samplerate, audio.channels, samples, peak, heard, incomplete_from)
 
 
 class Length(NamedTuple):
@@ -423,7 +450,7 @@ class Length(NamedTuple):
 
 
 def measure(file, name=None) -> Length:
-    """Return how long a recording is: from its header if that can be trusted, else by reading it whole.
+    """Return how long a recording is: by its header if that can be trusted, else by reading it.
 
     A header can be trusted if the last sample that it promises is there: libsndfile counts those
     of WAV and its like by the size of the file, and a FLAC that was cut off has no last one.
@@ -449,7 +476,7 @@ class WindowReader:
     def __init__(self):
         self._stack = contextlib.ExitStack()
         self._file = self._audio = None  # what is open
-        self._first, self._tail = 0, np.zeros(0, np.float32)  # what was read last, mono, from this sample on
+        self._first, self._tail = 0, np.zeros(0, np.float32)  # what was read last, mono, and where
 
     def __enter__(self):
         return self
@@ -460,11 +487,11 @@ class WindowReader:
     def load(self, file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None):
         """Read a window as load_waveform does.
 
-        Returns (waveform (samples,), the second at which the recording ended, None if not in there). The
-        waveform is empty if it ended before.
+        Returns (waveform (samples,), the second at which the recording ended in there, or None).
+        The waveform is empty if it ended before.
         """
         name = name or file
-        # Whole seconds begin with a sample at every rate, and one before gives the resampling filter its past.
+        # Whole seconds begin with a sample at every rate; one before gives the resampler its past.
         skipped = max(0, math.floor(start) - 1)
         self._open(file, name, skipped)
         with self._stack as opened:
@@ -478,7 +505,8 @@ class WindowReader:
         if len(mono) <= (start - skipped) * rate:
             return torch.zeros(0), end
         _check_samples(name, mono)
-        return resample(torch.from_numpy(mono), rate, sample_rate)[round((start - skipped) * sample_rate):], end
+        waveform = resample(torch.from_numpy(mono), rate, sample_rate)
+        return waveform[round((start - skipped) * sample_rate):], end
 
     def _open(self, file, name, skipped):
         """Open a file, unless it is open and was not read further than so many seconds."""
@@ -489,7 +517,7 @@ class WindowReader:
         self._file = None  # until it was read without an error
 
     def _read(self, first, count):
-        """Return `count` mono samples from this one on, or all if that is None; fewer at the end."""
+        """Return `count` mono samples from this one on, fewer at the end; all if that is None."""
         if self._audio.seeks:
             self._audio.seek(first)
         else:
@@ -503,7 +531,8 @@ class WindowReader:
         return self._tail[:count]
 
 
-def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None) -> torch.Tensor:
+def load_waveform(file: str | os.PathLike | BinaryIO, sample_rate: int = SAMPLE_RATE, name=None,
+                  start: float = 0.0, seconds: float | None = None) -> torch.Tensor:
     """Read an audio file: mono (mean of the channels), resampled, to where its sound really ends.
 
     Args:
@@ -521,33 +550,34 @@ def load_waveform(file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=N
     with WindowReader() as reader:
         waveform, _ = reader.load(file, sample_rate, name, start, seconds)
     if not len(waveform):
-        raise AudioError(f'the audio file {name or file} holds no samples' + (f' after {start} s' if start else ''))
+        after = f' after {start} s' if start else ''
+        raise AudioError(f'the audio file {name or file} holds no samples{after}')
     return waveform
 
 
-def load_window(file, target_frames, start=0.0) -> torch.Tensor:
-    """Return the waveform of a window of target_frames that begins at `start` seconds, and a second more.
+def load_window(file, target_frames: int, start: float = 0.0) -> torch.Tensor:
+    """Return the waveform (samples,) of a window of target_frames from `start` on and a second more.
 
-    What follows the window gives the resampling filter its future: a recording of hours is not read for its beginning.
+    What follows the window gives the resampler its future.
     """
     return load_waveform(file, start=start, seconds=window_seconds(target_frames))
 
 
-def window_seconds(target_frames):
+def window_seconds(target_frames: int) -> float:
     """Return how many seconds of a recording are read for a window of target_frames."""
     return window_samples(target_frames) / SAMPLE_RATE + 1
 
 
 def _check_samples(name, mono):
-    """Raise AudioError for NaN or infinite samples; warn, once a run, of samples far past full scale."""
+    """Raise AudioError for NaN or infinite samples; warn once a run of those past full scale."""
     peak = max(mono.max(), -mono.min())  # either is NaN if a sample is
     if not np.isfinite(peak):
         raise AudioError(f'the audio file {name} holds NaN or infinite samples')
-    if peak > TOO_LOUD and not _said[0]:
-        _said[0] = 1
-        logger.warning('the audio file %s has samples of up to %.3g times full scale, as if 16-bit numbers were stored '
-                       'as floats: its fbank is not what the model knows; src/check_data.py lists such files', name,
-                       peak)
+    if peak > TOO_LOUD and not _warned[0]:
+        _warned[0] = 1
+        logger.warning('the audio file %s has samples of %.3g times full scale, as if 16-bit numbers '
+                       'were stored as floats: models are trained on samples from -1 to 1 '
+                       '(src/check_data.py lists such files)', name, peak)
 
 
 def resample(waveform, old_rate, new_rate):

@@ -132,7 +132,7 @@ def check_recordings(recordings, audio_length):
         found = recording.found
         if found.incomplete_from is not None:
             problems['incomplete'].append(f'{path} (from {found.incomplete_from:.2f} s on)')
-        if found.peak > TOO_LOUD:
+        if found.heard > TOO_LOUD:
             problems['too_loud'].append(path)
         if found.heard < SILENCE:
             problems['silent' if found.peak < SILENCE else 'cancelling'].append(path)
