@@ -57,7 +57,7 @@ SAYS_LENGTH = 'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'asf'
 XING = re.compile(rb'\xff[\xe0-\xff].{11,36}(?:Xing|Info|VBRI)', re.DOTALL)
 MAX_FRAME = 2 ** 11  # bytes
 # A recording may be shorter by so much than it says: rounding, a codec's delay, gaps in a stream.
-TOLERANCE_SECONDS, TOLERANCE = 0.1, 0.01
+TOLERANCE_SECONDS, TOLERANCE = 0.2, 0.01
 
 # Suffixes of the files that folders are searched for.
 _NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # headerless, or the suffix of other things
