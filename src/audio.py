@@ -41,9 +41,10 @@ UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says if the header does not
 # What libsndfile's log says if a file has less audio than its header announces, the second in
 # RF64. Programs that write to a pipe announce the largest number that there is.
 SHORTER = (
-    re.compile(r'^ *(?:data|SSND|BODY|Data Size|riff) *: (?P<said>\d+) \(should be (?P<found>\d+)\)',
-               re.MULTILINE),
-    re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<said>\d+)"))
+    re.compile(r'^ *(?:data|SSND|BODY|Data Size|riff) *: (?P<said>\d+) '
+               r'\(should be (?P<found>\d+)\)', re.MULTILINE),
+    re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk "
+               r"of (?P<said>\d+)"))
 STREAMED = 2 ** 31 - 2 ** 16  # bytes
 NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'  # of Ogg
 # A recorder that lost power leaves a WAV of which the header counts a part of the samples, or
@@ -261,7 +262,7 @@ class _FFmpeg(Reader):
             self.damaged = True
 
     def _with_channels(self, block):
-        """Return a block with the channels of the first: broadcasts change between mono and stereo."""
+        """Return a block with the channels of the first one: broadcasts change to mono and back."""
         if block.shape[1] == self.channels:
             return block
         return np.repeat(block.mean(axis=1, keepdims=True), self.channels, axis=1)
@@ -308,7 +309,8 @@ def _as_floats(frame):
     collected hangs as soon as it collects it.
     """
     samples = frame.to_ndarray()
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, len(frame.layout.channels))
+    channels = len(frame.layout.channels)
+    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
     if samples.dtype.kind == 'i':
@@ -358,8 +360,11 @@ def open_audio(file: str | os.PathLike | BinaryIO, name=None) -> Iterator[Reader
             place = shards.split(file) if is_path else None
             if place:
                 source = stack.enter_context(_Callbacks(shards.read(*place)))
+            elif is_path:
+                source = os.path.abspath(file)  # of '-', libsndfile would read standard input
             else:
-                source = os.path.abspath(file) if is_path else file  # '-' would be standard input
+                source = file
+                file.seek(0)
             audio = _choose_reader(source, stack)
             if not MIN_RATE <= audio.samplerate <= MAX_RATE:
                 raise RuntimeError(f'its sample rate is {audio.samplerate:,} Hz, expected '
@@ -400,7 +405,8 @@ def _choose_reader(source, stack):
     except (av.FFmpegError, OSError, RuntimeError) as error:
         if sndfile and sndfile.frames == 0:
             return sndfile
-        raise RuntimeError(f'neither libsndfile ({reason}) nor FFmpeg ({_reason(error)}) can') from None
+        raise RuntimeError(f'neither libsndfile ({reason}) nor FFmpeg ({_reason(error)}) '
+                           f'can') from None
     stack.callback(audio.close)
     return audio
 
@@ -556,7 +562,7 @@ def load_waveform(file: str | os.PathLike | BinaryIO, sample_rate: int = SAMPLE_
 
 
 def load_window(file, target_frames: int, start: float = 0.0) -> torch.Tensor:
-    """Return the waveform (samples,) of a window of target_frames from `start` on and a second more.
+    """Return the waveform (samples,) of a window of target_frames from `start` on, and a second.
 
     What follows the window gives the resampler its future.
     """
@@ -575,8 +581,8 @@ def _check_samples(name, mono):
         raise AudioError(f'the audio file {name} holds NaN or infinite samples')
     if peak > TOO_LOUD and not _warned[0]:
         _warned[0] = 1
-        logger.warning('the audio file %s has samples of %.3g times full scale, as if 16-bit numbers '
-                       'were stored as floats: models are trained on samples from -1 to 1 '
+        logger.warning('the audio file %s has samples of %.3g times full scale, as if 16-bit '
+                       'numbers were stored as floats: models are trained on samples from -1 to 1 '
                        '(src/check_data.py lists such files)', name, peak)
 
 

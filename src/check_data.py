@@ -36,12 +36,12 @@ PROBLEMS = {
     'unreadable': (BAD_AUDIO, 'recordings that cannot be decoded'),
     'empty': (BAD_AUDIO, 'recordings without samples'),
     'non_finite': (BAD_AUDIO, 'recordings with NaN or infinite samples'),
-    'incomplete': (WARNING, 'recordings that end before their header says or are damaged, of which the beginning '
-                            'would be used'),
-    'too_loud': (WARNING, f'recordings past full scale (peak above {TOO_LOUD:g} times it), as if 16-bit numbers were '
-                          f'stored as floats'),
-    'cancelling': (WARNING, 'recordings whose channels cancel each other out (opposite phase): the model hears their '
-                            'mean, which is silent'),
+    'incomplete': (WARNING, 'recordings that end before their header says or are damaged, of which '
+                            'the beginning would be used'),
+    'too_loud': (WARNING, f'recordings past full scale (peak above {TOO_LOUD:g} times it), as if '
+                          f'16-bit numbers were stored as floats'),
+    'cancelling': (WARNING, 'recordings whose channels cancel each other out (opposite phase): the '
+                            'model hears their mean, which is silent'),
     'silent': (WARNING, f'silent recordings (peak below {SILENCE:g})'),
     'too_short': (WARNING, 'recordings shorter than one frame of 25 ms'),
     'repeated_wavs': (WARNING, 'recordings listed more than once'),
@@ -55,9 +55,10 @@ logger = logging.getLogger(__name__)
 
 
 class Recording(NamedTuple):
-    """What reading one file has shown. problem: a key of PROBLEMS that is BAD_AUDIO, or None; reason: more of it.
+    """What reading one file has shown.
 
-    found: a Survey of it if there is no problem.
+    problem: a key of PROBLEMS that is BAD_AUDIO, or None; reason: more of it. found: a Survey of
+    the file if there is no problem.
     """
     problem: str | None
     reason: str = ''
@@ -123,8 +124,9 @@ def check_recordings(recordings, audio_length):
 
     audio_length: frames of the window.
     """
-    problems = {name: [] for name in ('shards', 'missing', 'unreadable', 'empty', 'non_finite', 'incomplete',
-                                      'too_loud', 'cancelling', 'silent', 'too_short')}
+    problems = {name: [] for name in (
+        'shards', 'missing', 'unreadable', 'empty', 'non_finite', 'incomplete', 'too_loud',
+        'cancelling', 'silent', 'too_short')}
     for path, recording in recordings.items():
         if recording.problem:
             problems[recording.problem].append(recording.reason or path)
@@ -143,8 +145,8 @@ def check_recordings(recordings, audio_length):
     seconds = [recording.found.seconds for recording in sound]
     return problems, {
         'recordings': len(recordings),
-        'sample_rates': dict(sorted(Counter(recording.found.sample_rate for recording in sound).items())),
-        'channels': dict(sorted(Counter(recording.found.channels for recording in sound).items())),
+        'sample_rates': dict(sorted(Counter(one.found.sample_rate for one in sound).items())),
+        'channels': dict(sorted(Counter(one.found.channels for one in sound).items())),
         'seconds': {'min': min(seconds), 'median': statistics.median(seconds), 'max': max(seconds)} if sound else None,
         'shorter_than_window': sum(recording.frames < audio_length for recording in sound),
         'longer_than_window': sum(recording.frames > audio_length for recording in sound)}

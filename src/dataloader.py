@@ -15,8 +15,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, default
 
 from audio import AudioError, load_window
 from distributed import World
-from features import (Augmentation, add_noise_and_roll, count_frames, draw_augmentation, draw_noise, fbank, fit_frames,
-                      mix, normalise, spec_augment, window_samples)
+from features import (Augmentation, add_noise_and_roll, count_frames, draw_augmentation, draw_noise,
+                      fbank, fit_frames, mix, normalise, spec_augment, window_samples)
 from hardware import move
 from models.weights import AUDIOSET_INPUT
 from utilities.interrupt import STOP_SIGNALS

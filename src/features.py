@@ -1,4 +1,4 @@
-"""Waveform -> fbank, and the augmentation of both: functions on tensors that know of no file and no dataset."""
+"""Waveform -> fbank, and the augmentation of both: functions on tensors, without any files."""
 import contextlib
 import functools
 from dataclasses import dataclass

@@ -45,12 +45,13 @@ def find_audio(paths):
 
 
 def _audio_below(folder):
-    """Return the audio files in a folder and in the folders in it, hidden ones left out; log how many are none."""
+    """Return the audio files below a folder, without hidden ones; log how many others there are."""
     files = [path for path in sorted(map(Path, files_below(folder))) if path.is_file()]
     others = [path.name for path in files if path.suffix.lower() not in AUDIO_SUFFIXES]
     if others:
         examples = ', '.join(others[:SHOWN_NAMES]) + (', ...' if len(others) > SHOWN_NAMES else '')
-        logger.info('%s: left out %d files that are not audio by their suffix: %s', folder, len(others), examples)
+        logger.info('%s: left out %d files that are not audio by their suffix: %s', folder,
+                    len(others), examples)
     return [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
@@ -65,7 +66,8 @@ def as_text(tagging, top_k):
     width = max(len(names[i]) for i, _ in best)
     lines = [f'{tagging.path}  {clock(tagging.seconds, short)}{heard}']
     if tagging.incomplete_from is not None:
-        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or damaged')
+        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or '
+                     f'damaged')
     if several:
         lines += [f'  {"":<{width}}  mean  max']
     lines += [f'  {names[i]:<{width}}  {score:.2f}' + (f'  {highest[i]:.2f}' if several else '') for i, score in best]
@@ -87,20 +89,22 @@ def as_json(tagging, top_k):
     windows = [{'start': _rounded(start), 'end': _rounded(end), 'tags': tags(scores)}
                for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores)]
     incomplete_from = None if tagging.incomplete_from is None else _rounded(tagging.incomplete_from)
-    return {'path': tagging.path, 'seconds': _rounded(tagging.seconds), 'incomplete_from': incomplete_from,
-            'windows': windows,
+    return {'path': tagging.path, 'seconds': _rounded(tagging.seconds),
+            'incomplete_from': incomplete_from, 'windows': windows,
             'mean': tags(tagging.mean), 'max': tags(tagging.max)}
 
 
 def write_csv(path, taggings):
-    """Write all scores as a table: a row a window, with path, start, end, a column a class, incomplete_from."""
+    """Write all scores as a table, a row a window: path, times, classes, incomplete_from."""
     with atomic_write(path) as partial, open(partial, 'w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(['path', 'start', 'end', *taggings[0].labels.names, 'incomplete_from'])
         for tagging in taggings:
-            incomplete_from = '' if tagging.incomplete_from is None else _rounded(tagging.incomplete_from)
+            end_of_sound = tagging.incomplete_from
+            incomplete_from = '' if end_of_sound is None else _rounded(end_of_sound)
             for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores):
-                writer.writerow([tagging.path, _rounded(start), _rounded(end), *map(str, scores), incomplete_from])
+                writer.writerow([tagging.path, _rounded(start), _rounded(end), *map(str, scores),
+                                 incomplete_from])
 
 
 def write_embeddings(path, taggings):

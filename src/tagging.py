@@ -166,10 +166,11 @@ def labels_of(source, description, given):
 class Tagging:
     """What was heard in one recording, window by window.
 
-    path: of the file; seconds: its duration, as far as it can be read; incomplete_from: the second at which its sound
-    ends before its header says, or is damaged, else None. starts, ends: (windows,), in seconds; scores: (windows, classes) float32,
-    from 0 to 1; labels: of the classes. embeddings: (windows, dim), spectrogram: (columns, bins) from 0 to the last
-    window's end, NaN where no window was: where they were asked for, else None.
+    path: of the file; seconds: its duration, as far as it can be read; incomplete_from: the second
+    at which its sound ends before its header says, or is damaged, else None.
+    starts, ends: (windows,), in seconds; scores: (windows, classes) float32, from 0 to 1; labels:
+    of the classes. embeddings: (windows, dim), spectrogram: (columns, bins) from 0 to the last
+    window's end, NaN where no window was; None if they were not asked for.
     error: why the file could not be read, else None; without windows in that case.
     """
     path: str
@@ -243,7 +244,8 @@ def _examine(path, window, window_seconds, hop_seconds):
     except AudioError as error:
         return Recording(path, error=str(error))
     starts = window_starts(seconds, window_seconds, hop_seconds)
-    return Recording(path, seconds, starts[:1] if window == 'first' else starts, incomplete_from=incomplete_from)
+    starts = starts[:1] if window == 'first' else starts
+    return Recording(path, seconds, starts, incomplete_from=incomplete_from)
 
 
 def window_starts(seconds, window_seconds, hop_seconds):
@@ -258,8 +260,9 @@ def window_starts(seconds, window_seconds, hop_seconds):
 
 
 class Windows(Dataset):
-    """The windows of recordings as samples: (fbank (frames, bins), real frames, seconds, error or '').
+    """The windows of recordings as samples.
 
+    A sample is (fbank (frames, bins), how many frames are real, seconds, error or '').
     windows: a list of (path, start, seconds of the whole recording). The fbank is not normalised.
     The seconds in a sample are fewer if reading it has met damage. A broken file must not end the
     worker that reads it: its error travels with the sample.
@@ -275,7 +278,8 @@ class Windows(Dataset):
         path, start, seconds = self.windows[index]
         try:
             with one_thread():
-                waveform, end = self.reader.load(path, start=start, seconds=window_seconds(self.frames))
+                waveform, end = self.reader.load(path, start=start,
+                                                 seconds=window_seconds(self.frames))
                 features = fbank(waveform, self.mel_bins)
             if end is not None and end < seconds - ROUNDING_SECONDS:
                 seconds = survey(path).seconds
@@ -292,9 +296,10 @@ class Windows(Dataset):
 
 
 class Row(NamedTuple):
-    """What became of a window. fbank: (real frames, bins), not normalised; embedding: (dim,) or None.
+    """What became of a window.
 
-    seconds: how long the recording is, as far as the window has shown.
+    fbank: (real frames, bins), not normalised; seconds: how long the recording is, as far as the
+    window has shown; embedding: (dim,) or None.
     """
     fbank: np.ndarray
     seconds: float
@@ -305,8 +310,9 @@ class Row(NamedTuple):
 
 def _rows(tagger, recordings, batch_size, num_workers, embeddings):
     """Yield a Row for every window of all recordings, in order."""
-    dataset = Windows([(recording.path, float(start), recording.seconds)
-                       for recording in recordings for start in recording.starts], tagger.frames, tagger.mel_bins)
+    windows = [(recording.path, float(start), recording.seconds)
+               for recording in recordings for start in recording.starts]
+    dataset = Windows(windows, tagger.frames, tagger.mel_bins)
     batches = math.ceil(len(dataset) / batch_size)
     # Starting processes takes longer than one batch.
     workers = min(count_workers(num_workers), batches) if batches > 1 else 0
@@ -337,13 +343,14 @@ def _collect(tagger, recording, rows, spectrogram):
                        np.zeros((0, len(tagger.labels)), np.float32), tagger.labels, error=error)
     count = len(recording.starts)
     ends = np.minimum(recording.starts + tagger.seconds, recording.seconds)
-    return Tagging(recording.path, recording.seconds, recording.starts, ends, np.stack(scores[:count]), tagger.labels,
+    return Tagging(recording.path, recording.seconds, recording.starts, ends,
+                   np.stack(scores[:count]), tagger.labels,
                    None if embeddings[0] is None else np.stack(embeddings[:count]),
                    picture and picture.columns(ends[-1]), incomplete_from=recording.incomplete_from)
 
 
 def _cut(recording, seconds, window_seconds):
-    """Return a Recording of which only so many seconds could be read, without the windows past them."""
+    """Return a Recording of which so many seconds can be read, without the windows past them."""
     if seconds >= recording.seconds:
         return recording
     starts = recording.starts
@@ -371,5 +378,6 @@ class Spectrogram:
 
     def columns(self, seconds):
         """(columns, bins) float32 up to so many seconds, NaN where there was no window."""
-        columns = math.ceil(max(1, count_frames(round(seconds * SAMPLE_RATE))) / self.frames_a_column)
+        frames = max(1, count_frames(round(seconds * SAMPLE_RATE)))
+        columns = math.ceil(frames / self.frames_a_column)
         return np.where(np.isfinite(self.highest[:columns]), self.highest[:columns], np.nan)

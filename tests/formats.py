@@ -1,4 +1,4 @@
-"""Recordings of every kind that people have, made on the spot: containers, lying headers, broken ends."""
+"""Recordings of every kind that people have: containers, lying headers, broken ends."""
 import io
 import os
 import shutil
@@ -31,10 +31,10 @@ def encode(codec, format, *, rate=RATE, layout='mono', bit_rate=None, video=Fals
     """Return the bytes of SOUND in a container that PyAV writes."""
     import av
     path = os.path.join(tempfile.mkdtemp(), 'file')  # some containers are written there and back
-    flags = {'options': {'flags': 'qscale', 'global_quality': '200'}} if bit_rate == 'variable' else {}
+    flags = {'flags': 'qscale', 'global_quality': '200'} if bit_rate == 'variable' else {}
     with av.open(path, 'w', format=format, container_options=options) as container:
         pictures = container.add_stream('mpeg4', rate=5, width=32, height=32) if video else None
-        sound = container.add_stream(codec, rate=rate, layout=layout, **flags)
+        sound = container.add_stream(codec, rate=rate, layout=layout, options=flags)
         if isinstance(bit_rate, int):
             sound.bit_rate = bit_rate
         for i in range(int(5 * SECONDS) if video else 0):
@@ -45,7 +45,8 @@ def encode(codec, format, *, rate=RATE, layout='mono', bit_rate=None, video=Fals
         frame = av.AudioFrame.from_ndarray(SOUND[None].astype(np.float32), 'fltp', 'mono')
         frame.sample_rate, frame.pts = RATE, 0
         context = sound.codec_context
-        resampler = av.AudioResampler(context.format, context.layout, rate, frame_size=context.frame_size)
+        resampler = av.AudioResampler(context.format, context.layout, rate,
+                                      frame_size=context.frame_size)
         for ready in [*resampler.resample(frame), *resampler.resample(None), None]:
             container.mux(sound.encode(ready))
     data = Path(path).read_bytes()
@@ -93,10 +94,10 @@ def rf64_of_a_recorder_without_power():
     return patched(data, data.index(b'ds64') + 8, bytes(24))
 
 
-SUBTYPES = [('WAV', 'PCM_U8'), ('WAV', 'PCM_24'), ('WAV', 'FLOAT'), ('WAV', 'DOUBLE'), ('WAV', 'ULAW'),
-            ('WAV', 'IMA_ADPCM'), ('WAV', 'MS_ADPCM'), ('WAV', 'GSM610'), ('WAV', 'G721_32'), ('WAV', 'NMS_ADPCM_32'),
-            ('AIFF', 'PCM_16'), ('AIFF', 'GSM610'), ('AU', 'PCM_16'), ('AU', 'G721_32'), ('AU', 'G723_40'),
-            ('CAF', 'PCM_16'), ('CAF', 'ALAC_16'), ('W64', 'PCM_16'), ('NIST', 'PCM_16'), ('RF64', 'PCM_16')]
+SUBTYPES = {
+    'WAV': 'PCM_U8 PCM_24 FLOAT DOUBLE ULAW IMA_ADPCM MS_ADPCM GSM610 G721_32 NMS_ADPCM_32'.split(),
+    'AIFF': ['PCM_16', 'GSM610'], 'AU': ['PCM_16', 'G721_32', 'G723_40'], 'W64': ['PCM_16'],
+    'CAF': ['PCM_16', 'ALAC_16'], 'NIST': ['PCM_16'], 'RF64': ['PCM_16']}
 LOSSY = ('PCM_U8', 'ULAW', 'ADPCM', 'GSM', 'G72')
 
 KINDS = {
@@ -115,7 +116,8 @@ KINDS = {
     'ts': Kind(lambda: encode('aac', 'mpegts')),
     'mp3': Kind(lambda: encode('libmp3lame', 'mp3')),
     'variable.mp3': Kind(lambda: encode('libmp3lame', 'mp3', bit_rate='variable')),
-    'variable, no Xing.mp3': Kind(lambda: encode('libmp3lame', 'mp3', bit_rate='variable', write_xing='0')),
+    'variable, no Xing.mp3': Kind(lambda: encode('libmp3lame', 'mp3', bit_rate='variable',
+                                                 write_xing='0')),
     'ogg': Kind(lambda: write('OGG', 'VORBIS')),
     'opus': Kind(lambda: write('OGG', 'OPUS')),
     'flac': Kind(lambda: write('FLAC'), exact=True),
@@ -123,7 +125,7 @@ KINDS = {
     'stereo.wav': Kind(lambda: write('WAV', samples=np.stack([SOUND, SOUND], axis=1)), exact=True),
     **{f'{subtype}.{name.lower()}': Kind(lambda name=name, subtype=subtype: write(name, subtype),
                                          exact=not any(word in subtype for word in LOSSY))
-       for name, subtype in SUBTYPES},
+       for name, subtypes in SUBTYPES.items() for subtype in subtypes},
     'unknown length.flac': Kind(flac_of_unknown_length, exact=True),
     'size 0.wav': Kind(lambda: wav_of_size(0), exact=True),
     'size of a half.wav': Kind(lambda: wav_of_size(64000), exact=True),
@@ -133,11 +135,13 @@ KINDS = {
     'cut.rf64': Kind(lambda: cut(write('RF64')), exact=True, whole=False),
     'cut.aiff': Kind(lambda: cut(write('AIFF')), exact=True, whole=False),
     'cut.flac': Kind(lambda: cut(write('FLAC')), exact=True, whole=False),
-    'cut, unknown length.flac': Kind(lambda: cut(flac_of_unknown_length()), exact=True, whole=False),
+    'cut, unknown length.flac': Kind(lambda: cut(flac_of_unknown_length()), exact=True,
+                                     whole=False),
     'damaged.flac': Kind(damaged_flac, exact=True, whole=False),
     'cut.ogg': Kind(lambda: cut(write('OGG', 'OPUS')), whole=False),
     'cut.mp3': Kind(lambda: cut(encode('libmp3lame', 'mp3')), whole=False),
-    'cut, no Xing.mp3': Kind(lambda: cut(encode('libmp3lame', 'mp3', write_xing='0'))),  # nobody knows
+    # Of this one, nobody knows.
+    'cut, no Xing.mp3': Kind(lambda: cut(encode('libmp3lame', 'mp3', write_xing='0'))),
     'cut.aac': Kind(lambda: cut(encode('aac', 'adts')), whole=False),
     'cut.m4a': Kind(lambda: cut(encode('aac', 'ipod', movflags='faststart')), whole=False),
     'cut.webm': Kind(lambda: cut(encode('libopus', 'webm', rate=48000)), whole=False),

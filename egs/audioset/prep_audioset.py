@@ -116,7 +116,8 @@ def probe(path):
 def to_flac(flac, path):
     """Write a file as 16 kHz mono 16-bit FLAC and return the FLAC's path; raises AudioError."""
     encoded = io.BytesIO()
-    soundfile.write(encoded, load_waveform(path).numpy(), SAMPLE_RATE, subtype='PCM_16', format='FLAC')
+    waveform = load_waveform(path).numpy()
+    soundfile.write(encoded, waveform, SAMPLE_RATE, subtype='PCM_16', format='FLAC')
     with atomic_write(flac) as partial:
         partial.write_bytes(encoded.getvalue())
     return flac

@@ -106,8 +106,8 @@ def convert(source, audio_dir, filename):
     file = io.BytesIO(read_bytes(clip))
     end = measure(file, name=clip).incomplete_from
     if end is not None:
-        raise AudioError(f'{clip} ends after {end:.2f} s, before its header says, or is damaged: get it again')
-    file.seek(0)
+        raise AudioError(f'{clip} ends after {end:.2f} s, before its header says, or is damaged: '
+                         f'get it again')
     waveform = load_waveform(file, name=clip)
     with atomic_write(audio_dir / Path(filename).with_suffix('.wav')) as partial:
         soundfile.write(partial, waveform.numpy(), SAMPLE_RATE, subtype='PCM_16', format='WAV')

@@ -247,10 +247,11 @@ def read_durations(clips, datafiles, label_csv):
         raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of them: {broken[0]}; '
                          f'remove or replace them and start again; python src/check_data.py '
                          f'{" ".join(map(str, datafiles))} --label_csv {label_csv} looks into all of them')
-    incomplete = [clip.wav for clip, length in zip(clips, answers) if length.incomplete_from is not None]
+    incomplete = [clip.wav for clip, length in zip(clips, answers)
+                  if length.incomplete_from is not None]
     if incomplete:
-        logger.warning('%d audio files end before their header says, or are damaged, and are used up to there; the '
-                       'first: %s', len(incomplete), incomplete[0])
+        logger.warning('%d audio files end before their header says, or are damaged, and are used '
+                       'up to there; the first: %s', len(incomplete), incomplete[0])
     return np.array([length.seconds for length in answers])
 
 

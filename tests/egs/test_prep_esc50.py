@@ -76,6 +76,14 @@ def test_a_broken_clip_is_named(make_esc, tmp_path):
         prep.prepare(source, tmp_path / 'out')
 
 
+def test_a_clip_that_is_cut_off_is_not_converted(make_esc, tmp_path):
+    source = make_esc()
+    clip = next((source / 'audio').glob('*.flac'))
+    os.truncate(clip, clip.stat().st_size // 2)
+    with pytest.raises(AudioError, match=f'{clip.name} ends after 0.[0-9]* s, before its header says'):
+        prep.prepare(source, tmp_path / 'out')
+
+
 @pytest.mark.parametrize('row', ['a.wav,6,0,dog', 'a.wav,1,0,rain', 'a.wav,1,50,dog', 'a.wav,one,0,dog',
                                  '../a.wav,1,0,dog'])
 def test_a_row_that_contradicts_the_label_file_is_named(make_esc, tmp_path, row):
