@@ -299,7 +299,7 @@ class _FFmpeg(Reader):
         if self.frames is None:
             return self.damaged
         tolerance = max(TOLERANCE_SECONDS * self.samplerate, TOLERANCE * self.frames)
-        return samples < self.frames - tolerance
+        return samples < self.frames - (0 if self.damaged else tolerance)
 
 
 def _as_floats(frame):
@@ -530,10 +530,12 @@ class WindowReader:
             self._audio.skip(first - self._first - len(self._tail))
             self._tail = self._tail[first - self._first:]
         if count is None:
-            pieces = [self._tail, *map(_mono, self._audio.blocks())]
+            pieces = [np.zeros(0, np.float32), *map(_mono, self._audio.blocks())]
+            new = np.concatenate(pieces)
         else:
-            pieces = [self._tail, _mono(self._audio.read(max(0, count - len(self._tail))))]
-        self._first, self._tail = first, np.concatenate(pieces)
+            new = _mono(self._audio.read(max(0, count - len(self._tail))))
+        self._tail = np.concatenate([self._tail, new]) if len(self._tail) else new
+        self._first = first
         return self._tail[:count]
 
 
