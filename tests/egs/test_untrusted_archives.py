@@ -201,12 +201,12 @@ def test_a_zip_that_holds_nothing_is_refused(make_zip, tmp_path):
 
 
 @pytest.mark.parametrize('meta, problem', [
-    (b'\xff\xfe', 'as a CSV in UTF-8'), (b'filename,fold,target,category\n"' + b'a' * 200_000 + b'",1,0,dog\n', 'CSV'),
+    (b'filename,fold\xe9', 'as a CSV: line 1, character 14 is not UTF-8'), (b'filename,fold,target,category\n"' + b'a' * 200_000 + b'",1,0,dog\n', 'CSV'),
     (b'filename,fold,target,category\n,1,0,dog\n', 'line 2'),
     (b'filename,fold,target,category\n..,1,0,dog\n', 'not there'),
     (b'filename,fold,target,category\n/etc/passwd,1,0,dog\n', 'line 2'),
     (b'filename,fold,target,category\na.wav,1,0,dog\na.ogg,2,0,dog\n', 'line 3: a.ogg is listed twice'),
-    (b'filename,fold,target,category\n"a\0.wav",1,0,dog\n', 'a\0.wav is listed in meta/esc50.csv but is not there')],
+    (b'filename,fold,target,category\n"a\0.wav",1,0,dog\n', 'it holds NUL characters')],
     ids=['no UTF-8', 'long cell', 'no name', 'folder above', 'absolute', 'twice', 'NUL'])
 def test_a_list_of_clips_that_cannot_be_is_refused(meta, problem, make_esc, tmp_path):
     folder = make_esc()
