@@ -563,12 +563,14 @@ def load_waveform(file: str | os.PathLike | BinaryIO, sample_rate: int = SAMPLE_
     return waveform
 
 
-def load_window(file, target_frames: int, start: float = 0.0) -> torch.Tensor:
+def load_window(file, target_frames: int, start: float = 0.0, seconds: float = math.inf
+                ) -> torch.Tensor:
     """Return the waveform (samples,) of a window of target_frames from `start` on, and a second.
 
-    What follows the window gives the resampler its future.
+    What follows the window gives the resampler its future. What comes more than `seconds` after
+    the start is not heard.
     """
-    return load_waveform(file, start=start, seconds=window_seconds(target_frames))
+    return load_waveform(file, start=start, seconds=min(window_seconds(target_frames), seconds))
 
 
 def window_seconds(target_frames: int) -> float:

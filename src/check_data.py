@@ -18,10 +18,12 @@ import shards
 from audio import TOO_LOUD, AudioError, Survey, survey
 from features import SAMPLE_RATE, count_frames
 from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
-from utilities.labels import (DataError, entry_problem, is_text, read_entries, read_labels, read_sample_weights,
-                              split_labels, weight_file)
+from utilities.labels import (WHOLE_RECORDING, DataError, entry_problem, entry_window, is_text,
+                              read_entries, read_labels, read_sample_weights, split_labels,
+                              weight_file, window_problem)
 from utilities.parallel import available_cores, parallel_map
-from utilities.segments import read_segments
+from utilities.segments import (START_TOLERANCE, TOLERANCE, PlaceError, RecordingName, find_place,
+                                is_short, parse_name, read_segments)
 
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
 STOPS, BAD_AUDIO, WARNING = 'STOPS TRAINING', 'BAD AUDIO', 'warning'
@@ -36,6 +38,7 @@ PROBLEMS = {
     'unreadable': (BAD_AUDIO, 'recordings that cannot be decoded'),
     'empty': (BAD_AUDIO, 'recordings without samples'),
     'non_finite': (BAD_AUDIO, 'recordings with NaN or infinite samples'),
+    'past_end': (BAD_AUDIO, 'entries that begin after the end of their recordings'),
     'incomplete': (WARNING, 'recordings that end before their header says or are damaged, of which '
                             'the beginning would be used'),
     'too_loud': (WARNING, f'recordings past full scale (peak above {TOO_LOUD:g} times it), as if '
@@ -49,6 +52,8 @@ PROBLEMS = {
     'segments_missing': (WARNING, 'segments of the list that the datafile lacks'),
     'segments_not_listed': (WARNING, 'entries that are not in the segment list, by video_id'),
     'segments_other_labels': (WARNING, 'entries with other labels than in the segment list'),
+    'segments_elsewhere': (WARNING, 'entries that do not begin with their segment, or may not'),
+    'segments_short': (WARNING, f'entries more than {TOLERANCE:g} s shorter than their segment'),
 }
 
 logger = logging.getLogger(__name__)
@@ -68,6 +73,18 @@ class Recording(NamedTuple):
     def frames(self):
         """Frames of its fbank."""
         return count_frames(math.ceil(self.found.samples * SAMPLE_RATE / self.found.sample_rate))
+
+    def part(self, start, seconds):
+        """Return the Recording of what is heard from `start` on, at most so many seconds of it."""
+        if self.problem or (start, seconds) == WHOLE_RECORDING:
+            return self
+        whole, end = self.found, start + seconds
+        samples = math.ceil((min(whole.seconds, end) - start) * whole.sample_rate)
+        if samples <= 0:
+            return Recording('past_end')
+        ends_early = whole.incomplete_from is not None and whole.incomplete_from < end
+        return self._replace(found=whole._replace(
+            samples=samples, incomplete_from=whole.incomplete_from if ends_early else None))
 
 
 def examine(path):
@@ -92,6 +109,17 @@ def wav_path(entry):
     """The recording of a datafile's entry as an absolute path, or None where it names none."""
     wav = entry.get('wav') if isinstance(entry, dict) else None
     return os.path.abspath(wav) if is_text(wav) else None
+
+
+def window(entry):
+    """Return where in its recording an entry begins, and its greatest length, in seconds."""
+    return WHOLE_RECORDING if window_problem(entry) else entry_window(entry)
+
+
+def sample_name(entry):
+    """Return what is listed about an entry's audio: its recording, and the start if it has one."""
+    wav, (start, _) = wav_path(entry), window(entry) if wav_path(entry) else WHOLE_RECORDING
+    return f'{wav} from {start:g} s' if start else wav
 
 
 def video_id(entry):
@@ -120,13 +148,13 @@ def _kind(entry):
 
 
 def check_recordings(recordings, audio_length):
-    """What path -> Recording says: lists of problems, and counts of rates, channels and lengths.
+    """What sample_name -> Recording says: lists of problems, counts of rates, channels, lengths.
 
     audio_length: frames of the window.
     """
     problems = {name: [] for name in (
-        'shards', 'missing', 'unreadable', 'empty', 'non_finite', 'incomplete', 'too_loud',
-        'cancelling', 'silent', 'too_short')}
+        'shards', 'missing', 'unreadable', 'empty', 'non_finite', 'past_end', 'incomplete',
+        'too_loud', 'cancelling', 'silent', 'too_short')}
     for path, recording in recordings.items():
         if recording.problem:
             problems[recording.problem].append(recording.reason or path)
@@ -178,22 +206,68 @@ def check_weights(datafile, samples):
         return {'path': str(path), 'problem': str(error)}
 
 
-def check_segments(entries, segments):
-    """Hold a datafile's entries against a list of Segments, by video_id."""
+def check_segments(entries, segments, recordings):
+    """Compare a datafile's entries with a list of Segments, by video_id.
+
+    recordings: path -> Recording.
+    """
     listed = {}
     for segment in segments:
-        listed.setdefault(segment.video_id, []).append(set(segment.labels))
+        listed.setdefault(segment.video_id, []).append(segment)
     present = {video_id(entry) for entry in entries}
     problems = {'segments_missing': [f'{segment.video_id} from {segment.start_seconds:g} s' for segment in segments
                                      if segment.video_id not in present],
-                'segments_not_listed': [], 'segments_other_labels': []}
+                'segments_not_listed': [], 'segments_other_labels': [], 'segments_elsewhere': [],
+                'segments_short': []}
     for i, entry in enumerate(entries):
         text = f'entry {i}: {video_id(entry) or wav_path(entry) or "no video_id"}'
         if video_id(entry) not in listed:
             problems['segments_not_listed'].append(text)
-        elif set(split_labels(str(entry.get('labels')))) not in listed[video_id(entry)]:
+            continue
+        of_video = listed[video_id(entry)]
+        labels = set(split_labels(str(entry.get('labels'))))
+        if labels not in (set(segment.labels) for segment in of_video):
             problems['segments_other_labels'].append(f'{text} has {entry.get("labels")}')
+        recording = recordings.get(wav_path(entry))
+        if recording and not recording.problem:
+            kind, reason = check_place(entry, of_video, recording.found.seconds)
+            if kind:
+                problems[kind].append(f'{text}: {reason}')
     return problems
+
+
+def check_place(entry, segments, seconds):
+    """Tell whether an entry is heard from where its segment begins, and as long.
+
+    Args:
+        entry: of a datafile.
+        segments: those of its video.
+        seconds: the length of its recording.
+
+    Returns:
+        The key of PROBLEMS and the reason; None, None if there is no problem.
+    """
+    start, length = window(entry)
+    name = parse_name(entry['wav'], {video_id(entry)}) or RecordingName(video_id(entry))
+    fitting = [segment for segment in segments
+               if name.start is None or name.begins_at(segment.start_seconds)]
+    if start:  # says which segment it is, if there are several
+        fitting = [segment for segment in fitting
+                   if abs(segment.start_seconds - start) <= START_TOLERANCE] or fitting
+    if not fitting:
+        return 'segments_elsewhere', 'its name has another start than the list'
+    segment = fitting[0]
+    try:
+        place = find_place(segment, seconds, name, len(fitting) > 1)
+    except PlaceError as error:
+        return 'segments_elsewhere', str(error)
+    if abs(place.start - start) > START_TOLERANCE:
+        return 'segments_elsewhere', (f'its segment begins after {place.start:g} s, and training '
+                                      f'hears it from {start:g} s on: prepare it anew')
+    heard = min(seconds - start, length)
+    if is_short(segment, heard):
+        return 'segments_short', f'{heard:.1f} of {segment.seconds:g} s'
+    return None, None
 
 
 def repeated(values):
@@ -205,10 +279,13 @@ def check_datafile(path, entries, recordings, labels, audio_length, segments):
     """Everything about one datafile, for JSON. recordings: absolute path -> Recording; segments: a list, or None."""
     wavs = [wav_path(entry) for entry in entries]
     entry_problems, unknown_mids = check_entries(entries, labels.index())
-    audio_problems, facts = check_recordings({wav: recordings[wav] for wav in wavs if wav is not None}, audio_length)
-    problems = {**entry_problems, **audio_problems, 'repeated_wavs': repeated(wavs),
+    heard = {sample_name(entry): recordings[wav].part(*window(entry))
+             for entry, wav in zip(entries, wavs) if wav is not None}
+    audio_problems, facts = check_recordings(heard, audio_length)
+    problems = {**entry_problems, **audio_problems,
+                'repeated_wavs': repeated(map(sample_name, entries)),
                 'repeated_video_ids': repeated(map(video_id, entries)),
-                **(check_segments(entries, segments) if segments is not None else {})}
+                **(check_segments(entries, segments, recordings) if segments is not None else {})}
     return {'path': str(path), 'samples': len(entries), **facts, **check_labels(entries, labels),
             'unknown_mids': unknown_mids, 'weight_file': check_weights(path, len(entries)),
             'segments': len(segments) if segments is not None else None, 'problems': problems}
@@ -329,7 +406,8 @@ def main(argv=None):
     add('datafiles', nargs='+', help='datafiles to check: training, validation, evaluation set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
     add('--audio_length', type=whole(16, MAX_FRAMES), default=1024, help='frames of 10 ms of the input')
-    add('--segments', help='segment list to hold the datafiles against')
+    add('--segments', help='segment list to hold the datafiles against: clips, labels, and whether '
+                           'recordings begin with their segments')
     add('--max_listed', type=whole(0), default=10, help='how many of each kind to list')
     add('--json', action='store_true', help='print everything as JSON')
     args = parser.parse_args(argv)

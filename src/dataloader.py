@@ -86,6 +86,7 @@ class SampleKey(NamedTuple):
 class AudiosetDataset(Dataset):
     """Samples (fbank (target_length, num_mel_bins) float32, labels (classes,) float32) of a datafile.
 
+    A recording is heard from the start of its entry on, for so many seconds, if the entry has them.
     dataset_json_file: a datafile; audio_conf: a dict with the fields of AudioConf; label_csv: a label file.
     Labels are 1 for each of a sample's classes, of which a negative has none; mixed samples carry
     lam and 1 - lam instead, added where they meet.
@@ -183,7 +184,8 @@ class AudiosetDataset(Dataset):
         return add_noise_and_roll(features, noise, augmentation.roll)
 
     def _load(self, index):
-        return load_window(self.datafile.wavs[index], self.conf.target_length)
+        start, seconds = self.datafile.window(index)
+        return load_window(self.datafile.wavs[index], self.conf.target_length, start, seconds)
 
     def targets(self, index, augmentation=Augmentation()):
         """Labels (classes,) float32 of a sample, shared with its mixup partner's."""

@@ -93,14 +93,19 @@ def read_evaluated(exp_dir, settings, option, predictions, targets):
 
 
 def read_wavs(datafile, mids, targets):
-    """The paths in a datafile. Raises DataError where it is not the one that targets (clips, classes) came from."""
+    """The paths in a datafile, with the start if an entry has one.
+
+    Raises DataError where it is not the one that targets (clips, classes) came from.
+    """
     index = {mid: k for k, mid in enumerate(mids)}
     data = read_datafile(datafile, index)
     if len(data) != len(targets) or any(
             {index[mid] for mid in split_labels(labels)} != set(np.flatnonzero(row))
             for labels, row in zip(data.labels, targets)):
         raise DataError(f'the datafile {datafile} is not the one that was evaluated: its samples differ')
-    return data.wavs.tolist()
+    if data.windows is None:
+        return data.wavs.tolist()
+    return [f'{wav} from {start:g} s' for wav, start in zip(data.wavs, data.windows[:, 0])]
 
 
 def evaluated(names, clips, predictions, targets):

@@ -43,7 +43,8 @@ anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3), max_leaves=8)
 mids = st.sampled_from(['/m/0', '/m/1', '/m/0,/m/1', '/m/9', ',', ''])
 entries = st.one_of(anything, st.fixed_dictionaries({}, optional={
-    'wav': st.just('a.wav') | scalars, 'labels': mids | scalars, 'video_id': scalars, 'x': anything}))
+    'wav': st.just('a.wav') | scalars, 'labels': mids | scalars, 'video_id': scalars,
+    'start': scalars, 'seconds': scalars, 'x': anything}))
 datafiles = st.one_of(st.fixed_dictionaries({'data': st.lists(entries, max_size=4) | anything}), anything)
 
 
@@ -110,7 +111,7 @@ def test_any_datafile_is_described_by_the_check(read_or_refuse, content):
     wavs = [check_data.wav_path(entry) for entry in listed]
     recordings = {wav: check_data.examine(wav) for wav in wavs if wav is not None}
     assert problems and recordings.keys() == {wav for wav in wavs if wav}
-    json.dumps([unknown, problems])
+    json.dumps([unknown, problems, list(map(check_data.sample_name, listed))])
 
 
 LABEL_LINES = lines_of(['index', 'mid', 'display_name'], ['0', '1', '2'], ['/m/0', 'dog', ''])

@@ -13,7 +13,7 @@ import torch
 from audio import AudioError, load_waveform
 from dataloader import AudiosetDataset, EpochSampler, SampleKey, WaveformDataset, make_loader
 from distributed import World
-from features import fbank
+from features import count_frames, fbank
 from utilities.labels import DataError
 from utilities.parallel import available_cores
 
@@ -99,6 +99,33 @@ def test_other_keys_of_a_datafile_do_not_matter(tmp_path, make_tone, make_labels
     entry = {'video_id': 'x', 'wav': str(make_tone('a.wav')), 'labels': '/m/1', 'image': 3}
     datafile.write_text(json.dumps({'data': [entry], 'made_by': 'hand'}))
     assert AudiosetDataset(datafile, CONF, make_labels(4))[0][1].tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize('suffix, rate, channels', [('wav', 16000, 1), ('flac', 44100, 2)])
+@pytest.mark.parametrize('start, seconds', [(1, 0.2), (1.25, None), (2.9, 0.3), (0, 0.2)])
+def test_only_what_an_entry_names_of_its_recording_is_heard(
+        tmp_path, make_tone, make_labels, suffix, rate, channels, start, seconds):
+    path = make_tone(f'long.{suffix}', seconds=3, rate=rate, channels=channels)
+    cut = tmp_path / f'cut.{suffix}'
+    end = None if seconds is None else round((start + seconds) * rate)
+    soundfile.write(cut, soundfile.read(path)[0][round(start * rate):end], rate)
+    window = {'start': start} | ({} if seconds is None else {'seconds': seconds})
+    entries = [{'wav': str(path), 'labels': '/m/1', **window}, {'wav': str(cut), 'labels': '/m/1'}]
+    datafile = tmp_path / 'data.json'
+    datafile.write_text(json.dumps({'data': entries}))
+    conf = CONF | {'skip_norm': True}  # padding is then 0
+    (heard, _), (wanted, _) = AudiosetDataset(datafile, conf, make_labels(4))
+    assert heard == pytest.approx(wanted, abs=2e-3 if rate == 16000 else 0.2)
+    real = count_frames(round(min(seconds or 3, 3 - start) * 16000))
+    assert (heard[real:] == 0).all() and not (heard[:real] == 0).any()
+
+
+def test_a_start_after_the_end_of_its_recording_is_an_error(tmp_path, make_tone, make_labels):
+    datafile = tmp_path / 'data.json'
+    entry = {'wav': str(make_tone('a.wav')), 'labels': '/m/1', 'start': 30}
+    datafile.write_text(json.dumps({'data': [entry]}))
+    with pytest.raises(AudioError, match='a.wav.*holds no samples after 30'):
+        AudiosetDataset(datafile, CONF, make_labels(4))[0]
 
 
 def test_a_recording_shorter_than_a_window_is_all_padding(make_dataset, make_tone):

@@ -1,4 +1,5 @@
 """Statistics of a dataset: exact, over real frames, without augmentation."""
+import json
 import os
 import signal
 
@@ -20,6 +21,15 @@ def test_mean_and_std_are_those_of_all_real_frames(make_tone, make_labels, make_
     printed = capsys.readouterr().out.split()
     assert printed[::2] == ['--dataset_mean', '--dataset_std']
     assert [float(number) for number in printed[1::2]] == pytest.approx([values.mean(), values.std()], abs=1e-4)
+
+
+def test_only_the_part_that_an_entry_names_counts(make_tone, make_labels, tmp_path, capsys):
+    wav, datafile = make_tone('a.wav', seconds=3), tmp_path / 'data.json'
+    entry = {'wav': str(wav), 'labels': '/m/0', 'start': 1, 'seconds': 0.5}
+    datafile.write_text(json.dumps({'data': [entry]}))
+    get_norm_stats.main(['--data_train', str(datafile), '--label_csv', str(make_labels(1))])
+    values = fbank(load_waveform(wav)[16000:24000], 128).numpy()
+    assert float(capsys.readouterr().out.split()[1]) == pytest.approx(values.mean(), abs=1e-4)
 
 
 def test_a_dataset_without_a_whole_frame_is_named(make_tone, make_labels, make_datafile):

@@ -134,6 +134,16 @@ def test_negatives_among_several_labels_are_counted(make_experiment):
     assert '3 clips, 1 of them negatives; 1 of 4 classes have no positives.' in page and 'Not known' not in page
 
 
+def test_an_entry_with_a_start_is_shown_with_it(single):
+    data = json.loads((single / 'val.json').read_text())
+    data['data'][0]['start'] = 30
+    (single / 'val.json').write_text(json.dumps(data))
+    mids = [f'/m/{k}' for k in range(4)]
+    targets = np.load(single / 'predictions' / 'target.npy')
+    wavs = report.read_wavs(single / 'val.json', mids, targets)
+    assert wavs[0] == 'clip0.wav from 30 s'
+
+
 def test_several_labels_show_the_best_and_the_worst_classes(make_experiment):
     rng, classes = np.random.default_rng(0), 50
     targets = (rng.random((200, classes)) < 0.2).astype(np.float32)

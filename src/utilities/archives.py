@@ -1,4 +1,5 @@
 """Archives that may come from anywhere: what they hold stays in its folder, and is not much more than they are."""
+import gzip
 import os
 import posixpath
 import re
@@ -145,3 +146,15 @@ def extract_members(archive, stream, folder):
         refuse(archive, error)
     except (OverflowError, RecursionError, ValueError) as error:
         refuse(archive, f'a header in it makes no sense ({error})')
+
+
+def read_gzip(path: str) -> bytes:
+    """Return what a gzip file holds. Raises DataError if it is broken, or more than MAX_MEMBER."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read(MAX_MEMBER + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f'{path} cannot be unpacked: {error}') from None
+    if len(data) > MAX_MEMBER:
+        refuse(path, f'it unpacks to more than {MAX_MEMBER:,} bytes')
+    return data

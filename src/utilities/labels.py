@@ -1,6 +1,10 @@
-"""Label files (index,mid,display_name), datafiles ({"data": [{"wav": ..., "labels": "mid,mid"}]}), weight files."""
+"""Label files (index,mid,display_name), datafiles ({"data": [{"wav": ..., "labels": "mid,mid"}]}), weight files.
+
+An entry of a datafile may say which part of its recording it is: "start" and "seconds".
+"""
 import csv
 import json
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -12,6 +16,8 @@ from utilities.quotes import quoted
 from utilities.tables import quote_cells, read_table, read_text
 
 STRINGS = np.dtypes.StringDType()
+WHOLE_RECORDING = 0.0, math.inf  # the window of an entry that has neither start nor length
+MAX_SECONDS = 10 ** 9  # that an entry may name; larger ones would overflow as numbers of samples
 SURROGATES = re.compile(r'[\ud800-\udfff]')
 LABEL_COLUMNS = {'index', 'mid', 'display_name'}
 WEIGHT_RULE = ('the sum over its labels of 1000 / (samples with that label + 0.01), having no '
@@ -78,13 +84,20 @@ class Datafile:
 
     wavs: paths as written; labels: mids joined by commas, '' for a negative. Both numpy
     StringDType, (entries,).
+    windows: what `entry_window` returns for each entry, (entries, 2) float64, or None if no entry
+    has a start or a length.
     """
     path: Path
     wavs: np.ndarray
     labels: np.ndarray
+    windows: np.ndarray | None = None
 
     def __len__(self):
         return len(self.wavs)
+
+    def window(self, index: int) -> tuple[float, float]:
+        """Return where in its recording an entry begins, and its greatest length, in seconds."""
+        return WHOLE_RECORDING if self.windows is None else tuple(self.windows[index].tolist())
 
     @property
     def negatives(self) -> int:
@@ -118,7 +131,28 @@ def entry_problem(entry, known_mids):
     for mid in split_labels(entry['labels']):
         if mid not in known_mids:
             return f'{quoted(entry["wav"])}: the label {quoted(mid)} is not in the label file'
+    return window_problem(entry)
+
+
+def window_problem(entry: dict) -> str | None:
+    """Return what is wrong with the start and the length of an entry, if anything is."""
+    start, seconds = entry_window(entry)
+    if not (_is_number(start) and 0 <= start <= MAX_SECONDS):
+        return (f'{quoted(entry["wav"])}: "start" is where the sample begins in its recording, in '
+                f'seconds from 0 on, got {quoted(str(start))}')
+    if 'seconds' in entry and not (_is_number(seconds) and 0 < seconds <= MAX_SECONDS):
+        return (f'{quoted(entry["wav"])}: "seconds" is how long the sample is, in seconds above '
+                f'0, got {quoted(str(seconds))}')
     return None
+
+
+def entry_window(entry: dict) -> tuple[float, float]:
+    """Return where in its recording an entry begins, and its greatest length, in seconds."""
+    return entry.get('start', WHOLE_RECORDING[0]), entry.get('seconds', WHOLE_RECORDING[1])
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_text(value):
@@ -136,8 +170,11 @@ def read_datafile(path, known_mids):
     for i, entry in enumerate(entries):
         if problem := entry_problem(entry, known_mids):
             raise DataError(f'the datafile {path}, entry {i}: {problem}')
+    windows = None
+    if any('start' in entry or 'seconds' in entry for entry in entries):
+        windows = np.array(list(map(entry_window, entries)), dtype=np.float64)
     return Datafile(Path(path), np.array([entry['wav'] for entry in entries], dtype=STRINGS),
-                    np.array([entry['labels'] for entry in entries], dtype=STRINGS))
+                    np.array([entry['labels'] for entry in entries], dtype=STRINGS), windows)
 
 
 def read_sample_weights(path, samples):

@@ -107,7 +107,7 @@ def _warn_of_guard(script):
                    script)
 
 
-def parallel_map(function, items, title, unit='file'):
+def parallel_map(function, items, title, unit='file', items_a_task=FILES_A_TASK):
     """Yield function(item) for every item of a list, in order, and show a progress bar.
 
     One process a core computes them. The function and its results are pickled: take a module's
@@ -120,4 +120,4 @@ def parallel_map(function, items, title, unit='file'):
         return
     processes = available_cores() if os.name != 'nt' else min(available_cores(), MOST_ON_WINDOWS)
     with ProcessPoolExecutor(processes, worker_context(), torch.set_num_threads, (1,)) as pool:
-        yield from bar(pool.map(function, items, chunksize=FILES_A_TASK))
+        yield from bar(pool.map(function, items, chunksize=items_a_task))

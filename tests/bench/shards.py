@@ -23,7 +23,7 @@ from audio import load_window  # noqa: E402
 from dataloader import AudiosetDataset, EpochSampler, make_loader  # noqa: E402
 from features import SAMPLE_RATE  # noqa: E402
 from measure import HEADER, faster, machine, seconds_of  # noqa: E402
-from prep_audioset import pack  # noqa: E402
+from packing import pack  # noqa: E402
 
 CONF = {'num_mel_bins': 128, 'target_length': 100, 'mode': 'train', 'mixup': 0.5, 'freqm': 48, 'timem': 20,
         'noise': True}

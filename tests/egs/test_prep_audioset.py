@@ -43,7 +43,7 @@ def audio(tmp_path):
         if text is not None:
             path.write_text(text)
             return str(path)
-        tone = amplitude * np.sin(np.arange(11025) / 10)
+        tone = amplitude * np.sin(np.arange(10 * 22050) / 10)
         soundfile.write(path, np.stack([tone, tone], axis=1), 22050,
                         format={'.oga': 'OGG', '.aif': 'AIFF'}.get(path.suffix))
         return str(path)
@@ -142,7 +142,9 @@ def test_files_that_are_no_audio_are_ignored(prepare, audio):
     audio(f'{SECOND}.wav')
     for suffix in ('json', 'part', 'txt', 'wav.part'):
         audio(f'{FIRST}.{suffix}', text='')
-    assert [row['problem'] for row in prepare()[1]] == ['missing']
+    _, missing, report = prepare()
+    assert [row['problem'] for row in missing] == ['missing']
+    assert '4 files are not audio by their suffix, such as ' in report
 
 
 def test_a_video_with_several_clips_needs_the_start_in_the_name(prepare, audio):
@@ -161,7 +163,7 @@ def test_folders_that_link_to_each_other_are_walked_once(prepare, audio, tmp_pat
     (tmp_path / 'elsewhere').mkdir()
     os.rename(audio(f'{SECOND}.wav'), tmp_path / 'elsewhere' / f'{SECOND}.wav')
     (tmp_path / 'audio' / 'b').symlink_to(tmp_path / 'elsewhere')
-    assert len(prepare()[0]) == len(list(prep.audio_files(tmp_path / 'audio'))) == 2
+    assert len(prepare()[0]) == len(prep.list_recordings(tmp_path / 'audio')[0]) == 2
 
 
 def test_copies_are_16_khz_mono_flac_that_loud_clips_do_not_wrap(prepare, audio, tmp_path):
@@ -185,7 +187,7 @@ def test_a_broken_off_conversion_goes_on_where_it_was(prepare, audio, tmp_path):
     before = kept.stat().st_mtime_ns
     entries, missing, _ = prepare(flac)
     assert len(entries) == 2 and missing == []
-    assert kept.stat().st_mtime_ns == before and soundfile.info(broken).frames == 8000
+    assert kept.stat().st_mtime_ns == before and soundfile.info(broken).frames == 160000
 
 
 def test_copies_serve_as_audio_themselves(prepare, audio, tmp_path):

@@ -31,7 +31,7 @@ def clips(tmp_path):
     lines = ['# Segments csv', '# num_ytids=48', '# YTID, start_seconds, end_seconds, positive_labels']
     for i in range(48):
         name, labels = f'-Y_clip{i:04d}', LABELS[i % len(LABELS)]
-        lines.append(f'{name}, {i}.000, {i + 10}.000, "{labels}"')
+        lines.append(f'{name}, {i}.000, {i}.500, "{labels}"')
         if i % 2 == i // 4 % 2:
             tone = 0.1 * np.sin(np.arange(8000) * (0.05 + 0.1 * (i % 4)))
             soundfile.write(tmp_path / 'my audio' / (name + (f'_{i}.000.flac' if i % 3 else '.wav')), tone, 16000)

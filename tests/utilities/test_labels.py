@@ -1,7 +1,9 @@
 """Label files, datafiles and weight files: what is read, and what is said about those that cannot be."""
 import codecs
 import hashlib
+import itertools
 import json
+import math
 import pickle
 
 import numpy as np
@@ -54,6 +56,30 @@ def test_a_datafile_keeps_paths_and_labels_as_written(write):
     assert len(datafile) == 2
     assert [datafile.wavs[i] for i in range(2)] == ['a.wav', 'ü b.flac']
     assert [datafile.labels[i] for i in range(2)] == ['/m/0', '/m/1,/m/0']
+
+
+def test_an_entry_may_say_start_and_seconds(write):
+    entries = [GOOD, {**GOOD, 'start': 30}, {**GOOD, 'start': 0.5, 'seconds': 10.0},
+               {**GOOD, 'seconds': 2}]
+    datafile = read_datafile(write(json.dumps({'data': entries})), MIDS)
+    windows = [(0, math.inf), (30, math.inf), (0.5, 10), (0, 2)]
+    assert [datafile.window(i) for i in range(4)] == windows
+    without = read_datafile(write(json.dumps({'data': [GOOD]})), MIDS)
+    assert without.windows is None and without.window(0) == (0, math.inf)
+
+
+BAD_SECONDS = -1, 'x', None, True, math.nan, math.inf, 10 ** 400, [1]
+
+
+@pytest.mark.parametrize(
+    'key, value', [*itertools.product(('start', 'seconds'), BAD_SECONDS), ('seconds', 0)],
+    ids=lambda value: str(value)[:9])
+def test_a_start_or_a_length_that_is_none_is_refused_with_the_entry(write, key, value):
+    path = write(json.dumps({'data': [GOOD, {**GOOD, key: value}]}))
+    expected = f'entry 1: \'a.wav\': "{key}" is .*seconds.* got '
+    with pytest.raises(DataError, match=expected) as error:
+        read_datafile(path, MIDS)
+    assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize('content, reason', [
