@@ -315,17 +315,20 @@ def count_workers(num_workers, processes=1):
     return max(1, available_cores() // processes) if num_workers < 0 else num_workers
 
 
-def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, world=World()):
+def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, world=World(), batches=None):
     """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores.
 
     world: with several processes, this one's part of every batch of a sampler (SharedBatches), or of the dataset.
+    batches: an iterable of lists of indices, read a few batches ahead, which says all itself.
     """
     workers = count_workers(num_workers, world.local_size)
     _end_workers_at_exit()
     options = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
                'worker_init_fn': _leave_signals_to_parent,
                'multiprocessing_context': worker_context() if workers else None}
-    if sampler is not None:
+    if batches is not None:
+        options['batch_sampler'] = batches
+    elif sampler is not None:
         options['batch_sampler'] = SharedBatches(sampler, batch_size, world)
     else:
         options |= {'sampler': world.part(len(dataset)), 'batch_size': batch_size}

@@ -1,21 +1,20 @@
 """Tag audio files with trained models: what is heard in each recording, and when."""
-import csv
+import hashlib
 import logging
 import os
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from audio import AUDIO_SUFFIXES
+from audio import AUDIO_SUFFIXES, MAX_RATE, MIN_RATE, AudioError
 from features import FRAME_SHIFT_MS
 from hardware import choose_device
 from models import WeightsError
-from models.files import atomic_write
-from tagging import load_tagger, tag
+from outputs import Csv, Embeddings, Json, JsonLines, Results
+from sounds import Stream
+from tagging import default_batch_size, load_tagger, tag, tag_stream
 from trainer import TrainingError
 from utilities.cli import (MAX_BATCH, OptionParser, add_checkpoint_options, exit_on, number,
                            setup_logging, whole)
@@ -24,7 +23,6 @@ from utilities.labels import DataError
 from utilities.parallel import limit_threads
 from utilities.plots import clock, plot_tags
 from utilities.results import write_figure
-from utilities.texts import write_json
 
 SHOWN_NAMES = 3  # of files that are left out
 TIMELINE_SCORE = 0.1  # what a class must reach to be in the timeline, but for the first one
@@ -45,13 +43,12 @@ def find_audio(paths):
 
 
 def _audio_below(folder):
-    """Return the audio files below a folder, without hidden ones; log how many others there are."""
+    """Return the audio files in a folder and in the folders in it, hidden ones left out; log how many are none."""
     files = [path for path in sorted(map(Path, files_below(folder))) if path.is_file()]
     others = [path.name for path in files if path.suffix.lower() not in AUDIO_SUFFIXES]
     if others:
         examples = ', '.join(others[:SHOWN_NAMES]) + (', ...' if len(others) > SHOWN_NAMES else '')
-        logger.info('%s: left out %d files that are not audio by their suffix: %s', folder,
-                    len(others), examples)
+        logger.info('%s: left out %d files that are not audio by their suffix: %s', folder, len(others), examples)
     return [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
@@ -66,60 +63,24 @@ def as_text(tagging, top_k):
     width = max(len(names[i]) for i, _ in best)
     lines = [f'{tagging.path}  {clock(tagging.seconds, short)}{heard}']
     if tagging.incomplete_from is not None:
-        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or '
-                     f'damaged')
+        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or damaged')
     if several:
         lines += [f'  {"":<{width}}  mean  max']
     lines += [f'  {names[i]:<{width}}  {score:.2f}' + (f'  {highest[i]:.2f}' if several else '') for i, score in best]
-    for (start, end), scores in zip(times if several else (), tagging.scores):
-        best = tagging.top(scores, top_k)
-        heard = [pair for pair in best if pair[1] >= TIMELINE_SCORE] or best[:1]
-        lines.append(f'  {start}-{end}  ' + ', '.join(f'{names[i]} {score:.2f}' for i, score in heard))
+    if several:
+        lines += timeline(tagging, top_k, short)
     return '\n'.join(lines) + '\n'
 
 
-def as_json(tagging, top_k):
-    """A Tagging for programs: a dict of path, seconds, windows, and mean and max over them; top_k classes of each."""
-    if tagging.error:
-        return {'path': tagging.path, 'error': tagging.error}
-
-    def tags(scores):
-        return [{'label': tagging.labels.names[i], 'mid': tagging.labels.mids[i], 'score': float(str(score))}
-                for i, score in tagging.top(scores, top_k)]  # by way of text: the shortest number that is this float32
-    windows = [{'start': _rounded(start), 'end': _rounded(end), 'tags': tags(scores)}
-               for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores)]
-    incomplete_from = None if tagging.incomplete_from is None else _rounded(tagging.incomplete_from)
-    return {'path': tagging.path, 'seconds': _rounded(tagging.seconds),
-            'incomplete_from': incomplete_from, 'windows': windows,
-            'mean': tags(tagging.mean), 'max': tags(tagging.max)}
-
-
-def write_csv(path, taggings):
-    """Write all scores as a table, a row a window: path, times, classes, incomplete_from."""
-    with atomic_write(path) as partial, open(partial, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(['path', 'start', 'end', *taggings[0].labels.names, 'incomplete_from'])
-        for tagging in taggings:
-            end_of_sound = tagging.incomplete_from
-            incomplete_from = '' if end_of_sound is None else _rounded(end_of_sound)
-            for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores):
-                writer.writerow([tagging.path, _rounded(start), _rounded(end), *map(str, scores),
-                                 incomplete_from])
-
-
-def write_embeddings(path, taggings):
-    """Write embeddings (windows, dim), and of each window the path of its file and its start, as .npz."""
-    read = [tagging for tagging in taggings if not tagging.error]
-    arrays = {'embeddings': np.concatenate([tagging.embeddings for tagging in read]) if read else np.zeros((0, 0)),
-              'paths': np.array([tagging.path for tagging in read for _ in tagging.starts], dtype=str),
-              'starts': np.concatenate([np.zeros(0), *(tagging.starts for tagging in read)])}
-    with atomic_write(path) as partial, open(partial, 'wb') as file:
-        np.savez(file, **arrays)
-
-
-def _rounded(seconds):
-    """Seconds to the microsecond, without what multiplication leaves."""
-    return round(float(seconds), 6)
+def timeline(tagging, top_k, tenths):
+    """A line for every window of a Tagging: when it is, to tenths of a second or not, and what is heard in it."""
+    lines = []
+    for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores):
+        best = tagging.top(scores, top_k)
+        heard = [pair for pair in best if pair[1] >= TIMELINE_SCORE] or best[:1]
+        lines.append(f'  {clock(start, tenths)}-{clock(end, tenths)}  '
+                     + ', '.join(f'{tagging.labels.names[i]} {score:.2f}' for i, score in heard))
+    return lines
 
 
 def picture_paths(plot, files):
@@ -138,11 +99,16 @@ def picture_paths(plot, files):
     return paths
 
 
+def reads_stream(args):
+    """Whether the sound is to come in on standard input."""
+    return Stream.name in (*args.audio, *args.audio_path)
+
+
 def make_parser():
     """All options."""
     parser = OptionParser(prog='inference.py', description=__doc__)
     add = parser.add_argument
-    add('audio', nargs='*', metavar='AUDIO', help='audio files, and folders of them')
+    add('audio', nargs='*', metavar='AUDIO', help='audio files, and folders of them; - reads standard input')
     add('--audio_path', nargs='+', default=[], metavar='AUDIO', help='the same, after options')
     add('--checkpoint', '--model_path', required=True, nargs='+', metavar='CHECKPOINT',
         help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face; the scores of '
@@ -153,7 +119,10 @@ def make_parser():
     add('--hop_seconds', type=number(FRAME_SHIFT_MS / 1000),
         help='seconds from the beginning of a window to the next; without it a window')
     add('--top_k', type=whole(1), default=5, help='classes to show')
-    add('--json', type=Path, metavar='FILE', help='write the top classes of every recording and window')
+    add('--raw_rate', type=whole(MIN_RATE, MAX_RATE), metavar='HZ',
+        help='standard input is no WAV file but samples at this rate: 16 bits, little endian, mono')
+    add('--json', type=Path, metavar='FILE',
+        help='write the top classes of every recording and window; FILE.jsonl: an object a line')
     add('--csv', type=Path, metavar='FILE', help='write the scores of all classes, a row a window')
     add('--plot', type=Path, metavar='PNG', help='draw spectrogram and tags: a .png, or a folder for several files')
     add('--embeddings', type=Path, metavar='NPZ', help='write the embedding of every window')
@@ -167,6 +136,14 @@ def check_options(parser, args):
     """Stop with a sentence where options contradict each other."""
     if args.window == 'first' and args.hop_seconds:
         parser.error('--window first has one window: --hop_seconds does not go with it')
+    if args.raw_rate and not reads_stream(args):
+        parser.error('--raw_rate is the sample rate of standard input: give - in the place of files')
+    if reads_stream(args):
+        if len(args.audio) + len(args.audio_path) > 1:
+            parser.error('- is standard input, which is tagged alone: give no files beside it')
+        for name in ('plot', 'batch_size'):
+            if getattr(args, name):
+                parser.error(f'--{name} does not go with standard input, which is tagged window by window')
     if args.embeddings and len(args.checkpoint) > 1:
         parser.error(f'--embeddings wants one checkpoint, got {len(args.checkpoint)}')
     try:
@@ -177,6 +154,8 @@ def check_options(parser, args):
 
 def check_writable(paths):
     """Raise DataError where files cannot be written, before the work."""
+    if len(set(paths)) < len(paths):
+        raise DataError(f'{" ".join(map(str, paths))}: two outputs have one name')
     for path in paths:
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise DataError(f'{path} cannot be written: it is a folder, or is in one that must not be written to')
@@ -187,46 +166,96 @@ def infer(args):
 
     Returns how many files there were and how many of them could not be read.
     """
-    files = find_audio([*args.audio, *args.audio_path])
-    pictures = picture_paths(args.plot, files) if args.plot else [None] * len(files)
-    written = [path for path in (args.json, args.csv, args.embeddings, pictures[0]) if path]
+    if reads_stream(args):
+        files, pictures = [], []
+    else:
+        files = find_audio([*args.audio, *args.audio_path])
+        pictures = picture_paths(args.plot, files) if args.plot else [None] * len(files)
+    written = [path for path in (args.json, args.csv, args.embeddings, *pictures[:1]) if path]
     with making(*(path.parent for path in written)):
         check_writable(written)
-        return tag_all(args, files, pictures)
+        tagger = load_tagger(args.checkpoint, args.device, args.amp, args.label_csv, args.dataset_mean,
+                             args.dataset_std, args.loss, fstride=args.fstride, tstride=args.tstride,
+                             input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
+        if reads_stream(args):
+            return listen(args, tagger)
+        return tag_all(args, tagger, files, pictures)
 
 
-def tag_all(args, files, pictures):
+def tag_all(args, tagger, files, pictures):
     """Tag files and write what the options ask for, a picture of each to the path in `pictures`, or None.
 
-    Returns how many files there were and how many of them could not be read.
+    What an earlier start has done is not done again. Returns how many files there were and how
+    many of them could not be read.
     """
-    tagger = load_tagger(args.checkpoint, args.device, args.amp, args.label_csv, args.dataset_mean,
-                         args.dataset_std, args.loss, fstride=args.fstride, tstride=args.tstride,
-                         input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
-    taggings = []
-    results = tag(tagger, files, args.window, args.hop_seconds, batch_size=args.batch_size,
-                  num_workers=args.num_workers, embeddings=bool(args.embeddings), spectrograms=bool(args.plot))
-    for tagging, picture in zip(results, pictures):
-        if tagging.error:
-            logger.error('%s', tagging.error)
-        else:
-            tqdm.write(as_text(tagging, args.top_k))  # which print would do into the middle of a progress bar
-            if picture:
-                write_figure(picture, plot_tags(tagging.spectrogram, tagging.ends[-1], tagging.starts, tagging.ends,
-                                                tagging.scores, tagging.labels.names, Path(tagging.path).name))
-        taggings.append(replace(tagging, spectrogram=None))  # an hour's are megabytes
-    write_results(args, taggings)
-    return len(taggings), sum(tagging.error is not None for tagging in taggings)
+    outputs = make_outputs(args, tagger, longest_path=max(len(str(file)) for file in files))
+    beside = outputs[0].path if outputs else args.plot
+    with Results(outputs, beside, describe_job(args, tagger, files), len(files)) as results:
+        left = slice(results.done.files, None)
+        taggings = tag(tagger, files[left], args.window, args.hop_seconds, batch_size=args.batch_size,
+                       num_workers=args.num_workers, embeddings=bool(args.embeddings),
+                       spectrograms=bool(args.plot), done=results.done)
+        for tagging, picture in zip(taggings, pictures[left]):
+            show(tagging, args.top_k, picture)
+            results.add(tagging)
+        results.finish()
+    return results.state.files, results.state.failed
 
 
-def write_results(args, taggings):
-    """Write the files that the options ask for."""
+def make_outputs(args, tagger, longest_path, in_place=False):
+    """The files that the options ask for, as GrowingFiles."""
+    outputs = []
     if args.json:
-        write_json(args.json, [as_json(tagging, args.top_k) for tagging in taggings])
+        lines = args.json.suffix.lower() == '.jsonl'
+        outputs.append((JsonLines if lines else Json)(args.json, args.top_k, in_place))
     if args.csv:
-        write_csv(args.csv, taggings)
+        outputs.append(Csv(args.csv, tagger.labels.names, in_place))
     if args.embeddings:
-        write_embeddings(args.embeddings, taggings)
+        outputs.append(Embeddings(args.embeddings, tagger.embedding_dim, longest_path))
+    return outputs
+
+
+def describe_job(args, tagger, files):
+    """What the results depend on, by names that the user knows: a job with others is another job."""
+    names = hashlib.sha256(b'\0'.join(os.fsencode(file) for file in files))
+    return {'files': names.hexdigest(), 'checkpoints, statistics or labels': tagger.digest(),
+            '--device': tagger.device.type, '--amp': str(tagger.classifiers[0].model.autocast_dtype),
+            '--batch_size': args.batch_size or default_batch_size(tagger),
+            **{f'--{name}': str(getattr(args, name)) for name in
+               ('window', 'hop_seconds', 'top_k', 'json', 'csv', 'embeddings', 'plot')}}
+
+
+def show(tagging, top_k, picture):
+    """Print a Tagging, or its error, and draw it to the path `picture` unless that is None."""
+    if tagging.error:
+        logger.error('%s', tagging.error)
+        return
+    tqdm.write(as_text(tagging, top_k))  # which print would do into the middle of a progress bar
+    sys.stdout.flush()
+    if picture:
+        write_figure(picture, plot_tags(tagging.spectrogram, tagging.ends[-1], tagging.starts, tagging.ends,
+                                        tagging.scores, tagging.labels.names, Path(tagging.path).name))
+
+
+def listen(args, tagger):
+    """Tag standard input; print and write each window as soon as it is complete.
+
+    Returns how many windows there were and how many of them could not be read.
+    """
+    outputs = make_outputs(args, tagger, len(Stream.name), in_place=True)
+    with Results(outputs) as results:
+        try:
+            for tagging in tag_stream(tagger, Stream(args.raw_rate), args.window, args.hop_seconds,
+                                      bool(args.embeddings)):
+                if tagging.error:
+                    logger.error('%s', tagging.error)
+                print(*timeline(tagging, args.top_k, tenths=True), sep='\n', flush=True)
+                results.add(tagging)
+        except KeyboardInterrupt:  # the usual end of a sound that has none
+            logger.info('stopped')
+        finally:
+            results.finish()
+    return results.state.files, results.state.failed
 
 
 def main(argv=None):
@@ -236,7 +265,7 @@ def main(argv=None):
     check_options(parser, args)
     setup_logging()
     limit_threads()
-    with exit_on(DataError, TrainingError, WeightsError, OSError):
+    with exit_on(DataError, AudioError, TrainingError, WeightsError, OSError):
         try:
             files, failed = infer(args)
         except KeyboardInterrupt:

@@ -1,9 +1,12 @@
 """Tag recordings with trained models: what is heard in each, window by window. `load_tagger` and `tag` are the door."""
+import collections
 import functools
+import hashlib
 import itertools
 import logging
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,15 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from audio import AudioError, WindowReader, measure, survey, window_seconds
 from dataloader import count_workers, make_loader, one_thread
-from features import FRAME_SHIFT_MS, SAMPLE_RATE, count_frames, fbank, fit_frames, normalise
+from features import (FRAME_SHIFT_MS, SAMPLE_RATE, count_frames, fbank, fit_frames, normalise,
+                      window_samples)
 from hardware import choose_device, choose_precision, move, parallelise
 from models import load_model
+from sounds import Sound, Stream, is_array
 from traintest import explained
 from utilities.labels import DataError, Labels, read_labels
+from utilities.parallel import map_ahead
 from utilities.progress import Progress
 
 EGS = Path(__file__).resolve().parents[1] / 'egs'
@@ -29,6 +35,7 @@ KNOWN_LABELS = {
     'speechcommands': (35, EGS / 'speechcommands' / 'data' / 'speechcommands_class_labels_indices.csv'),
 }
 MIN_WINDOW_SHARE = 0.1  # a last window that holds less audio than this share of a window is left out
+BLANK = 'blank'  # the error of a place in a batch that stays empty
 ROUNDING_SECONDS = 1e-3  # by which the end of a recording may differ from its duration
 MAX_COLUMNS = 1500  # of a spectrogram that is kept for a picture
 
@@ -78,6 +85,21 @@ class Tagger:
     def seconds(self):
         """How far the frames of a window reach, and the default hop."""
         return self.frames * FRAME_SHIFT_MS / 1000
+
+    @property
+    def embedding_dim(self):
+        """The size of the embedding of the first checkpoint."""
+        return self.classifiers[0].model.v.embed_dim
+
+    def digest(self):
+        """Return a hash of everything that scores depend on: weights, statistics, classes."""
+        digest = hashlib.sha256(repr((self.labels, self.frames, self.mel_bins)).encode())
+        for classifier in self.classifiers:
+            digest.update(repr((classifier.mean, classifier.std, classifier.loss)).encode())
+            for name, tensor in classifier.model.state_dict().items():
+                digest.update(name.encode())
+                digest.update(tensor.cpu().numpy())
+        return digest.hexdigest()
 
     @torch.inference_mode()
     def __call__(self, fbanks, embeddings=False):
@@ -166,12 +188,12 @@ def labels_of(source, description, given):
 class Tagging:
     """What was heard in one recording, window by window.
 
-    path: of the file; seconds: its duration, as far as it can be read; incomplete_from: the second
-    at which its sound ends before its header says, or is damaged, else None.
-    starts, ends: (windows,), in seconds; scores: (windows, classes) float32, from 0 to 1; labels:
-    of the classes. embeddings: (windows, dim), spectrogram: (columns, bins) from 0 to the last
-    window's end, NaN where no window was; None if they were not asked for.
+    path: of the file; seconds: its duration, as far as it can be read; incomplete_from: the second at which its sound
+    ends before its header says, or is damaged, else None. starts, ends: (windows,), in seconds; scores: (windows, classes) float32,
+    from 0 to 1; labels: of the classes. embeddings: (windows, dim), spectrogram: (columns, bins) from 0 to the last
+    window's end, NaN where no window was: where they were asked for, else None.
     error: why the file could not be read, else None; without windows in that case.
+    planned: how many windows there are by the header, also of a file that could not be read.
     """
     path: str
     seconds: float
@@ -183,6 +205,7 @@ class Tagging:
     spectrogram: np.ndarray | None = None
     error: str | None = None
     incomplete_from: float | None = None
+    planned: int = 0
 
     @property
     def mean(self):
@@ -199,53 +222,145 @@ class Tagging:
         return [(int(i), scores[i]) for i in np.argsort(-scores, kind='stable')[:k]]
 
 
-def tag(tagger, files, window='all', hop_seconds=None, *, batch_size=None, num_workers=-1, embeddings=False,
-        spectrograms=False):
-    """Tag audio files. Returns an iterator over a Tagging a file, in order; of a long recording, only scores are kept.
+class Done(NamedTuple):
+    """How much of a job an earlier start has done."""
+    files: int = 0
+    windows: int = 0
 
-    files: a path or a list of paths, in any format, rate and number of channels. window: 'all' cuts a recording into
-    windows of the model's input that begin every hop_seconds (by default one after the other); the last one is padded
-    as in training, and left out where it would hold less than a tenth of a window. 'first' takes the first one alone,
-    which is what training and validation see. embeddings: keep those too, of a tagger of one checkpoint.
-    spectrograms: keep log mel spectrograms for pictures, max-pooled in time to at most 1500 columns.
-    batch_size: windows in a batch, by default 16, or 4 on a CPU, whose caches larger ones overflow.
-    num_workers: processes that read recordings, -1 for one a core. None are started in a daemonic
-    process (of Celery, of multiprocessing.Pool), or if they would run a script without a main
-    guard again.
-    A file that cannot be read gives a Tagging with an error. Raises DataError for settings that contradict each other.
+
+def tag(tagger: Tagger, files, window: str = 'all', hop_seconds: float | None = None, *,
+        rate: int | None = None, batch_size: int | None = None, num_workers: int = -1,
+        embeddings: bool = False, spectrograms: bool = False,
+        done: Done = Done()) -> Iterator[Tagging]:
+    """Tag recordings. Yield a Tagging for each, in order; of a long recording, only scores are kept.
 
         tagger = load_tagger('audioset_10_10_0.4593.pth')
         for tagging in tag(tagger, ['recording.flac']):
             print([tagger.labels.names[i] for i, score in tagging.top(tagging.mean, 5)])
+
+    A recording that cannot be read gives a Tagging with an error.
+
+    Args:
+        tagger: what `load_tagger` returns.
+        files: a path or an array, or a list of them. Files may have any format, rate and number
+            of channels. Arrays are numpy arrays or torch tensors (samples,) or (channels,
+            samples): floats with full scale 1, or int16, int32 and uint8 as in a WAV file.
+        window: 'all' cuts a recording into windows of the model's input. They begin every
+            hop_seconds. The last one is padded as in training, and left out if it would hold less
+            than a tenth of a window. 'first' takes only the first one, which is what training
+            and validation see.
+        hop_seconds: from the beginning of a window to the next; a window if None.
+        rate: sample rate of the arrays in Hz.
+        batch_size: windows in a batch; by default 16, or 4 on a CPU, whose caches larger ones
+            overflow.
+        num_workers: processes that read recordings, -1 for one a core. None are started in a
+            daemonic process (of Celery, of multiprocessing.Pool), or if they would run a script
+            without a main guard again.
+        embeddings: whether to keep those too, of a tagger of one checkpoint.
+        spectrograms: whether to keep log mel spectrograms for pictures, max-pooled in time to at
+            most 1500 columns.
+        done: what an earlier start of the same job has tagged of a longer list, of which `files`
+            are the rest. The scores are then those of a job that was not interrupted.
+
+    Raises:
+        DataError: settings contradict each other, or an array is not a sound.
     """
+    check_window(tagger, window, hop_seconds, embeddings)
+    one = isinstance(files, (str, os.PathLike)) or is_array(files)
+    sources = [_source(value, rate, i) for i, value in enumerate([files] if one else files)]
+    examine = functools.partial(_examine, window=window, window_seconds=tagger.seconds,
+                                hop_seconds=hop_seconds or tagger.seconds)
+    return _taggings(tagger, sources, examine, batch_size or default_batch_size(tagger),
+                     num_workers, embeddings, spectrograms, done)
+
+
+def _source(value, rate, index):
+    """A path as text, or an array as a Sound. Raises DataError for anything else."""
+    if is_array(value):
+        return Sound.of_array(value, rate, f'array {index}')
+    if not isinstance(value, (str, os.PathLike)):
+        raise DataError(f'expected paths, numpy arrays or torch tensors, got {type(value).__name__}')
+    return str(value)
+
+
+def check_window(tagger, window, hop_seconds, embeddings):
+    """Raise DataError for settings of `tag` that contradict each other."""
     if window not in ('all', 'first') or (window == 'first' and hop_seconds):
         raise DataError(f"window is 'all', or 'first' without hop_seconds, got {window!r} and {hop_seconds}")
     if embeddings and len(tagger.classifiers) > 1:
         raise DataError('embeddings of several checkpoints have no mean: give one checkpoint')
-    paths = [str(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
-    recordings = [_examine(path, window, tagger.seconds, hop_seconds or tagger.seconds) for path in paths]
-    rows = _rows(tagger, recordings, batch_size or (4 if tagger.device.type == 'cpu' else 16), num_workers, embeddings)
-    return (_collect(tagger, recording, rows, spectrograms) for recording in recordings)
+
+
+def default_batch_size(tagger: Tagger) -> int:
+    """Return how many windows a batch has if the caller does not say."""
+    return 4 if tagger.device.type == 'cpu' else 16
+
+
+def tag_stream(tagger: Tagger, stream: Stream, window: str = 'all',
+               hop_seconds: float | None = None, embeddings: bool = False) -> Iterator[Tagging]:
+    """Yield a Tagging for each window of a Stream as soon as it is complete.
+
+    The windows are those of a file with the same sound. Their `seconds` is what has come in by
+    then. Takes the arguments of `tag`.
+    """
+    check_window(tagger, window, hop_seconds, embeddings)
+    windows = Windows(tagger.frames, tagger.mel_bins)
+    for start, *key in _windows_of(stream, tagger, hop_seconds or tagger.seconds):
+        recording = Recording(stream.name, stream.seconds, np.array([start]))
+        with explained():
+            rows = _classify(tagger, default_collate([windows[key]]), embeddings)
+        yield _collect(tagger, recording, rows, spectrogram=False)
+        if window == 'first':
+            return
+
+
+def _windows_of(stream, tagger, hop_seconds):
+    """Yield the start and the key in Windows of each window of a Stream."""
+    needed = window_samples(tagger.frames) / SAMPLE_RATE
+    for index in itertools.count():
+        sound = stream.window(index * hop_seconds, needed)
+        if stream.seconds == 0:
+            raise AudioError('standard input holds no samples')
+        complete = stream.seconds >= index * hop_seconds + needed
+        if not complete and index >= len(window_starts(stream.seconds, tagger.seconds, hop_seconds)):
+            return
+        yield index * hop_seconds, *sound, stream.seconds
 
 
 class Recording(NamedTuple):
-    """A file to be tagged: its duration and the beginnings of its windows, or why it has none."""
-    path: str
+    """What is to be tagged: its duration and the beginnings of its windows.
+
+    One that cannot be read has one window, which cannot be read either, so that its error comes
+    in its turn.
+    """
+    source: str | Sound
     seconds: float = 0.0
-    starts: np.ndarray = np.zeros(0)
+    starts: np.ndarray = np.zeros(1)
     error: str | None = None
     incomplete_from: float | None = None
 
+    @property
+    def path(self):
+        """What to call it."""
+        return self.source.name if isinstance(self.source, Sound) else self.source
 
-def _examine(path, window, window_seconds, hop_seconds):
-    """Plan the windows of a file; what is wrong with it goes into the Recording's error."""
+    def key(self, start, frames):
+        """The key of a window in Windows. Of a Sound, only the samples of the window are sent."""
+        if isinstance(self.source, Sound):
+            return *self.source.cut(start, window_seconds(frames)), self.seconds
+        return self.source, start, self.seconds
+
+
+def _examine(source, window, window_seconds, hop_seconds):
+    """Plan the windows of a recording; what is wrong with it goes into the Recording's error."""
     try:
-        seconds, incomplete_from = measure(path)
+        seconds, incomplete_from = ((source.seconds, None) if isinstance(source, Sound)
+                                    else measure(source))
     except AudioError as error:
-        return Recording(path, error=str(error))
+        return Recording(source, error=str(error))
     starts = window_starts(seconds, window_seconds, hop_seconds)
-    starts = starts[:1] if window == 'first' else starts
-    return Recording(path, seconds, starts, incomplete_from=incomplete_from)
+    return Recording(source, seconds, starts[:1] if window == 'first' else starts,
+                     incomplete_from=incomplete_from)
 
 
 def window_starts(seconds, window_seconds, hop_seconds):
@@ -260,34 +375,37 @@ def window_starts(seconds, window_seconds, hop_seconds):
 
 
 class Windows(Dataset):
-    """The windows of recordings as samples.
+    """The windows of recordings as samples: (fbank (frames, bins), real frames, seconds, error or '').
 
-    A sample is (fbank (frames, bins), how many frames are real, seconds, error or '').
-    windows: a list of (path, start, seconds of the whole recording). The fbank is not normalised.
-    The seconds in a sample are fewer if reading it has met damage. A broken file must not end the
-    worker that reads it: its error travels with the sample.
+    It is indexed with (path or Sound, start, seconds of the whole recording), or None for a blank.
+    The fbank is not normalised. The seconds in a sample are fewer if reading it has met damage. A
+    broken file must not end the worker that reads it: its error travels with the sample.
     """
 
-    def __init__(self, windows, frames, mel_bins):
-        self.windows, self.frames, self.mel_bins = windows, frames, mel_bins
+    def __init__(self, frames, mel_bins):
+        self.frames, self.mel_bins = frames, mel_bins
 
-    def __len__(self):
-        return len(self.windows)
-
-    def __getitem__(self, index):
-        path, start, seconds = self.windows[index]
+    def __getitem__(self, key):
+        if key is None:
+            return torch.zeros(self.frames, self.mel_bins), 0, 0.0, BLANK
+        source, start, seconds = key
         try:
             with one_thread():
-                waveform, end = self.reader.load(path, start=start,
-                                                 seconds=window_seconds(self.frames))
+                waveform, end = self._load(source, start)
                 features = fbank(waveform, self.mel_bins)
             if end is not None and end < seconds - ROUNDING_SECONDS:
-                seconds = survey(path).seconds
+                seconds = survey(source).seconds
                 if not seconds:
-                    raise AudioError(f'the audio file {path} holds no samples')
+                    raise AudioError(f'the audio file {source} holds no samples')
         except AudioError as error:
             return torch.zeros(self.frames, self.mel_bins), 0, seconds, str(error)
         return fit_frames(features, self.frames), min(len(features), self.frames), seconds, ''
+
+    def _load(self, source, start):
+        """The waveform from there on, and where the recording has ended, if it has."""
+        if isinstance(source, Sound):
+            return source.waveform(start), None
+        return self.reader.load(source, start=start, seconds=window_seconds(self.frames))
 
     @functools.cached_property
     def reader(self):
@@ -296,10 +414,9 @@ class Windows(Dataset):
 
 
 class Row(NamedTuple):
-    """What became of a window.
+    """What became of a window. fbank: (real frames, bins), not normalised; embedding: (dim,) or None.
 
-    fbank: (real frames, bins), not normalised; seconds: how long the recording is, as far as the
-    window has shown; embedding: (dim,) or None.
+    seconds: how long the recording is, as far as the window has shown.
     """
     fbank: np.ndarray
     seconds: float
@@ -308,30 +425,80 @@ class Row(NamedTuple):
     embedding: np.ndarray | None
 
 
-def _rows(tagger, recordings, batch_size, num_workers, embeddings):
-    """Yield a Row for every window of all recordings, in order."""
-    windows = [(recording.path, float(start), recording.seconds)
-               for recording in recordings for start in recording.starts]
-    dataset = Windows(windows, tagger.frames, tagger.mel_bins)
-    batches = math.ceil(len(dataset) / batch_size)
-    # Starting processes takes longer than one batch.
-    workers = min(count_workers(num_workers), batches) if batches > 1 else 0
-    loader = make_loader(dataset, batch_size, workers, pin_memory=tagger.device.type == 'cuda')
-    with Progress('tagging', batches) as progress, explained():
-        for fbanks, frames, seconds, errors in loader:
-            scores, embedded = tagger(fbanks, embeddings)
-            for i, error in enumerate(errors):
-                yield Row(fbanks[i, :frames[i]].numpy(), float(seconds[i]), error, scores[i],
-                          None if embedded is None else embedded[i])
-            progress.advance(len(fbanks))
+def _taggings(tagger, sources, examine, batch_size, num_workers, embeddings, spectrograms, done):
+    """Yield the Tagging of every source, in order."""
+    total = done.files + len(sources)
+    with Progress('tagging', total, done.files, unit='file') as progress, explained():
+        workers = count_workers(num_workers)
+        # The workers start before the threads that look ahead: a fork may copy a lock that is held.
+        first, rest = _examine_some(sources, examine, max(workers, 1) * batch_size)
+        batches = math.ceil(sum(len(recording.starts) for recording in first) / batch_size)
+        workers = min(workers, batches) if batches > 1 else 0  # starting takes longer than a batch
+        recordings = itertools.chain(first, map_ahead(examine, rest))
+        rows = _rows(tagger, recordings, batch_size, workers, embeddings, done.windows % batch_size)
+        for recording, row in rows:
+            count = len(recording.starts)
+            others = (row for _, row in itertools.islice(rows, count - 1))
+            its_rows = progress.within(itertools.chain([row], others), count, 'window')
+            yield _collect(tagger, recording, its_rows, spectrograms)
+            progress.advance(count)
+
+
+def _examine_some(sources, examine, windows):
+    """Examine sources until they have more than so many windows.
+
+    Returns their Recordings, and the sources that are left.
+    """
+    first, count = [], 0
+    for source in sources:
+        first.append(examine(source))
+        count += len(first[-1].starts)
+        if count > windows:
+            break
+    return first, sources[len(first):]
+
+
+def _rows(tagger, recordings, batch_size, workers, embeddings, blanks):
+    """Yield (Recording, Row) for every window of all recordings, in order.
+
+    blanks: how many places of the first batch stay empty. A matrix product may round differently
+    in a batch of another size, so each window is in the place that it has in an undisturbed job.
+    """
+    waiting = collections.deque()  # the recordings of the windows that are on their way
+
+    def keys():
+        yield from itertools.repeat(None, blanks)
+        for recording in recordings:
+            for start in map(float, recording.starts):
+                waiting.append(recording)
+                yield recording.key(start, tagger.frames)
+    places = keys()
+    batches = iter(lambda: list(itertools.islice(places, batch_size)), [])
+    loader = make_loader(Windows(tagger.frames, tagger.mel_bins), None, workers, batches=batches,
+                         pin_memory=tagger.device.type == 'cuda')
+    for batch in loader:
+        for row in _classify(tagger, batch, embeddings):
+            if row.error != BLANK:
+                yield waiting.popleft(), row
+
+
+def _classify(tagger, batch, embeddings):
+    """A Row for every window of a batch of Windows. The model rests if none could be read."""
+    fbanks, frames, seconds, errors = batch
+    scores, embedded = np.zeros((len(errors), len(tagger.labels)), np.float32), None
+    if not all(errors):
+        scores, embedded = tagger(fbanks, embeddings)
+    return [Row(fbanks[i, :frames[i]].numpy(), float(seconds[i]), error, scores[i],
+                None if embedded is None else embedded[i]) for i, error in enumerate(errors)]
 
 
 def _collect(tagger, recording, rows, spectrogram):
-    """The Tagging of a recording, from the next of the rows."""
+    """The Tagging of a recording, from its rows."""
+    planned = len(recording.starts)
     ends = np.minimum(recording.starts + tagger.seconds, recording.seconds)
-    picture = Spectrogram(ends[-1], tagger.mel_bins) if spectrogram and len(ends) else None
+    picture = Spectrogram(ends[-1], tagger.mel_bins) if spectrogram else None
     scores, embeddings, error = [], [], recording.error
-    for start, row in zip(recording.starts, itertools.islice(rows, len(recording.starts))):
+    for start, row in zip(recording.starts, rows):
         recording = _cut(recording, row.seconds, tagger.seconds)
         error = error or row.error or None
         scores.append(row.scores)
@@ -340,17 +507,16 @@ def _collect(tagger, recording, rows, spectrogram):
             picture.add(start, row.fbank)
     if error:
         return Tagging(recording.path, recording.seconds, np.zeros(0), np.zeros(0),
-                       np.zeros((0, len(tagger.labels)), np.float32), tagger.labels, error=error)
+                       np.zeros((0, len(tagger.labels)), np.float32), tagger.labels, error=error, planned=planned)
     count = len(recording.starts)
     ends = np.minimum(recording.starts + tagger.seconds, recording.seconds)
-    return Tagging(recording.path, recording.seconds, recording.starts, ends,
-                   np.stack(scores[:count]), tagger.labels,
+    return Tagging(recording.path, recording.seconds, recording.starts, ends, np.stack(scores[:count]), tagger.labels,
                    None if embeddings[0] is None else np.stack(embeddings[:count]),
-                   picture and picture.columns(ends[-1]), incomplete_from=recording.incomplete_from)
+                   picture and picture.columns(ends[-1]), incomplete_from=recording.incomplete_from, planned=planned)
 
 
 def _cut(recording, seconds, window_seconds):
-    """Return a Recording of which so many seconds can be read, without the windows past them."""
+    """Return a Recording of which only so many seconds could be read, without the windows past them."""
     if seconds >= recording.seconds:
         return recording
     starts = recording.starts
@@ -378,6 +544,5 @@ class Spectrogram:
 
     def columns(self, seconds):
         """(columns, bins) float32 up to so many seconds, NaN where there was no window."""
-        frames = max(1, count_frames(round(seconds * SAMPLE_RATE)))
-        columns = math.ceil(frames / self.frames_a_column)
+        columns = math.ceil(max(1, count_frames(round(seconds * SAMPLE_RATE))) / self.frames_a_column)
         return np.where(np.isfinite(self.highest[:columns]), self.highest[:columns], np.nan)

@@ -51,6 +51,19 @@ class WriteError(OSError):
 
 
 @contextlib.contextmanager
+def write_errors(path):
+    """Make a WriteError that names `path` of an error in writing it; it says if the disk is full."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and 'inline_container' not in str(error):  # where torch.save fails to write
+            raise
+        full = isinstance(error, RuntimeError) or error.errno in DISK_FULL
+        raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}'
+                         + ('; is the disk full?' if full else '')) from error
+
+
+@contextlib.contextmanager
 def atomic_write(path):
     """Give a temporary path beside `path` to write to; on success it is synced and takes the place of `path`.
 
@@ -61,16 +74,11 @@ def atomic_write(path):
     # What differs is all after the last dot, which torch.save leaves out where it writes the file's name into the file.
     partial = path.with_name(f'.{path.name}.part-{secrets.token_hex(3)}')
     try:
-        yield partial
-        with open(partial, 'rb+') as file:  # Windows syncs no file that is open for reading alone
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and 'inline_container' not in str(error):  # where torch.save fails to write
-            raise
-        full = isinstance(error, RuntimeError) or error.errno in DISK_FULL
-        raise WriteError(f'cannot write {path}: {str(error).splitlines()[0]}'
-                         + ('; is the disk full?' if full else '')) from error
+        with write_errors(path):
+            yield partial
+            with open(partial, 'rb+') as file:  # Windows syncs no file that is open for reading alone
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -6,7 +6,9 @@ import math
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,6 +17,8 @@ from tqdm import tqdm
 from utilities.cgroups import cpu_limit
 
 FILES_A_TASK = 16  # few enough to keep the bar moving, enough to make a task worth sending
+THREADS_AHEAD = 8  # of map_ahead: they mostly wait for the disk
+ITEMS_AHEAD = 64  # of map_ahead, which keeps the results of so many
 MOST_ON_WINDOWS = 61  # processes of a ProcessPoolExecutor, whose wait takes no more handles
 
 logger = logging.getLogger(__name__)
@@ -121,3 +125,22 @@ def parallel_map(function, items, title, unit='file', items_a_task=FILES_A_TASK)
     processes = available_cores() if os.name != 'nt' else min(available_cores(), MOST_ON_WINDOWS)
     with ProcessPoolExecutor(processes, worker_context(), torch.set_num_threads, (1,)) as pool:
         yield from bar(pool.map(function, items, chunksize=items_a_task))
+
+
+def map_ahead(function: Callable, items: Iterable) -> Iterator:
+    """Yield function(item) for every item, in order, while threads compute the next ones.
+
+    Only a few are computed ahead, however many items there are (Python 3.14 has this as the
+    buffersize of Executor.map). The threads start with the first item that is asked for.
+    """
+    pool = ThreadPoolExecutor(THREADS_AHEAD)
+    try:
+        pending = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ITEMS_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

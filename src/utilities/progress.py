@@ -5,6 +5,8 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
+LONG = 100  # parts of a batch, from which on they are shown
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,16 +40,16 @@ class Waiting:
 class Progress:
     """Count batches and the samples in them; `report` shows values, samples per second and the time left.
 
-    title: what is under way; batches: how many there are; done: how many of them an earlier start has done. Use as a
-    context manager.
+    title: what is under way; batches: how many there are; done: how many of them an earlier start has done; unit:
+    what they are called. Use as a context manager.
     """
 
-    def __init__(self, title, batches, done=0):
+    def __init__(self, title, batches, done=0, unit='batch'):
         self.title, self.batches, self.before = title, batches, done
         self.done, self.samples = done, 0
         self.start = time.monotonic()
         quiet = not logger.isEnabledFor(logging.INFO)  # of several processes, one shows a bar
-        self.bar = tqdm(total=batches, desc=title, unit='batch', initial=done, leave=False,
+        self.bar = tqdm(total=batches, desc=title, unit=unit, initial=done, leave=False,
                         disable=quiet or None)  # None: only on a terminal
 
     def __enter__(self):
@@ -61,6 +63,13 @@ class Progress:
         self.done += 1
         self.samples += samples
         self.bar.update()
+
+    def within(self, items, count, name):
+        """Yield items, and show how many of `count` are done if the batch under way is long."""
+        for index, item in enumerate(items, 1):
+            if count >= LONG and not self.bar.disable:
+                self.bar.set_postfix_str(f'{name} {index} of {count}' if index < count else '')
+            yield item
 
     def report(self, **values):
         """Show values (name -> text) beside the speed."""
