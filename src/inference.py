@@ -249,8 +249,9 @@ def listen(args, tagger):
                                       bool(args.embeddings)):
                 if tagging.error:
                     logger.error('%s', tagging.error)
-                print(*timeline(tagging, args.top_k, tenths=True), sep='\n', flush=True)
                 results.add(tagging)
+                for line in timeline(tagging, args.top_k, tenths=True):
+                    print(line, flush=True)
         except KeyboardInterrupt:  # the usual end of a sound that has none
             logger.info('stopped')
         finally:
@@ -271,7 +272,8 @@ def main(argv=None):
         except KeyboardInterrupt:
             sys.exit('stopped')
     if failed:
-        sys.exit(f'error: {failed} of {files} files could not be read; what is wrong with them is said above')
+        kind = 'windows' if reads_stream(args) else 'files'
+        sys.exit(f'error: {failed} of {files} {kind} could not be read; what is wrong with them is said above')
 
 
 if __name__ == '__main__':

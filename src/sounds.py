@@ -1,7 +1,10 @@
 """Sounds that are not files: arrays of samples, and what comes in on standard input."""
+import contextlib
 import math
 import os
 import select
+import stat
+import struct
 import sys
 from dataclasses import dataclass, replace
 
@@ -13,10 +16,17 @@ from audio import MAX_RATE, MIN_RATE, AudioError, resample
 from features import SAMPLE_RATE
 from utilities.labels import DataError
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = None
+
 # Integers as they are in WAV files: (what is silence, what is full scale).
 SCALES = {'int16': (0, 2 ** 15), 'int32': (0, 2 ** 31), 'uint8': (2 ** 7, 2 ** 7)}
 MARGIN = 0.25  # seconds that are read past a window, more than the longest resampling filter
-BLOCK = 0.1  # seconds that are read at once, so that Ctrl-C is heard
+ROUNDING = 1e-3  # of a sample, when seconds are counted in samples
+BLOCK = 0.25  # seconds that are read at once, at most
 SAMPLE_BYTES = {'PCM_U8': 1, 'PCM_16': 2, 'PCM_24': 3, 'PCM_32': 4, 'FLOAT': 4, 'DOUBLE': 8,
                 'ULAW': 1, 'ALAW': 1}  # of the codings that have a fixed size
 # A writer that does not know the length of a WAV file leaves 0, or a number near the limit.
@@ -110,6 +120,7 @@ class Stream:
         if sys.stdin is None or sys.stdin.isatty():
             raise DataError('standard input is a terminal: pipe a sound into the program')
         self.descriptor = sys.stdin.fileno()
+        self.is_file = stat.S_ISREG(os.fstat(self.descriptor).st_mode)
         if os.name == 'nt':  # or Windows would change line ends and stop at Ctrl-Z
             import msvcrt
             msvcrt.setmode(self.descriptor, os.O_BINARY)
@@ -127,7 +138,7 @@ class Stream:
 
     def _open_wav(self):
         audio = soundfile.SoundFile(self.descriptor, closefd=False)
-        if audio.seekable():  # a file, of which libsndfile reads every format
+        if self.is_file:  # of which libsndfile reads every format
             return audio
         # Of other formats and codings, libsndfile loses samples if it cannot seek.
         if audio.format not in ('WAV', 'WAVEX') or audio.subtype not in SAMPLE_BYTES:
@@ -154,8 +165,8 @@ class Stream:
         """
         # The filter that resamples looks a little past the window.
         seconds += 0 if self.rate == SAMPLE_RATE else MARGIN
-        while self.seconds < start + seconds:
-            block = self._read(math.ceil((start + seconds - self.seconds) * self.rate))
+        while (missing := (start + seconds - self.seconds) * self.rate) > ROUNDING:
+            block = self._read(math.ceil(missing - ROUNDING))
             if not len(block):
                 break
             self.kept = np.concatenate([self.kept, block])
@@ -165,9 +176,14 @@ class Stream:
         return Sound(self.kept.T, self.rate, 'standard input').cut(start - self.skipped, seconds)
 
     def _read(self, samples):
-        """Read at most so many samples, and no more than a block. Returns none at the end."""
-        if os.name != 'nt':  # libsndfile goes on waiting after Ctrl-C, select does not
+        """Read at most so many samples, as many as are there. Returns none at the end."""
+        if fcntl and not self.is_file:  # in libsndfile, a program that waits does not hear Ctrl-C
             select.select([self.descriptor], [], [])
+            with contextlib.suppress(OSError):  # /dev/null has no number of bytes
+                answer = fcntl.ioctl(self.descriptor, termios.FIONREAD, struct.pack('i', 0))
+                waiting = struct.unpack('i', answer)[0]
+                width = self.audio.channels * SAMPLE_BYTES[self.audio.subtype]
+                samples = min(samples, max(1, waiting // width))
         try:
             return self.audio.read(min(samples, math.ceil(BLOCK * self.rate)), dtype='float32',
                                    always_2d=True)

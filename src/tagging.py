@@ -321,7 +321,7 @@ def _windows_of(stream, tagger, hop_seconds):
         sound = stream.window(index * hop_seconds, needed)
         if stream.seconds == 0:
             raise AudioError('standard input holds no samples')
-        complete = stream.seconds >= index * hop_seconds + needed
+        complete = stream.seconds > index * hop_seconds + needed - ROUNDING_SECONDS
         if not complete and index >= len(window_starts(stream.seconds, tagger.seconds, hop_seconds)):
             return
         yield index * hop_seconds, *sound, stream.seconds
