@@ -1,4 +1,4 @@
-"""What inference writes, recording by recording, so that the same command line goes on after a kill.
+"""What inference writes, recording by recording, so that the same line goes on after a kill.
 
 While a job runs, each file grows as <name>.partial and gets its name at the end. A journal beside
 the first one, <name>.progress, has a line for every recording, written after its results: it says
@@ -32,8 +32,9 @@ def as_json(tagging: Tagging, top_k: int) -> dict:
         return {'path': tagging.path, 'error': tagging.error}
 
     def tags(scores):
-        return [{'label': tagging.labels.names[i], 'mid': tagging.labels.mids[i], 'score': float(str(score))}
-                for i, score in tagging.top(scores, top_k)]  # by way of text: the shortest number that is this float32
+        # By way of text: the shortest number that is this float32.
+        return [{'label': tagging.labels.names[i], 'mid': tagging.labels.mids[i],
+                 'score': float(str(score))} for i, score in tagging.top(scores, top_k)]
     windows = [{'start': _rounded(start), 'end': _rounded(end), 'tags': tags(scores)}
                for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores)]
     return {'path': tagging.path, 'seconds': _rounded(tagging.seconds),
@@ -109,8 +110,9 @@ class Csv(GrowingFile):
 
     def piece(self, tagging):
         incomplete_from = _rounded(tagging.incomplete_from)  # csv writes None as nothing
-        return self._rows([tagging.path, _rounded(start), _rounded(end), *map(str, scores), incomplete_from]
-                          for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores))
+        return self._rows(
+            [tagging.path, _rounded(start), _rounded(end), *map(str, scores), incomplete_from]
+            for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores))
 
     @staticmethod
     def _rows(rows):
@@ -247,9 +249,10 @@ class Results:
 
     def _refuse_if(self, differences):
         if differences:
-            left = [path for path in (self.path, *(file.partial for file in self.files)) if path.exists()]
-            raise DataError(f'there is an unfinished job with other {", ".join(differences)}: give its '
-                            f'command line to go on with it, or remove {" ".join(map(str, left))}')
+            paths = self.path, *(file.partial for file in self.files)
+            left = ' '.join(str(path) for path in paths if path.exists())
+            raise DataError(f'there is an unfinished job with other {", ".join(differences)}: give '
+                            f'its command line to go on with it, or remove {left}')
 
     def _can_go_on(self, state):
         """Whether the files have all that a state says."""
@@ -267,7 +270,8 @@ class Results:
             file.write(file.piece(tagging))
         self._note(self.state._replace(
             files=self.state.files + 1, windows=self.state.windows + tagging.planned,
-            failed=self.state.failed + bool(tagging.error), sizes=[file.size for file in self.files]))
+            failed=self.state.failed + bool(tagging.error),
+            sizes=[file.size for file in self.files]))
 
     def _note(self, state):
         if self.path:

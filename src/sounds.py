@@ -50,11 +50,12 @@ class Sound:
 
     @classmethod
     def of_array(cls, array, rate, name) -> 'Sound':
-        """Check an array (samples,) or (channels, samples). Raises DataError if it is no sound."""
+        """Check an array (samples,) or (channels, samples); raise DataError if it is no sound."""
         if rate is None:
             raise DataError('arrays do not say their sample rate: give rate=, in Hz')
         if not MIN_RATE <= rate <= MAX_RATE or rate != int(rate):
-            raise DataError(f'rate is a whole number of Hz from {MIN_RATE:,} to {MAX_RATE:,}, got {rate}')
+            raise DataError(f'rate is a whole number of Hz from {MIN_RATE:,} to {MAX_RATE:,}, '
+                            f'got {rate}')
         kind = _type_name(array)
         if 'float' not in kind and kind not in SCALES:
             raise DataError(f'{name} has samples of type {kind}: give floats with full scale 1, or '
@@ -128,7 +129,8 @@ class Stream:
             self.audio = self._open_raw(raw_rate, 1, 'PCM_16') if raw_rate else self._open_wav()
         except soundfile.LibsndfileError as error:
             raise AudioError(f'standard input is no WAV file ({error.error_string.strip(" .")}): '
-                             f'convert it with `ffmpeg -i ... -f wav -`, or give --raw_rate') from None
+                             f'convert it with `ffmpeg -i ... -f wav -`, or give '
+                             f'--raw_rate') from None
         self.rate = self.audio.samplerate
         if not MIN_RATE <= self.rate <= MAX_RATE:
             raise AudioError(f'standard input says that its sample rate is {self.rate:,} Hz, '
