@@ -43,12 +43,13 @@ def find_audio(paths):
 
 
 def _audio_below(folder):
-    """Return the audio files in a folder and in the folders in it, hidden ones left out; log how many are none."""
+    """Return the audio files below a folder, without hidden ones; log how many others there are."""
     files = [path for path in sorted(map(Path, files_below(folder))) if path.is_file()]
     others = [path.name for path in files if path.suffix.lower() not in AUDIO_SUFFIXES]
     if others:
         examples = ', '.join(others[:SHOWN_NAMES]) + (', ...' if len(others) > SHOWN_NAMES else '')
-        logger.info('%s: left out %d files that are not audio by their suffix: %s', folder, len(others), examples)
+        logger.info('%s: left out %d files that are not audio by their suffix: %s', folder,
+                    len(others), examples)
     return [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
@@ -63,7 +64,8 @@ def as_text(tagging, top_k):
     width = max(len(names[i]) for i, _ in best)
     lines = [f'{tagging.path}  {clock(tagging.seconds, short)}{heard}']
     if tagging.incomplete_from is not None:
-        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or damaged')
+        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or '
+                     f'damaged')
     if several:
         lines += [f'  {"":<{width}}  mean  max']
     lines += [f'  {names[i]:<{width}}  {score:.2f}' + (f'  {highest[i]:.2f}' if several else '') for i, score in best]

@@ -188,10 +188,11 @@ def labels_of(source, description, given):
 class Tagging:
     """What was heard in one recording, window by window.
 
-    path: of the file; seconds: its duration, as far as it can be read; incomplete_from: the second at which its sound
-    ends before its header says, or is damaged, else None. starts, ends: (windows,), in seconds; scores: (windows, classes) float32,
-    from 0 to 1; labels: of the classes. embeddings: (windows, dim), spectrogram: (columns, bins) from 0 to the last
-    window's end, NaN where no window was: where they were asked for, else None.
+    path: of the file; seconds: its duration, as far as it can be read; incomplete_from: the second
+    at which its sound ends before its header says, or is damaged, else None.
+    starts, ends: (windows,), in seconds; scores: (windows, classes) float32, from 0 to 1; labels:
+    of the classes. embeddings: (windows, dim), spectrogram: (columns, bins) from 0 to the last
+    window's end, NaN where no window was; None if they were not asked for.
     error: why the file could not be read, else None; without windows in that case.
     planned: how many windows there are by the header, also of a file that could not be read.
     """
@@ -375,9 +376,9 @@ def window_starts(seconds, window_seconds, hop_seconds):
 
 
 class Windows(Dataset):
-    """The windows of recordings as samples: (fbank (frames, bins), real frames, seconds, error or '').
+    """The windows of recordings as samples.
 
-    It is indexed with (path or Sound, start, seconds of the whole recording), or None for a blank.
+    A sample is (fbank (frames, bins), how many frames are real, seconds, error or ''). It is indexed with (path or Sound, start, seconds of the whole recording), or None for a blank.
     The fbank is not normalised. The seconds in a sample are fewer if reading it has met damage. A
     broken file must not end the worker that reads it: its error travels with the sample.
     """
@@ -414,9 +415,10 @@ class Windows(Dataset):
 
 
 class Row(NamedTuple):
-    """What became of a window. fbank: (real frames, bins), not normalised; embedding: (dim,) or None.
+    """What became of a window.
 
-    seconds: how long the recording is, as far as the window has shown.
+    fbank: (real frames, bins), not normalised; seconds: how long the recording is, as far as the
+    window has shown; embedding: (dim,) or None.
     """
     fbank: np.ndarray
     seconds: float
@@ -516,7 +518,7 @@ def _collect(tagger, recording, rows, spectrogram):
 
 
 def _cut(recording, seconds, window_seconds):
-    """Return a Recording of which only so many seconds could be read, without the windows past them."""
+    """Return a Recording of which so many seconds can be read, without the windows past them."""
     if seconds >= recording.seconds:
         return recording
     starts = recording.starts
@@ -544,5 +546,6 @@ class Spectrogram:
 
     def columns(self, seconds):
         """(columns, bins) float32 up to so many seconds, NaN where there was no window."""
-        columns = math.ceil(max(1, count_frames(round(seconds * SAMPLE_RATE))) / self.frames_a_column)
+        frames = max(1, count_frames(round(seconds * SAMPLE_RATE)))
+        columns = math.ceil(frames / self.frames_a_column)
         return np.where(np.isfinite(self.highest[:columns]), self.highest[:columns], np.nan)
