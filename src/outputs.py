@@ -63,9 +63,8 @@ class GrowingFile:
     def open(self, size: int = 0):
         """Open it, cut to so many bytes that an earlier start has written."""
         with write_errors(self.path):
-            self.file = open(self.partial, 'r+b' if size else 'wb', buffering=0)
+            self.file = open(self.partial, 'ab', buffering=0)
             self.size = self.file.truncate(size)
-            self.file.seek(size)
         if not size:
             self.write(self.head)
 
@@ -88,8 +87,8 @@ class GrowingFile:
 
     def complete(self):
         """Write what follows the last whole piece; the file still has its partial name."""
-        self.file.truncate(self.size)
-        self.file.seek(self.size)
+        with write_errors(self.path):
+            self.file.truncate(self.size)
         self.write(self.tail)
         with write_errors(self.path):
             os.fsync(self.file.fileno())
