@@ -49,14 +49,19 @@ STREAMED = 2 ** 31 - 2 ** 16  # bytes
 NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'  # of Ogg
 # A recorder that lost power leaves a WAV of which the header counts a part of the samples, or
 # none. libsndfile takes what follows for a chunk of another kind, and its log says where.
-PAST_THE_DATA = re.compile(r'Unknown chunk marker.* at position (0x[0-9A-F]+|\d+)')
+PAST_THE_DATA = re.compile(r'(?:Unknown chunk|Have 0) marker.* at position (0x[0-9A-F]+|\d+)')
 MAX_JUNK = 2 ** 12  # bytes after the data that are left alone: some editors append tags
+OGG_PAGE, OGG_SERIAL = b'OggS', slice(14, 18)  # how a page begins, and where its stream's number is
+MAX_OGG_PAGE = 2 ** 16  # bytes
 
 # Containers that say how long they are; of others FFmpeg estimates it from the bit rate.
 SAYS_LENGTH = 'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'asf'
 # An MP3's first frame, if it says how many follow.
 XING = re.compile(rb'\xff[\xe0-\xff].{11,36}(?:Xing|Info|VBRI)', re.DOTALL)
 MAX_FRAME = 2 ** 11  # bytes
+# FFmpeg's names of the types of samples, and numpy's.
+SAMPLE_TYPES = {'u8': np.uint8, 's16': np.int16, 's32': np.int32, 's64': np.int64,
+                'flt': np.float32, 'dbl': np.float64}
 # A recording may be shorter by so much than it says: rounding, a codec's delay, gaps in a stream.
 TOLERANCE_SECONDS, TOLERANCE = 0.2, 0.01
 
@@ -143,15 +148,42 @@ class _Sndfile(Reader):
         """Tell whether libsndfile reads such a file to where its sound ends.
 
         It takes the length of an MP3 from a header that may be missing, and the length of a WAV
-        from a header that a recorder without power could not correct.
+        from a header that a recorder without power could not correct. Of several Ogg streams in a
+        row, as radio stations send them, it reads the first.
         """
         if self.file.format == 'MP3' or self.frames == 0:
             return False
+        if self.file.format == 'OGG':
+            return not self._is_chained()
         if self.file.format not in ('WAV', 'WAVEX', 'RF64'):
             return True
         log = self.file.extra_info
         beyond, length = PAST_THE_DATA.search(log), re.search(r'^Length : (\d+)', log, re.MULTILINE)
-        return not (beyond and length and int(length[1]) - int(beyond[1], 0) > MAX_JUNK)
+        if not (beyond and length and int(length[1]) - int(beyond[1], 0) > MAX_JUNK):
+            return True
+        with self._bytes() as file:  # zeros may be sound, or padding
+            file.seek(int(beyond[1], 0))
+            return not any(block.strip(b'\0') for block in iter(lambda: file.read(MAX_JUNK), b''))
+
+    def _is_chained(self):
+        """Tell whether the last page of an Ogg belongs to another stream than the first."""
+        with self._bytes() as file:
+            file.seek(0)
+            first = file.read(OGG_SERIAL.stop)
+            file.seek(-min(MAX_OGG_PAGE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            page = b''.join(file.read(MAX_OGG_PAGE).rpartition(OGG_PAGE)[1:])
+        return len(page) >= OGG_SERIAL.stop and page[OGG_SERIAL] != first[OGG_SERIAL]
+
+    @contextlib.contextmanager
+    def _bytes(self):
+        """Open the file itself, in which libsndfile then goes on from where it was."""
+        if isinstance(self.source, str):
+            with open(self.source, 'rb') as file:
+                yield file
+        else:
+            position = self.source.tell()
+            yield self.source
+            self.source.seek(position)
 
     def has_last_sample(self) -> bool:
         """Tell whether the last sample can be read that the header promises."""
@@ -218,13 +250,16 @@ class _Sndfile(Reader):
 
 
 class _FFmpeg(Reader):
-    """A recording that FFmpeg reads: the first sound in a file, whatever else is in there."""
+    """A recording that FFmpeg reads: the first sound in a file, whatever else is in there.
 
-    def __init__(self, av, file: BinaryIO):
+    ignore_length: read a WAV to the end of the file, as its header is wrong. Of others, what may
+    follow the sound, such as tags, would be noise.
+    """
+
+    def __init__(self, av, file: BinaryIO, ignore_length: bool):
         self.av, self.source = av, file
-        # A file must not lead to others, as playlists do. A WAV is read to the end of the file: it
-        # comes here only if its header is wrong.
-        options = {'protocol_whitelist': 'none', 'ignore_length': '1'}
+        # A file must not lead to others, as playlists do.
+        options = {'protocol_whitelist': 'none', 'ignore_length': str(int(ignore_length))}
         self.container = av.open(file, options=options, metadata_errors='ignore')
         self.close = self.container.close
         if not self.container.streams.audio:
@@ -306,11 +341,14 @@ def _as_floats(frame):
     """Return a frame of PyAV as (samples, channels) of float32, full scale being 1.
 
     Not by its AudioResampler, which has threads: a process that is forked while one waits to be
-    collected hangs as soon as it collects it.
+    collected hangs as soon as it collects it. Not by its to_ndarray: of 8 channels and more,
+    `planes` has others after them that lead anywhere, and reading those ends the process.
     """
-    samples = frame.to_ndarray()
-    channels = len(frame.layout.channels)
-    samples = samples.T if frame.format.is_planar else samples.reshape(-1, channels)
+    channels, is_planar = frame.layout.nb_channels, frame.format.is_planar
+    count = frame.samples * (1 if is_planar else channels)
+    samples = np.stack([np.frombuffer(plane, SAMPLE_TYPES[frame.format.packed.name], count)
+                        for plane in frame.planes[:channels if is_planar else 1]])
+    samples = samples.T if is_planar else samples.reshape(-1, channels)
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128) / 128
     if samples.dtype.kind == 'i':
@@ -401,7 +439,7 @@ def _choose_reader(source, stack):
     file = stack.enter_context(open(source, 'rb')) if isinstance(source, str) else source
     file.seek(0)
     try:
-        audio = _FFmpeg(av, file)
+        audio = _FFmpeg(av, file, ignore_length=sndfile is not None)
     except (av.FFmpegError, OSError, RuntimeError) as error:
         if sndfile and sndfile.frames == 0:
             return sndfile

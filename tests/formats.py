@@ -88,6 +88,13 @@ def wav_of_size(size):
     return patched(write('WAV'), 40, struct.pack('<I', size))
 
 
+def tagged(wav):
+    """Return a WAV with a chunk of text after its sound, as editors leave it."""
+    chunk = b'LIST' + struct.pack('<I', 8000) + b'INFO' + b'some text, ' * 727
+    data = wav + chunk[:8008]
+    return patched(data, 4, struct.pack('<I', len(data) - 8))
+
+
 def rf64_of_a_recorder_without_power():
     """Return an RF64 whose three sizes are 0."""
     data = write('RF64')
@@ -104,6 +111,7 @@ KINDS = {
     'm4a': Kind(lambda: encode('aac', 'ipod')),
     'stereo.m4a': Kind(lambda: encode('aac', 'ipod', rate=44100, layout='stereo')),
     'alac.m4a': Kind(lambda: encode('alac', 'ipod'), exact=True),
+    '7.1.m4a': Kind(lambda: encode('aac', 'ipod', layout='7.1')),
     'mp4': Kind(lambda: encode('aac', 'mp4', video=True)),
     'mov': Kind(lambda: encode('pcm_s16le', 'mov'), exact=True),
     'mkv': Kind(lambda: encode('aac', 'matroska', video=True)),
@@ -126,9 +134,16 @@ KINDS = {
     **{f'{subtype}.{name.lower()}': Kind(lambda name=name, subtype=subtype: write(name, subtype),
                                          exact=not any(word in subtype for word in LOSSY))
        for name, subtypes in SUBTYPES.items() for subtype in subtypes},
+    'tags behind.wav': Kind(lambda: tagged(write('WAV')), exact=True),
+    'ADPCM of FFmpeg alone, tags behind.wav': Kind(lambda: tagged(encode('adpcm_yamaha', 'wav'))),
+    'two streams.opus': Kind(lambda: write('OGG', 'OPUS', SOUND[:24000])
+                             + write('OGG', 'OPUS', SOUND[24000:])),
     'unknown length.flac': Kind(flac_of_unknown_length, exact=True),
     'size 0.wav': Kind(lambda: wav_of_size(0), exact=True),
     'size of a half.wav': Kind(lambda: wav_of_size(64000), exact=True),
+    # What follows begins with 0, as a chunk of no name would.
+    'size of a half, 24 bits.wav': Kind(lambda: patched(write('WAV', 'PCM_24'), 40,
+                                                        struct.pack('<I', 96000)), exact=True),
     'to a pipe.wav': Kind(lambda: wav_of_size(2 ** 32 - 1), exact=True),
     'sizes 0.rf64': Kind(rf64_of_a_recorder_without_power, exact=True),
     'cut.wav': Kind(lambda: cut(write('WAV')), exact=True, whole=False),
