@@ -475,14 +475,21 @@ class Survey(NamedTuple):
         return self.samples / self.sample_rate
 
 
-def survey(file, name=None) -> Survey:
-    """Read a recording whole, a block at a time. Raises AudioError if it cannot be opened."""
+def survey(file, name=None, start: float = 0.0, seconds: float = math.inf) -> Survey:
+    """Read a recording whole, a block at a time. Raises AudioError if it cannot be opened.
+
+    peak and heard are of what comes from `start` on, in at most so many seconds.
+    """
     samples, peak, heard = 0, 0.0, 0.0
     with open_audio(file, name) as audio:
+        first, end = start * audio.samplerate, (start + seconds) * audio.samplerate
         for block in audio.blocks():
+            part = block[max(0, math.floor(first) - samples):
+                         None if end == math.inf else max(0, math.ceil(end) - samples)]
             samples += len(block)
-            peak = float(np.maximum(peak, np.abs(block).max()))  # which keeps NaN
-            heard = float(np.maximum(heard, np.abs(_mono(block)).max()))
+            if len(part):
+                peak = float(np.maximum(peak, np.abs(part).max()))  # which keeps NaN
+                heard = float(np.maximum(heard, np.abs(_mono(part)).max()))
         incomplete_from = samples / audio.samplerate if audio.ends_early(samples) else None
     return Survey(audio.samplerate, audio.channels, samples, peak, heard, incomplete_from)
 

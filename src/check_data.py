@@ -59,6 +59,16 @@ PROBLEMS = {
 logger = logging.getLogger(__name__)
 
 
+class Sample(NamedTuple):
+    """What an entry has of a recording: from `start` on, at most so many seconds."""
+    wav: str  # an absolute path
+    start: float
+    seconds: float
+
+    def __str__(self):
+        return f'{self.wav} from {self.start:.10g} s' if self.start else self.wav
+
+
 class Recording(NamedTuple):
     """What reading one file has shown.
 
@@ -87,8 +97,8 @@ class Recording(NamedTuple):
             samples=samples, incomplete_from=whole.incomplete_from if ends_early else None))
 
 
-def examine(path):
-    """Read an audio file whole. Returns a Recording."""
+def examine(path, start=WHOLE_RECORDING[0], seconds=WHOLE_RECORDING[1]):
+    """Read an audio file whole. Returns a Recording, which is as loud as the part that is meant."""
     try:
         if not shards.is_file(path):
             return Recording('missing')
@@ -97,7 +107,7 @@ def examine(path):
     try:
         if place := shards.split(path):
             shards.verify(*place)
-        found = survey(path)
+        found = survey(path, start=start, seconds=seconds)
     except (AudioError, shards.ShardError) as error:
         return Recording('unreadable', str(error))
     if not found.samples:
@@ -116,10 +126,20 @@ def window(entry):
     return WHOLE_RECORDING if window_problem(entry) else entry_window(entry)
 
 
-def sample_name(entry):
-    """Return what is listed about an entry's audio: its recording, and the start if it has one."""
-    wav, (start, _) = wav_path(entry), window(entry) if wav_path(entry) else WHOLE_RECORDING
-    return f'{wav} from {start:g} s' if start else wav
+def sample_of(entry):
+    """Return the Sample that an entry is, or None if it names no recording."""
+    wav = wav_path(entry)
+    return wav and Sample(wav, *window(entry))
+
+
+def samples_of(entries):
+    """Return the Samples of entries, those that name a recording."""
+    return [sample for sample in map(sample_of, entries) if sample]
+
+
+def examine_sample(sample):
+    """Do what `examine` does for a Sample; parallel_map pickles it."""
+    return examine(*sample)
 
 
 def video_id(entry):
@@ -148,14 +168,14 @@ def _kind(entry):
 
 
 def check_recordings(recordings, audio_length):
-    """What sample_name -> Recording says: lists of problems, counts of rates, channels, lengths.
+    """What Sample -> Recording says: lists of problems, counts of rates, channels, lengths.
 
     audio_length: frames of the window.
     """
     problems = {name: [] for name in (
         'shards', 'missing', 'unreadable', 'empty', 'non_finite', 'past_end', 'incomplete',
         'too_loud', 'cancelling', 'silent', 'too_short')}
-    for path, recording in recordings.items():
+    for path, recording in zip(map(str, recordings), recordings.values()):
         if recording.problem:
             problems[recording.problem].append(recording.reason or path)
             continue
@@ -209,7 +229,7 @@ def check_weights(datafile, samples):
 def check_segments(entries, segments, recordings):
     """Compare a datafile's entries with a list of Segments, by video_id.
 
-    recordings: path -> Recording.
+    recordings: Sample -> Recording.
     """
     listed = {}
     for segment in segments:
@@ -228,7 +248,7 @@ def check_segments(entries, segments, recordings):
         labels = set(split_labels(str(entry.get('labels'))))
         if labels not in (set(segment.labels) for segment in of_video):
             problems['segments_other_labels'].append(f'{text} has {entry.get("labels")}')
-        recording = recordings.get(wav_path(entry))
+        recording = recordings.get(sample_of(entry))
         if recording and not recording.problem:
             kind, reason = check_place(entry, of_video, recording.found.seconds)
             if kind:
@@ -276,14 +296,13 @@ def repeated(values):
 
 
 def check_datafile(path, entries, recordings, labels, audio_length, segments):
-    """Everything about one datafile, for JSON. recordings: absolute path -> Recording; segments: a list, or None."""
-    wavs = [wav_path(entry) for entry in entries]
+    """Everything about one datafile, for JSON. recordings: Sample -> Recording; segments: a list, or None."""
     entry_problems, unknown_mids = check_entries(entries, labels.index())
-    heard = {sample_name(entry): recordings[wav].part(*window(entry))
-             for entry, wav in zip(entries, wavs) if wav is not None}
+    samples = samples_of(entries)
+    heard = {sample: recordings[sample].part(sample.start, sample.seconds) for sample in samples}
     audio_problems, facts = check_recordings(heard, audio_length)
     problems = {**entry_problems, **audio_problems,
-                'repeated_wavs': repeated(map(sample_name, entries)),
+                'repeated_wavs': repeated(map(str, samples)),
                 'repeated_video_ids': repeated(map(video_id, entries)),
                 **(check_segments(entries, segments, recordings) if segments is not None else {})}
     return {'path': str(path), 'samples': len(entries), **facts, **check_labels(entries, labels),
@@ -318,9 +337,10 @@ def check(datafiles, labels, audio_length, segments=None):
             entries_of[path] = read_entries(path)
         except DataError as error:
             stops.append(str(error))
-    wavs = list({wav: None for entries in entries_of.values() for wav in map(wav_path, entries) if wav is not None})
-    logger.info('reading %d recordings with %d cores', len(wavs), available_cores())
-    recordings = dict(zip(wavs, parallel_map(examine, wavs, 'reading recordings')))
+    samples = list(dict.fromkeys(itertools.chain(*map(samples_of, entries_of.values()))))
+    logger.info('reading %d recordings with %d cores', len(samples), available_cores())
+    examined = parallel_map(examine_sample, samples, 'reading recordings')
+    recordings = dict(zip(samples, examined))
     for path, entries in entries_of.items():
         report = check_datafile(path, entries, recordings, labels, audio_length, segments)
         reports.append(report)

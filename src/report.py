@@ -105,7 +105,7 @@ def read_wavs(datafile, mids, targets):
         raise DataError(f'the datafile {datafile} is not the one that was evaluated: its samples differ')
     if data.windows is None:
         return data.wavs.tolist()
-    return [f'{wav} from {start:g} s' for wav, start in zip(data.wavs, data.windows[:, 0])]
+    return [f'{wav} from {start:.10g} s' for wav, start in zip(data.wavs, data.windows[:, 0])]
 
 
 def evaluated(names, clips, predictions, targets):

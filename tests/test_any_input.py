@@ -111,7 +111,7 @@ def test_any_datafile_is_described_by_the_check(read_or_refuse, content):
     wavs = [check_data.wav_path(entry) for entry in listed]
     recordings = {wav: check_data.examine(wav) for wav in wavs if wav is not None}
     assert problems and recordings.keys() == {wav for wav in wavs if wav}
-    json.dumps([unknown, problems, list(map(check_data.sample_name, listed))])
+    json.dumps([unknown, problems, list(map(check_data.sample_of, listed))])
 
 
 LABEL_LINES = lines_of(['index', 'mid', 'display_name'], ['0', '1', '2'], ['/m/0', 'dog', ''])

@@ -131,6 +131,16 @@ def test_what_the_model_would_hear_of_odd_sound_is_warned_about(check, make_data
     assert code == 0 and problems(said) == {'too_loud': wavs[:1], 'cancelling': wavs[1:2]}
 
 
+def test_only_what_an_entry_has_of_its_recording_is_judged(check, write, sound):
+    tone = 0.5 * np.sin(np.arange(16000) / 5)
+    wav = sound('seconds.wav', np.concatenate([tone, 0 * tone, 9 * tone, tone + np.nan]))
+    entries = [{'wav': wav, 'labels': '/m/0', 'start': start, 'seconds': 1} for start in range(4)]
+    code, said = check(write([*entries, {**entries[0], 'start': 1000.0001}]), '--json')
+    assert code == 1 and problems(said) == {
+        'silent': [f'{wav} from 1 s'], 'too_loud': [f'{wav} from 2 s'],
+        'non_finite': [f'{wav} from 3 s'], 'past_end': [f'{wav} from 1000.0001 s']}
+
+
 def test_what_becomes_of_a_recording_that_cannot_be_used_is_said(check, make_datafile, make_tone, tmp_path):
     code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (tmp_path / 'no.wav', '/m/1')]))
     assert code == 1 and 'would not run' not in said and 'STOPS' not in said and 'BAD AUDIO: missing recordings' in said

@@ -185,19 +185,20 @@ def _use(search, candidate, file, place, copies):
     is_file = isinstance(file, str) and (place.is_all or copies.folder is None)
     to_copy = copies.of_all or not is_file
     name = clip_name(search.segment, '.flac' if to_copy else suffix(candidate.path))
-    whole = Place(0.0, place.seconds, is_all=True)
-    for path in search.packed:
-        if os.path.basename(path) == name:
-            check_packed(path, place.seconds)
-            return Found(path, whole, is_cut=not place.is_all)
-    if not to_copy:
+    packed = next((path for path in search.packed if os.path.basename(path) == name), None)
+    if not to_copy and not packed:
         load_waveform(file, start=place.start, seconds=PROBE_SECONDS)
         return Found(file, place, is_cut=not place.is_all)
-    flac = str(copies.folder / name)
-    if not is_copy(flac, place.seconds):
-        write_flac(flac, load_waveform(_readable(file), name=candidate.path, start=place.start,
-                                       seconds=place.seconds))
-    return Found(flac, whole, is_cut=not place.is_all)
+    path, seconds = packed or str(copies.folder / name), place.seconds
+    if not is_copy(path, seconds):
+        waveform = load_waveform(_readable(file), name=candidate.path, start=place.start,
+                                 seconds=seconds)
+        seconds = min(seconds, len(waveform) / SAMPLE_RATE)  # damage in the middle shows only now
+        if packed:
+            check_packed(path, seconds)
+        else:
+            write_flac(path, waveform)
+    return Found(path, Place(0.0, seconds, is_all=True), is_cut=not place.is_all)
 
 
 def is_copy(path: str, seconds: float, tolerance: float = COPY_TOLERANCE) -> bool:

@@ -115,7 +115,7 @@ def prepare(tmp_path, capsys):
         heard = {}
         for i, entry in enumerate(entries):
             waveform = dataset.waveform(i, Augmentation())
-            seconds = min(10, round(len(waveform) / 16000))
+            seconds = min(10, round(len(waveform) / 16000 - 0.3))  # codecs lack some samples
             heard[entry['video_id']] = seconds_heard(waveform, seconds)
         tables = ((tmp_path / f'{how}_{name}.csv').read_text() for name in ('missing', 'short'))
         missing, short = ({clip: last for clip, _, last in csv.reader(table.splitlines()[1:])}
@@ -254,6 +254,18 @@ def test_cuts_in_shards_leave_no_scratch_and_are_not_made_twice(write, prepare, 
     (shards / 'copies' / 'aaaaaaaaaaa_30.000.flac').touch()
     assert prepare('shards', 'aaaaaaaaaaa', 'bbbbbbbbbbb').wavs == first.wavs
     assert sorted(path.name for path in shards.iterdir()) == ['0001.zip', 'lock']
+
+
+@pytest.mark.parametrize('how', ['flac', 'shards', 'both'])
+def test_damage_in_the_middle_of_a_flac_makes_a_short_clip(write, prepare, how):
+    path = Path(write('aaaaaaaaaaa.flac', *WHOLE))
+    data = path.read_bytes()
+    damage = len(data) * 34 // 60
+    path.write_bytes(data[:damage] + bytes(1000) + data[damage + 1000:])
+    for _ in 'once', 'and again':
+        said = prepare(how, 'aaaaaaaaaaa')
+        assert list(said.short) == ['aaaaaaaaaaa'] and '1 clips are more than 1 s' in said.said
+        assert 3 < float(said.short['aaaaaaaaaaa']) < 7
 
 
 def test_a_gzip_that_unpacks_to_too_much_is_left_out(write, prepare, tmp_path, monkeypatch):
