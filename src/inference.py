@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio import AUDIO_SUFFIXES, MAX_RATE, MIN_RATE, AudioError
+from audio import AudioError
 from features import FRAME_SHIFT_MS
 from hardware import choose_device
 from models import WeightsError
 from outputs import Csv, Embeddings, Json, JsonLines, Results
+from readers import AUDIO_SUFFIXES, MAX_RATE, MIN_RATE
 from sounds import Stream
 from tagging import default_batch_size, load_tagger, tag, tag_stream
 from trainer import TrainingError

@@ -12,8 +12,9 @@ import numpy as np
 import soundfile
 import torch
 
-from audio import MAX_RATE, MIN_RATE, AudioError, resample
+from audio import AudioError, resample
 from features import SAMPLE_RATE
+from readers import MAX_RATE, MIN_RATE
 from utilities.labels import DataError
 
 try:

@@ -16,8 +16,9 @@ import torch
 
 import check_data
 import run
-from audio import MAX_RATE, AudioError
+from audio import AudioError
 from dataloader import AudiosetDataset, SampleKey, one_thread
+from readers import MAX_RATE
 
 SAMPLES = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
 GIGABYTE = 2 ** 30

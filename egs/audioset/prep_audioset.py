@@ -30,11 +30,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from audio import AUDIO_SUFFIXES  # noqa: E402
 from clips import (Copies, Found, Problem, clip_name, find_clips, match_recordings,  # noqa: E402
                    suffix)
 from packing import pack, packed_before  # noqa: E402
 from parquet_rows import list_rows  # noqa: E402
+from readers import AUDIO_SUFFIXES  # noqa: E402
 from utilities.cli import OptionParser, exit_on, number, setup_logging  # noqa: E402
 from utilities.folders import files_below, making  # noqa: E402
 from utilities.labels import DataError, read_labels  # noqa: E402

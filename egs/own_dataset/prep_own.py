@@ -16,10 +16,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 import shards  # noqa: E402
-from audio import AUDIO_SUFFIXES, AudioError, measure  # noqa: E402
+from audio import AudioError, measure  # noqa: E402
 from features import FRAME_SHIFT_MS  # noqa: E402
 from models.files import WriteError  # noqa: E402
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
+from readers import AUDIO_SUFFIXES  # noqa: E402
 from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
 from utilities.folders import files_below  # noqa: E402
 from utilities.labels import (DataError, Labels, error_reason, format_labels,  # noqa: E402
