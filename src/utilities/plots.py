@@ -21,12 +21,17 @@ MAX_TIME_TICKS = 13
 
 
 def plain(text):
-    """Return a text that matplotlib shows as it is, with ? for characters that no font has.
+    """Return a text that matplotlib shows as it is, with ? for characters that no font has."""
+    return plain_texts([text])[0]
+
+
+def plain_texts(texts):
+    """Return what `plain` does for each of several texts, for which fonts are looked through once.
 
     Two dollar signs would make a formula.
     """
-    lost = dict.fromkeys(map(ord, missing_characters(text)), '?')
-    return text.translate(lost).replace('$', r'\$')
+    lost = dict.fromkeys(map(ord, missing_characters(''.join(texts))), '?')
+    return [text.translate(lost).replace('$', r'\$') for text in texts]
 
 
 def fonts_of(*texts):
@@ -69,7 +74,7 @@ def plot_confusion(matrix, names, title):
     for truth, predicted in zip(*np.nonzero(matrix)):
         axes.text(predicted, truth, matrix[truth, predicted], ha='center', va='center', fontsize=8,
                   color='white' if share[truth, predicted] > 0.5 else 'black')
-    readable, fonts = [plain(name.replace('_', ' ')) for name in names], fonts_of(*names)
+    readable, fonts = plain_texts([name.replace('_', ' ') for name in names]), fonts_of(*names)
     axes.set_xticks(range(len(names)), readable, rotation=45, ha='right', rotation_mode='anchor',
                     **fonts)
     axes.set_yticks(range(len(names)), readable, **fonts)
@@ -151,8 +156,8 @@ def _draw_scores(figure, axes, starts, ends, scores, names):
         for (i, row), score in np.ndenumerate(scores):
             axes.text((starts[i] + stops[i]) / 2, row + 0.5, f'{score:.2f}', ha='center', va='center', fontsize=8,
                       color='white' if score > 0.5 else 'black', clip_on=True)
-    axes.set_yticks(np.arange(len(names)) + 0.5, [plain(name.replace('_', ' ')) for name in names],
-                    **fonts_of(*names))
+    readable = plain_texts([name.replace('_', ' ') for name in names])
+    axes.set_yticks(np.arange(len(names)) + 0.5, readable, **fonts_of(*names))
     axes.tick_params(axis='y', length=0)
     axes.set_ylim(len(names), 0)
     figure.colorbar(image, ax=axes, label='score', pad=0.01)
