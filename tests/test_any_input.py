@@ -16,6 +16,7 @@ from parsers import parser_of
 import check_data
 import get_norm_stats
 import inference
+import option_checks
 import options
 import prep_audioset
 import prep_own
@@ -203,7 +204,7 @@ def test_any_command_line(parsers, data):
         with contextlib.redirect_stderr(said):
             args = parsers[name].parse_args(line)
             if name == 'run.py':
-                options.check_options(parsers[name], args, World())
+                option_checks.check_options(parsers[name], args, World())
             if name == 'inference.py':
                 inference.check_options(parsers[name], args)
     except SystemExit as stop:

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-import run
 from ranks import OPTIONS, finish_ranks, log_of, make_context, require_same, start_ranks, wait_for, write_data
 
+import experiment
 from dataloader import EpochSampler, SampleKey, SharedBatches, count_workers
 from distributed import LOST_SIGNS, Agreement, DistributedError, World, ended_at_once, find_world, in_contact
 from utilities.parallel import available_cores
@@ -155,7 +155,7 @@ def test_processes_on_gpus_of_different_ages_train_in_one_precision(monkeypatch,
     known = [None, torch.float16, torch.bfloat16]
     numbers = torch.tensor([[float(known.index(one))] for one in chosen])
     monkeypatch.setattr(World, 'gather_numbers', lambda self, *own: numbers)
-    assert run.agree_on_precision(chosen[0], World(0, 2)) is agreed
+    assert experiment.agree_on_precision(chosen[0], World(0, 2)) is agreed
 
 
 def test_what_the_main_process_refuses_ends_all(data):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import get_norm_stats
+import norm_stats
 from audio import load_waveform
 from features import fbank
 
@@ -38,7 +39,7 @@ def test_a_dataset_without_a_whole_frame_is_named(make_tone, make_labels, make_d
         get_norm_stats.main(['--data_train', str(datafile), '--label_csv', str(make_labels(1)), '--num_workers', '0'])
 
 
-class Deadly(get_norm_stats.FbankSums):
+class Deadly(norm_stats.FbankSums):
     """A dataset whose reader is killed; a worker that is not forked finds it by its name."""
 
     def __getitem__(self, index):
@@ -46,7 +47,7 @@ class Deadly(get_norm_stats.FbankSums):
 
 
 def test_a_data_worker_that_was_killed_is_one_sentence(make_tone, make_labels, make_datafile, monkeypatch):
-    monkeypatch.setattr(get_norm_stats, 'FbankSums', Deadly)
+    monkeypatch.setattr(norm_stats, 'FbankSums', Deadly)
     datafile = make_datafile([(make_tone('a.wav'), '/m/0')])
     with pytest.raises(SystemExit, match='error: a process that loads data died.*killed.*--num_workers'):
         get_norm_stats.main(['--data_train', str(datafile), '--label_csv', str(make_labels(1)), '--num_workers', '1'])

@@ -1,8 +1,10 @@
 """Every option of every entry point with every value that it can be wrong in: one sentence, and nothing left behind."""
+import ast
 import importlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +12,12 @@ import pytest
 import torch
 from parsers import parser_of
 
-from dataloader import one_thread
+import experiment
+import options
+import trainer
+from dataloader import AudioConf, one_thread
 from models import ASTModel, save_checkpoint
+from models.ast_models import DEIT
 from utilities.cli import MAX_MESSAGE, boolean
 
 CLIPS = 6
@@ -39,6 +45,11 @@ ENTRY_POINTS = {
     'egs/own_dataset/prep_own.py': '--data classes --prep_dir deep/prep --val_share 0.3',
     'egs/speechcommands/prep_sc.py': '--data_dir folder --prep_dir deep/prep',
 }
+# Programs that import torch before they read their options.
+SLOW = ('src/inference.py', 'src/check_data.py', 'egs/audioset/prep_audioset.py', 'egs/own_dataset/prep_own.py')
+# Files that run before there is an environment, with any Python from 3.8 on.
+BEFORE_ENVIRONMENT = ('egs/environment.py', 'egs/recipe_options.py', 'src/options.py', 'src/utilities/__init__.py',
+                      'src/utilities/cli.py', 'src/utilities/quotes.py')
 # What the texts among the options stand for, by their names.
 KINDS = {
     'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments',
@@ -209,10 +220,42 @@ def test_sizes_that_no_training_has_are_refused_before_anything_is_read(start, f
     assert not (folder / 'deep').exists()
 
 
+@pytest.mark.parametrize('script', [*sorted(set(ENTRY_POINTS) - set(SLOW)), 'egs/launch.py'])
+@pytest.mark.parametrize('words', [['--help'], ['--bogus']])
+def test_help_and_a_wrong_option_are_answered_before_slow_imports(root, script, words):
+    done = subprocess.run([sys.executable, '-X', 'importtime', root / script, *words], capture_output=True, text=True)
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.split('\n') if line.startswith('import time')}
+    assert done.returncode == (0 if words == ['--help'] else 2) and 'argparse' in imported
+    assert not imported & {'torch', 'torchaudio', 'timm', 'scipy', 'sklearn', 'matplotlib', 'soundfile'}
+
+
+def test_what_runs_before_the_environment_needs_no_package_and_no_new_python(root):
+    for name in BEFORE_ENVIRONMENT:
+        ast.parse((root / name).read_text(encoding='utf-8'), feature_version=(3, 8))
+    recipe = root / 'egs' / 'esc50' / 'run_esc50.sh'
+    done = subprocess.run([sys.executable, '-I', '-S', root / 'egs' / 'recipe_options.py', recipe, 'exp_dir=  where',
+                           '--n_epochs', '25', '--', '--lr', '1e-4'], capture_output=True, text=True)
+    assert {'exp_dir=', 'n_epochs=25', '--n_epochs=25', 'lr=1e-4', '--lr=1e-4'} <= set(done.stdout.split('\n'))
+
+
+def test_the_constants_that_options_repeats_are_those_of_their_owners():
+    assert options.MODELS == tuple(experiment.MODELS) and options.MODEL_SIZES == tuple(DEIT)
+    assert options.LOSSES == tuple(trainer.LOSSES)
+    assert (options.AUDIOSET_MEAN, options.AUDIOSET_STD) == (AudioConf.mean, AudioConf.std)
+
+
+@pytest.mark.parametrize('old, new', options.OLD_NAMES.items())
+def test_an_option_of_the_published_scripts_is_answered_with_todays_name(start, old, new):
+    known = vars(options.make_parser().parse_args(MODEL.split()))
+    assert new in known and old not in known
+    assert f'--{old} is called --{new} here' in start('src/run.py', [f'--{old}', 'x'])
+
+
 def test_every_script_with_options_is_walked_here(root):
     with_parser = {str(path.relative_to(root)) for part in ('src', 'egs') for path in (root / part).rglob('*.py')
                    if '.parse_args(' in path.read_text() and path.name != 'cli.py'}
-    assert with_parser - {'egs/launch.py'} == set(ENTRY_POINTS)  # which would start processes: see test_launchers.py
+    elsewhere = {'egs/launch.py', 'egs/recipe_options.py'}  # in test_launchers.py and with the recipes
+    assert with_parser - elsewhere == set(ENTRY_POINTS)
 
 
 def test_an_exp_dir_that_somebody_made_stays_where_a_run_is_refused(start, folder):

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import experiment
+import pages
 import report
 import run
+from folds import summarise_folds
 from options import make_parser
-from summarise_folds import summarise_folds
 from utilities import environment
 from utilities.results import write_rows
 
@@ -84,14 +86,14 @@ def single(make_experiment):
 
 
 def test_the_page_is_well_formed_and_asks_the_network_for_nothing(single):
-    page = report.run_page(single)
+    page = pages.run_page(single)
     sources = [value for name, value in Reader(page).attributes if name in ('src', 'href')]
     assert sources and all(source.startswith('data:image/png;base64,') for source in sources)
     assert not re.search(r'https?:|url\(|@import|<script|<link', page)
 
 
 def test_the_page_holds_the_numbers_of_every_epoch(single):
-    texts = Reader(report.run_page(single)).texts
+    texts = Reader(pages.run_page(single)).texts
     for number in np.loadtxt(single / 'result.csv', delimiter=',').flat:
         assert f'{number:.4f}' in texts
     assert {'cum_acc', 'valid_loss', 'best epoch (2)', 'Finished: 3 of 3 epochs.'} <= set(texts)
@@ -101,14 +103,14 @@ def test_names_and_paths_are_shown_as_they_are(make_experiment):
     names = ('<b>dog</b>', '"cat" & \'co\'', 'hen', 'cow')
     experiment = make_experiment(one_label([0, 1]), one_label([1, 0]), names=names, wav='/a "b"/<{}>&amp;.wav',
                                  dataset='<script>alert(1)</script>')
-    page = report.run_page(experiment)
+    page = pages.run_page(experiment)
     texts = Reader(page).texts
     assert {*names[:2], '/a "b"/<0>&amp;.wav', '<script>alert(1)</script>: AST tiny224'} <= set(texts)
     assert '<script' not in page
 
 
 def test_single_labels_show_the_confusions_and_the_surest_mistakes_with_their_paths(single):
-    page = report.run_page(single)
+    page = pages.run_page(single)
     Reader(page)
     assert 'title="cat taken for hen"' in page and 'title="hen taken for cat"' not in page
     mistakes = page.partition('Most confident mistakes, of 2')[2]
@@ -119,7 +121,7 @@ def test_single_labels_show_the_confusions_and_the_surest_mistakes_with_their_pa
 def test_negatives_are_not_in_the_confusions_but_their_highest_scores_are_shown(make_experiment):
     targets = np.vstack([one_label([0, 1, 1]), np.zeros((2, 4), np.float32)])
     predictions = 0.1 + 0.8 * np.vstack([one_label([0, 1, 0]), one_label([0, 2])])
-    page = report.run_page(make_experiment(targets, predictions))
+    page = pages.run_page(make_experiment(targets, predictions))
     Reader(page)
     assert '3 clips: accuracy 0.6667' in page and 'title="cat taken for dog"' in page
     assert 'taken for hen' not in page and '2 more clips are negatives' in page
@@ -130,7 +132,7 @@ def test_negatives_are_not_in_the_confusions_but_their_highest_scores_are_shown(
 
 def test_negatives_among_several_labels_are_counted(make_experiment):
     targets = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]], np.float32)
-    page = report.run_page(make_experiment(targets, np.full((3, 4), 0.5), metrics='mAP'))
+    page = pages.run_page(make_experiment(targets, np.full((3, 4), 0.5), metrics='mAP'))
     assert '3 clips, 1 of them negatives; 1 of 4 classes have no positives.' in page and 'Not known' not in page
 
 
@@ -140,7 +142,7 @@ def test_an_entry_with_a_start_is_shown_with_it(single):
     (single / 'val.json').write_text(json.dumps(data))
     mids = [f'/m/{k}' for k in range(4)]
     targets = np.load(single / 'predictions' / 'target.npy')
-    wavs = report.read_wavs(single / 'val.json', mids, targets)
+    wavs = pages.read_wavs(single / 'val.json', mids, targets)
     assert wavs[0] == 'clip0.wav from 30 s'
 
 
@@ -154,7 +156,7 @@ def test_several_labels_show_the_best_and_the_worst_classes(make_experiment):
     absent = int(np.flatnonzero(targets[:, 9] == 0)[3])
     predictions[absent, 9] = 0.8
     names = [f'class {k}' for k in range(classes)]
-    page = report.run_page(make_experiment(targets, predictions, names=names, metrics='mAP'))
+    page = pages.run_page(make_experiment(targets, predictions, names=names, metrics='mAP'))
     Reader(page)
     best, worst = (re.findall(r'<td>(class \d+)</td>', part)
                    for part in page.partition('Most confident')[0].partition('Best classes')[2].split('Worst classes'))
@@ -168,12 +170,12 @@ def test_a_datafile_that_has_changed_lends_no_paths(single, change):
     entries = json.loads((single / 'val.json').read_text())
     change(entries['data'])
     (single / 'val.json').write_text(json.dumps(entries))
-    page = report.run_page(single)
+    page = pages.run_page(single)
     assert 'clip4.wav' not in page and 'entry 4 of' in page and 'not found from here, or changed' in page
 
 
 def test_settings_that_are_not_the_defaults_come_first(single):
-    given, _, same = report.run_page(single).partition('As run.py has them by default')
+    given, _, same = pages.run_page(single).partition('As run.py has them by default')
     assert '--model_size' in given and '--model_size' not in same and '--mixup' in same
 
 
@@ -181,7 +183,7 @@ def test_settings_that_are_not_the_defaults_come_first(single):
                                      'predictions/target.npy', 'finished', 'val.json'])
 def test_what_is_missing_does_not_take_the_rest_away(single, missing):
     (single / missing).unlink(missing_ok=True)
-    page = report.run_page(single)
+    page = pages.run_page(single)
     Reader(page)
     assert '--model_size' in page and ('Not finished' in page) == (missing == 'finished')
 
@@ -204,7 +206,7 @@ def test_device_hours_count_every_gpu_and_starts_say_what_changed(single, monkey
     before = torch.__version__
     monkeypatch.setattr(torch, '__version__', '99.1')
     environment.record_start(single, torch.device('cuda'))
-    texts = Reader(report.run_page(single)).texts
+    texts = Reader(pages.run_page(single)).texts
     assert {'8.00 (4 × cuda)', '4 × GPU <X>', '2:00:00, all starts together'} <= set(texts)
     assert f'torch {before} → 99.1' in ' '.join(texts)
 
@@ -260,7 +262,7 @@ def test_what_an_earlier_start_did_not_note_yet_is_a_change(single):
     starts = [{'time': 'then', 'device': 'cpu', 'devices': 1},
               {'time': 'now', 'device': 'cpu', 'devices': 1, 'processes': 2}]
     (single / 'environment.json').write_text(json.dumps({'starts': starts}))
-    assert 'processes None → 2' in ' '.join(Reader(report.run_page(single)).texts)
+    assert 'processes None → 2' in ' '.join(Reader(pages.run_page(single)).texts)
 
 
 def test_folds_have_a_page_that_leads_to_theirs(make_experiment, tmp_path):
@@ -303,8 +305,8 @@ def test_a_run_leaves_its_report_and_counts_its_starts(start):
 def test_a_report_that_fails_does_not_fail_the_run(start, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError('no page today')
-    monkeypatch.setattr(run, 'run_page', fail)
-    monkeypatch.setattr(run, 'record_start', fail)
+    monkeypatch.setattr(experiment, 'run_page', fail)
+    monkeypatch.setattr(experiment, 'record_start', fail)
     exp_dir = start()
     assert (exp_dir / 'finished').exists() and not (exp_dir / 'report.html').exists()
     assert 'report.html was not written: RuntimeError: no page today' in capsys.readouterr().err

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import experiment
 import run
 import trainer
 import traintest
@@ -201,7 +202,7 @@ def test_n_print_steps_sets_how_often_the_loss_is_reported(start, capsys):
 
 def test_validation_batches_are_twice_as_large(exp_dir):
     args = make_parser().parse_args([*BASE.split(), '--data_eval', 'val.json'])
-    train, val, test = run.make_loaders(args, torch.device('cpu'))
+    train, val, test = experiment.make_loaders(args, torch.device('cpu'))
     assert (train.batch_sampler.batch_size, val.batch_size, test.batch_size) == (4, 8, 8)
 
 
@@ -343,7 +344,7 @@ def attributes(code, *owners):
 
 
 def test_every_option_is_read_somewhere():
-    read = {field.name for field in fields(TrainSettings)} | attributes(run, 'args')
+    read = {field.name for field in fields(TrainSettings)} | attributes(experiment, 'args')
     options = {action.dest for action in make_parser()._actions} - {'help'}
     assert options - read == set()
 

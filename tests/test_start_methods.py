@@ -13,7 +13,7 @@ import pytest
 import torch
 from ranks import make_context
 
-import get_norm_stats
+import norm_stats
 import run
 from dataloader import AudiosetDataset, count_workers, end_workers, one_thread
 from models import ASTModel, save_checkpoint
@@ -74,7 +74,7 @@ def test_tagging_and_statistics_do_not_depend_on_how_workers_start(start_method,
     assert len(alone.scores) == 10 and np.array_equal(alone.scores, spread.scores)
     conf = {'num_mel_bins': 16, 'target_length': 32, 'mode': 'train', 'skip_norm': True}
     dataset = AudiosetDataset('data.json', conf, 'labels.csv')
-    assert get_norm_stats.norm_stats(dataset, 0) == get_norm_stats.norm_stats(dataset, 2)
+    assert norm_stats.norm_stats(dataset, 0) == norm_stats.norm_stats(dataset, 2)
     assert list(parallel_map(operator.neg, [1, 2, 3], 'testing')) == [-1, -2, -3]
 
 

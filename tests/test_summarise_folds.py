@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from summarise_folds import summarise_folds
+from folds import summarise_folds
 from utilities.labels import DataError
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from models import WeightsError  # noqa: E402
-from models.weights import PUBLISHED, find_or_download, published_file  # noqa: E402
 from utilities.cli import OptionParser, setup_logging  # noqa: E402
 
 SOURCES = {'auto': ('url', 'hub'), 'dropbox': ('url',), 'huggingface': ('hub',)}
@@ -16,13 +14,16 @@ logger = logging.getLogger(__name__)
 
 def main(argv=None):
     """Entry point."""
-    names = ', '.join(Path(file.name).stem for file in PUBLISHED)
     parser = OptionParser(prog='download_models.sh', description=__doc__)
-    parser.add_argument('names', nargs='*', metavar='NAME', help=f'which, without names all: {names}')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='which, without names all; pretrained_models/README.md lists them')
     parser.add_argument('--source', choices=list(SOURCES), default='auto',
                         help='auto: Dropbox first, Hugging Face where that fails')
     args = parser.parse_args(argv)
+    # After the options: see src/utilities/cli.py.
+    from models import WeightsError
+    from models.weights import PUBLISHED, find_or_download, published_file
     setup_logging()
+    names = ', '.join(Path(file.name).stem for file in PUBLISHED)
     unknown = [name for name in args.names if not published_file(name)]
     if unknown:
         parser.error(f'there is no published checkpoint {", ".join(unknown)}; there are {names}')

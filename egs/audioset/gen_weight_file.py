@@ -6,11 +6,9 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from models.files import WriteError  # noqa: E402
 from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 from utilities.labels import (WEIGHT_RULE, DataError, read_datafile, read_labels,  # noqa: E402
                               split_labels, weight_file)
-from utilities.results import write_rows  # noqa: E402
 
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
 SCALE, SMOOTHING = 1000, 0.01  # WEIGHT_RULE's
@@ -43,6 +41,9 @@ def main(argv=None):
     where.add_argument('--data_path', help='the same')
     parser.add_argument('--label_csv', default=LABEL_FILE, help='label file: index,mid,display_name')
     args = parser.parse_args(argv)
+    # After the options: see src/utilities/cli.py.
+    from models.files import WriteError
+    from utilities.results import write_rows
     setup_logging()
     with exit_on(DataError, WriteError):
         labels = read_labels(args.label_csv)

@@ -1,51 +1,52 @@
 #!/usr/bin/env bash
-# Fine-tune AST on ESC-50 and report the mean accuracy of five folds: ./run_esc50.sh [--batch_size 48] ...
-#   stage 0  environment    stage 1  download and prepare the data    stage 2  train and evaluate the folds
-#   stage 3  summarise      Stages and folds that are done are skipped, so the same line goes on where it broke off.
+# Fine-tune AST on ESC-50 and report the mean accuracy of five folds: ./run_esc50.sh [--lr 1e-5] ...
+#   stage 0  environment
+#   stage 1  download and prepare the data
+#   stage 2  train and evaluate the folds
+#   stage 3  summarise
+# Stages and folds that are done are skipped, so the same line goes on where it broke off.
 # Without network, GPU or weights, on synthetic sounds: ./run_esc50.sh --demo True
 #SBATCH --job-name=ast-esc50 --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+# shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run_esc50.sh in egs/esc50" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Options of the recipe; those of src/run.py are in egs/common.sh:
-stage=0                   # first stage to run
-stop_stage=3              # last stage to run
-demo=False                # True: ten classes of synthetic sounds, a tiny model from scratch
-clips_per_fold=8          # of each class, in the demo
-data_dir=                 # folder or zip in ESC-50's layout; empty: download ESC-50
-prep_dir=                 # where prepared data go; empty: data, or data/demo in the demo
-exp_dir=                  # where results go; empty: below exp, named after the settings
-folds="1 2 3 4 5"         # folds to run
-lr=                       # learning rate; empty: 1e-5, or 1e-4 without AudioSet pretraining
-# End of options
-
-dataset=esc50 imagenet_pretrain=True audioset_pretrain=True
-n_epochs=25 batch_size=48 freqm=24 timem=96 mixup=0
-dataset_mean=-6.6268077 dataset_std=5.358466 audio_length=512
-metrics=acc loss=CE lrscheduler_start=5 lrscheduler_decay=0.85
-
-demo_settings() {
-    dataset=demo model_size=tiny224 imagenet_pretrain=False audioset_pretrain=False fstride=16 tstride=16
-    num_mel_bins=64 audio_length=96 dataset_mean=-7 dataset_std=1 freqm=0 timem=0 noise=True
-    lr=2e-4 n_epochs=8 batch_size=8 lrscheduler_start=4 lrscheduler_decay=0.6
-    exp_dir=$HERE/exp/demo prep_dir=$HERE/data/demo
-}
+# Its own options, with defaults and what they are; those of src/run.py come with them (--help).
+OPTIONS="
+stage=0            first stage to run
+stop_stage=3       last stage to run
+demo=False         ten classes of synthetic sounds, a tiny model from scratch
+clips_per_fold=8   clips of each class, in the demo
+data_dir=          folder or zip in ESC-50's layout; without it, ESC-50 is downloaded
+prep_dir=          where prepared data go; without it, data, or data/demo in the demo
+exp_dir=           where results go; without it, below exp, in a folder named after the settings
+folds=1 2 3 4 5    folds to run
+lr=                learning rate; without it, 1e-5, or 1e-4 without AudioSet pretraining
+"
+DEFAULTS=(--dataset esc50 --imagenet_pretrain True --audioset_pretrain True
+    --n_epochs 25 --batch_size 48 --freqm 24 --timem 96
+    --dataset_mean -6.6268077 --dataset_std 5.358466 --audio_length 512
+    --metrics acc --loss CE --lrscheduler_start 5 --lrscheduler_decay 0.85)
+DEMO=(--dataset demo --model_size tiny224 --imagenet_pretrain False --audioset_pretrain False
+    --n_epochs 8 --batch_size 8 --freqm 0 --timem 0 --noise True --fstride 16 --tstride 16
+    --dataset_mean -7 --dataset_std 1 --audio_length 96 --num_mel_bins 64
+    --lr 2e-4 --lrscheduler_start 4 --lrscheduler_decay 0.6
+    --exp_dir "$HERE/exp/demo" --prep_dir "$HERE/data/demo")
 
 parse_options "$@"
 if [ "$demo" = True ]; then
-    demo_settings
-    parse_options "$@" # what the user says goes before what the demo says
+    DEFAULTS+=("${DEMO[@]}")
+    parse_options "$@"
 fi
 if [ -z "$lr" ]; then
     if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
+    RUN_OPTIONS+=(--lr "$lr")
 fi
 : "${prep_dir:=$HERE/data}"
-read -r -a folds_to_run <<< "$folds"
-[ "${#folds_to_run[@]}" -gt 0 ] || refuse '--folds wants the numbers of folds, as in "1 2"'
 exp_dir=$(default_exp_dir "$exp_dir")
 
 setup_environment
@@ -58,8 +59,7 @@ if in_stage 1; then
     "$PYTHON" "$HERE/prep_esc50.py" --prep_dir "$prep_dir" ${data_dir:+--data_dir "$data_dir"}
 fi
 if in_stage 2; then
-    collect_run_options
-    for fold in "${folds_to_run[@]}"; do
+    for fold in $folds; do
         echo "fold $fold: $exp_dir/fold$fold"
         train "$exp_dir/fold$fold" \
             --data_train "$prep_dir/datafiles/esc_train_data_$fold.json" \

@@ -1,43 +1,48 @@
 #!/usr/bin/env bash
 # Fine-tune AST on a dataset of one's own: ./run_own.sh --data DIR_OR_CSV [--n_folds 5] ...
-#   DIR has a folder a class, or train, val and perhaps test with such folders in each. A CSV has a header with columns
-#   path and labels (several separated by ;) and, if you like, split or fold, and group (never divided by a split).
-#   stage 0  environment    stage 1  split the data    stage 2  statistics (and weights) of the training data
-#   stage 3  train and evaluate    stage 4  summarise
-#   Stages and folds that are done are skipped, so the same line goes on where it broke off.
+# DIR has a folder a class, or train, val and perhaps test with such folders in each. A CSV has
+# the columns path and labels (several separated by ;) and, if you like, split or fold, and group
+# (never divided by a split).
+#   stage 0  environment
+#   stage 1  split the data
+#   stage 2  statistics (and weights) of the training data
+#   stage 3  train and evaluate
+#   stage 4  summarise
+# Stages and folds that are done are skipped, so the same line goes on where it broke off.
 #SBATCH --job-name=ast-own --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+# shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run_own.sh in egs/own_dataset" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Options of the recipe; those of src/run.py are in egs/common.sh:
-stage=0                   # first stage to run
-stop_stage=4              # last stage to run
-data=                     # folder or CSV of the dataset
-prep_dir=                 # where prepared data go; empty: below data, under the dataset's name
-exp_dir=                  # where results go; empty: below exp, named after the settings
-label_csv=                # label file that fixes the classes and their order; empty: made from the data
-val_share=0.2             # share of the clips to validate on, where the data bring no split
-test_share=0              # share of the clips to test on, where the data bring no split
-n_folds=0                 # above 0: cross-validate with so many folds instead
-split_seed=0              # fixes the split, whatever the seed of the training is
-folds=                    # folds to run, as in "1 3"; empty: all
-dataset=                  # name of the dataset, in messages and plots; empty: that of --data
-dataset_mean=             # mean of the fbank; empty: computed
-dataset_std=              # standard deviation of the fbank; empty: computed
-audio_length=             # frames of 10 ms of the input; empty: as 95 % of the clips need, at most 1024
-freqm=                    # widest frequency mask, in mel bins; empty: 3/8 of them
-timem=                    # widest time mask, in frames; empty: a fifth of the input
-metrics=                  # main metric: acc or mAP; empty: acc where every clip has one label
-loss=                     # loss function: CE or BCE; empty: CE where every clip has one label
-lr=1e-5                   # learning rate; without AudioSet pretraining take a higher one
-# End of options
-
-imagenet_pretrain=True audioset_pretrain=True
-n_epochs=25 batch_size=12 lrscheduler_start=5 lrscheduler_decay=0.85
+# Its own options, with defaults and what they are; those of src/run.py come with them (--help).
+OPTIONS="
+stage=0          first stage to run
+stop_stage=4     last stage to run
+data=            folder or CSV of the dataset
+prep_dir=        where prepared data go; without it, below data, under the dataset's name
+exp_dir=         where results go; without it, below exp, in a folder named after the settings
+label_csv=       label file that fixes the classes and their order; without it, made from the data
+val_share=0.2    share of the clips to validate on, if the data bring no split
+test_share=0.0   share of the clips to test on, if the data bring no split
+n_folds=0        above 0: cross-validate with so many folds instead
+split_seed=0     fixes the split, whatever the seed of the training is
+folds=           folds to run, as in '1 3'; without it, all
+dataset=         name of the dataset, in messages and plots; without it, that of --data
+dataset_mean=    mean of the fbank; without it, computed
+dataset_std=     standard deviation of the fbank; without it, computed
+audio_length=    frames of 10 ms of the input; without it, as 95 % of the clips need, at most 1024
+freqm=           widest frequency mask, in mel bins; without it, 3/8 of them
+timem=           widest time mask, in frames; without it, a fifth of the input
+metrics=         main metric; without it, acc if every clip has one label
+loss=            loss function; without it, CE if every clip has one label
+lr=1e-5          learning rate; without AudioSet pretraining take a higher one
+"
+DEFAULTS=(--imagenet_pretrain True --audioset_pretrain True
+    --n_epochs 25 --batch_size 12 --lrscheduler_start 5 --lrscheduler_decay 0.85)
 TRAINING_STAGE=3
 
 # The name of the folder or file at $1.
@@ -51,10 +56,11 @@ dataset_name() {
     fi
 }
 
-# The datafile of part $1 (train, val, test), of fold $2 where there are folds.
+# The datafile of part $1 (train, val, test), of fold $2 if there are folds.
 datafile() { echo "$prep_dir/datafiles/$1_data${2:+_$2}.json"; }
 
-# Mean and standard deviation of the training data of fold $1 lie beside its datafile; they depend on the input's size.
+# Mean and standard deviation of the training data of fold $1 lie beside its datafile. They depend
+# on the input's size.
 stats_file() {
     local train_data
     train_data=$(datafile train "$1")
@@ -64,16 +70,17 @@ stats_file() {
 # What run_options.txt says about option $1.
 prepared_option() { sed -n "s/^--$1=//p" "$prep_dir/run_options.txt"; }
 
-# Take from the prepared data what the user left open, and list the folds in RUNS: those to run, '' for data without.
+# Take from the prepared data what the user left open, and list the folds in RUNS: those to run,
+# or '' for data without folds.
 read_prepared() {
     local name fold=1
-    [ -f "$prep_dir/run_options.txt" ] || { echo "$prep_dir is not prepared: run stage 1" >&2; exit 1; }
+    [ -f "$prep_dir/run_options.txt" ] || fail "$prep_dir is not prepared: run stage 1"
     for name in loss metrics audio_length; do
         [ -n "${!name}" ] || printf -v "$name" %s "$(prepared_option "$name")"
     done
-    for name in audio_length num_mel_bins; do # arithmetic would run what is in them
-        [[ ${!name} =~ ^[1-9][0-9]*$ ]] || refuse "--$name wants a whole number, got ${!name}"
-    done
+    # Arithmetic would run code that is in it.
+    [[ $audio_length =~ ^[0-9]+$ ]] ||
+        fail "$prep_dir/run_options.txt does not say --audio_length: remove it"
     : "${freqm:=$((num_mel_bins * 3 / 8))}" "${timem:=$((audio_length / 5))}"
     if [ -f "$(datafile train)" ]; then
         [ -z "$folds" ] || refuse "--folds $folds: the data in $prep_dir are not in folds"
@@ -93,8 +100,9 @@ compute_stats() {
     local stats train_data words
     stats=$(stats_file "$1") train_data=$(datafile train "$1")
     if [ ! -s "$stats" ]; then
-        words=$("$PYTHON" "$ROOT/src/get_norm_stats.py" --data_train "$train_data" --label_csv "$prep_dir/labels.csv" \
-            --num_mel_bins "$num_mel_bins" --audio_length "$audio_length" --num_workers "$num_workers")
+        words=$("$PYTHON" "$ROOT/src/get_norm_stats.py" --data_train "$train_data" \
+            --label_csv "$prep_dir/labels.csv" --num_mel_bins "$num_mel_bins" \
+            --audio_length "$audio_length" --num_workers "$num_workers")
         echo "$words" > "$stats.$$" && mv "$stats.$$" "$stats"
     fi
     echo "$train_data: $(< "$stats")"
@@ -102,18 +110,19 @@ compute_stats() {
 
 # Train fold $1 in exp_dir $2.
 train_fold() {
-    local data_eval stats words
+    local data_eval stats mean std options
     stats=$(stats_file "$1") data_eval=$(datafile test "$1")
-    collect_run_options
-    if [ "$own_stats" = True ]; then
-        [ -s "$stats" ] || { echo "there is no $stats: run stage 2" >&2; exit 1; }
-        read -r -a words < "$stats"
-        # Of two values the last counts: the user's.
-        RUN_OPTIONS=(${words[@]+"${words[@]}"} ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"})
-    fi
-    [ ! -f "$data_eval" ] || RUN_OPTIONS+=(--data_eval "$data_eval")
-    train "$2" --data_train "$(datafile train "$1")" --data_val "$(datafile val "$1")" \
+    options=(--data_train "$(datafile train "$1")" --data_val "$(datafile val "$1")"
         --label_csv "$prep_dir/labels.csv" --n_class "$(prepared_option n_class)"
+        --dataset "$dataset" --loss "$loss" --metrics "$metrics" --audio_length "$audio_length"
+        --freqm "$freqm" --timem "$timem")
+    if [ "$own_stats" = True ]; then
+        [ -s "$stats" ] || fail "there is no $stats: run stage 2"
+        read -r _ mean _ std < "$stats"
+        options+=(--dataset_mean "${dataset_mean:-$mean}" --dataset_std "${dataset_std:-$std}")
+    fi
+    [ ! -f "$data_eval" ] || options+=(--data_eval "$data_eval")
+    train "$2" "${options[@]}"
 }
 
 # What exp_dir $1 holds of a training without folds: its best and its last epoch, and the test set.
@@ -140,8 +149,9 @@ in_stage 0 || in_stage 1 || read_prepared # a mistake is noticed at once
 setup_environment
 check_device
 if in_stage 1; then
-    "$PYTHON" "$HERE/prep_own.py" --data "$data" --prep_dir "$prep_dir" ${label_csv:+--label_csv "$label_csv"} \
-        --val_share "$val_share" --test_share "$test_share" --n_folds "$n_folds" --seed "$split_seed"
+    "$PYTHON" "$HERE/prep_own.py" --data "$data" --prep_dir "$prep_dir" \
+        ${label_csv:+--label_csv "$label_csv"} --val_share "$val_share" --test_share "$test_share" \
+        --n_folds "$n_folds" --seed "$split_seed"
     read_prepared
 fi
 if in_stage 2; then

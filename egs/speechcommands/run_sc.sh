@@ -1,27 +1,30 @@
 #!/usr/bin/env bash
-# Fine-tune AST on Speech Commands V2 and report the accuracy on its 35 words: ./run_sc.sh [--batch_size 128] ...
-#   stage 0  environment    stage 1  download and prepare the data    stage 2  train, evaluate the best epoch's model
-#   Stages that are done are skipped, so the same line goes on where it broke off.
+# Fine-tune AST on Speech Commands V2, report the accuracy on its 35 words: ./run_sc.sh [--lr 1e-4] ...
+#   stage 0  environment
+#   stage 1  download and prepare the data
+#   stage 2  train, evaluate the best epoch's model
+# Stages that are done are skipped, so the same line goes on where it broke off.
 #SBATCH --job-name=ast-sc --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+# shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run_sc.sh in egs/speechcommands" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Options of the recipe; those of src/run.py are in egs/common.sh:
-stage=0                   # first stage to run
-stop_stage=2              # last stage to run
-data_dir=                 # folder or tar.gz in Speech Commands' layout; empty: download it
-prep_dir=                 # where prepared data go; empty: data
-exp_dir=                  # where results go; empty: below exp, named after the settings
-# End of options
-
-dataset=speechcommands imagenet_pretrain=True audioset_pretrain=False
-lr=2.5e-4 n_epochs=30 batch_size=128 freqm=48 timem=48 mixup=0.6 noise=True
-dataset_mean=-6.845978 dataset_std=5.5654526 audio_length=128
-metrics=acc loss=BCE lrscheduler_start=5 lrscheduler_decay=0.85 save_model=True
+# Its own options, with defaults and what they are; those of src/run.py come with them (--help).
+OPTIONS="
+stage=0        first stage to run
+stop_stage=2   last stage to run
+data_dir=      folder or tar.gz in Speech Commands' layout; without it, it is downloaded
+prep_dir=      where prepared data go; without it, data
+exp_dir=       where results go; without it, below exp, in a folder named after the settings
+"
+DEFAULTS=(--dataset speechcommands --imagenet_pretrain True --audioset_pretrain False
+    --lr 2.5e-4 --n_epochs 30 --batch_size 128 --freqm 48 --timem 48 --mixup 0.6 --noise True
+    --dataset_mean -6.845978 --dataset_std 5.5654526 --audio_length 128
+    --metrics acc --loss BCE --lrscheduler_start 5 --lrscheduler_decay 0.85 --save_model True)
 
 parse_options "$@"
 : "${prep_dir:=$HERE/data}"
@@ -33,12 +36,12 @@ if in_stage 1; then
     "$PYTHON" "$HERE/prep_sc.py" --prep_dir "$prep_dir" ${data_dir:+--data_dir "$data_dir"}
 fi
 if in_stage 2; then
-    collect_run_options
     train "$exp_dir" \
         --data_train "$prep_dir/datafiles/speechcommand_train_data.json" \
         --data_val "$prep_dir/datafiles/speechcommand_valid_data.json" \
         --data_eval "$prep_dir/datafiles/speechcommand_eval_data.json" \
         --label_csv "$HERE/data/speechcommands_class_labels_indices.csv" --n_class 35
+    [ "$dry_run" = False ] || exit 0
     echo "$exp_dir/eval_result.csv, the best epoch's model:"
     # shellcheck disable=SC2046 # four numbers, a line each
     printf "  validation $metrics %s, mAUC %s\n  test       $metrics %s, mAUC %s\n" $(< "$exp_dir/eval_result.csv")

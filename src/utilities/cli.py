@@ -1,4 +1,8 @@
-"""What the entry points share: how options are spelled and checked, logging, and mistakes shown as one sentence."""
+"""What the programs share: how options are spelled and checked, logging, mistakes as one sentence.
+
+A program reads its options first, with the standard library alone. What does the work is imported
+after that, in main(): torch takes seconds to import, and neither --help nor a mistyped option should.
+"""
 import argparse
 import contextlib
 import io
@@ -21,19 +25,51 @@ MAX_MINUTES = 60 * 24 * 30  # a month
 MAX_MESSAGE = 1000  # characters of a mistake's sentence that quotes what the user gave
 
 
-class OptionParser(argparse.ArgumentParser):
-    """argparse with one form of every name (`--a-b` is `--a_b`), no abbreviations, and negative numbers as values.
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Show an option with its default, if it has one, and the description as it is written."""
 
-    Texts and paths must not be empty: an empty path would be taken for the folder that the program was started in.
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34)
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+    def _get_default_metavar_for_optional(self, action):
+        return 'VALUE'
+
+
+class OptionParser(argparse.ArgumentParser):
+    """argparse, but stricter about names and texts.
+
+    A name has one form (`--a-b` is `--a_b`) and cannot be abbreviated. A negative number is a value.
+    Texts and paths must not be empty: an empty path would be taken for the folder that the program
+    was started in.
+
+    Args:
+        old_names: options of other programs -> what they are called here, for the error.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+    def __init__(self, old_names=None, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        self.old_names = old_names or {}
         self.register('type', None, _nonempty)
         self.register('type', Path, lambda text: Path(_nonempty(text)))
 
     def parse_args(self, args=None, namespace=None):
-        return super().parse_args(normalise_options(sys.argv[1:] if args is None else args), namespace)
+        words = normalise_options(sys.argv[1:] if args is None else args)
+        self._refuse_old_names(words)
+        args, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            kind = 'unknown option' if unknown[0].startswith('-') else 'unexpected argument'
+            self.error(f'{kind}: {unknown[0]}')
+        return args
+
+    def _refuse_old_names(self, words):
+        # argparse would first ask for required options, under the names that the user does not know.
+        for word in words:
+            name = word.split('=')[0][2:] if word.startswith('--') else None
+            if name in self.old_names and f'--{name}' not in self._option_string_actions:
+                self.error(f'--{name} is called --{self.old_names[name]} here')
 
     def error(self, message):
         self.exit(2, f'{self.prog}: {_one_line(message)} (--help lists the options)\n')

@@ -7,6 +7,7 @@ from torchaudio.compliance.kaldi import mel_scale_scalar
 from features import FRAME_SHIFT_MS
 from models.ast_models import PATCH_SIZE
 from utilities.fonts import drawable_names, font_families, missing_characters
+from utilities.times import clock
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
@@ -82,14 +83,6 @@ def plot_confusion(matrix, names, title):
     axes.set_title(plain(title), **fonts_of(title))
     figure.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
     return figure
-
-
-def clock(seconds, tenths=False):
-    """A time in a recording as text: 1:05, or 1:00:05 from an hour on, or 1:05.0 with tenths."""
-    minutes, seconds = divmod(round(float(seconds), int(tenths)), 60)
-    hours, minutes = divmod(int(minutes), 60)
-    text = f'{seconds:04.1f}' if tenths else f'{seconds:02.0f}'
-    return f'{hours}:{minutes:02}:{text}' if hours else f'{minutes}:{text}'
 
 
 def plot_tags(spectrogram, seconds, starts, ends, scores, names, title):

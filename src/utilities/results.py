@@ -4,12 +4,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
 
 from models.files import atomic_write
 from utilities.labels import DataError, error_reason, read_numbers
-from utilities.fonts import drawable_names
-from utilities.plots import plot_confusion, plot_curves
 from utilities.stats import calculate_stats, classes_of, summarise
 from utilities.texts import write_text
 
@@ -63,6 +60,9 @@ def write_confusion(folder, names, predictions, targets):
     Negatives, which have no class, are left out, and the picture above 100 classes. names: of all;
     predictions, targets: (samples, classes). Returns the hardest classes as a line to print.
     """
+    from sklearn.metrics import confusion_matrix
+
+    from utilities.plots import drawable_names, plot_confusion  # matplotlib
     truth, predicted = classes_of(predictions, targets)
     classes = np.union1d(truth, predicted)
     matrix = confusion_matrix(truth, predicted, labels=classes)
@@ -130,6 +130,7 @@ class Results:
 
     def write(self):
         """Write result.csv, curves.png and the ensemble's predictions of the epochs so far."""
+        from utilities.plots import plot_curves  # matplotlib
         write_array(self.folder / 'cum_predictions.npy', (self.predictions_sum / len(self.rows)).astype(np.float32))
         write_rows(self.exp_dir / 'result.csv', self.rows)
         columns = dict(zip(result_columns(self.metric), np.array(self.rows).T))

@@ -3,8 +3,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
-from sklearn.metrics import f1_score, top_k_accuracy_score
+from scipy.special import ndtri
 
 # The published results thinned every curve to each 1000th point, and report the middle of what is left.
 CURVE_STEP = 1000
@@ -12,7 +11,7 @@ CURVE_STEP = 1000
 
 def d_prime(area):
     """Sensitivity index d' of an area under the ROC curve: sqrt(2) * the standard normal quantile (AST paper, PSLA)."""
-    return math.sqrt(2) * norm.ppf(area)
+    return math.sqrt(2) * ndtri(area)
 
 
 def calculate_stats(output: np.ndarray, target: np.ndarray) -> list[dict]:
@@ -144,6 +143,7 @@ def single_label_scores(output, target):
     output: scores (samples, classes); target: labels (samples, classes) of 0 and 1. Negatives do
     not count. Top-5 is NaN for up to 5 classes.
     """
+    from sklearn.metrics import f1_score, top_k_accuracy_score
     (truth, predicted), classes = classes_of(output, target), target.shape[1]
     f1 = f1_score(truth, predicted, labels=np.unique(truth), average='macro', zero_division=0)
     if classes <= 5:

@@ -7,11 +7,11 @@ import torch
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from transformers.utils import logging as transformers_logging
 
+from experiment import make_model
 from features import SAMPLE_RATE
 from hardware import choose_precision
 from models.checkpoints import SIZES
 from options import make_parser
-from run import make_model
 from trainer import Trainer, TrainSettings
 
 MEL_BINS = 128

@@ -1,6 +1,7 @@
 """Fixtures for the recipes: a small dataset in ESC-50's layout, and a shell to run them in."""
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,17 @@ def run_shell(tmp_path, terminal):
         return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True,
                               env=terminal(**environment))
     return run
+
+
+@pytest.fixture
+def shown_defaults(run_shell):
+    """Return the defaults that the --help of a recipe shows, {option: text}."""
+    def show(recipe):
+        said = run_shell([recipe, '--help'], COLUMNS='80')
+        assert said.returncode == 0 and not said.stderr
+        shown = re.findall(r'--(\w+) (?:(?!\n  -).)*?\(default:\s+(.*?)\)', said.stdout, re.DOTALL)
+        return {name: ' '.join(default.split()) for name, default in shown}
+    return show
 
 
 @pytest.fixture

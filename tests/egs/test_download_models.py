@@ -43,7 +43,6 @@ def test_one_is_fetched_by_name_and_not_twice(server, dropbox, weights, torch_ho
 
 def test_without_names_all_are_fetched_and_what_fails_is_counted(server, dropbox, weights, torch_home, capsys,
                                                                  monkeypatch):
-    monkeypatch.setattr(download_models, 'PUBLISHED', weights_module.PUBLISHED)
     for name, path in dropbox.items():
         if name != 'audioset_bal_10_10_0.3499':
             server.pages[path] = Page(weights)

@@ -94,9 +94,9 @@ JOB = {'SLURM_JOB_ID': '1', 'SLURM_NNODES': '2', 'SLURM_NTASKS': '2'}
 
 
 @pytest.mark.parametrize('words, environment, code, reason', [
-    (['--launcher', 'mpi'], {}, 2, 'auto, single, torchrun or slurm, not mpi'),
-    (['--nodes', 'two'], {}, 2, '--nodes wants a whole number'),
-    (['--processes', '0'], {}, 2, '--processes wants a whole number'),
+    (['--launcher', 'mpi'], {}, 2, "--launcher: invalid choice: 'mpi'"),
+    (['--nodes', 'two'], {}, 2, '--nodes: expected a whole number'),
+    (['--processes', '0'], {}, 2, '--processes: expected a whole number'),
     (['--launcher', 'single', '--processes', '2'], {}, 2, 'single is one process'),
     (['--nodes', '2'], {}, 1, 'MASTER_ADDR='),
     (['--nodes', '2'], {'MASTER_ADDR': 'here', 'NODE_RANK': '2'}, 1, '1 to 1 on the others'),
@@ -108,7 +108,7 @@ def test_what_a_launcher_lacks_is_one_sentence_before_anything_runs(recipe, run_
                                                                     reason):
     done = run_shell([recipe, *words], **environment)
     assert done.returncode == code and reason in done.stderr and not done.stdout
-    assert code == 2 or len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_other_machines_only_train(recipe, run_shell, tmp_path):

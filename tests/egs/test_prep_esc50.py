@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import soundfile
 
-import prep_esc50 as prep
+import esc50 as prep
 from audio import AudioError
 from utilities.labels import DataError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import prep_sc as prep
+import speech_commands as prep
 from utilities.labels import DataError, read_labels
 
 FILES = ['_background_noise_/tap.wav', 'bed/a_nohash_0.wav', 'bed/b_nohash_0.wav', 'bed/c_nohash_1.wav',

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -48,10 +49,12 @@ def datafiles(make_datafile):
 
 @pytest.fixture
 def planned(folder, run_shell, tmp_path):
-    """Start the recipe with a python that only writes down what it is to run; returns that, a line a program."""
+    """Start the recipe with a python that only writes down the programs it is to run; returns them, a line each."""
     stand_in, calls = tmp_path / 'bin' / 'python', tmp_path / 'calls'
     stand_in.parent.mkdir()
-    stand_in.write_text(f'#!/bin/sh\ncase $1 in */environment.py) echo "$0" ;; *) echo "$*" >> "{calls}" ;; esac\n')
+    stand_in.write_text(f'#!/bin/sh\ncase $1 in */environment.py) echo "$0" ;; '
+                        f'-c | */recipe_options.py) exec "{sys.executable}" "$@" ;; '
+                        f'*) echo "$*" >> "{calls}" ;; esac\n')
     stand_in.chmod(0o755)
 
     def run(*words, script=folder / 'run.sh', cwd=tmp_path, **environment):
@@ -112,6 +115,19 @@ def test_what_the_user_says_goes_before_what_the_set_says(planned, datafiles):
         assert option in said
 
 
+def test_of_two_values_of_an_option_the_last_counts_under_any_of_its_names(planned, datafiles):
+    said = planned(*datafiles, '--lr', '1e-3', '--n-epochs=7', '-b', '6', '--learning-rate', '2.50e-4', '--n_epochs', '3')
+    for option in ('--lr=2.50e-4 ', '--batch_size=6 ', '--n_epochs=3 '):
+        assert said.count(option) == 1 and said.count(option.split('=')[0] + '=') == 1
+    assert '/exp/audioset-full-base384-f10-t10-imagenet-b6-lr2.50e-4-seed0 ' in said
+
+
+def test_a_job_that_was_queued_again_goes_on_whatever_it_began_with(planned, datafiles):
+    assert planned(*datafiles, '--resume', 'none', SLURM_RESTART_COUNT='1').count('--resume') == 2
+    said = planned(*datafiles, '--resume', 'none', SLURM_RESTART_COUNT='1')
+    assert said.index('--resume=none') < said.index('--resume auto')
+
+
 def test_the_two_sets_have_results_of_their_own(planned, datafiles):
     folders = {word for which in ('full', 'balanced')
                for word in planned(*datafiles, '--set', which, '--lr', '1').split() if '/exp/' in word}
@@ -129,17 +145,22 @@ def test_a_missing_label_file_is_named(folder, run_shell, datafiles):
 
 
 @pytest.mark.parametrize('words, reason', [(['--set', 'unbalanced'], 'full or balanced, not unbalanced'),
-                                           (['--bogus', '1'], 'unknown option: --bogus')])
-def test_a_wrong_option_stops_with_the_list_of_options(folder, run_shell, words, reason):
+                                           (['--bogus', '1'], 'unknown option: --bogus'),
+                                           (['--te_data', 'a.json'], '--te_data is called --data_val here')])
+def test_a_wrong_option_is_one_sentence(folder, run_shell, words, reason):
     done = run_shell([folder / 'run.sh', *words])
-    assert done.returncode == 2 and reason in done.stderr and '--batch_size' in done.stderr
+    [sentence] = done.stderr.splitlines()
+    assert done.returncode == 2 and reason in sentence
 
 
-def test_help_lists_the_settings_of_the_full_set(folder, run_shell):
-    said = ' '.join(run_shell([folder / 'run.sh', '--help']).stdout.split())
-    for default in ('--set full', '--lr 1e-5', '--n_epochs 5', '--batch_size 12', '--freqm 48', '--timem 192',
-                    '--mixup 0.5', '--bal bal', '--audio_length 1024', '--wa_end 5', '--lrscheduler_start 2'):
-        assert default in said
+def test_help_lists_the_settings_of_the_full_set(folder, shown_defaults):
+    published = {'set': 'full', 'lr': '1e-5', 'n_epochs': '5', 'batch_size': '12', 'freqm': '48',
+                 'timem': '192', 'mixup': '0.5', 'bal': 'bal', 'audio_length': '1024',
+                 'wa': 'True', 'wa_start': '1', 'wa_end': '5', 'lrscheduler_start': '2',
+                 'lrscheduler_step': '1', 'lrscheduler_decay': '0.5', 'warmup': 'True',
+                 'save_model': 'True', 'metrics': 'mAP', 'loss': 'BCE'}
+    shown = shown_defaults(folder / 'run.sh')
+    assert {name: shown[name] for name in published} == published
 
 
 def test_submitted_with_sbatch_the_recipe_finds_its_place(folder, planned, run_shell, datafiles, tmp_path):

@@ -43,15 +43,34 @@ def test_the_recipe_passes_its_options_on_under_their_names(recipe, run_shell, m
     assert not (tmp_path / 'exp' / 'result.csv').exists()
 
 
-def test_the_defaults_are_the_published_settings(recipe, run_shell, make_esc, tmp_path):
-    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', '--stop_stage', '2',
-                      '--device', 'cuda:99'])
-    said = ' '.join(run_shell([recipe, '--help']).stdout.split())
+def test_the_defaults_are_the_published_settings(recipe, run_shell, shown_defaults, make_esc, tmp_path):
+    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp',
+                      '--stop_stage', '2', '--device', 'cuda:99'])
     assert 'cuda:99' in done.stderr and not (tmp_path / 'exp').exists()
-    for default in ('--n_epochs 25', '--batch_size 48', '--freqm 24', '--timem 96', '--dataset_mean -6.6268077',
-                    '--dataset_std 5.358466', '--audio_length 512', '--lrscheduler_start 5',
-                    '--lrscheduler_decay 0.85'):
-        assert default in said
+    published = {'n_epochs': '25', 'batch_size': '48', 'freqm': '24', 'timem': '96', 'mixup': '0',
+                 'dataset_mean': '-6.6268077', 'dataset_std': '5.358466', 'audio_length': '512',
+                 'lrscheduler_start': '5', 'lrscheduler_step': '1', 'lrscheduler_decay': '0.85',
+                 'metrics': 'acc', 'loss': 'CE', 'imagenet_pretrain': 'True',
+                 'audioset_pretrain': 'True', 'noise': 'False', 'warmup': 'False', 'wa': 'False',
+                 'save_model': 'False'}
+    shown = shown_defaults(recipe)
+    assert {name: shown[name] for name in published} == published
+
+
+def test_a_dry_run_says_what_training_would_do_and_leaves_nothing(recipe, run_shell, make_tone, make_datafile,
+                                                                  tmp_path):
+    words = [recipe, '--prep_dir', 'prep', *TINY, '--folds', '3', '--lr', '3e-4', '--dry-run']
+    done = run_shell(words)
+    assert done.returncode == 1 and 'esc_train_data_3.json' in done.stderr  # and nothing was downloaded
+    assert not list(tmp_path.iterdir())
+    (tmp_path / 'prep' / 'datafiles').mkdir(parents=True)
+    for name in ('train', 'eval'):
+        make_datafile([(make_tone('dog.wav', seconds=0.4), '/m/07rwj00')], f'prep/datafiles/esc_{name}_data_3.json')
+    done = run_shell(words)
+    assert done.returncode == 0, done.stderr
+    assert '--lr 0.0003' in done.stderr and 'training 1, validation 1; 1 steps an epoch' in done.stderr
+    exp_dir = recipe.parent / 'exp' / 'esc50-tiny224-f16-t16-scratch-b48-lr3e-4-seed0'
+    assert done.stdout == f'fold 3: {exp_dir}/fold3\n' and not exp_dir.exists()
 
 
 def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, make_esc, tmp_path):
@@ -68,13 +87,24 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, mak
 @pytest.mark.parametrize('words, reason', [
     (['--bogus', '1'], 'unknown option: --bogus'),
     (['--HERE', '/tmp'], 'unknown option: --HERE'),
-    (['--path;touch x', '1'], 'unknown option'),
-    (['--lr'], '--lr needs a value'),
-    (['5'], 'unexpected argument: 5'), (['--demo', 'maybe'], '--demo wants True or False, not maybe'),
+    (['--path;touch x', '1'], 'unknown option: --path;touch x'),
+    (['--batch', '8'], 'unknown option: --batch'),
+    (['--lr'], 'argument --lr/--learning_rate: expected one argument'),
+    (['--lr', 'fast'], "expected a number above 0, got 'fast'"),
+    (['5'], 'unexpected argument: 5'), (['--demo', 'maybe'], "expected True or False, got 'maybe'"),
+    (['--stage', 'two'], "argument --stage: expected a whole number of at least 0, got 'two'"),
+    (['--loss', 'MSE'], 'argument --loss: invalid choice'),
+    (['--exp_dir', ''], 'argument --exp_dir: expected some text'),
+    (['--data_train', 'a.json'], 'argument --data_train: the recipe sets it itself'),
+    (['--epoch', '3'], '--epoch is called --n_epochs here'),
+    (['--imagenetpretrain=False'], '--imagenetpretrain is called --imagenet_pretrain here'),
+    (['--base-exp-dir', 'exp'], '--base_exp_dir is called --exp_dir here'),
 ])
-def test_a_wrong_option_stops_with_the_list_of_options_and_in_the_end_what_is_wrong(recipe, run_shell, words, reason):
-    done = run_shell([recipe, *words])
-    assert done.returncode == 2 and reason in done.stderr.splitlines()[-1] and '--batch_size' in done.stderr
+def test_a_wrong_option_is_one_sentence_before_anything_is_done(recipe, run_shell, tmp_path, words, reason):
+    done = run_shell([recipe, '--prep_dir', 'prep', *words])
+    [sentence] = done.stderr.splitlines()
+    assert done.returncode == 2 and reason in sentence and sentence.startswith('run_esc50.sh: ')
+    assert '--help lists the options' in sentence and not done.stdout and not list(tmp_path.iterdir())
 
 
 def test_a_value_is_never_run_as_code(recipe, run_shell, tmp_path):

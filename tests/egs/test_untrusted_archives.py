@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import prep_esc50 as esc
-import prep_sc as sc
+import esc50 as esc
+import speech_commands as sc
 from utilities import archives
 from utilities.archives import open_zip, read_member
 from utilities.labels import DataError

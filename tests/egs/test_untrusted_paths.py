@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
+import esc50
 import inference
-import prep_esc50
 import prep_own
-import prep_sc
 import run
+import speech_commands
 from dataloader import AudiosetDataset
 from models import ASTModel, load_model, save_checkpoint
 
@@ -22,9 +22,10 @@ SMALL = ('--n_class 2 --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride
 
 NOTE = 'import json, sys; open(sys.argv[1], "a").write(json.dumps(sys.argv[2:]) + "\\n")'
 PYTHON = f'''#!/bin/sh
-# Stands in for python in a recipe: finds itself as the environment, and notes every other command line.
+# Stands in for python in a recipe: finds itself as the environment, reads options, and notes every other command line.
 case $1 in
     -c) exit 0 ;;
+    */recipe_options.py) exec '{sys.executable}' "$@" ;;
     */environment.py) echo "$0" ;;
     *) exec '{sys.executable}' -c '{NOTE}' "$LOG" "$@" ;;
 esac
@@ -118,7 +119,7 @@ def test_esc50_is_prepared_under_any_name(form, folder, make_esc):
     source = make_esc(f'{WHOLE}/data')
     if form == 'zip':
         source = shutil.make_archive(folder / 'data', 'zip', source.parent, source.name)
-    prep_esc50.prepare(str(source), folder / 'out')
+    esc50.prepare(str(source), folder / 'out')
     entries = json.loads((folder / 'out' / 'datafiles' / 'esc_eval_data_1.json').read_text())['data']
     assert len(entries) == 2 and all(entry['wav'].startswith(str(folder)) for entry in entries)
 
@@ -132,7 +133,7 @@ def test_speech_commands_are_prepared_under_any_name(folder):
     (folder / 'data' / 'testing_list.txt').write_text('bed/c.wav\n')
     for name in 'bc':
         (source / f'{name}.wav').touch()
-    prep_sc.prepare(str(folder / 'data'), folder / 'out')
+    speech_commands.prepare(str(folder / 'data'), folder / 'out')
     entries = json.loads((folder / 'out' / 'datafiles' / 'speechcommand_train_data.json').read_text())['data']
     assert [entry['wav'] for entry in entries] == [str(source / f'{name} {WHOLE}.wav') for name in 'abc']
 

@@ -19,7 +19,8 @@ from distributed import World
 from hardware import parallelise
 from models import load_checkpoint, save_checkpoint
 from models.state_dicts import load_tensors
-from options import check_options, make_parser
+from option_checks import check_options
+from options import make_parser
 from tagging import load_tagger
 from trainer import Trainer, TrainingError
 from traintest import explained, validate
@@ -269,7 +270,7 @@ def check(monkeypatch):
     """Check the options of a run with --compile True on a machine with so many GPUs."""
     def with_gpus(count, device, world=World()):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
-        monkeypatch.setattr('options.choose_device', lambda _: torch.device(device))
+        monkeypatch.setattr('option_checks.choose_device', lambda _: torch.device(device))
         parser = make_parser()
         check_options(parser, parser.parse_args(COMPILED.split()), world)
     return with_gpus

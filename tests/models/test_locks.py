@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-import run
+import experiment
 from models import files
 from models.files import LockedError, Url, download, hold_lock
 from utilities.labels import DataError
@@ -97,7 +97,7 @@ def test_without_locks_the_work_goes_on_and_the_log_warns(tmp_path, number, floc
 def test_all_that_takes_a_lock_goes_on_without(tmp_path, flock_raises, server, caplog):
     flock_raises(errno.ENOLCK)
     (tmp_path / 'weights.pth').touch()
-    with run.claimed(tmp_path / 'exp'), only_one(tmp_path / 'data'):
+    with experiment.claimed(tmp_path / 'exp'), only_one(tmp_path / 'data'):
         download([Url(f'{server.address}/none', tmp_path / 'weights.pth')], None)
     assert caplog.text.count('this file system has no locks') == 3
     assert sorted(os.listdir(tmp_path)) == ['weights.pth', 'weights.pth.lock']
@@ -108,4 +108,4 @@ def test_another_error_of_a_lock_is_an_error(tmp_path, flock_raises):
     with pytest.raises(OSError, match='output error'), hold_lock(tmp_path / 'lock'):
         pass
     with pytest.raises(DataError, match='exp cannot be locked: .*output error'):
-        run.claimed(tmp_path / 'exp').__enter__()
+        experiment.claimed(tmp_path / 'exp').__enter__()

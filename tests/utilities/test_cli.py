@@ -130,6 +130,23 @@ def test_help_lists_the_defaults(capsys):
     assert 'size of it (default: 7)' in capsys.readouterr().out
 
 
+def test_help_says_nothing_of_a_default_that_is_none(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse('--help')
+    assert '--data_train VALUE' in (shown := capsys.readouterr().out) and 'None' not in shown
+
+
+def test_the_old_name_of_an_option_is_answered_with_the_new_one(capsys):
+    parser = OptionParser(prog='tool', old_names={'epoch': 'n_epochs', 'w': 'n_epochs'})
+    parser.add_argument('--n_epochs', required=True)
+    parser.add_argument('--w')
+    for line in (['--epoch', '3'], ['--epoch=3'], ['--n_epochs', '3', '--epoch', '3']):
+        with pytest.raises(SystemExit):
+            parser.parse_args(line)
+        assert capsys.readouterr().err.startswith('tool: --epoch is called --n_epochs here (')
+    assert parser.parse_args(['--n_epochs', 'epoch', '--w', '--epoch'[2:]]).w == 'epoch'
+
+
 def test_a_mistake_ends_the_program_with_its_sentence():
     with pytest.raises(SystemExit) as stop, exit_on(DataError):
         raise DataError('a.json: no such file')

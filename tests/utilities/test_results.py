@@ -148,7 +148,7 @@ def test_negatives_are_in_no_confusion_and_no_accuracy_of_a_class(tmp_path):
 @pytest.mark.filterwarnings('error:Glyph')
 def test_a_class_whose_name_no_font_has_is_drawn_by_its_number(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr('utilities.results.plot_confusion',
+    monkeypatch.setattr('utilities.plots.plot_confusion',
                         lambda *args: drawn.append(args[1]) or plot_confusion(*args))
     write_confusion(tmp_path, ['dog', 'cat', '\U0003fffd'], np.eye(3)[[0, 2]], np.eye(3)[[0, 2]])
     assert drawn == [['dog', '2']]
