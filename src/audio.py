@@ -213,7 +213,7 @@ def _check_samples(name, mono):
 
 def resample(waveform, old_rate, new_rate):
     """Resample (samples,) float32 from old_rate to new_rate, both in Hz and whole."""
-    if old_rate == new_rate:
+    if old_rate == new_rate or not len(waveform):
         return waveform
     divisor = math.gcd(old_rate, new_rate)
     up, down = new_rate // divisor, old_rate // divisor

@@ -25,6 +25,7 @@ from utilities.parallel import available_cores, parallel_map
 from utilities.segments import (START_TOLERANCE, TOLERANCE, PlaceError, RecordingName, find_place,
                                 is_short, parse_name, read_segments)
 
+LATE_SECONDS = 0.1  # by which an entry may end after its recording: rounding
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
 STOPS, BAD_AUDIO, WARNING = 'STOPS TRAINING', 'BAD AUDIO', 'warning'
 WHAT_BECOMES_OF_BAD_AUDIO = ('replaced by others in training, up to --max_bad_audio of an epoch; an error in '
@@ -39,6 +40,7 @@ PROBLEMS = {
     'empty': (BAD_AUDIO, 'recordings without samples'),
     'non_finite': (BAD_AUDIO, 'recordings with NaN or infinite samples'),
     'past_end': (BAD_AUDIO, 'entries that begin after the end of their recordings'),
+    'shortened': (WARNING, 'entries that end after their recordings, of which the rest would be used'),
     'incomplete': (WARNING, 'recordings that end before their header says or are damaged, of which '
                             'the beginning would be used'),
     'too_loud': (WARNING, f'recordings past full scale (peak above {TOO_LOUD:g} times it), as if '
@@ -173,13 +175,16 @@ def check_recordings(recordings, audio_length):
     audio_length: frames of the window.
     """
     problems = {name: [] for name in (
-        'shards', 'missing', 'unreadable', 'empty', 'non_finite', 'past_end', 'incomplete',
-        'too_loud', 'cancelling', 'silent', 'too_short')}
-    for path, recording in zip(map(str, recordings), recordings.values()):
+        'shards', 'missing', 'unreadable', 'empty', 'non_finite', 'past_end', 'shortened',
+        'incomplete',        'too_loud', 'cancelling', 'silent', 'too_short')}
+    for sample, recording in recordings.items():
+        path = str(sample)
         if recording.problem:
             problems[recording.problem].append(recording.reason or path)
             continue
         found = recording.found
+        if found.seconds < sample.seconds - LATE_SECONDS and math.isfinite(sample.seconds):
+            problems['shortened'].append(f'{path} ({found.seconds:.2f} s are there)')
         if found.incomplete_from is not None:
             problems['incomplete'].append(f'{path} (from {found.incomplete_from:.2f} s on)')
         if found.heard > TOO_LOUD:
@@ -364,6 +369,8 @@ def verdict(result):
         parts.append(f'{"; ".join(result["bad_audio"])} ({WHAT_BECOMES_OF_BAD_AUDIO})')
     if result['stops']:
         parts.append(f'training would not run: {"; ".join(result["stops"])}')
+    if result['leaks']:
+        parts.append('datafiles share recordings or videos (LEAK, above): scores would be too good')
     return '; '.join(parts) or 'training would run with these datafiles'
 
 

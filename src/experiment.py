@@ -127,8 +127,9 @@ def is_finished(args, exp_dir):
     if not (exp_dir / 'finished').exists():
         return False
     if longer and not (exp_dir / 'checkpoint.pth').exists():
-        raise DataError(f'{exp_dir} is finished and kept no checkpoint to go on from, as --save_model True does; '
-                        f'choose another --exp_dir to train longer')
+        raise DataError(f'{exp_dir} is finished after {before["n_epochs"]} epochs and kept no checkpoint to go on from '
+                        f'(--save_model True keeps it): choose another --exp_dir, or begin again there with '
+                        f'--resume none')
     return not longer
 
 

@@ -147,6 +147,9 @@ def check_options(parser, args):
         for name in ('plot', 'batch_size'):
             if getattr(args, name):
                 parser.error(f'--{name} does not go with standard input, which is tagged window by window')
+    for name in ('json', 'csv', 'plot', 'embeddings'):
+        if str(getattr(args, name)) == '-':
+            parser.error(f'--{name} wants the name of a file: standard output has the text')
     if args.embeddings and len(args.checkpoint) > 1:
         parser.error(f'--embeddings wants one checkpoint, got {len(args.checkpoint)}')
     try:

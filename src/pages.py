@@ -7,6 +7,7 @@ import re
 from html import escape
 
 import numpy as np
+from scipy.special import logit, softmax
 
 from options import FREE_OPTIONS, make_parser
 from utilities.environment import now
@@ -19,6 +20,7 @@ from utilities.times import clock
 
 MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
 LISTED = 20  # classes, or mistakes
+SMALLEST = 1e-9  # distance of a sigmoid from 0 and 1, of which the logits are infinite
 NEEDED = ('dataset', 'metrics', 'model_size', 'n_epochs')  # settings that no page can do without
 
 logger = logging.getLogger(__name__)
@@ -77,10 +79,14 @@ def curves(exp_dir):
 def read_evaluated(exp_dir, settings, option, predictions, targets):
     """What two files in exp_dir/predictions hold; option: which of the settings names their datafile.
 
-    Returns names of the classes, a text for each clip (its path), predictions and targets, both (clips, classes).
+    Returns names of the classes, a text for each clip (its path), scores and targets, both (clips, classes). Scores
+    are what inference.py shows: sigmoids, or softmax after training with cross entropy.
     """
     labels = read_json(exp_dir / 'models' / 'best_audio_model.json')['labels']
     predictions, targets = (np.load(exp_dir / 'predictions' / f'{name}.npy') for name in (predictions, targets))
+    if settings.get('loss') == 'CE':  # sigmoids are what is kept, as the published code keeps them
+        logits = logit(predictions.astype(np.float64).clip(SMALLEST, 1 - SMALLEST))
+        predictions = softmax(logits, axis=1)
     try:
         clips = read_wavs(settings[option], labels['mids'], targets)
     except DataError as error:

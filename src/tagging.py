@@ -210,13 +210,22 @@ class Tagging:
 
     @property
     def mean(self):
-        """The mean over the windows (classes,), weighted by the seconds of audio in each."""
+        """The mean over the windows (classes,), weighted by the seconds of audio in each.
+
+        Raises AudioError if the recording could not be read.
+        """
+        self._check()
         return np.average(self.scores, axis=0, weights=self.ends - self.starts).astype(np.float32)
 
     @property
     def max(self):
-        """The highest score of each class (classes,)."""
+        """The highest score of each class (classes,). Raises AudioError as `mean` does."""
+        self._check()
         return self.scores.max(axis=0)
+
+    def _check(self):
+        if self.error:
+            raise AudioError(self.error)
 
     def top(self, scores, k):
         """The k classes with the highest of these scores (classes,), the best first: a list of (class index, score)."""

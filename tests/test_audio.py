@@ -5,7 +5,7 @@ import scipy.signal
 import soundfile
 import torch
 
-from audio import AudioError, load_waveform, resample
+from audio import AudioError, load_waveform, resample, resample
 from features import SAMPLE_RATE
 
 RATES = (8000, 22050, 44100, 48000)
@@ -37,6 +37,10 @@ def test_an_open_file_is_read_as_its_path_is(make_tone):
     path = make_tone('tone.flac', rate=44100)
     with open(path, 'rb') as file:
         assert torch.equal(load_waveform(file, name='upload'), load_waveform(path))
+
+
+def test_nothing_is_resampled_to_nothing():
+    assert len(resample(torch.zeros(0), 44100, 16000)) == 0
 
 
 def test_a_silent_channel_halves_the_waveform(tmp_path):

@@ -221,8 +221,17 @@ def test_a_leak_between_datafiles_is_warned_about(check, write, make_tone):
     val = write([{'wav': c, 'labels': '/m/0', 'video_id': 'x'}, {'wav': b, 'labels': '/m/0'}], 'val.json')
     code, said = check(train, val)
     assert code == 0 and f'LEAK, recordings in both: 1\n    {b}' in said and 'LEAK, video ids in both: 1\n    x' in said
+    assert 'datafiles share recordings' in said.splitlines()[-1]
     assert json.loads(check(train, val, '--json')[1])['leaks'] == [
         {'datafiles': [str(train), str(val)], 'wavs': [b], 'video_ids': ['x']}]
+
+
+def test_an_entry_that_ends_after_its_recording_is_listed(check, write, make_tone):
+    wav = str(make_tone('a.wav'))
+    seconds = soundfile.info(wav).duration
+    entries = [{'wav': wav, 'labels': '/m/0', 'start': 0, 'seconds': length} for length in (seconds, seconds + 5)]
+    code, said = check(write(entries), '--json')
+    assert code == 0 and problems(said)['shortened'] == [f'{wav} ({seconds:.2f} s are there)']
 
 
 def test_a_weight_file_that_does_not_fit_is_found(check, make_datafile, make_tone, tmp_path):

@@ -11,7 +11,7 @@ import torch
 import inference
 import run
 import tagging
-from audio import load_waveform
+from audio import AudioError, load_waveform
 from dataloader import one_thread
 from features import fbank, fit_frames, normalise
 from inference import find_audio, load_tagger, tag
@@ -73,6 +73,11 @@ def refuse(infer, capsys):
         assert stop.value.code not in (0, None) and 'Traceback' not in seen
         return seen + (stop.value.code if isinstance(stop.value.code, str) else '')
     return start
+
+
+@pytest.mark.parametrize('option', ['--json', '--csv', '--plot', '--embeddings'])
+def test_no_file_is_called_as_standard_output_is(refuse, option):
+    assert f'{option} wants the name of a file' in refuse('a.wav', '--checkpoint', 'x.pth', option, '-')
 
 
 def tag_here(tagger, files, **options):
@@ -352,6 +357,8 @@ def test_broken_files_are_reported_and_the_rest_is_tagged(tagger, broken, worker
     assert 'holds no samples' in errors['empty.wav'] and 'does not exist' in errors['gone.wav']
     assert 'NaN' in errors['nan.wav'] and 'cannot read' in errors['text.wav']
     assert all(len(result.starts) == (0 if result.error else 4) for result in results)
+    with pytest.raises(AudioError, match='gone.wav does not exist'):
+        results[[result.path for result in results].index('gone.wav')].mean
 
 
 def test_the_command_line_counts_broken_files_at_its_end(refuse, broken, checkpoint):

@@ -173,7 +173,8 @@ def locate(source: str | Path) -> Path:
         if found := find_transformers(path):
             return found
         raise WeightsError(f'the folder {path} holds no model.safetensors, whole or in parts, and '
-                           f'no pytorch_model.bin')
+                           f'no pytorch_model.bin; the model of a run is '
+                           f'EXP_DIR/models/best_audio_model.pth')
     if path.is_file():
         return path
     if file := published_file(source):
