@@ -5,7 +5,7 @@ import scipy.signal
 import soundfile
 import torch
 
-from audio import AudioError, load_waveform, resample, resample
+from audio import AudioError, load_waveform, resample
 from features import SAMPLE_RATE
 
 RATES = (8000, 22050, 44100, 48000)
