@@ -25,8 +25,9 @@ from audio import AudioError, WindowReader, load_waveform, measure, survey
 from dataloader import AudiosetDataset, one_thread
 from features import SAMPLE_RATE, Augmentation, count_frames
 from formats import KINDS, SOUND
-from get_norm_stats import FbankSums
 from models import ASTModel, save_checkpoint
+from norm_stats import FbankSums
+from utilities.labels import WHOLE_RECORDING
 
 BINS = 32
 MAX_DELAY = 2400  # samples that a codec may put before the sound, or swallow
@@ -91,7 +92,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     name, path = kind
     found = survey(path)
     assert (found.incomplete_from is None) is KINDS[name].whole
-    examined = {str(path): check_data.examine(path)}
+    examined = {check_data.Sample(str(path), *WHOLE_RECORDING): check_data.examine(path)}
     problems, facts = check_data.check_recordings(examined, audio_length=1024)
     problems = [problem for problem, items in problems.items() if items]
     assert problems == ([] if KINDS[name].whole else ['incomplete'])

@@ -19,6 +19,7 @@ import run
 from audio import AudioError
 from dataloader import AudiosetDataset, SampleKey, one_thread
 from readers import MAX_RATE
+from utilities.labels import WHOLE_RECORDING
 
 SAMPLES = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
 GIGABYTE = 2 ** 30
@@ -104,7 +105,8 @@ def limited():
 
 def use(path, datafile, labels):
     """What check_data.py finds in a file; the shape of its sample in training, or the error in place of one."""
-    problems, _ = check_data.check_recordings({path: check_data.examine(path)}, audio_length=32)
+    sample = check_data.Sample(path, *WHOLE_RECORDING)
+    problems, _ = check_data.check_recordings({sample: check_data.examine(path)}, audio_length=32)
     found = [name for name, items in problems.items() if items]
     dataset = AudiosetDataset(datafile, {'num_mel_bins': 32, 'target_length': 220, 'mode': 'evaluation'}, labels)
     try:

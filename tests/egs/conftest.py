@@ -43,7 +43,7 @@ def shown_defaults(run_shell):
     def show(recipe):
         said = run_shell([recipe, '--help'], COLUMNS='80')
         assert said.returncode == 0 and not said.stderr
-        shown = re.findall(r'--(\w+) (?:(?!\n  -).)*?\(default:\s+(.*?)\)', said.stdout, re.DOTALL)
+        shown = re.findall(r'--(\w+),? (?:(?!\n  -).)*?\(default:\s+(.*?)\)', said.stdout, re.DOTALL)
         return {name: ' '.join(default.split()) for name, default in shown}
     return show
 

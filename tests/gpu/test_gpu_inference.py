@@ -91,7 +91,7 @@ def test_the_command_line_writes_the_scores_of_the_cpu(checkpoint, recordings, d
                         '--amp', 'off', '--num_workers', '0', '--csv', str(tmp_path / 'out.csv')])
         with open(tmp_path / 'out.csv', newline='') as file:
             _, *rows = csv.reader(file)
-        found.append([[float(score) for score in scores] for _, _, _, *scores in rows])
+        found.append([[float(score) for score in scores] for _, _, _, *scores, _ in rows])
     np.testing.assert_allclose(found[1], found[0], atol=LOGITS[None])
 
 
