@@ -20,7 +20,7 @@ POLL_SECONDS = 0.2  # how long a signal waits to be passed on
 
 
 def choose_processes(processes, without_gpus):
-    """How many processes to start: what was asked for, or one a GPU, or, where there is none, `without_gpus`."""
+    """How many processes to start: what was asked for, or one per GPU, or `without_gpus` if there is no GPU."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0  # the count comes from the driver alone
     return processes or gpus or without_gpus
 
@@ -102,7 +102,7 @@ def launch(config, command):
 
 
 def exit_code(rank, failure, asked_to_stop):
-    """The exit code of a process that failed; says so where it could not itself."""
+    """The exit code of a process that failed; says so if it could not itself."""
     if failure.exitcode >= 0:
         return failure.exitcode
     if asked_to_stop and failure.exitcode == -signal.SIGUSR1:

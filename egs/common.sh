@@ -113,7 +113,7 @@ launch() {
         slurm)
             [ "${SLURM_NTASKS:-1}" -le "$SLURM_NNODES" ] ||
                 several+=(--without_gpus "$((SLURM_NTASKS / SLURM_NNODES))")
-            # One task a node that has all the job has there, whatever was said about the job's
+            # One task per node, with all that the job has there, whatever was said about the job's
             # tasks.
             env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK \
                 -u SLURM_GPUS_PER_TASK -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND \

@@ -18,7 +18,7 @@ def main(argv=None):
     """Entry point."""
     parser = OptionParser(prog='launch.py', description=__doc__)
     add = parser.add_argument
-    add('--processes', type=whole(1), help='processes of this machine; by default one a GPU')
+    add('--processes', type=whole(1), help='processes of this machine; by default one per GPU')
     add('--without_gpus', type=whole(1), default=1, help='processes by default where there is no GPU')
     add('--nodes', type=whole(1), default=1, help='machines that train together, where srun does not start this')
     add('--node_rank', type=whole(0), help='number of this machine, from 0, likewise')

@@ -67,7 +67,7 @@ def add_launch_options(group):
     add('--nodes', type=whole(1),
         help='machines that train together; without it, those of the Slurm job, or one')
     add('--processes', type=whole(1),
-        help='processes a machine; without it, one a GPU, or without GPUs one a Slurm task')
+        help='processes per machine; without it, one per GPU, or without GPUs one per Slurm task')
 
 
 def refuse_any(_):

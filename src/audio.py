@@ -76,17 +76,24 @@ class Length(NamedTuple):
     incomplete_from: float | None
 
 
-def measure(file, name=None) -> Length:
-    """Return how long a recording is: by its header if that can be trusted, else by reading it.
+def measure(file, name=None, trust_header: bool = True) -> Length:
+    """Return how long a recording is.
 
-    A header can be trusted if the last sample that it promises is there: libsndfile counts those
-    of WAV and its like by the size of the file, and a FLAC that was cut off has no last one.
-    Damage in the middle does not show. Raises AudioError if nothing of it can be read.
+    Args:
+        file: a path or an open binary file.
+        name: what to call it in messages.
+        trust_header: whether the header is enough if the last sample that it promises is there.
+            libsndfile counts the samples of WAV and its like by the size of the file, and a FLAC
+            that was cut off has no last one; but damage in the middle of a FLAC does not show.
+
+    Raises:
+        AudioError: if nothing of it can be read.
     """
-    with open_audio(file, name) as audio:
-        if audio.seeks and audio.has_last_sample():
-            seconds = audio.frames / audio.samplerate
-            return Length(seconds, seconds if audio.ends_early(audio.frames) else None)
+    if trust_header:
+        with open_audio(file, name) as audio:
+            if audio.seeks and audio.has_last_sample():
+                seconds = audio.frames / audio.samplerate
+                return Length(seconds, seconds if audio.ends_early(audio.frames) else None)
     found = survey(file, name)
     if not found.samples:
         raise AudioError(f'the audio file {name or file} holds no samples')

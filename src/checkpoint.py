@@ -49,7 +49,7 @@ class Checkpoint:
     def restore(self):
         """Load the state of all parts where there is a checkpoint. Returns whether there is one.
 
-        Raises CheckpointError where the file, or one that belongs to it, is broken, missing, seen by the main process
+        Raises CheckpointError if the file, or one that belongs to it, is broken, missing, seen by the main process
         alone, or holds code, which is not run.
         """
         if not self.world.on_main(self.path.exists):

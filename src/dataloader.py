@@ -306,7 +306,7 @@ class SharedBatches(BatchSampler):
 
 
 def count_workers(num_workers, processes=1):
-    """Return how many processes load data: num_workers, or one a core for -1.
+    """Return how many processes load data: num_workers, or one per core for -1.
 
     The cores are shared by `processes` that train. 0 if this process must not start any.
     """
@@ -369,7 +369,7 @@ class Pending(NamedTuple):
 class BadAudio:
     """The training samples that others replaced, since recordings could not be read. Logs each recording once.
 
-    count: how many in the epoch under way, in this process; reasons: one a recording, of all epochs, as keys.
+    count: how many in the epoch under way, in this process; reasons: one for each recording, of all epochs, as keys.
     """
 
     def __init__(self, world=World()):

@@ -51,7 +51,7 @@ class World:
         own = self.local_rank if visible > 1 else 0  # Slurm may show each process its own
         if visible < self.local_size or own >= visible:
             raise ValueError(f'{max(self.local_size, self.local_rank + 1)} processes share a machine on which they see '
-                             f'{visible} GPUs: start one a GPU')
+                             f'{visible} GPUs: start one per GPU')
         return torch.device('cuda', own)
 
     def start(self, device, timeout_minutes):
@@ -227,7 +227,7 @@ def _report(end):
 
 
 def find_world():
-    """The World that torchrun or srun has put this process into. Raises DistributedError where it is incomplete."""
+    """The World that torchrun or srun has put this process into. Raises DistributedError if it is incomplete."""
     found = _find('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE')
     if found is None and 'SLURM_STEP_ID' in os.environ:  # srun, and not the script of the job
         found = _find('SLURM_PROCID', 'SLURM_STEP_NUM_TASKS', 'SLURM_LOCALID')

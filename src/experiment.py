@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def make_dataset(args, datafile, mode, kind=AudiosetDataset):
-    """A dataset of one of the experiment's datafiles; raises DataError where it does not go with the options."""
+    """A dataset of one of the experiment's datafiles; raises DataError if it does not go with the options."""
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': mode,
                   'mean': args.dataset_mean, 'std': args.dataset_std, 'freqm': args.freqm, 'timem': args.timem,
                   'mixup': args.mixup, 'noise': args.noise, 'dataset': args.dataset}
@@ -59,7 +59,7 @@ def check_labels(datafile, loss):
 
 
 def make_loaders(args, device, world=World()):
-    """Loaders of the training, validation and, where --data_eval is given, evaluation set."""
+    """Loaders of the training, validation and, if --data_eval is given, evaluation set."""
     check_files(args)
     make = functools.partial(make_dataset, args,
                              kind=WaveformDataset if features_on_device(args.features, device) else AudiosetDataset)
@@ -94,7 +94,7 @@ def log_settings(args, loaders, device, precision, world):
 def claimed(exp_dir):
     """Make exp_dir and keep other processes out of it; a directory in which nothing came to be is removed again.
 
-    Raises DataError where another process runs in it.
+    Raises DataError if another process runs in it.
     """
     with making(exp_dir), contextlib.ExitStack() as held:
         try:
@@ -108,7 +108,7 @@ def claimed(exp_dir):
 
 
 def is_finished(args, exp_dir):
-    """Whether exp_dir holds this very experiment, finished. Raises DataError where it holds one with other settings."""
+    """Whether exp_dir holds this very experiment, finished. Raises DataError if it holds one with other settings."""
     if not (exp_dir / 'args.json').exists():
         return False
     before = read_json(exp_dir / 'args.json')
@@ -123,7 +123,7 @@ def is_finished(args, exp_dir):
         differences = ', '.join(f'--{name} {before.get(name, default(name))} -> {value}'
                                 for name, value in changed.items())
         raise DataError(f'{exp_dir} holds an experiment with other settings ({differences}); choose another --exp_dir; '
-                        f'--force goes on where they change neither model, optimizer nor metric')
+                        f'--force goes on if they change neither model, optimizer nor metric')
     if not (exp_dir / 'finished').exists():
         return False
     if longer and not (exp_dir / 'checkpoint.pth').exists():
@@ -134,7 +134,7 @@ def is_finished(args, exp_dir):
 
 
 def run(args, interrupt, world):
-    """Run one experiment, or nothing where it is finished already."""
+    """Run one experiment, or nothing if it is finished already."""
     device = world.device(choose_device(args.device))
     precision = choose_precision(args.amp, device)
     if args.dry_run:

@@ -15,7 +15,7 @@ def read_predictions(folds, epoch):
 
 
 def read_results(folds):
-    """The tables of the folds' epochs, (folds, epochs, columns). Raises DataError where one has fewer epochs."""
+    """The tables of the folds' epochs, (folds, epochs, columns). Raises DataError if one has fewer epochs."""
     rows = [read_rows(fold / 'result.csv') for fold in folds]
     for fold, own in zip(folds, rows):
         if len(own) < max(map(len, rows)):

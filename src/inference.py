@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 def find_audio(paths):
     """The files among paths, and the audio files in the folders among them, sorted; each once, as Paths.
 
-    Raises DataError where there are none.
+    Raises DataError if there are none.
     """
     files = [file for path in map(Path, paths) for file in (_audio_below(path) if path.is_dir() else [path])]
     if not files:
@@ -125,8 +125,8 @@ def make_parser():
     add('--raw_rate', type=whole(MIN_RATE, MAX_RATE), metavar='HZ',
         help='standard input is no WAV file but samples at this rate: 16 bits, little endian, mono')
     add('--json', type=Path, metavar='FILE',
-        help='write the top classes of every recording and window; FILE.jsonl: an object a line')
-    add('--csv', type=Path, metavar='FILE', help='write the scores of all classes, a row a window')
+        help='write the top classes of every recording and window; FILE.jsonl: one object per line')
+    add('--csv', type=Path, metavar='FILE', help='write the scores of all classes, one row per window')
     add('--plot', type=Path, metavar='PNG', help='draw spectrogram and tags: a .png, or a folder for several files')
     add('--embeddings', type=Path, metavar='NPZ', help='write the embedding of every window')
     add('-b', '--batch_size', type=whole(1, MAX_BATCH), help='windows in a batch; by default 16, or 4 on a CPU')
@@ -159,7 +159,7 @@ def check_options(parser, args):
 
 
 def check_writable(paths):
-    """Raise DataError where files cannot be written, before the work."""
+    """Raise DataError if files cannot be written, before the work."""
     if len(set(paths)) < len(paths):
         raise DataError(f'{" ".join(map(str, paths))}: two outputs have one name')
     for path in paths:

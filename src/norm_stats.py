@@ -20,7 +20,7 @@ class FbankSums(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index):
-        """Returns (3,) float64: no padding, no masks, at most target_length frames; mixed where the dataset mixes."""
+        """Returns (3,) float64: no padding, no masks, at most target_length frames; mixed if the dataset mixes."""
         augmentation = self.dataset.augmentation(SampleKey(index, seed=0, epoch=0, position=index))
         with one_thread():
             fbank = self.dataset.fbank(index, augmentation)[:self.dataset.conf.target_length].double()
@@ -30,7 +30,7 @@ class FbankSums(Dataset):
 def norm_stats(dataset, num_workers=-1):
     """Mean and standard deviation over all real frames and mel bins of an AudiosetDataset, exact up to rounding.
 
-    Raises DataError where no recording holds a whole frame, and AudioError for a missing or broken one.
+    Raises DataError if no recording holds a whole frame, and AudioError for a missing or broken one.
     """
     workers = count_workers(num_workers)
     loader = DataLoader(FbankSums(dataset), batch_size=32, num_workers=workers,

@@ -101,7 +101,7 @@ class GrowingFile:
 
 
 class Csv(GrowingFile):
-    """All scores: a row a window, with path, start, end, a column a class, and incomplete_from."""
+    """All scores: one row per window, with path, start, end, one column per class, and incomplete_from."""
 
     def __init__(self, path, names, in_place=False):
         super().__init__(path, in_place)
@@ -121,7 +121,7 @@ class Csv(GrowingFile):
 
 
 class JsonLines(GrowingFile):
-    """The best classes: a JSON object a line, of each recording."""
+    """The best classes of each recording: one JSON object per line."""
 
     def __init__(self, path, top_k, in_place=False):
         super().__init__(path, in_place)

@@ -36,7 +36,7 @@ def warn_only(name):
 
 
 def read_settings(exp_dir):
-    """The settings of an experiment, by name. Raises DataError where they cannot be read or lack what pages need."""
+    """The settings of an experiment, by name. Raises DataError if they cannot be read or lack what pages need."""
     path = exp_dir / 'args.json'
     settings = read_json(path)
     for name in NEEDED:
@@ -98,7 +98,7 @@ def read_evaluated(exp_dir, settings, option, predictions, targets):
 def read_wavs(datafile, mids, targets):
     """The paths in a datafile, with the start if an entry has one.
 
-    Raises DataError where it is not the one that targets (clips, classes) came from.
+    Raises DataError if it is not the one that targets (clips, classes) came from.
     """
     index = {mid: k for k, mid in enumerate(mids)}
     data = read_datafile(datafile, index)
@@ -197,7 +197,7 @@ def absent_labels(names, clips, predictions, targets):
 
 
 def machine_tables(exp_dir):
-    """Time, devices, versions of the last start; where there were several, what changed from one to the next."""
+    """Time, devices, versions of the last start; if there were several, what changed from one to the next."""
     seconds = read_seconds(exp_dir)
     facts = {'training and evaluation': f'{clock(seconds)}, all starts together'} if seconds else {}
     if not (exp_dir / 'environment.json').exists():
@@ -261,7 +261,7 @@ def run_page(exp_dir):
 def finished_folds(exp_dir):
     """The directories fold1, fold2, ... of exp_dir whose runs are finished, and their common settings.
 
-    Raises DataError where there is none, and where their settings differ in more than the data and its statistics.
+    Raises DataError if there is none, or if their settings differ in more than the data and its statistics.
     """
     folds = sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
                    key=lambda path: int(path.name.removeprefix('fold')))

@@ -129,7 +129,7 @@ def _with_slashes(path):
 
 
 def is_file(path):
-    """Whether a path names a file or a member of a shard. Raises ShardError where it leads into an unreadable shard."""
+    """Whether a path names a file or a member of a shard. Raises ShardError if it leads into an unreadable shard."""
     place = split(path)
     return os.path.isfile(path) if place is None else _position(*place) is not None
 

@@ -141,7 +141,7 @@ def load_tagger(checkpoints, device='auto', amp='auto', label_csv=None, mean=Non
 
 
 def _shared_input_size(described):
-    """(frames, mel bins) of all checkpoints; raises DataError where they differ."""
+    """(frames, mel bins) of all checkpoints; raises DataError if they differ."""
     sizes = [(description['input_tdim'], description['input_fdim']) for _, description in described]
     for (source, _), size in zip(described, sizes):
         if size != sizes[0]:
@@ -151,7 +151,7 @@ def _shared_input_size(described):
 
 
 def _shared_labels(described, label_csv):
-    """The Labels of all checkpoints: label_csv's, else their own; raises DataError where they differ or do not fit."""
+    """The Labels of all checkpoints: label_csv's, else their own; raises DataError if they differ or do not fit."""
     given = read_labels(label_csv) if label_csv else None
     shared = [labels_of(source, description, given) for source, description in described]
     for (source, _), labels in zip(described, shared):
@@ -163,7 +163,7 @@ def _shared_labels(described, label_csv):
 def labels_of(source, description, given):
     """The Labels of one checkpoint; `given`: those of --label_csv, or None.
 
-    Raises DataError where they do not fit it, or it does not name its classes.
+    Raises DataError if they do not fit it, or it does not name its classes.
     """
     classes = description['label_dim']
     own = Labels(*(tuple(description.get('labels', {}).get(key, ())) for key in ('mids', 'names')))
@@ -263,7 +263,7 @@ def tag(tagger: Tagger, files, window: str = 'all', hop_seconds: float | None = 
         rate: sample rate of the arrays in Hz.
         batch_size: windows in a batch; by default 16, or 4 on a CPU, whose caches larger ones
             overflow.
-        num_workers: processes that read recordings, -1 for one a core. None are started in a
+        num_workers: processes that read recordings, -1 for one per core. None are started in a
             daemonic process (of Celery, of multiprocessing.Pool), or if they would run a script
             without a main guard again.
         embeddings: whether to keep those too, of a tagger of one checkpoint.
@@ -387,7 +387,8 @@ def window_starts(seconds, window_seconds, hop_seconds):
 class Windows(Dataset):
     """The windows of recordings as samples.
 
-    A sample is (fbank (frames, bins), how many frames are real, seconds, error or ''). It is indexed with (path or Sound, start, seconds of the whole recording), or None for a blank.
+    A sample is (fbank (frames, bins), how many frames are real, seconds, error or ''). It is
+    indexed with (path or Sound, start, seconds of the whole recording), or None for a blank.
     The fbank is not normalised. The seconds in a sample are fewer if reading it has met damage. A
     broken file must not end the worker that reads it: its error travels with the sample.
     """

@@ -141,7 +141,7 @@ class EpochLoss:
         self.first_bad_step += bad * self.steps
 
     def mean(self):
-        """The mean so far. Raises TrainingError where the loss of a step was NaN or infinite."""
+        """The mean so far. Raises TrainingError if the loss of a step was NaN or infinite."""
         totals, bad_steps = self.world.gather_numbers(float(self.total), int(self.first_bad_step)).T
         if bad_steps.any():
             step = int(bad_steps[bad_steps > 0].min())

@@ -126,7 +126,7 @@ class Run:
             remove_leftovers(self.exp_dir / folder, name)
 
     def train(self):
-        """Train to the last epoch. Raises TrainingError where the loss is no longer finite, Interrupted on a signal."""
+        """Train to the last epoch. Raises TrainingError if the loss is no longer finite, Interrupted on a signal."""
         if self.checkpoint.restore():
             self.world.on_main(self.take_up)
         while self.trainer.epoch <= self.settings.n_epochs:
@@ -167,7 +167,7 @@ class Run:
             logger.info('%s: macro F1 %.4f%s', title, f1, more)
 
     def check_validation_set(self):
-        """Raise CheckpointError where the epochs so far were evaluated on another number of samples."""
+        """Raise CheckpointError if the epochs so far were evaluated on another number of samples."""
         samples = len(self.val_loader.dataset)
         if self.results.rows and len(self.results.predictions_sum) != samples:
             raise CheckpointError(f'{self.exp_dir}: its epochs so far were evaluated on '
@@ -208,7 +208,7 @@ class Run:
             raise Interrupted
 
     def stop_at_bad_audio(self, replaced):
-        """Write a checkpoint and raise TrainingError where more samples were replaced than max_bad_audio allows."""
+        """Write a checkpoint and raise TrainingError if more samples were replaced than max_bad_audio allows."""
         if replaced <= self.settings.max_bad_audio * len(self.train_loader.dataset):
             return
         self.trainer.loss.mean()

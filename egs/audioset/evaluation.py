@@ -53,7 +53,7 @@ def evaluate(args, source, device, folder):
 
 
 def report(name, metrics, targets):
-    """A line of the table that is printed; accuracy only where every sample has one label."""
+    """A line of the table that is printed; accuracy only if every sample has one label."""
     accuracy = f' {metrics.acc:.6f}' if is_single_label(targets) else ''
     return f'{name:<44} {metrics.mAP:.6f} {metrics.mAUC:.6f} {metrics.d_prime:.6f}{accuracy}'
 

@@ -3,7 +3,7 @@
 #   stage 0  environment
 #   stage 1  weights for balanced sampling
 #   stage 2  train, average the weights, evaluate
-# The same line goes on where it broke off. prep_audioset.py makes the datafiles, before, of your
+# The same line continues where it stopped. prep_audioset.py makes the datafiles, before, of your
 # audio. The defaults that --help lists are those of --set full; what balanced changes is listed in
 # this file, as BALANCED.
 #SBATCH --job-name=ast-audioset --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
@@ -68,7 +68,7 @@ if in_stage 1; then
     fi
 fi
 if in_stage 2; then
-    classes=$(($(grep -c '[^[:space:]]' "$label_csv") - 1)) # a line a class, after the header
+    classes=$(($(grep -c '[^[:space:]]' "$label_csv") - 1)) # one line per class, after the header
     train "$exp_dir" --data_train "$data_train" --data_val "$data_val" \
         --label_csv "$label_csv" --n_class "$classes"
 fi

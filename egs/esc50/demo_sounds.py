@@ -208,7 +208,7 @@ def meta_bytes(clips):
 
 
 def make(out_dir, clips_per_fold, seed):
-    """Write the dataset to out_dir, but for what is there already. Raises DataError where out_dir holds another one."""
+    """Write the dataset to out_dir, but for what is there already. Raises DataError if out_dir holds another one."""
     clips = list_clips(clips_per_fold, seed, read_labels(LABEL_FILE))
     audio_dir, meta = out_dir / 'audio', out_dir / 'meta' / 'esc50.csv'
     if meta.exists() and meta.read_bytes() != meta_bytes(clips):

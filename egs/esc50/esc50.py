@@ -38,7 +38,7 @@ class Clip:
 def dataset_root(source):
     """The folder with meta/ and audio/ in `source`, a folder or a zip: itself, or the one folder in it.
 
-    Raises DataError where there is none, and for a zip that is not to be trusted.
+    Raises DataError if there is none, and for a zip that is not to be trusted.
     """
     source = Path(source)
     if not source.exists():
@@ -100,7 +100,7 @@ def convert(source, audio_dir, filename):
     if not clip.is_file():
         raise AudioError(f'{clip} is listed in meta/esc50.csv but is not there')
     file = io.BytesIO(read_bytes(clip))
-    end = measure(file, name=clip).incomplete_from
+    end = measure(file, clip, trust_header=False).incomplete_from
     if end is not None:
         raise AudioError(f'{clip} ends after {end:.2f} s, before its header says, or is damaged: '
                          f'get it again')
@@ -130,7 +130,7 @@ def write_datafiles(clips, labels, out_dir):
 
 
 def check_zip(path, _):
-    """Raise ValueError where a download is not a whole zip file, or not to be trusted."""
+    """Raise ValueError if a download is not a whole zip file, or not to be trusted."""
     with open_zip(path) as archive:
         if archive.testzip() is not None:
             raise ValueError('the download is not a whole zip file')

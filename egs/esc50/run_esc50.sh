@@ -4,7 +4,7 @@
 #   stage 1  download and prepare the data
 #   stage 2  train and evaluate the folds
 #   stage 3  summarise
-# Stages and folds that are done are skipped, so the same line goes on where it broke off.
+# Stages and folds that are done are skipped, so the same line continues where it stopped.
 # Without network, GPU or weights, on synthetic sounds: ./run_esc50.sh --demo True
 #SBATCH --job-name=ast-esc50 --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append

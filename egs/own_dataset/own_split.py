@@ -41,7 +41,7 @@ class SplitConf:
 def split_clips(clips, conf):
     """The clips of each datafile, by its name: those of the split that the source gives, or of one that conf describes.
 
-    Raises DataError where the source's split and conf contradict each other, and where a part would be empty.
+    Raises DataError if the source's split and conf contradict each other, and where a part would be empty.
     """
     first = clips[0]
     if (first.part or first.fold) and (conf.n_folds or conf.test_share):

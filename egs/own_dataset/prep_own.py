@@ -1,4 +1,4 @@
-"""Prepare a dataset of one's own: a folder a class, or a CSV, becomes a label file, split datafiles and run options."""
+"""Prepare a dataset of your own: from one folder per class or a CSV, make a label file, datafiles and run options."""
 import csv
 import functools
 import hashlib
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_source(data):
-    """The Clips of a folder or a CSV. Raises DataError where it is neither or cannot be understood."""
+    """The Clips of a folder or a CSV. Raises DataError if it is neither or cannot be understood."""
     if data.is_dir():
         clips = read_tree(data)
     elif data.is_file():
@@ -58,7 +58,7 @@ def read_source(data):
 
 
 def read_tree(root):
-    """The Clips of a tree with a folder a class, or with train, val and perhaps test above such folders."""
+    """The Clips of a tree with one folder per class, or with train, val and perhaps test above such folders."""
     clips, left_out = [], Counter()
     for part, top in parts_of(root).items():
         count_left_out(left_out, (entry for entry in top.iterdir() if entry.is_file()), 'beside the class folders')
@@ -71,7 +71,7 @@ def read_tree(root):
         logger.info('files left out: %d (%s)', left_out.total(),
                     shortened(f'{n} {kind}' for kind, n in left_out.most_common()))
     if not clips:
-        raise DataError(f'{root} holds no audio files in folders, one a class: expected {root}/<class>/*.wav (or '
+        raise DataError(f'{root} holds no audio files in folders, one per class: expected {root}/<class>/*.wav (or '
                         f'{", ".join(sorted(AUDIO_SUFFIXES - {".wav"}))}), or give a CSV file')
     return clips
 
@@ -85,7 +85,7 @@ def parts_of(root):
         return {'': root}
     if 'val' not in parts or len(named) > len(parts) or len(folders) > len(named):
         raise DataError(f'{root} holds {shortened(folder.name for folder in folders)}: a split in folders is exactly '
-                        f'train, val and perhaps test, with a folder a class in each')
+                        f'train, val and perhaps test, with one folder per class in each')
     return parts
 
 
@@ -257,9 +257,9 @@ def read_durations(clips, datafiles, label_csv):
 
 
 def read_length(wav):
-    """The Length of an audio file, or as text, why it cannot be used."""
+    """Return the Length of an audio file, found by reading all of it, or as text why it cannot be used."""
     try:
-        return measure(wav)
+        return measure(wav, trust_header=False)
     except AudioError as error:
         return str(error)
 
@@ -330,7 +330,8 @@ def main(argv=None):
     """Entry point."""
     parser = OptionParser(prog='prep_own.py', description=__doc__)
     add = parser.add_argument
-    add('--data', type=Path, required=True, help='folder with a folder a class, or CSV with columns path and labels')
+    add('--data', type=Path, required=True,
+        help='folder with one folder per class, or CSV with columns path and labels')
     add('--prep_dir', type=Path, required=True, help='where the prepared data go')
     add('--val_share', type=number(above=0, maximum=MAX_SHARE), default=SplitConf.val_share,
         help='share of the validation set')

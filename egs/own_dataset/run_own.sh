@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tune AST on a dataset of one's own: ./run_own.sh --data DIR_OR_CSV [--n_folds 5] ...
-# DIR has a folder a class, or train, val and perhaps test with such folders in each. A CSV has
+# DIR has one folder per class, or train, val and perhaps test with such folders in each. A CSV has
 # the columns path and labels (several separated by ;) and, if you like, split or fold, and group
 # (never divided by a split).
 #   stage 0  environment
@@ -8,7 +8,7 @@
 #   stage 2  statistics (and weights) of the training data
 #   stage 3  train and evaluate
 #   stage 4  summarise
-# Stages and folds that are done are skipped, so the same line goes on where it broke off.
+# Stages and folds that are done are skipped, so the same line continues where it stopped.
 #SBATCH --job-name=ast-own --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 # shellcheck disable=SC2154 # parse_options sets a variable for every option
@@ -139,7 +139,7 @@ summarise() {
 }
 
 parse_options "$@"
-[ -n "$data" ] || refuse '--data is needed: a folder with a folder a class, or a CSV'
+[ -n "$data" ] || refuse '--data is needed: a folder with one folder per class, or a CSV'
 : "${dataset:=$(dataset_name "$data")}" "${prep_dir:=$HERE/data/$(dataset_name "$data")}"
 exp_dir=$(default_exp_dir "$exp_dir")
 own_stats=True

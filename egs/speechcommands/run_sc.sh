@@ -3,7 +3,7 @@
 #   stage 0  environment
 #   stage 1  download and prepare the data
 #   stage 2  train, evaluate the best epoch's model
-# Stages that are done are skipped, so the same line goes on where it broke off.
+# Stages that are done are skipped, so the same line continues where it stopped.
 #SBATCH --job-name=ast-sc --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
 #SBATCH --signal=B:USR1@120 --requeue --open-mode=append
 # shellcheck disable=SC2154 # parse_options sets a variable for every option

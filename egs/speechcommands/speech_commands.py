@@ -71,7 +71,7 @@ def unpack(archive, folder):
 
 
 def extract(archive, folder):
-    """Write what a tar.gz holds into `folder`. Raises DataError where it is broken, or not to be trusted."""
+    """Write what a tar.gz holds into `folder`. Raises DataError if it is broken, or not to be trusted."""
     if not hasattr(tarfile, 'data_filter'):
         raise DataError(f'Python before 3.11.4 cannot unpack {archive} safely: unpack it yourself and give its folder '
                         f'as --data_dir')
@@ -82,7 +82,7 @@ def extract(archive, folder):
 
 @contextlib.contextmanager
 def whole_gzip(path):
-    """Give a stream of the contents of a gzip file, a tar. Raises DataError where it is not whole, or too much."""
+    """Give a stream of the contents of a gzip file, a tar. Raises DataError if it is not whole, or too much."""
     try:
         with gzip.open(path) as file:
             stream = LimitedStream(path, file)
@@ -94,7 +94,7 @@ def whole_gzip(path):
 
 
 def check_download(path, _):
-    """Raise DataError where a download is not a whole gzip file."""
+    """Raise DataError if a download is not a whole gzip file."""
     with whole_gzip(path):
         pass
 

@@ -60,7 +60,7 @@ def resample_pos_embed(pos_embed, old_grid, new_grid, resize=cut_or_interpolate)
 
     pos_embed: (1, 2 + old_f * old_t, dim), the first two rows for [CLS] and [DIST]. Grids are (f, t) in patches.
     resize maps (1, dim, old_f, old_t) to (1, dim, new_f, new_t).
-    Returns (1, 2 + new_f * new_t, dim). Raises ValueError where pos_embed does not have old_grid's rows.
+    Returns (1, 2 + new_f * new_t, dim). Raises ValueError if pos_embed does not have old_grid's rows.
     AST paper, section 2.2.
     """
     old_f, old_t = old_grid
@@ -270,7 +270,7 @@ def _token_attention(attn, x, prefix_tokens):
 
 def check_settings(label_dim, fstride, tstride, input_fdim, input_tdim,
                    imagenet_pretrain, audioset_pretrain, model_size):
-    """Raise ValueError where the settings of an ASTModel are out of range or contradict each other."""
+    """Raise ValueError if the settings of an ASTModel are out of range or contradict each other."""
     if model_size not in DEIT:
         raise ValueError(f'model_size must be one of {", ".join(DEIT)}, got {model_size!r}')
     for name, value in (('label_dim', label_dim), ('fstride', fstride), ('tstride', tstride)):

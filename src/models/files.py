@@ -295,7 +295,7 @@ def download(sources, check):
 
     check(path, source) raises ValueError for a file that is not what it should be; it never reaches its destination.
     Two processes do not download at once: the second waits and uses what the first has fetched.
-    Raises DownloadError where no source works or the folder cannot be written.
+    Raises DownloadError if no source works or the folder cannot be written.
     """
     first = sources[0].destination
     try:

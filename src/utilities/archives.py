@@ -53,7 +53,7 @@ def check_member(archive, name, size, is_file, seen):
 
 
 def open_zip(path):
-    """Open a zip archive; raises DataError where it is broken, or a member is not to be trusted."""
+    """Open a zip archive; raises DataError if it is broken, or a member is not to be trusted."""
     try:
         archive = zipfile.ZipFile(path)
     except ZIP_ERRORS as error:
@@ -76,7 +76,7 @@ def open_zip(path):
 
 
 def read_member(archive, name):
-    """The bytes of a member of an open zip archive; raises DataError where they are not what the archive says."""
+    """The bytes of a member of an open zip archive; raises DataError if they are not what the archive says."""
     try:
         with archive.open(name) as member:
             # Without a size, all that a member unpacks to is in memory before it is cut to what it should be.

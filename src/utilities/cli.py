@@ -157,7 +157,7 @@ fbank_std = number(above=0.001, maximum=100)
 def add_num_workers(parser):
     """The option of all tools that load data."""
     parser.add_argument('-w', '--num_workers', type=whole(-1, MAX_WORKERS), default=-1,
-                        help='processes that load data, -1 for one a core')
+                        help='processes that load data, -1 for one per core')
 
 
 def add_checkpoint_options(parser, loss):

@@ -30,7 +30,7 @@ def making(*folders):
 def files_below(folder):
     """Yield the paths, as text, of all files in a folder and in those in it; hidden ones are left out.
 
-    Links are followed, and each folder is walked once. Raises DataError where one cannot be read.
+    Links are followed, and each folder is walked once. Raises DataError if one cannot be read.
     """
     seen = set()
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):

@@ -43,7 +43,7 @@ class Labels:
 
 
 def read_labels(path):
-    """Read a label file. Raises DataError where it is missing or malformed, or its indices are not 0, 1, 2, ..."""
+    """Read a label file. Raises DataError if it is missing or malformed, or its indices are not 0, 1, 2, ..."""
     try:
         columns, rows, _ = read_table(read_text(path), LABEL_COLUMNS.issubset)
     except (OSError, ValueError, csv.Error) as error:
@@ -55,7 +55,7 @@ def read_labels(path):
     for i, (line, row) in enumerate(rows):
         if row['index'] != str(i) or not row['mid'] or row['display_name'] is None or None in row:
             raise DataError(f'the label file {path}, line {line}: expected index {i}, a mid and a '
-                            f'name, in quotes where it has commas, got {quote_cells(row)}')
+                            f'name, in quotes if it has commas, got {quote_cells(row)}')
     mids = tuple(row['mid'] for _, row in rows)
     if len(set(mids)) < len(mids):
         repeated = next(mid for i, mid in enumerate(mids) if mid in mids[:i])
@@ -111,7 +111,7 @@ def split_labels(labels: str) -> list[str]:
 
 
 def read_entries(path):
-    """The list under "data" of a datafile, as it is. Raises DataError where the file is missing, malformed or empty."""
+    """The list under "data" of a datafile, as it is. Raises DataError if the file is missing, malformed or empty."""
     try:
         entries = json.loads(read_text(path))['data']
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -178,7 +178,7 @@ def read_datafile(path, known_mids):
 
 
 def read_sample_weights(path, samples):
-    """Read a weight file (one number a sample) for weighted sampling. Returns (samples,) float64; raises DataError."""
+    """Return the weights (samples,) float64 of a weight file, one number per sample. Raises DataError."""
     try:
         weights = read_numbers(path, ndmin=1)
     except (OSError, ValueError) as error:

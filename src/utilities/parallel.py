@@ -114,7 +114,7 @@ def _warn_of_guard(script):
 def parallel_map(function, items, title, unit='file', items_a_task=FILES_A_TASK):
     """Yield function(item) for every item of a list, in order, and show a progress bar.
 
-    One process a core computes them. The function and its results are pickled: take a module's
+    One process per core computes them. The function and its results are pickled: take a module's
     function, or functools.partial of one. An error in it is raised here; BrokenProcessPool if a
     process was killed.
     """

@@ -90,7 +90,7 @@ def check_names(paths):
 
 
 def check_not_mixed(out_dir, source, *made):
-    """Raise DataError where out_dir was prepared from another source, whose recordings may have the same names.
+    """Raise DataError if out_dir was prepared from another source, whose recordings may have the same names.
 
     made: what a preparation leaves in out_dir, besides the mark of its source, which this writes.
     """

@@ -20,13 +20,13 @@ def result_columns(metric):
 
 
 def write_rows(path, rows):
-    """Write rows of numbers, comma-separated, for numpy.loadtxt; a flat list becomes one number a line."""
+    """Write rows of numbers, comma-separated, for numpy.loadtxt; a flat list becomes one number per line."""
     with atomic_write(path) as partial:
         np.savetxt(partial, rows, delimiter=',', fmt='%.10g')
 
 
 def read_rows(path):
-    """Read a result.csv: (epochs, columns). Raises DataError where it is not there, or something else by now."""
+    """Read a result.csv: (epochs, columns). Raises DataError if it is not there, or something else by now."""
     try:
         rows = read_numbers(path, ndmin=2)
     except (OSError, ValueError) as error:

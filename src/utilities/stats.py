@@ -22,7 +22,7 @@ def calculate_stats(output: np.ndarray, target: np.ndarray) -> list[dict]:
         target: labels (samples, classes) of 0 and 1; all 0 for a negative.
 
     Returns:
-        A list with a dict a class: AP (average precision), auc (area under the ROC curve), acc
+        A list with one dict per class: AP (average precision), auc (area under the ROC curve), acc
         (accuracy of the arg-max without the negatives, the same for every class), precisions and
         recalls (the precision-recall curve), fpr and fnr (false positive and false negative rate,
         the ROC curve). Of the curves, each 1000th point. A class without positives has NaN for AP

@@ -18,7 +18,7 @@ def write_json(path, value):
 
 
 def read_json(path, advice=''):
-    """Read a JSON object that `write_json` wrote. Raises DataError where it is not there, or something else by now.
+    """Read a JSON object that `write_json` wrote. Raises DataError if it is not there, or something else by now.
 
     advice: what the error says to do.
     """

@@ -13,7 +13,7 @@ NAMES = ('犬が吠える', '狗叫', '개 소리', 'dog')
 
 @pytest.fixture
 def cjk_font():
-    """Skip where no font has Chinese, Japanese and Korean."""
+    """Skip if no font has Chinese, Japanese and Korean."""
     if missing := missing_characters(''.join(NAMES)):
         pytest.skip(f'no installed font has {"".join(sorted(missing))} (Debian: fonts-noto-cjk)')
 

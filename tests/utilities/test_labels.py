@@ -31,7 +31,7 @@ def test_labels_keep_the_order_of_the_file(write):
     ('index,mid,display_name\n0,/m/0,a\n2,/m/1,b\n', 'line 3: expected index 1'),
     ('index,mid,display_name\n0,/m/0\n', 'line 2'),
     ('index,mid,display_name\n0,,a\n', 'line 2'),
-    ('index,mid,display_name\n0,/m/0,speech, man\n', "in quotes where it has commas, got '0,/m/0,speech, man'"),
+    ('index,mid,display_name\n0,/m/0,speech, man\n', "in quotes if it has commas, got '0,/m/0,speech, man'"),
     ('index,mid,display_name\n0,/m/0,a\n1,/m/0,b\n', "'/m/0' twice"),
     (b'\xff\xfe\x00', 'cannot read')])
 def test_a_bad_label_file_is_named_with_the_reason(write, content, reason):
