@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from kit import BINS, FRAMES, LOGITS, each_precision, on_a_gpu_only, require_precision
-from notebook_runner import run_notebook, texts_of
 from small_model import CLASSES
 
 import inference
@@ -108,6 +107,8 @@ def test_a_gpu_without_room_for_the_model_is_said_in_one_sentence(checkpoint, re
 def test_the_notebook_runs_on_the_gpu_and_says_so(root, device, checkpoint, recordings, torch_home,
                                                   monkeypatch):
     """On the CPU, test_notebook.py does this."""
+    pytest.importorskip('nbformat', reason='the notebook runs only if Jupyter is installed')
+    from notebook_runner import run_notebook, texts_of
     said = texts_of(run_notebook(root, monkeypatch, AST_CHECKPOINT=checkpoint,
                                  AST_SOUND=recordings[2]))
     assert 'GPU: True' in said and 'computed on cuda' in said
