@@ -12,8 +12,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from distributed import DistributedError, World, find_world
-from utilities.interrupt import EXIT_CODE, STOP_SIGNALS
+from training.interrupt import EXIT_CODE, STOP_SIGNALS
+from training.processes import DistributedError, World, find_world
 
 PROCESSES = Path('/proc')  # where Linux shows them
 POLL_SECONDS = 0.2  # how long a signal waits to be passed on

@@ -2,7 +2,7 @@
 # What the recipes share: options, environment, launching, stages. To be sourced by egs/*/run*.sh.
 #
 # A recipe sets HERE to its own folder, OPTIONS to its own options and DEFAULTS to its departures
-# from the defaults of src/run.py, and calls parse_options "$@". src/options.py declares what is
+# from the defaults of src/run.py, and calls parse_options "$@". src/training/options.py declares what is
 # passed on.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -83,7 +83,7 @@ check_device() {
                 command -v nvidia-smi > /dev/null || ls /dev/nvidia[0-9]* > /dev/null 2>&1 || return 0
             ;;
     esac
-    "$PYTHON" "$ROOT/src/hardware.py" "$device"
+    (cd "$ROOT/src" && "$PYTHON" -m training.devices "$device")
 }
 
 # Where results go: $1, or below exp/ under a name made of the settings.

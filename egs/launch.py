@@ -9,9 +9,10 @@ import os
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
+from utilities.cli import MAX_MINUTES, OptionParser, exit_on, number, whole
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'src'))
-from utilities.cli import MAX_MINUTES, OptionParser, exit_on, number, whole  # noqa: E402
 
 
 def main(argv=None):
@@ -30,7 +31,7 @@ def main(argv=None):
         parser.error(f'--nodes {args.nodes} needs a --node_rank from 0 to {args.nodes - 1}')
     # After the options: see src/utilities/cli.py.
     from agent import PROCESSES, choose_processes, find_machines, launch, make_config
-    from distributed import DistributedError
+    from training.processes import DistributedError
     from utilities.parallel import available_cores
     if not PROCESSES.is_dir():
         parser.error('several processes need Linux; without it, --launcher single')

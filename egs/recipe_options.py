@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
-from options import OLD_NAMES, add_options  # noqa: E402
-from utilities.cli import OptionParser, boolean, number, whole  # noqa: E402
+from training.options import OLD_NAMES, add_options
+from utilities.cli import OptionParser, boolean, number, whole
 
 # Options of src/run.py that a recipe sets itself, unless it lists them among its own.
 SET_BY_RECIPE = {'data_train', 'data_val', 'data_eval', 'label_csv', 'n_class'}

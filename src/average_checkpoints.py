@@ -15,8 +15,8 @@ def main(argv=None):
     # After the options: see utilities/cli.py.
     from models import WeightsError, load_model, mean_state_dict, save_checkpoint
     from models.weights import locate
+    from utilities.errors import DataError
     from utilities.folders import making
-    from utilities.labels import DataError
     setup_logging()
     with exit_on(DataError, WeightsError, OSError):
         paths = [locate(source) for source in args.checkpoints]

@@ -14,16 +14,34 @@ from collections import Counter
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
-import shards
-from audio import TOO_LOUD, AudioError, Survey, survey
-from features import SAMPLE_RATE, count_frames
+from audio import shards
+from audio.fbank import SAMPLE_RATE, count_frames
+from audio.reading import TOO_LOUD, AudioError, Survey, survey
 from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
-from utilities.labels import (WHOLE_RECORDING, DataError, entry_problem, entry_window, is_text,
-                              read_entries, read_labels, read_sample_weights, split_labels,
-                              weight_file, window_problem)
+from utilities.errors import DataError
+from utilities.labels import (
+    WHOLE_RECORDING,
+    entry_problem,
+    entry_window,
+    is_text,
+    read_entries,
+    read_labels,
+    read_sample_weights,
+    split_labels,
+    weight_file,
+    window_problem,
+)
 from utilities.parallel import available_cores, parallel_map
-from utilities.segments import (START_TOLERANCE, TOLERANCE, PlaceError, RecordingName, find_place,
-                                is_short, parse_name, read_segments)
+from utilities.segments import (
+    START_TOLERANCE,
+    TOLERANCE,
+    PlaceError,
+    RecordingName,
+    find_place,
+    is_short,
+    parse_name,
+    read_segments,
+)
 
 LATE_SECONDS = 0.1  # by which an entry may end after its recording: rounding
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent

@@ -10,23 +10,33 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from audio import AudioError
-from checkpoint import CheckpointError
-from dataloader import AudiosetDataset, EpochSampler, WaveformDataset, make_loader
-from distributed import LOST_SIGNS, DistributedError, World, ended_at_once, find_world, in_contact
-from hardware import choose_device, choose_precision, features_on_device
+from audio.reading import AudioError
+from dataloader import AudiosetDataset
 from models import ASTModel, WeightsError
 from models.files import LockedError, hold_lock
-from option_checks import check_files, check_options
-from options import FREE_OPTIONS, STRUCTURE, make_parser
-from pages import run_page, warn_only
-from trainer import TrainingError, TrainSettings
-from traintest import Interrupted, Run, explained
+from reports.pages import run_page, warn_only
+from training.batches import EpochSampler, WaveformDataset, make_loader
+from training.checkpoint import CheckpointError
+from training.devices import choose_device, choose_precision, features_on_device
+from training.environment import record_start
+from training.errors import TrainingError, explained
+from training.interrupt import EXIT_CODE
+from training.option_checks import check_files, check_options
+from training.options import FREE_OPTIONS, STRUCTURE, make_parser
+from training.processes import (
+    LOST_SIGNS,
+    DistributedError,
+    World,
+    ended_at_once,
+    find_world,
+    in_contact,
+)
+from training.trainer import TrainSettings
+from traintest import Interrupted, Run
 from utilities.cli import exit_on, setup_logging
-from utilities.environment import record_start
+from utilities.errors import DataError
 from utilities.folders import making
-from utilities.interrupt import EXIT_CODE
-from utilities.labels import DataError, read_sample_weights, weight_file
+from utilities.labels import read_sample_weights, weight_file
 from utilities.parallel import limit_threads
 from utilities.texts import read_json, write_json, write_text
 

@@ -1,8 +1,16 @@
 """Mean and standard deviation of a datafile's fbank, for --dataset_mean and --dataset_std."""
 from pathlib import Path
 
-from utilities.cli import (MAX_FRAMES, MAX_MEL_BINS, OptionParser, add_num_workers, exit_on, number,
-                           setup_logging, whole)
+from utilities.cli import (
+    MAX_FRAMES,
+    MAX_MEL_BINS,
+    OptionParser,
+    add_num_workers,
+    exit_on,
+    number,
+    setup_logging,
+    whole,
+)
 
 
 def main(argv=None):
@@ -17,12 +25,11 @@ def main(argv=None):
     add_num_workers(parser)
     args = parser.parse_args(argv)
     # After the options: see utilities/cli.py.
-    from audio import AudioError
+    from audio.reading import AudioError
     from dataloader import AudiosetDataset
-    from norm_stats import norm_stats
-    from trainer import TrainingError
-    from traintest import explained
-    from utilities.labels import DataError
+    from training.errors import TrainingError, explained
+    from training.norm_stats import norm_stats
+    from utilities.errors import DataError
     setup_logging()
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': 'train',
                   'mixup': args.mixup, 'skip_norm': True, 'dataset': Path(args.data_train).stem}

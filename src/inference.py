@@ -8,22 +8,29 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audio import AudioError
-from features import FRAME_SHIFT_MS
-from hardware import choose_device
+from audio.fbank import FRAME_SHIFT_MS
+from audio.formats import AUDIO_SUFFIXES, MAX_RATE, MIN_RATE
+from audio.reading import AudioError
 from models import WeightsError
-from outputs import Csv, Embeddings, Json, JsonLines, Results
-from readers import AUDIO_SUFFIXES, MAX_RATE, MIN_RATE
-from sounds import Stream
-from tagging import default_batch_size, load_tagger, tag, tag_stream
-from trainer import TrainingError
-from utilities.cli import (MAX_BATCH, OptionParser, add_checkpoint_options, exit_on, number,
-                           setup_logging, whole)
+from tagging.outputs import Csv, Embeddings, Json, JsonLines, Results
+from tagging.sounds import Stream
+from tagging.tagger import default_batch_size, load_tagger, tag, tag_stream
+from training.devices import choose_device
+from training.errors import TrainingError
+from training.results import write_figure
+from utilities.cli import (
+    MAX_BATCH,
+    OptionParser,
+    add_checkpoint_options,
+    exit_on,
+    number,
+    setup_logging,
+    whole,
+)
+from utilities.errors import DataError
 from utilities.folders import files_below, making
-from utilities.labels import DataError
 from utilities.parallel import limit_threads
 from utilities.plots import clock, plot_tags
-from utilities.results import write_figure
 
 SHOWN_NAMES = 3  # of files that are left out
 TIMELINE_SCORE = 0.1  # what a class must reach to be in the timeline, but for the first one

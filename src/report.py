@@ -10,8 +10,8 @@ def main(argv=None):
     parser.add_argument('--exp_dir', type=Path, required=True, help='of an experiment, or of fold1, fold2, ...')
     exp_dir = parser.parse_args(argv).exp_dir
     # After the options: see utilities/cli.py.
-    from pages import finished_folds, fold_page, run_page
-    from utilities.labels import DataError
+    from reports.pages import finished_folds, fold_page, run_page
+    from utilities.errors import DataError
     from utilities.texts import write_text
     setup_logging()
     with exit_on(DataError, OSError):

@@ -2,8 +2,8 @@
 
 The options are declared in options.py, and experiment.py does the work.
 """
-from options import make_parser
-from utilities.interrupt import Interrupt
+from training.interrupt import Interrupt
+from training.options import make_parser
 
 
 def main(argv=None):

@@ -10,8 +10,8 @@ def main(argv=None):
     parser.add_argument('--exp_dir', type=Path, required=True, help='directory with fold1, fold2, ...')
     args = parser.parse_args(argv)
     # After the options: see utilities/cli.py.
-    from folds import summarise_folds
-    from utilities.labels import DataError
+    from reports.folds import summarise_folds
+    from utilities.errors import DataError
     setup_logging()
     with exit_on(DataError, OSError):
         print('\n'.join(summarise_folds(args.exp_dir)))

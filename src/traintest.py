@@ -1,5 +1,4 @@
 """Train, validate, average checkpoints: the course of one experiment."""
-import contextlib
 import logging
 import math
 import time
@@ -10,22 +9,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import Checkpoint, CheckpointError
-from dataloader import BadAudio
-from distributed import Agreement, World
-from hardware import move, out_of_memory
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from models.files import remove_leftovers
-from trainer import LOSSES, NOT_FINITE_ADVICE, Trainer, TrainingError
+from training.batches import BadAudio
+from training.checkpoint import Checkpoint, CheckpointError
+from training.devices import move
+from training.errors import TrainingError
+from training.processes import Agreement, World
+from training.results import Results, write_array, write_confusion, write_rows
+from training.trainer import LOSSES, NOT_FINITE_ADVICE, Trainer
 from utilities.progress import Progress
-from utilities.results import Results, write_array, write_confusion, write_rows
-from utilities.stats import (Metrics, calculate_stats, is_single_label, single_label_scores,
-                             summarise)
+from utilities.stats import (
+    Metrics,
+    calculate_stats,
+    is_single_label,
+    single_label_scores,
+    summarise,
+)
 from utilities.texts import write_json
 
 LISTED = 50  # recordings in a message
-NO_COMPILER = ('InvalidCxxCompiler', 'Failed to find C compiler')  # Inductor's and Triton's words
-WORKER_SIGNS = ('DataLoader worker', 'Pin memory thread')  # in what a DataLoader says if one of them is gone
 
 logger = logging.getLogger(__name__)
 
@@ -69,31 +72,6 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
                             for batches in (predictions, targets))
     total = float(world.gather_numbers(float(total)).sum())
     return Evaluation(predictions.numpy(), targets.numpy(), total / len(targets)) if world.is_main else None
-
-
-@contextlib.contextmanager
-def explained():
-    """Turn failures that a user can do something about into a TrainingError that says what."""
-    try:
-        yield
-    except (ConnectionError, EOFError, RuntimeError) as error:  # the first two: of a worker that sends no batch
-        if said := out_of_memory(error):
-            raise TrainingError(
-                f'the GPU is out of memory ({said}); nvidia-smi shows whether other programs fill it; take a smaller '
-                f'--batch_size; in training, also put batches through in pieces (--grad_accum 4) or recompute '
-                f'activations (--grad_checkpointing True), and --force to go on with them') from None
-        if any(sign in str(error) for sign in NO_COMPILER):
-            raise TrainingError('--compile True needs a C++ compiler, and there is none: install one (Debian, Ubuntu: '
-                                'apt-get install g++), or leave --compile out') from None
-        # torch 2.6 does not know that error; an assertion on the device is a fault of ours.
-        if type(error).__name__ == 'AcceleratorError' and 'assert' not in str(error):
-            raise TrainingError(f'the GPU failed ({str(error).splitlines()[0]}); nvidia-smi and the log of the system '
-                                f'may say why; training goes on from its checkpoint if it is started again') from None
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in WORKER_SIGNS):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise TrainingError(f'a process that loads data died ({reason}): it was killed, or memory '
-                            f'or shared memory (/dev/shm) ran out; try fewer --num_workers, or 0') from None
 
 
 class Run:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from http_server import Server
 
+from http_server import Server
 from utilities.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,3 +119,13 @@ def server(no_proxy):
         yield running
         running.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of that text or those bytes; returns its path."""
+    def make(content, name='file'):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+    return make

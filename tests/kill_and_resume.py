@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'src'))
-import run  # noqa: E402
-from utilities.interrupt import EXIT_CODE, STOP_SIGNALS  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
+import run
+from training.interrupt import EXIT_CODE, STOP_SIGNALS
 
 CLIPS, STEPS, EPOCHS = 40, 10, 4
 OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 --dataset kill '

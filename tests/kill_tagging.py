@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
-import inference  # noqa: E402
+import inference
 
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from dataloader import EpochSampler, SampleKey
-from trainer import TrainSettings
+from dataloader import SampleKey
+from training.batches import EpochSampler
+from training.trainer import TrainSettings
 
 CPU = torch.device('cpu')
 CLASSES, FRAMES, BINS = 3, 4, 5

@@ -11,22 +11,27 @@ import os
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from parsers import parser_of
 
 import check_data
 import get_norm_stats
 import inference
-import option_checks
-import options
 import prep_audioset
 import prep_own
 import scaling
-from audio import AudioError
-from distributed import World
+from audio.reading import AudioError
 from models import WeightsError
+from parsers import parser_of
+from training import option_checks, options
+from training.processes import World
 from utilities.cli import MAX_MESSAGE
-from utilities.labels import (DataError, read_datafile, read_entries, read_labels, read_sample_weights,
-                              split_labels)
+from utilities.errors import DataError
+from utilities.labels import (
+    read_datafile,
+    read_entries,
+    read_labels,
+    read_sample_weights,
+    split_labels,
+)
 from utilities.segments import read_segments
 
 MIDS = {'/m/0': 0, '/m/1': 1}

@@ -4,17 +4,18 @@ import subprocess
 import sys
 import zipfile
 
-import golden
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from audio import AudioError, load_waveform
-from dataloader import AudiosetDataset, EpochSampler, SampleKey, WaveformDataset, make_loader
-from distributed import World
-from features import count_frames, fbank
-from utilities.labels import DataError
+import golden
+from audio.fbank import count_frames, fbank
+from audio.reading import AudioError, load_waveform
+from dataloader import AudiosetDataset, SampleKey
+from training.batches import EpochSampler, WaveformDataset, make_loader
+from training.processes import World
+from utilities.errors import DataError
 from utilities.parallel import available_cores
 
 CONF = {'num_mel_bins': 64, 'target_length': 40, 'mode': 'evaluation'}
@@ -409,7 +410,7 @@ def test_minus_one_worker_means_one_a_core(make_dataset, tones, asked, workers):
 
 
 def test_workers_that_are_left_do_not_keep_a_program_from_ending(root):
-    code = ('import sys; sys.path.insert(0, "src"); import torch; from dataloader import make_loader; '
+    code = ('import sys; sys.path.insert(0, "src"); import torch; from training.batches import make_loader; '
             'loader = make_loader(torch.arange(4), 2, 1, pin_memory=False); print(next(iter(loader)))')
     done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and 'tensor([0, 1])' in done.stdout, done.stderr

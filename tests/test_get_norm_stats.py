@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import get_norm_stats
-import norm_stats
-from audio import load_waveform
-from features import fbank
+from audio.fbank import fbank
+from audio.reading import load_waveform
+from training import norm_stats
 
 
 @pytest.mark.parametrize('options, frames', [([], None), (['--audio_length', '20'], 20),

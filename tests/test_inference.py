@@ -10,14 +10,14 @@ import torch
 
 import inference
 import run
-import tagging
-from audio import AudioError, load_waveform
-from dataloader import one_thread
-from features import fbank, fit_frames, normalise
+from audio.fbank import fbank, fit_frames, normalise
+from audio.reading import AudioError, load_waveform
 from inference import find_audio, load_tagger, tag
 from models import ASTModel, load_model, save_checkpoint
-from tagging import window_starts
-from utilities.labels import DataError
+from tagging import tagger as tagging
+from tagging.tagger import window_starts
+from utilities.errors import DataError
+from utilities.parallel import one_thread
 
 FRAMES, MEL_BINS, CLASSES = 32, 32, 3  # windows of 0.32 s
 MEAN, STD = -6.0, 3.0

@@ -8,9 +8,9 @@ import sys
 import nbformat
 import pytest
 import torch
-from notebook_runner import NOTEBOOK, run_notebook, texts_of
 
 from models import ASTModel, save_checkpoint
+from notebook_runner import NOTEBOOK, run_notebook, texts_of
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ import torch
 
 import experiment
 import run
-import trainer
 import traintest
-from dataloader import one_thread
 from models import read_state_dict
-from options import make_parser
-from trainer import TrainSettings
+from training import trainer
+from training.options import make_parser
+from training.trainer import TrainSettings
+from utilities.parallel import one_thread
 
 CLIPS = 12
 BASE = ('--data-train train.json --data-val val.json --label-csv labels.csv --n_class 3 --exp-dir exp --dataset demo '

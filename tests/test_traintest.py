@@ -4,14 +4,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_model import CPU, FRAMES, LinearModel, Samples, loaders, settings
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from models import read_state_dict
-from trainer import Trainer, TrainingError
+from small_model import CPU, FRAMES, LinearModel, Samples, loaders, settings
+from training.errors import TrainingError
+from training.interrupt import Interrupt
+from training.trainer import Trainer
 from traintest import Evaluation, Run, validate
-from utilities.interrupt import Interrupt
 from utilities.stats import calculate_stats, summarise
 
 CLASS_NAMES = ['dog', 'cat', 'rain', 'siren', 'wind', 'train', 'crow', 'clock']

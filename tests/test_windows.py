@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import soundfile
 
-import shards
+from audio import shards
 
 TRAINING = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 '
             '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 '

@@ -8,15 +8,23 @@ from typing import NamedTuple
 
 import soundfile
 
-from audio import AudioError, load_waveform, measure
-from features import SAMPLE_RATE
+from audio.fbank import SAMPLE_RATE
+from audio.reading import AudioError, load_waveform, measure
 from models.files import atomic_write
 from parquet_rows import Row, read_rows
 from utilities.archives import read_gzip
-from utilities.labels import DataError
+from utilities.errors import DataError
 from utilities.parallel import parallel_map
-from utilities.segments import (TOLERANCE, Place, PlaceError, RecordingName, Segment, find_place,
-                                is_short, parse_name)
+from utilities.segments import (
+    TOLERANCE,
+    Place,
+    PlaceError,
+    RecordingName,
+    Segment,
+    find_place,
+    is_short,
+    parse_name,
+)
 
 PROBE_SECONDS = 0.1  # of a recording, decoded to see whether it can be
 COPY_TOLERANCE = 0.1  # seconds by which a copy's length may differ

@@ -3,9 +3,8 @@ import logging
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from utilities.cli import OptionParser, setup_logging  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from utilities.cli import OptionParser, setup_logging
 
 SOURCES = {'auto': ('url', 'hub'), 'dropbox': ('url',), 'huggingface': ('hub',)}
 

@@ -2,10 +2,17 @@
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from utilities.cli import (
+    MAX_BATCH,
+    OptionParser,
+    add_checkpoint_options,
+    exit_on,
+    setup_logging,
+    whole,
+)
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from utilities.cli import (MAX_BATCH, OptionParser, add_checkpoint_options, exit_on,  # noqa: E402
-                           setup_logging, whole)
 
 
 def make_parser():
@@ -28,13 +35,13 @@ def main(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
-    from audio import AudioError
+    from audio.reading import AudioError
     from evaluation import ensemble
-    from hardware import choose_device
     from models import WeightsError
-    from trainer import TrainingError
+    from training.devices import choose_device
+    from training.errors import TrainingError
+    from utilities.errors import DataError
     from utilities.folders import making
-    from utilities.labels import DataError
     setup_logging()
     try:
         choose_device(args.device)

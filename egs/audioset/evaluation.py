@@ -7,13 +7,15 @@ import logging
 import numpy as np
 import torch
 
-from dataloader import AudiosetDataset, make_loader
-from hardware import choose_device, choose_precision, parallelise
+from dataloader import AudiosetDataset
 from models import load_model
 from models.weights import locate, sha256
-from tagging import labels_of
-from traintest import explained, validate
-from utilities.results import write_array, write_rows
+from tagging.tagger import labels_of
+from training.batches import make_loader
+from training.devices import choose_device, choose_precision, parallelise
+from training.errors import explained
+from training.results import write_array, write_rows
+from traintest import validate
 from utilities.stats import calculate_stats, is_single_label, summarise
 
 SCORES = {'BCE': torch.sigmoid, 'CE': functools.partial(torch.softmax, dim=1)}

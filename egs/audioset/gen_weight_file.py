@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
-from utilities.labels import (WEIGHT_RULE, DataError, read_datafile, read_labels,  # noqa: E402
-                              split_labels, weight_file)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.errors import DataError
+from utilities.labels import WEIGHT_RULE, read_datafile, read_labels, split_labels, weight_file
 
+HERE = Path(__file__).resolve().parent
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
 SCALE, SMOOTHING = 1000, 0.01  # WEIGHT_RULE's
 
@@ -43,7 +43,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
     from models.files import WriteError
-    from utilities.results import write_rows
+    from training.results import write_rows
     setup_logging()
     with exit_on(DataError, WriteError):
         labels = read_labels(args.label_csv)

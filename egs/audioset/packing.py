@@ -1,4 +1,4 @@
-"""Pack recordings into shards: uncompressed zip archives, which src/shards.py reads."""
+"""Pack recordings into shards: uncompressed zip archives, which src/audio/shards.py reads."""
 import collections
 import contextlib
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from models.files import atomic_write, remove_leftovers
-from utilities.labels import DataError
+from utilities.errors import DataError
 from utilities.preparation import only_one
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Container, Iterator
 from typing import NamedTuple
 
-from utilities.labels import DataError, error_reason
+from utilities.errors import DataError, error_reason
 
 COLUMNS = ('video_id', 'audio.bytes', 'audio.path')
 ROWS_AT_ONCE = 8  # a row has about 1.4 MB

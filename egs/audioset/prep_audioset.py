@@ -28,22 +28,22 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from clips import (Copies, Found, Problem, clip_name, find_clips, match_recordings,  # noqa: E402
-                   suffix)
-from packing import pack, packed_before  # noqa: E402
-from parquet_rows import list_rows  # noqa: E402
-from readers import AUDIO_SUFFIXES  # noqa: E402
-from utilities.cli import OptionParser, exit_on, number, setup_logging  # noqa: E402
-from utilities.folders import files_below, making  # noqa: E402
-from utilities.labels import DataError, read_labels  # noqa: E402
-from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_names  # noqa: E402
-from utilities.quotes import quoted  # noqa: E402
-from utilities.segments import TOLERANCE, is_short, read_segment_lists  # noqa: E402
-from utilities.texts import write_json, write_text  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from audio.formats import AUDIO_SUFFIXES
+from clips import Copies, Found, Problem, clip_name, find_clips, match_recordings, suffix
+from packing import pack, packed_before
+from parquet_rows import list_rows
+from utilities.cli import OptionParser, exit_on, number, setup_logging
+from utilities.errors import DataError
+from utilities.folders import files_below, making
+from utilities.labels import read_labels
+from utilities.parallel import parallel_map
+from utilities.preparation import check_names
+from utilities.quotes import quoted
+from utilities.segments import TOLERANCE, is_short, read_segment_lists
+from utilities.texts import write_json, write_text
 
+HERE = Path(__file__).resolve().parent
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
 # What is left out before it is read, with examples.
 OTHER_START = ('files of listed videos are left out, since their names have another start than '

@@ -13,9 +13,8 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from utilities.cli import OptionParser, number, whole  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from utilities.cli import OptionParser, number, whole
 
 BACKWARD_SHARE = 2 / 3  # of a step: two matrix products, of inputs and of weights, for each one of the forward pass
 MOST = 1e9  # of what is measured in the units of the options; past it, and below its inverse, sums lose their terms

@@ -13,9 +13,10 @@ import scipy.signal
 import soundfile
 from tqdm import tqdm
 
-from models.files import atomic_write
 from esc50 import FOLDS, LABEL_FILE
-from utilities.labels import DataError, read_labels
+from models.files import atomic_write
+from utilities.errors import DataError
+from utilities.labels import read_labels
 
 SAMPLE_RATE = 44100  # Hz, as in ESC-50
 SHORTEST, LONGEST = 1.0, 1.5  # seconds; ESC-50's clips last 5

@@ -8,14 +8,14 @@ from pathlib import Path
 import soundfile
 import zipp
 
-from audio import AudioError, load_waveform, measure
-from features import SAMPLE_RATE
+from audio.fbank import SAMPLE_RATE
+from audio.reading import AudioError, load_waveform, measure
 from models.files import Url, atomic_write
 from utilities.archives import open_zip, read_member
-from utilities.labels import DataError, error_reason, read_labels
+from utilities.errors import DataError, error_reason
+from utilities.labels import read_labels
 from utilities.parallel import parallel_map
-from utilities.preparation import (check_names, check_not_mixed, fetch, find_published,
-                                   is_prepared)
+from utilities.preparation import check_names, check_not_mixed, fetch, find_published, is_prepared
 from utilities.tables import decode, quote_cells, read_table
 from utilities.texts import write_json
 

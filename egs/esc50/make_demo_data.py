@@ -2,9 +2,8 @@
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from utilities.cli import MAX_SEED, OptionParser, exit_on, setup_logging, whole  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from utilities.cli import MAX_SEED, OptionParser, exit_on, setup_logging, whole
 
 MOST_CLIPS = 1000  # of a class in a fold: 50,000 in all, more than 5 GB
 
@@ -19,7 +18,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
     from demo_sounds import make
-    from utilities.labels import DataError
+    from utilities.errors import DataError
     setup_logging()
     with exit_on(DataError, OSError):
         make(args.out_dir.resolve(), args.clips_per_fold, args.seed)

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-from utilities.labels import DataError
+from utilities.errors import DataError
 
 FINEST_SHARE = 10  # shares are met in tenths, or finer where they are smaller than one
 MAX_NAMED = 10  # names in a message

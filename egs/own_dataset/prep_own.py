@@ -15,21 +15,21 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-import shards  # noqa: E402
-from audio import AudioError, measure  # noqa: E402
-from features import FRAME_SHIFT_MS  # noqa: E402
-from models.files import WriteError  # noqa: E402
-from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups  # noqa: E402
-from readers import AUDIO_SUFFIXES  # noqa: E402
-from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole  # noqa: E402
-from utilities.folders import files_below  # noqa: E402
-from utilities.labels import (DataError, Labels, error_reason, format_labels,  # noqa: E402
-                              read_labels)
-from utilities.parallel import parallel_map  # noqa: E402
-from utilities.preparation import check_names, check_not_mixed, only_one  # noqa: E402
-from utilities.quotes import quoted  # noqa: E402
-from utilities.tables import find_file, read_table, read_text  # noqa: E402
-from utilities.texts import write_json, write_text  # noqa: E402
+from audio import shards
+from audio.fbank import FRAME_SHIFT_MS
+from audio.formats import AUDIO_SUFFIXES
+from audio.reading import AudioError, measure
+from models.files import WriteError
+from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups
+from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole
+from utilities.errors import DataError, error_reason
+from utilities.folders import files_below
+from utilities.labels import Labels, format_labels, read_labels
+from utilities.parallel import parallel_map
+from utilities.preparation import check_names, check_not_mixed, only_one
+from utilities.quotes import quoted
+from utilities.tables import find_file, read_table, read_text
+from utilities.texts import write_json, write_text
 
 # Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
 COLUMNS = {'path': ('path', 'file', 'filename', 'wav', 'filepath'), 'labels': ('labels', 'label', 'class', 'category'),

@@ -2,9 +2,10 @@
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from utilities.cli import OptionParser, exit_on, setup_logging
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / 'src'))
-from utilities.cli import OptionParser, exit_on, setup_logging  # noqa: E402
 
 
 def main(argv=None):
@@ -16,7 +17,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
     from speech_commands import prepare
-    from utilities.labels import DataError
+    from utilities.errors import DataError
     from utilities.preparation import only_one
     setup_logging()
     with exit_on(DataError, OSError):

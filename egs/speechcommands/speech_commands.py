@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from models.files import Url, WriteError
 from utilities.archives import BLOCK, LimitedStream, extract_members
-from utilities.labels import DataError, error_reason, read_labels
-from utilities.preparation import (check_names, check_not_mixed, fetch, find_published,
-                                   is_prepared)
+from utilities.errors import DataError, error_reason
+from utilities.labels import read_labels
+from utilities.preparation import check_names, check_not_mixed, fetch, find_published, is_prepared
 from utilities.tables import read_text
 from utilities.texts import write_json
 

@@ -10,14 +10,35 @@ from safetensors.torch import save
 from torch import nn
 
 from .ast_models import ASTModel, patch_grid
-from .descriptions import (CONFIG_DEFAULTS, FIELDS, Description, checked, describe_transformers,
-                           read_json)
+from .descriptions import (
+    CONFIG_DEFAULTS,
+    FIELDS,
+    Description,
+    checked,
+    describe_transformers,
+    read_json,
+)
 from .errors import WeightsError
 from .files import atomic_write
-from .state_dicts import (UNUSED_HEADS, State, load_strictly, naming, read_state_dict,
-                          read_weights, shown, without)
-from .weights import (TRANSFORMERS_FILES, describe_dataset, describe_name, describe_published,
-                      locate, published_file, published_on_hub)
+from .state_dicts import (
+    UNUSED_HEADS,
+    State,
+    load_strictly,
+    naming,
+    read_state_dict,
+    read_weights,
+    shown,
+    without,
+)
+from .weights import (
+    TRANSFORMERS_FILES,
+    describe_dataset,
+    describe_name,
+    describe_published,
+    locate,
+    published_file,
+    published_on_hub,
+)
 
 COMPUTATION = ('layer_norm_eps', 'num_attention_heads')  # besides settings and weights
 MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')

@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 import zlib
 
-from utilities.labels import DataError
+from utilities.errors import DataError
 
 MAX_GROWTH = 100  # times its size may an archive unpack to; recordings come to 2, a file made to fill a disk to 1000
 FREE_GROWTH = 2 ** 30  # bytes that any archive may unpack to

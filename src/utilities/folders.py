@@ -3,7 +3,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from utilities.labels import DataError
+from utilities.errors import DataError
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utilities.errors import DataError, error_reason
 from utilities.quotes import quoted
 from utilities.tables import quote_cells, read_table, read_text
 
@@ -22,10 +23,6 @@ SURROGATES = re.compile(r'[\ud800-\udfff]')
 LABEL_COLUMNS = {'index', 'mid', 'display_name'}
 WEIGHT_RULE = ('the sum over its labels of 1000 / (samples with that label + 0.01), having no '
                'label being one more label')
-
-
-class DataError(ValueError):
-    """A label file, datafile or setting of the data that cannot be used; the message names the file and the entry."""
 
 
 @dataclass(frozen=True)
@@ -200,12 +197,3 @@ def read_numbers(path, ndmin):
 def weight_file(datafile):
     """Path of the weight file that belongs to a datafile: `<datafile without .json>_weight.csv`."""
     return Path(str(datafile).removesuffix('.json') + '_weight.csv')
-
-
-def error_reason(error):
-    """What went wrong with a file that a message names already, on one line."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if isinstance(error, KeyError):
-        return f'there is no {error}'
-    return str(error).split('\n')[0]

@@ -1,5 +1,6 @@
 """The CPU cores of a job, and work on many files with all of them."""
 import ast
+import contextlib
 import functools
 import logging
 import math
@@ -12,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from torch.utils.data import get_worker_info
 from tqdm import tqdm
 
 from utilities.cgroups import cpu_limit
@@ -144,3 +146,15 @@ def map_ahead(function: Callable, items: Iterable) -> Iterator:
             yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Compute as a worker does, on one thread: a sum over several threads rounds differently."""
+    threads = torch.get_num_threads()
+    if get_worker_info() is None:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

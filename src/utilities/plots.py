@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torchaudio.compliance.kaldi import mel_scale_scalar
 
-from features import FRAME_SHIFT_MS
+from audio.fbank import FRAME_SHIFT_MS
 from models.ast_models import PATCH_SIZE
 from utilities.fonts import drawable_names, font_families, missing_characters
 from utilities.times import clock

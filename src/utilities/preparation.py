@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from models.files import DownloadError, download, hold_lock
+from utilities.errors import DataError
 from utilities.folders import making
-from utilities.labels import DataError, is_text
+from utilities.labels import is_text
 from utilities.texts import read_json, write_json
 
 MARKER = 'source.json'  # says which source a folder was prepared from

@@ -11,7 +11,7 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from utilities.labels import DataError, error_reason
+from utilities.errors import DataError, error_reason
 from utilities.quotes import quoted
 from utilities.tables import SEPARATORS, read_text
 

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 from models.files import atomic_write
-from utilities.labels import DataError, error_reason
+from utilities.errors import DataError, error_reason
 
 
 def write_text(path, text):

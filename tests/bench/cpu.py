@@ -8,20 +8,40 @@ import soundfile
 import torch
 from transformers import ASTFeatureExtractor, pipeline
 
-from dataloader import AudiosetDataset, SampleKey, WaveformDataset
-from features import SAMPLE_RATE, fbank, normalise
-from measure import (alternate, at_most, faster, forward_operations, matrix_product, repeat, require_close, share,
-                     threads)
-from peers import (CLASSES, MEL_BINS, PATCHOUT, audioset, load_peer, make_batch, make_recordings, make_trainer,
-                   make_waveforms, save_peer)
+from audio.fbank import SAMPLE_RATE, fbank, normalise
+from dataloader import AudiosetDataset, SampleKey
+from measure import (
+    alternate,
+    at_most,
+    faster,
+    forward_operations,
+    matrix_product,
+    repeat,
+    require_close,
+    share,
+    threads,
+)
+from peers import (
+    CLASSES,
+    MEL_BINS,
+    PATCHOUT,
+    audioset,
+    load_peer,
+    make_batch,
+    make_recordings,
+    make_trainer,
+    make_waveforms,
+    save_peer,
+)
 from published import PublishedDataset, PublishedEpochs, PublishedTrainer
 from published import calculate_stats as published_stats
 from published import fbank as published_fbank
 from published import make_model as published_model
-from tagging import load_tagger, tag
-from trainer import LOSSES
+from tagging.tagger import load_tagger, tag
+from training.batches import WaveformDataset
+from training.results import Results, write_array
+from training.trainer import LOSSES
 from traintest import Evaluation
-from utilities.results import Results, write_array
 from utilities.stats import calculate_stats
 
 AUDIOSET_CONF = {'num_mel_bins': MEL_BINS, 'target_length': 1024, 'mode': 'train', 'freqm': 48, 'timem': 192,

@@ -5,14 +5,32 @@ from functools import partial
 import torch
 from transformers import ASTFeatureExtractor
 
-from features import SAMPLE_RATE, fbank
-from measure import (alternate, at_most, faster, forward_operations, matrix_product, repeat, require_close, share,
-                     threads)
-from peers import (CLASSES, MEL_BINS, PATCHOUT, audioset, load_peer, make_batch, make_trainer, make_waveforms,
-                   save_peer)
+from audio.fbank import SAMPLE_RATE, fbank
+from measure import (
+    alternate,
+    at_most,
+    faster,
+    forward_operations,
+    matrix_product,
+    repeat,
+    require_close,
+    share,
+    threads,
+)
+from peers import (
+    CLASSES,
+    MEL_BINS,
+    PATCHOUT,
+    audioset,
+    load_peer,
+    make_batch,
+    make_trainer,
+    make_waveforms,
+    save_peer,
+)
 from published import PublishedTrainer
 from published import make_model as published_model
-from trainer import LOSSES
+from training.trainer import LOSSES
 
 CUDA = torch.device('cuda', 0)
 CLIPS = 64

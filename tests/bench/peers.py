@@ -7,12 +7,12 @@ import torch
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 from transformers.utils import logging as transformers_logging
 
+from audio.fbank import SAMPLE_RATE
 from experiment import make_model
-from features import SAMPLE_RATE
-from hardware import choose_precision
 from models.checkpoints import SIZES
-from options import make_parser
-from trainer import Trainer, TrainSettings
+from training.devices import choose_precision
+from training.options import make_parser
+from training.trainer import Trainer, TrainSettings
 
 MEL_BINS = 128
 CLASSES = 527

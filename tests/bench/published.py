@@ -9,7 +9,12 @@ import soundfile
 import torch
 import torchaudio
 from scipy.stats import norm
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 from torch.utils.data import Dataset
 
 from models import ASTModel

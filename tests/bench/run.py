@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-import cpu  # noqa: E402
-import gpu  # noqa: E402
-from measure import HEADER, QUICK, Scale, machine, threads  # noqa: E402
-from utilities.parallel import available_cores  # noqa: E402
+import cpu
+import gpu
+from measure import HEADER, QUICK, Scale, machine, threads
+from utilities.parallel import available_cores
 
 
 def main():

@@ -17,13 +17,14 @@ import numpy as np
 import soundfile
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / 'src'), str(ROOT / 'egs' / 'audioset')]
-from audio import load_window  # noqa: E402
-from dataloader import AudiosetDataset, EpochSampler, make_loader  # noqa: E402
-from features import SAMPLE_RATE  # noqa: E402
-from measure import HEADER, faster, machine, seconds_of  # noqa: E402
-from packing import pack  # noqa: E402
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'egs' / 'audioset'))
+from audio.fbank import SAMPLE_RATE
+from audio.reading import load_window
+from dataloader import AudiosetDataset
+from measure import HEADER, faster, machine, seconds_of
+from packing import pack
+from training.batches import EpochSampler, make_loader
 
 CONF = {'num_mel_bins': 128, 'target_length': 100, 'mode': 'train', 'mixup': 0.5, 'freqm': 48, 'timem': 20,
         'noise': True}

@@ -17,10 +17,10 @@ import soundfile
 
 import check_data
 import prep_audioset as prep
-from audio import load_waveform
+from audio.augmentation import Augmentation
+from audio.reading import load_waveform
 from dataloader import AudiosetDataset
-from features import Augmentation
-from utilities.labels import DataError
+from utilities.errors import DataError
 
 RATE = 22050
 DOG = '/m/0bt9lr'

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from http_server import Page
 from safetensors.torch import save
 
 import download_models
+from http_server import Page
 from models import ASTModel, save_checkpoint
 from models import weights as weights_module
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import run
 import torch
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ensemble
+import run
 from models import ASTModel, load_model, save_checkpoint
 
 RUN = ('--n_class 3 --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --lr 1e-4 '

@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 import esc50 as prep
-from audio import AudioError
-from utilities.labels import DataError
+from audio.reading import AudioError
+from utilities.errors import DataError
 
 
 def read(prep_dir, name):

@@ -10,8 +10,9 @@ import soundfile
 
 import own_split
 import prep_own as prep
-from audio import AudioError
-from utilities.labels import DataError, read_labels
+from audio.reading import AudioError
+from utilities.errors import DataError
+from utilities.labels import read_labels
 
 
 @pytest.fixture

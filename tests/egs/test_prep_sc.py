@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import speech_commands as prep
-from utilities.labels import DataError, read_labels
+from utilities.errors import DataError
+from utilities.labels import read_labels
 
 FILES = ['_background_noise_/tap.wav', 'bed/a_nohash_0.wav', 'bed/b_nohash_0.wav', 'bed/c_nohash_1.wav',
          'yes/a_nohash_0.wav', 'yes/b_nohash_0.wav', 'yes/d_nohash_0.wav']

@@ -6,8 +6,8 @@ import pytest
 import soundfile
 
 import prep_own
-from audio import load_waveform
-from features import fbank
+from audio.fbank import fbank
+from audio.reading import load_waveform
 
 # A model that takes seconds; what follows from the data is left to the recipe.
 TINY = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--audioset_pretrain', 'False', '--fstride', '16',

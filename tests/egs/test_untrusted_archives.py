@@ -14,7 +14,7 @@ import esc50 as esc
 import speech_commands as sc
 from utilities import archives
 from utilities.archives import open_zip, read_member
-from utilities.labels import DataError
+from utilities.errors import DataError
 
 NAMES = ['/evil', '/tmp/../evil', '../evil', '../../evil', 'a/../../evil', 'audio/..', '..', '..\\evil', 'a\\..\\evil',
          'C:evil', 'C:/evil', 'a\nb', 'a\x1b[2Jb', 'a\tb']

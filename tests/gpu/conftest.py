@@ -5,15 +5,15 @@ none; what means something on a CPU runs there too, so that the kit itself is kn
 """
 import copy
 
-import golden
 import pytest
 import torch
+
+import golden
+import run
 from kit import BINS, FRAMES, golden_ast, require_gpus
 from machine_report import describe_machine
 from small_model import CLASSES
-
-import run
-from dataloader import one_thread
+from utilities.parallel import one_thread
 
 CLIPS, BATCH = 13, 4  # so that the last batch of an epoch has one
 OPTIONS = ('--data_train train.json --data_val val.json --data_eval val.json '

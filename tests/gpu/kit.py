@@ -1,14 +1,14 @@
 """What the tests of the GPU kit share: sizes, tolerances, how numbers of two devices compare."""
 import functools
 
-import golden
 import numpy as np
 import pytest
 import torch
-from small_model import CLASSES
 from torch.nn import functional as F
 
+import golden
 from models import ASTModel
+from small_model import CLASSES
 
 FRAMES, BINS = 64, 32  # of the input of make_ast; with strides of 8, 3 x 7 patches
 each_precision = pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16],

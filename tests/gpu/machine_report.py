@@ -5,7 +5,7 @@ from importlib import import_module
 
 import torch
 
-from utilities.environment import PACKAGES, ROOT, git_state
+from training.environment import PACKAGES, ROOT, git_state
 from utilities.parallel import available_cores
 
 

@@ -8,22 +8,33 @@ from unittest import mock
 
 import pytest
 import torch
-from kit import (GRADIENTS, LOGITS, dtypes_inside, gradients, one_hot, relative_error,
-                 require_gpus, require_precision, require_same_experiment, weights)
-from small_model import CPU, LinearModel, Samples, settings
-from stand_ins import DataParallelOnCpu, stand_in_devices
 from torch import nn
 from torch.nn.parallel import replicate
 
-from distributed import World
-from hardware import parallelise
+from kit import (
+    GRADIENTS,
+    LOGITS,
+    dtypes_inside,
+    gradients,
+    one_hot,
+    relative_error,
+    require_gpus,
+    require_precision,
+    require_same_experiment,
+    weights,
+)
 from models import load_checkpoint, save_checkpoint
 from models.state_dicts import load_tensors
-from option_checks import check_options
-from options import make_parser
-from tagging import load_tagger
-from trainer import Trainer, TrainingError
-from traintest import explained, validate
+from small_model import CPU, LinearModel, Samples, settings
+from stand_ins import DataParallelOnCpu, stand_in_devices
+from tagging.tagger import load_tagger
+from training.devices import parallelise
+from training.errors import TrainingError, explained
+from training.option_checks import check_options
+from training.options import make_parser
+from training.processes import World
+from training.trainer import Trainer
+from traintest import validate
 
 BATCHES = [5, 1]  # one that does not divide, and one with fewer samples than there are GPUs
 
@@ -34,14 +45,14 @@ class StandIns:
     device, one = CPU, CPU
 
     def wrap(self, model):
-        """Wrap a model as hardware.parallelise does if there are several GPUs."""
+        """Wrap a model as devices.parallelise does if there are several GPUs."""
         return DataParallelOnCpu(model)
 
     @contextlib.contextmanager
     def used(self):
         """Let everything that is built in here split its batches."""
-        with (mock.patch('trainer.parallelise', lambda model, _: self.wrap(model)),
-              mock.patch('tagging.parallelise', lambda model, _: self.wrap(model))):
+        with (mock.patch('training.trainer.parallelise', lambda model, _: self.wrap(model)),
+              mock.patch('tagging.tagger.parallelise', lambda model, _: self.wrap(model))):
             yield
 
 
@@ -270,7 +281,7 @@ def check(monkeypatch):
     """Check the options of a run with --compile True on a machine with so many GPUs."""
     def with_gpus(count, device, world=World()):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
-        monkeypatch.setattr('option_checks.choose_device', lambda _: torch.device(device))
+        monkeypatch.setattr('training.option_checks.choose_device', lambda _: torch.device(device))
         parser = make_parser()
         check_options(parser, parser.parse_args(COMPILED.split()), world)
     return with_gpus

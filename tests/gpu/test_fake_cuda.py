@@ -1,17 +1,18 @@
 """Where tensors are on a GPU, tried without one: operands on two devices raise (fake_cuda.py)."""
 import pytest
 import torch
-from fake_cuda import CUDA, fake_cuda, without_numbers
-from kit import BINS, FRAMES, dtypes_inside, each_precision, one_hot
-from small_model import CLASSES, CPU, settings
 from torch.utils._pytree import tree_leaves
 
-from dataloader import AudiosetDataset, Pending, SampleKey, WaveformDataset
-from features import fbank
+from audio.fbank import fbank
+from dataloader import AudiosetDataset, SampleKey
+from fake_cuda import CUDA, fake_cuda, without_numbers
+from kit import BINS, FRAMES, dtypes_inside, each_precision, one_hot
 from models import save_checkpoint
 from models.state_dicts import load_tensors
-from tagging import Classifier, Tagger
-from trainer import Trainer
+from small_model import CLASSES, CPU, settings
+from tagging.tagger import Classifier, Tagger
+from training.batches import Pending, WaveformDataset
+from training.trainer import Trainer
 from traintest import validate
 from utilities.labels import Labels
 

@@ -1,14 +1,14 @@
 """Features and batches on a GPU: fbanks in batches, augmentation, pinned memory."""
-import golden
 import pytest
 import torch
-from kit import on_a_gpu_only
-from small_model import CLASSES
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from dataloader import (AudiosetDataset, EpochSampler, SampleKey, WaveformDataset, Waveforms,
-                        make_loader)
-from features import fbank
+import golden
+from audio.fbank import fbank
+from dataloader import AudiosetDataset, SampleKey
+from kit import on_a_gpu_only
+from small_model import CLASSES
+from training.batches import EpochSampler, WaveformDataset, Waveforms, make_loader
 
 BINS, FRAMES, CLIPS, BATCH = 64, 40, 7, 3
 TOLERANCE = 1e-3  # of a normalised fbank

@@ -4,12 +4,12 @@ import csv
 import numpy as np
 import pytest
 import torch
-from kit import BINS, FRAMES, LOGITS, each_precision, on_a_gpu_only, require_precision
-from small_model import CLASSES
 
 import inference
+from kit import BINS, FRAMES, LOGITS, each_precision, on_a_gpu_only, require_precision
 from models import ASTModel, save_checkpoint
-from tagging import load_tagger, tag
+from small_model import CLASSES
+from tagging.tagger import load_tagger, tag
 
 AMP = {None: 'off', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
 NAMES = ['dog', 'rain', 'siren']

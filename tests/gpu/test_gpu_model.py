@@ -1,9 +1,17 @@
 """The model on a GPU: logits, gradients, Patchout and recomputed activations are the CPU's."""
 import pytest
 import torch
-from kit import (GRADIENTS, LOGITS, dtypes_inside, each_precision, gradients, relative_error,
-                 require_precision)
 from torch.nn import functional as F
+
+from kit import (
+    GRADIENTS,
+    LOGITS,
+    dtypes_inside,
+    each_precision,
+    gradients,
+    relative_error,
+    require_precision,
+)
 
 
 @pytest.fixture

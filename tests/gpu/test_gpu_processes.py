@@ -1,6 +1,6 @@
 """Processes that share a training, each with a GPU of its own: over NCCL, killed and resumed.
 
-On the CPU, test_distributed.py tries the same and more over gloo; here it shows that the kit works.
+On the CPU, test_processes.py tries the same and more over gloo; here it shows that the kit works.
 """
 import copy
 import os
@@ -10,16 +10,23 @@ import sys
 
 import pytest
 import torch
-from kit import (GRADIENTS, golden_ast, on_a_gpu_only, one_hot, relative_error, require_gpus,
-                 weights)
-from ranks import (OPTIONS, finish_ranks, log_of, make_context, require_same, start_ranks, wait_for,
-                   write_data)
-from small_model import settings
 from torch import distributed as dist
 from torch import nn
 
-from distributed import ended_at_once
-from trainer import Trainer
+from kit import GRADIENTS, golden_ast, on_a_gpu_only, one_hot, relative_error, require_gpus, weights
+from ranks import (
+    OPTIONS,
+    finish_ranks,
+    log_of,
+    make_context,
+    require_same,
+    start_ranks,
+    wait_for,
+    write_data,
+)
+from small_model import settings
+from training.processes import ended_at_once
+from training.trainer import Trainer
 
 # Processes multiply in float32, as the numbers are compared, although run.py switches TF32 on.
 EXACT = {'NVIDIA_TF32_OVERRIDE': '0'}

@@ -3,13 +3,23 @@ import gc
 
 import pytest
 import torch
-from kit import (GRADIENTS, LOGITS, dtypes_inside, each_precision, on_a_gpu_only, one_hot,
-                 relative_error, require_precision, require_same_experiment, weights)
-from small_model import CPU, settings
 
+from kit import (
+    GRADIENTS,
+    LOGITS,
+    dtypes_inside,
+    each_precision,
+    on_a_gpu_only,
+    one_hot,
+    relative_error,
+    require_precision,
+    require_same_experiment,
+    weights,
+)
 from models.state_dicts import load_tensors
-from trainer import Trainer, TrainingError
-from traintest import explained
+from small_model import CPU, settings
+from training.errors import TrainingError, explained
+from training.trainer import Trainer
 
 BATCH = 3
 STEPS_TO_A_SCALE = 20  # in which the gradient scaler finds one that overflows nowhere

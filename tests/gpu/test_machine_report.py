@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 import torch
+
 from machine_report import describe_machine
 
 

@@ -5,13 +5,13 @@ import os
 import tempfile
 from pathlib import Path
 
-import golden
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import golden
 from models import ASTModel, WeightsError, load_checkpoint, resample_pos_embed, save_checkpoint
 
 CASES = json.loads((Path(golden.__file__).parent / 'model.json').read_text())

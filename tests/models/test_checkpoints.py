@@ -4,12 +4,19 @@ import json
 import os
 import pickle
 
-import golden
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 
-from models import WeightsError, load_checkpoint, load_model, mean_state_dict, read_state_dict, save_checkpoint
+import golden
+from models import (
+    WeightsError,
+    load_checkpoint,
+    load_model,
+    mean_state_dict,
+    read_state_dict,
+    save_checkpoint,
+)
 
 
 @pytest.fixture(scope='module')

@@ -9,9 +9,9 @@ import threading
 
 import pytest
 import torch
-from http_server import Page, Server
 from safetensors.torch import save
 
+from http_server import Page, Server
 from models import WeightsError, load_checkpoint, save_checkpoint
 from models.files import DownloadError, Url, atomic_write, download, remove_leftovers
 from models.weights import WeightsFile, find_or_download

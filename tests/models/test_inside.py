@@ -1,10 +1,11 @@
 """What a model computes on the way to its logits: embeddings, frames, attention."""
 from unittest import mock
 
-import golden
 import pytest
 import torch
 from torch.nn import functional as F
+
+import golden
 
 SIZES = ['tiny224', 'small224', 'base224', 'base384']
 

@@ -11,7 +11,7 @@ import pytest
 import experiment
 from models import files
 from models.files import LockedError, Url, download, hold_lock
-from utilities.labels import DataError
+from utilities.errors import DataError
 from utilities.preparation import only_one
 
 # What flock raises on some of Lustre, NFS, 9p and FUSE.

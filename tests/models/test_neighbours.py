@@ -6,7 +6,6 @@ import copy
 import shutil
 from unittest import mock
 
-import golden
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 
+import golden
 from models import ASTModel, fast_blocks
 
 TOKENS = 2 + 3 * 7  # of `model`

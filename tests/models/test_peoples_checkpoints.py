@@ -4,14 +4,21 @@ import collections
 import itertools
 import json
 
-import golden
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from models import (ASTModel, WeightsError, load_checkpoint, load_model, mean_state_dict,
-                    read_state_dict, save_checkpoint)
+import golden
+from models import (
+    ASTModel,
+    WeightsError,
+    load_checkpoint,
+    load_model,
+    mean_state_dict,
+    read_state_dict,
+    save_checkpoint,
+)
 
 SIZES = {'fstride': 10, 'tstride': 10, 'input_fdim': 32, 'input_tdim': 64}
 SAID = {**SIZES, 'mean': 0.0, 'std': 1.0, 'loss': 'BCE'}

@@ -4,13 +4,19 @@ import json
 import os
 import shutil
 
-import golden
 import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from models import (WeightsError, load_checkpoint, load_model, mean_state_dict, read_state_dict,
-                    save_checkpoint)
+import golden
+from models import (
+    WeightsError,
+    load_checkpoint,
+    load_model,
+    mean_state_dict,
+    read_state_dict,
+    save_checkpoint,
+)
 from models.weights import locate, sha256
 
 transformers = pytest.importorskip('transformers')

@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models import WeightsError, load_checkpoint, load_model, mean_state_dict, read_state_dict, save_checkpoint
+from models import (
+    WeightsError,
+    load_checkpoint,
+    load_model,
+    mean_state_dict,
+    read_state_dict,
+    save_checkpoint,
+)
 
 KEY = 'module.v.cls_token'
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from http_server import Page
 from safetensors.torch import load_file, save_file
 
+from http_server import Page
 from models import WeightsError, load_model
 from models.weights import PUBLISHED, WeightsFile, find_or_download, locate
 

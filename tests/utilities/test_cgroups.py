@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-import hardware
+from training import devices
 from utilities import cgroups, parallel
 from utilities.cgroups import cpu_limit, memory_limit
 from utilities.parallel import available_cores
@@ -23,7 +23,7 @@ def machine(tmp_path, monkeypatch):
     monkeypatch.setattr(cgroups, 'FOLDER', tmp_path / 'cgroup')
     monkeypatch.setattr(cgroups, 'OWN_GROUPS', tmp_path / 'own')
     monkeypatch.setattr(parallel.os, 'sched_getaffinity', lambda _: range(64), raising=False)
-    monkeypatch.setattr(hardware.os, 'sysconf', lambda _: 2 ** 20)  # pages, and bytes of a page
+    monkeypatch.setattr(devices.os, 'sysconf', lambda _: 2 ** 20)  # pages, and bytes of a page
 
     def write(groups, files):
         (tmp_path / 'own').write_text('\n'.join(groups) + '\n')
@@ -70,7 +70,7 @@ def test_the_tightest_quota_of_the_groups_around_a_process_counts(machine, group
 def test_memory_is_that_of_the_groups_or_of_the_machine(machine, groups, files, memory):
     machine(groups, files)
     assert memory_limit() == memory
-    assert hardware.memory_bytes() == min(memory, 2 ** 40)
+    assert devices.memory_bytes() == min(memory, 2 ** 40)
 
 
 def test_without_control_groups_there_is_no_limit(tmp_path, monkeypatch):

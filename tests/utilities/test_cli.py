@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from features import FFT_SAMPLES
-from utilities.cli import (MAX_MEL_BINS, MAX_MESSAGE, OptionParser, boolean, exit_on, normalise_options, number,
-                           setup_logging, whole)
-from utilities.labels import DataError
+from audio.fbank import FFT_SAMPLES
+from utilities.cli import (
+    MAX_MEL_BINS,
+    MAX_MESSAGE,
+    OptionParser,
+    boolean,
+    exit_on,
+    normalise_options,
+    number,
+    setup_logging,
+    whole,
+)
+from utilities.errors import DataError
 
 
 @pytest.fixture

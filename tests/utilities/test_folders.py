@@ -3,8 +3,8 @@ import os
 
 import pytest
 
+from utilities.errors import DataError
 from utilities.folders import files_below, making
-from utilities.labels import DataError
 
 
 def test_a_folder_that_something_is_written_to_stays(tmp_path):

@@ -9,8 +9,16 @@ import pickle
 import numpy as np
 import pytest
 
-from utilities.labels import (DataError, Labels, format_labels, read_datafile, read_labels, read_sample_weights,
-                              split_labels, weight_file)
+from utilities.errors import DataError
+from utilities.labels import (
+    Labels,
+    format_labels,
+    read_datafile,
+    read_labels,
+    read_sample_weights,
+    split_labels,
+    weight_file,
+)
 
 MIDS = {'/m/0': 0, '/m/1': 1}
 GOOD = {'wav': 'a.wav', 'labels': '/m/0'}

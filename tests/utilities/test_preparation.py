@@ -4,8 +4,15 @@ import os
 import pytest
 
 from models.files import Url
-from utilities.labels import DataError
-from utilities.preparation import check_names, check_not_mixed, fetch, find_published, is_prepared, only_one
+from utilities.errors import DataError
+from utilities.preparation import (
+    check_names,
+    check_not_mixed,
+    fetch,
+    find_published,
+    is_prepared,
+    only_one,
+)
 
 
 @pytest.mark.parametrize('text', ['', '{"data": [', '[1]', '{}', '{"data": 3}', '{"data": [3]}', '{"data": [{}]}',

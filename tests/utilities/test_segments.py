@@ -3,9 +3,16 @@ import logging
 
 import pytest
 
-from utilities.labels import DataError
-from utilities.segments import (PlaceError, RecordingName, Segment, find_place, parse_name,
-                                read_segment_lists, read_segments)
+from utilities.errors import DataError
+from utilities.segments import (
+    PlaceError,
+    RecordingName,
+    Segment,
+    find_place,
+    parse_name,
+    read_segment_lists,
+    read_segments,
+)
 
 MIDS = {'/m/0': 0, '/m/1': 1}
 AWKWARD = 'Yid_-30_-ab'  # an id that begins as prefixes do, and contains what separates

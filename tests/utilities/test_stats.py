@@ -1,13 +1,19 @@
 """Metrics, against the published numbers and against scikit-learn."""
 import math
 
-import golden
 import numpy as np
 import pytest
 import scipy.stats
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from utilities.stats import calculate_stats, d_prime, is_single_label, single_label_scores, summarise
+import golden
+from utilities.stats import (
+    calculate_stats,
+    d_prime,
+    is_single_label,
+    single_label_scores,
+    summarise,
+)
 
 SEEDS = (7, 8)
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from utilities.labels import DataError
+from utilities.errors import DataError
 from utilities.texts import read_json, write_json
 
 

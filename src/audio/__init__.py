@@ -1,0 +1,1 @@
+"""Recordings -> waveforms -> fbanks, and their augmentation. Needs no dataset."""

@@ -1,0 +1,1 @@
+"""Tag recordings with trained models."""

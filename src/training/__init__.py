@@ -1,0 +1,1 @@
+"""What training is made of: options, data loading, trainer, checkpoint, processes, devices."""

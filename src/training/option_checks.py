@@ -1,0 +1,89 @@
+"""Combinations of run.py's options that contradict each other, the machine or the files."""
+import math
+from pathlib import Path
+
+import torch
+
+from models.ast_models import check_settings, patch_grid
+from training.devices import choose_device, memory_bytes, splits_batches
+from utilities.errors import DataError
+from utilities.labels import WEIGHT_RULE, read_labels, weight_file
+
+# Patches of an input; attention's time grows with their square. 128 bins x 1024 frames at strides
+# of 1 have 114017.
+MAX_PATCHES = 2 ** 17
+GB = 10 ** 9  # bytes
+
+
+def check_options(parser, args, world):
+    """Stop with a sentence if options contradict each other."""
+    try:
+        check_settings(args.n_class, args.fstride, args.tstride, args.num_mel_bins,
+                       args.audio_length, args.imagenet_pretrain, args.audioset_pretrain,
+                       args.model_size)
+        device = world.device(choose_device(args.device))
+    except ValueError as error:
+        parser.error(str(error))
+    if args.compile and splits_batches(device):
+        # nn.DataParallel copies a compiled model's reference to itself: all GPUs would run the
+        # first one's weights.
+        count = torch.cuda.device_count()
+        parser.error(f'--compile True does not work in one process with {count} GPUs: start one '
+                     f'process for each GPU (--launcher torchrun), or use one GPU (--device cuda:0)')
+    if args.freqm > args.num_mel_bins:
+        parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
+    if args.timem > args.audio_length:
+        parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
+                     f'--audio_length')
+    check_sizes(parser, args, world)
+    rows, columns = patch_grid(args.fstride, args.tstride, args.num_mel_bins, args.audio_length)
+    if args.freq_patchout >= rows or args.time_patchout >= columns:
+        parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
+                     f'{columns} columns')
+    if args.batch_size % world.size:
+        less = args.batch_size // world.size * world.size
+        nearest = f'{less} or {less + world.size}' if less else world.size
+        parser.error(f'--batch_size {args.batch_size} cannot be split over {world.size} processes; '
+                     f'{nearest} can')
+    if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
+        parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, '
+                     f'{args.wa_end}, {args.n_epochs}')
+
+
+def check_sizes(parser, args, world):
+    """Stop with a sentence if strides, patches or a batch are too large for any training."""
+    if args.fstride > args.num_mel_bins:
+        parser.error(f'--fstride {args.fstride} is more than the {args.num_mel_bins} mel bins')
+    if args.tstride > args.audio_length:
+        parser.error(f'--tstride {args.tstride} is more than the {args.audio_length} frames of '
+                     f'--audio_length')
+    rows, columns = patch_grid(args.fstride, args.tstride, args.num_mel_bins, args.audio_length)
+    if rows * columns > MAX_PATCHES:
+        parser.error(f'--fstride {args.fstride} and --tstride {args.tstride} cut '
+                     f'{args.num_mel_bins} mel bins x {args.audio_length} frames of --audio_length '
+                     f'into {rows * columns} patches, more than {MAX_PATCHES}: take larger strides '
+                     f'or fewer frames')
+    # Samples of a batch on this machine.
+    here = math.ceil(args.batch_size / world.size) * world.local_size
+    size, memory = 4 * here * args.num_mel_bins * args.audio_length, memory_bytes()
+    if size > memory:
+        parser.error(f'--batch_size {args.batch_size}: the inputs of a batch, {args.num_mel_bins} '
+                     f'mel bins x {args.audio_length} frames of --audio_length each, take '
+                     f'{size / GB:.0f} GB, more than the {memory / GB:.0f} GB of memory of this '
+                     f'machine')
+
+
+def check_files(args):
+    """Raise DataError if the label file or the weights of samples do not go with the options.
+
+    Call this before a datafile of millions is read, which takes its time.
+    """
+    classes = len(read_labels(args.label_csv))
+    if classes != args.n_class:
+        raise DataError(f'--n_class is {args.n_class}, but {args.label_csv} lists {classes} '
+                        f'classes')
+    weights = weight_file(args.data_train)
+    if args.bal == 'bal' and Path(args.data_train).exists() and not weights.exists():
+        raise DataError(f'--bal bal needs the weight file {weights}, and it is not there; it '
+                        f'holds, for each sample, {WEIGHT_RULE}, and '
+                        f'egs/audioset/gen_weight_file.py writes it')

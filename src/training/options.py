@@ -1,0 +1,173 @@
+"""The options of run.py, with the published defaults: the one place that declares them.
+
+Only the standard library is imported here. So --help and a wrong option are answered before torch
+is imported, and a recipe can check a command line before there is an environment, with any Python
+from 3.8 on (egs/recipe_options.py). What needs torch or the files, option_checks.py checks.
+"""
+from utilities.cli import (
+    MAX_BATCH,
+    MAX_FRAMES,
+    MAX_MEL_BINS,
+    MAX_MINUTES,
+    MAX_SEED,
+    OptionParser,
+    add_num_workers,
+    boolean,
+    fbank_mean,
+    fbank_std,
+    number,
+    whole,
+)
+
+# experiment.MODELS, models.ast_models.DEIT, trainer.LOSSES and dataloader.AudioConf say the same.
+# They would import torch, so tests/test_options.py holds them equal instead.
+MODELS = ('ast',)
+MODEL_SIZES = ('tiny224', 'small224', 'base224', 'base384')
+LOSSES = ('BCE', 'CE')
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+
+# Options that no checkpoint survives a change of, not even with --force.
+STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
+             'optim', 'metrics', 'label_csv')
+# Options that a second start in the same exp_dir may change: they do not change what is computed.
+FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes',
+                'max_bad_audio', 'timeout_minutes', 'resume', 'force', 'dry_run')
+# Variables of the published scripts, and the options that have their place.
+OLD_NAMES = {'tr_data': 'data_train', 'te_data': 'data_val', 'val_data': 'data_val',
+             'eval_data': 'data_eval', 'epoch': 'n_epochs', 'epochs': 'n_epochs',
+             'imagenetpretrain': 'imagenet_pretrain', 'audiosetpretrain': 'audioset_pretrain',
+             'base_exp_dir': 'exp_dir', 'patience': 'lr_patience',
+             'lr_scheduler_start': 'lrscheduler_start', 'lr_scheduler_step': 'lrscheduler_step',
+             'lr_scheduler_decay': 'lrscheduler_decay'}
+
+
+def make_parser():
+    """Return the parser of run.py."""
+    parser = OptionParser(prog='run.py', description='Train and evaluate one AST experiment.',
+                          old_names=OLD_NAMES)
+    add_options(parser)
+    return parser
+
+
+def add_options(parser):
+    """Add all options of run.py, in groups."""
+    for title, add_some in (
+            ('data', add_data_options), ('model', add_model_options),
+            ('augmentation', add_augmentation_options), ('training', add_training_options),
+            ('machine', add_machine_options), ('this run', add_run_options)):
+        add_some(parser.add_argument_group(title))
+
+
+def add_data_options(group):
+    """Add what is read, and as what."""
+    add = group.add_argument
+    add('--data_train', required=True, help='datafile of the training set')
+    add('--data_val', required=True, help='datafile of the validation set')
+    add('--data_eval',
+        help='datafile of a test set, on which the best model is evaluated at the end')
+    add('--label_csv', required=True, help='label file: index,mid,display_name')
+    add('--n_class', type=whole(1), default=527, help='number of classes, as in the label file')
+    add('--dataset', default='audioset',
+        help='name of the dataset, for messages, plots and the description of models')
+    add('--num_mel_bins', type=whole(16, MAX_MEL_BINS), default=128, help='mel bins of the fbank')
+    add('--audio_length', type=whole(16, MAX_FRAMES), default=1024,
+        help='frames of 10 ms of the input')
+    add('--dataset_mean', type=fbank_mean, default=AUDIOSET_MEAN, help='mean of the fbank')
+    add('--dataset_std', type=fbank_std, default=AUDIOSET_STD,
+        help='standard deviation of the fbank')
+    add('--bal', type=str.lower, choices=['none', 'bal'], default='none',
+        help='bal: draw training samples by the weights beside the datafile')
+    add('--max_bad_audio', type=number(0, 1), default=0.01,
+        help="share of an epoch's samples that may be replaced since their audio cannot be read")
+
+
+def add_model_options(group):
+    """Add the shape of the model, and the weights that it starts from."""
+    add = group.add_argument
+    add('--model', choices=MODELS, default='ast', help='kind of model')
+    add('--model_size', choices=MODEL_SIZES, default='base384', help='size of the model')
+    add('--fstride', type=whole(1), default=10, help='stride of the patches in frequency')
+    add('--tstride', type=whole(1), default=10, help='stride of the patches in time')
+    add('--imagenet_pretrain', type=boolean, default=True,
+        help="start from DeiT's ImageNet weights")
+    add('--audioset_pretrain', type=boolean, default=False,
+        help='start from the 0.4593-mAP AudioSet checkpoint')
+
+
+def add_augmentation_options(group):
+    """Add what a training sample goes through, and an evaluation sample does not."""
+    add = group.add_argument
+    add('--freqm', type=whole(0), default=0, help='widest frequency mask, in mel bins')
+    add('--timem', type=whole(0), default=0, help='widest time mask, in frames')
+    add('--mixup', type=number(0, 1), default=0,
+        help='share of the training samples that are mixed with another')
+    add('--noise', type=boolean, default=False,
+        help='add noise to the training samples and roll them in time')
+    add('--freq_patchout', type=whole(0), default=0,
+        help='rows of the patch grid that a training step leaves out')
+    add('--time_patchout', type=whole(0), default=0,
+        help='columns of the patch grid that a training step leaves out')
+
+
+def add_training_options(group):
+    """Add the steps, their size, and what counts as good."""
+    add = group.add_argument
+    add('--n_epochs', type=whole(1), default=1, help='epochs to train')
+    add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=12,
+        help='samples in a training batch')
+    add('--loss', choices=LOSSES, default='BCE', help='loss function')
+    add('--metrics', choices=['acc', 'mAP'], default='mAP', help='main metric')
+    add('--optim', choices=['adam', 'sgd'], default='adam', help='optimizer')
+    add('--lr', '--learning_rate', type=number(above=0), default=0.001, help='learning rate')
+    add('--warmup', type=boolean, default=False,
+        help='raise the rate linearly over the first 1000 steps')
+    add('--lrscheduler_start', type=whole(1), default=2,
+        help='epoch after which the rate first decays')
+    add('--lrscheduler_step', type=whole(1), default=1, help='epochs from one decay to the next')
+    add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5,
+        help='factor of a decay')
+    add('--lr_patience', type=whole(0), default=0,
+        help='epochs without a better metric after which the rate decays; 0: a schedule of steps')
+    add('--clip_grad', type=number(0), default=0,
+        help='largest norm of the gradient, 0 for no limit')
+    add('--wa', type=boolean, default=False,
+        help='average the weights of several epochs at the end')
+    add('--wa_start', type=whole(1), default=1, help='first epoch of the average')
+    add('--wa_end', type=whole(1), default=5, help='last epoch of the average')
+    add('--seed', type=whole(0, MAX_SEED), default=0,
+        help='fixes the run: weights, order and augmentation')
+
+
+def add_machine_options(group):
+    """Add where and how it is computed: time and memory."""
+    add = group.add_argument
+    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
+    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+    add_num_workers(group)
+    add('--features', choices=['auto', 'cpu', 'gpu'], default='auto',
+        help='where fbanks are computed: cpu, in the data workers; gpu, in batches on --device; '
+             'auto: gpu with CUDA')
+    add('--compile', type=boolean, default=False, help='compile the model with torch.compile')
+    add('--grad_accum', type=whole(1), default=1,
+        help='pieces in which a batch goes through the model, to save memory')
+    add('--grad_checkpointing', type=boolean, default=False,
+        help='recompute activations, to save memory')
+    add('--timeout_minutes', type=number(above=0, maximum=MAX_MINUTES), default=30,
+        help='how long one of several processes waits for the others before the run ends')
+
+
+def add_run_options(group):
+    """Add what is kept and said, and how a second start goes on."""
+    add = group.add_argument
+    add('--exp_dir', required=True, help='directory of this experiment')
+    add('--save_model', type=boolean, default=False,
+        help="keep every epoch's model, not just the best")
+    add('--n_print_steps', type=whole(1), default=100, help='steps from one report to the next')
+    add('--checkpoint_minutes', type=number(0), default=15,
+        help='minutes between checkpoints inside an epoch')
+    add('--resume', choices=['auto', 'none'], default='auto',
+        help='auto: go on from the checkpoint in exp_dir')
+    add('--force', type=boolean, nargs='?', const=True, default=False,
+        help='go on although settings have changed')
+    add('--dry_run', type=boolean, nargs='?', const=True, default=False,
+        help='print the resolved settings and sizes, and stop')

@@ -1,0 +1,14 @@
+"""The error of files and settings that cannot be used, and what the system says about errors."""
+
+
+class DataError(ValueError):
+    """A label file, datafile or setting of the data that cannot be used; the message names the file and the entry."""
+
+
+def error_reason(error):
+    """What went wrong with a file that a message names already, on one line."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, KeyError):
+        return f'there is no {error}'
+    return str(error).split('\n')[0]

@@ -1,0 +1,106 @@
+"""The summary over folds: mean, best and last epoch, confusion matrix."""
+import json
+
+import numpy as np
+import pytest
+
+from reports.folds import summarise_folds
+from utilities.errors import DataError
+
+
+@pytest.fixture
+def make_fold(tmp_path):
+    """Write what a finished fold leaves: accuracies an epoch, and three clips predicted as the given classes."""
+    def make(fold, accuracies, predicted=(0, 1, 1), finished=True, metrics='acc'):
+        folder = tmp_path / f'fold{fold}'
+        (folder / 'predictions').mkdir(parents=True)
+        rows = [[accuracy] + [0.5] * 9 for accuracy in accuracies]
+        np.savetxt(folder / 'result.csv', rows, delimiter=',')
+        np.save(folder / 'predictions' / 'target.npy', np.eye(50)[[0, 1, 2]])
+        for epoch in range(1, len(accuracies) + 1):
+            np.save(folder / 'predictions' / f'predictions_{epoch}.npy', np.eye(50)[list(predicted)])
+        (folder / 'args.json').write_text(json.dumps(
+            {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50', 'model_size': 'tiny224'}))
+        (folder / 'models').mkdir()
+        names = ['dog', 'rooster', 'pig', *map(str, range(3, 50))]
+        (folder / 'models' / 'best_audio_model.json').write_text(json.dumps({'labels': {'names': names}}))
+        if finished:
+            (folder / 'finished').touch()
+    return make
+
+
+def test_the_best_epoch_is_chosen_on_the_mean_of_the_folds(make_fold, tmp_path):
+    make_fold(1, [0.1, 0.9, 0.5])
+    make_fold(2, [0.2, 0.3, 0.6])
+    lines = summarise_folds(tmp_path)
+    assert np.loadtxt(tmp_path / 'result.csv', delimiter=',')[:, 0] == pytest.approx([0.15, 0.6, 0.55])
+    assert np.loadtxt(tmp_path / 'best_result.csv')[0] == pytest.approx(0.6)
+    assert np.loadtxt(tmp_path / 'acc_fold.csv') == pytest.approx([0.9, 0.3, 0.6])
+    assert 'epoch 2, the best of the mean: mean acc 0.6000, standard deviation 0.3000' in lines[0]
+    assert 'epoch 3, the last: mean acc 0.5500, standard deviation 0.0500' in lines[1]
+
+
+def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(make_fold, tmp_path):
+    make_fold(1, [0.5])
+    make_fold(2, [0.5], predicted=(0, 0, 2))
+    summarise_folds(tmp_path)
+    assert (tmp_path / 'class_accuracy.csv').read_text().split() == [
+        'class,clips,accuracy', 'dog,2,1.0000', 'rooster,2,0.5000', 'pig,2,0.5000']
+    assert (tmp_path / 'confusion_matrix.png').read_bytes().startswith(b'\x89PNG')
+    assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_negatives_are_left_out_of_the_confusions(make_fold, tmp_path):
+    make_fold(1, [0.5], predicted=(0, 1, 0))
+    targets = np.eye(50)[[0, 1, 2]]
+    targets[2] = 0
+    np.save(tmp_path / 'fold1' / 'predictions' / 'target.npy', targets)
+    summarise_folds(tmp_path)
+    assert (tmp_path / 'class_accuracy.csv').read_text().split() == [
+        'class,clips,accuracy', 'dog,1,1.0000', 'rooster,1,1.0000']
+
+
+def test_only_folds_that_ran_to_their_end_count(make_fold, tmp_path, caplog):
+    make_fold(1, [0.5])
+    make_fold(3, [0.9], finished=False)
+    summarise_folds(tmp_path)
+    assert np.loadtxt(tmp_path / 'acc_fold.csv') == pytest.approx([0.5, 0.5])
+    assert 'fold3 is not finished' in caplog.text
+
+
+def test_no_finished_fold_is_said(tmp_path):
+    with pytest.raises(DataError, match='no finished fold'):
+        summarise_folds(tmp_path)
+
+
+def test_folds_of_different_experiments_are_not_averaged(make_fold, tmp_path):
+    make_fold(1, [0.5])
+    make_fold(2, [0.5, 0.6])
+    with pytest.raises(DataError, match='--n_epochs'):
+        summarise_folds(tmp_path)
+
+
+def test_a_damaged_table_of_a_fold_is_named(make_fold, tmp_path):
+    for fold in (1, 2):
+        make_fold(fold, [0.5, 0.6])
+    table = tmp_path / 'fold2' / 'result.csv'
+    table.write_text(table.read_text().split('\n')[0])
+    with pytest.raises(DataError, match='fold2/result.csv has 1 epochs'):
+        summarise_folds(tmp_path)
+    table.write_text('')
+    with pytest.raises(DataError, match='cannot read .*fold2/result.csv'):
+        summarise_folds(tmp_path)
+
+
+def test_ten_folds_are_in_the_order_of_their_numbers(make_fold, tmp_path):
+    for fold in range(1, 11):
+        make_fold(fold, [fold / 10])
+    summarise_folds(tmp_path)
+    assert np.loadtxt(tmp_path / 'acc_fold.csv')[:10] == pytest.approx(np.arange(1, 11) / 10)
+
+
+def test_samples_with_several_labels_have_no_confusion_matrix(make_fold, tmp_path):
+    make_fold(1, [0.5], metrics='mAP')
+    np.save(tmp_path / 'fold1' / 'predictions' / 'target.npy', np.ones((3, 50)))
+    summarise_folds(tmp_path)
+    assert (tmp_path / 'result.csv').exists() and not (tmp_path / 'confusion_matrix.png').exists()

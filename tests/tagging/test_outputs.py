@@ -1,0 +1,243 @@
+"""Long jobs of inference: outputs grow as files are done, and the same command line goes on."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import inference
+from models import ASTModel, save_checkpoint
+from models.files import hold_lock
+from tagging.tagger import load_tagger, tag
+from utilities import parallel
+from utilities.parallel import one_thread
+
+FILES = 300
+OUTPUTS = ['out.json', 'out.csv', 'out.npz']
+LABELS = {'mids': ['/m/0', '/m/1'], 'names': ['dog', 'rain']}
+
+
+@pytest.fixture(scope='module')
+def job(tmp_path_factory):
+    """A folder with 300 short recordings, of which some are broken or longer, and a checkpoint."""
+    folder = tmp_path_factory.mktemp('job')
+    rng = np.random.default_rng(0)
+    (folder / 'in').mkdir()
+    for i in range(FILES):
+        samples = 0.1 * rng.standard_normal(1600 + 1700 * (i % 7))
+        soundfile.write(folder / 'in' / f'{i:03}.wav', samples, 16000)
+    for i in (3, 4, 150):
+        (folder / 'in' / f'{i:03}.wav').write_text('not audio')
+    save_model(folder / 'model.pth')
+    return folder
+
+
+def save_model(path, seed=0):
+    """Write a checkpoint with windows of 0.32 s."""
+    torch.manual_seed(seed)
+    model = ASTModel(2, 16, 16, 16, 32, imagenet_pretrain=False, model_size='tiny224')
+    torch.nn.init.normal_(model.mlp_head[1].weight, std=0.1)
+    save_checkpoint(model, path, labels=LABELS, mean=-6.0, std=3.0, loss='BCE')
+
+
+@pytest.fixture
+def folder(job, tmp_path, monkeypatch):
+    """Work in an empty folder beside which the job is, on one thread."""
+    monkeypatch.chdir(tmp_path)
+    os.symlink(job / 'in', 'in')
+    os.symlink(job / 'model.pth', 'model.pth')
+    os.symlink(job / 'model.json', 'model.json')
+    with one_thread():
+        yield tmp_path
+
+
+def words(folder, *more, files=('in',)):
+    """The command line of a job whose outputs are in a folder."""
+    outputs = [word for name in OUTPUTS for word in
+               (f'--{dict(json="json", csv="csv", npz="embeddings")[name[4:]]}', f'{folder}/{name}')]
+    return [*files, '--checkpoint', 'model.pth', '--device', 'cpu', '--amp', 'off', *outputs, *more]
+
+
+def run(*line):
+    """Run inference here; return what it says at its end, or None."""
+    try:
+        inference.main([*line, '--num_workers', '0'])
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture
+def break_off(monkeypatch):
+    """Run inference, and stop it before the journal tells of one more recording than so many."""
+    def start(count, *line):
+        with monkeypatch.context() as patch:
+            note = inference.Results._note
+
+            def note_or_stop(results, state):
+                if state.files > count:
+                    raise KeyboardInterrupt
+                note(results, state)
+            patch.setattr(inference.Results, '_note', note_or_stop)
+            assert run(*line) == 'stopped'
+    return start
+
+
+def same_outputs(one, other):
+    """Whether two folders hold the same outputs, and nothing else."""
+    assert sorted(path.name for path in Path(one).iterdir()) == sorted(OUTPUTS)
+    assert sorted(path.name for path in Path(other).iterdir()) == sorted(OUTPUTS)
+    return all((Path(one) / name).read_bytes() == (Path(other) / name).read_bytes() for name in OUTPUTS)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are forked, to start quickly')
+def test_a_job_that_is_killed_at_random_ends_like_an_undisturbed_one(folder, root):
+    run(*words('undisturbed'))
+    script = root / 'tests' / 'kill_tagging.py'
+    done = subprocess.run([sys.executable, script, '--kills', '6', '--', *words('killed')],
+                          capture_output=True, text=True, timeout=300,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 1 and '3 of 300 files could not be read' in done.stderr
+    assert int(done.stdout.split()[-1]) == 6, done.stderr
+    assert 'the same command line goes on from there' in done.stderr
+    assert same_outputs('undisturbed', 'killed')
+
+
+@pytest.mark.parametrize('batch_size', ['3', '4'])
+def test_outputs_do_not_depend_on_where_the_job_was_broken_off(folder, break_off, batch_size):
+    line = ['--batch_size', batch_size]
+    files = [f'in/{i:03}.wav' for i in range(12)]
+    run(*words('whole', *line, files=files))
+    for count in range(1, 12):
+        break_off(count, *words(f'after{count}', *line, files=files))
+        assert 'could not be read' in run(*words(f'after{count}', *line, files=files))
+        assert same_outputs('whole', f'after{count}')
+
+
+def test_files_grow_as_recordings_are_done(folder, break_off):
+    break_off(40, *words('out'))
+    assert sorted(path.name for path in Path('out').iterdir()) == sorted(
+        [*(f'{name}.partial' for name in OUTPUTS), 'out.json.progress'])
+    with open('out/out.csv.partial', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert {'in/000.wav', 'in/039.wav'} <= {row['path'] for row in rows}
+    entries = json.loads(Path('out/out.json.partial').read_text() + ']')
+    assert [entry['path'] for entry in entries[:40]] == [f'in/{i:03}.wav' for i in range(40)]
+
+
+def test_json_lines_are_the_objects_of_the_list(folder):
+    files = ['in/002.wav', 'in/003.wav']
+    run(*files, '--checkpoint', 'model.pth', '--json', 'a.json', '--device', 'cpu')
+    run(*files, '--checkpoint', 'model.pth', '--json', 'a.jsonl', '--device', 'cpu')
+    text = Path('a.json').read_text()
+    assert text == json.dumps(json.loads(text), indent=1) + '\n'
+    assert list(map(json.loads, Path('a.jsonl').read_text().splitlines())) == json.loads(text)
+
+
+@pytest.mark.parametrize('change, name', [
+    (['--top_k', '1'], '--top_k'), (['--hop_seconds', '0.1'], '--hop_seconds'),
+    (['--batch_size', '2'], '--batch_size'), (['in/../in/000.wav'], 'files')])
+def test_another_job_does_not_go_on_with_what_one_has_left(folder, break_off, capsys, change, name):
+    break_off(20, *words('out'))
+    with_other = words('out', *change) if name != 'files' else words('out', files=['in', *change])
+    said = run(*with_other)
+    assert f'unfinished job with other {name}' in said and 'remove out/out.json.progress' in said
+    for path in said.rpartition('remove ')[2].split():
+        os.remove(path)
+    assert run(*with_other).startswith('error: 3 of')
+
+
+def test_other_weights_under_the_same_name_do_not_go_on(folder, break_off):
+    for name in ('model.pth', 'model.json'):
+        os.remove(name)
+    save_model(folder / 'model.pth')
+    break_off(20, *words('out'))
+    save_model(folder / 'model.pth', seed=1)
+    assert 'other checkpoints' in run(*words('out'))
+
+
+def test_what_is_left_without_its_journal_is_not_overwritten(folder, break_off):
+    break_off(20, *words('out'))
+    assert 'unfinished job' in run('in', '--checkpoint', 'model.pth', '--csv', 'out/out.csv')
+    assert run(*words('out')).startswith('error: 3 of')
+
+
+def test_a_job_that_has_done_nothing_leaves_nothing(folder, break_off):
+    break_off(0, *words('out'))
+    assert not Path('out').exists()
+
+
+def test_a_kill_while_names_are_given_loses_nothing(folder, monkeypatch):
+    run(*words('whole'))
+    with monkeypatch.context() as patch:
+        patch.setattr(inference.Csv, 'publish', lambda self: os.kill(os.getpid(), 2))
+        assert run(*words('out')) == 'stopped'
+    assert Path('out/out.json').exists() and not Path('out/out.csv').exists()
+    monkeypatch.setattr(inference.Csv, 'piece', None)  # nothing is tagged again
+    run(*words('out'))
+    assert same_outputs('whole', 'out')
+
+
+def test_two_processes_do_not_write_the_same_files(folder):
+    with hold_lock('out.json.progress.lock'):
+        assert 'another process is writing' in run(*words('.'))
+
+
+def test_pictures_of_finished_recordings_are_not_drawn_again(folder, break_off):
+    line = ['in/000.wav', 'in/001.wav', 'in/002.wav', '--checkpoint', 'model.pth', '--plot', 'plots']
+    break_off(2, *line)
+    (folder / 'plots' / '000.wav.png').write_text('drawn')
+    run(*line)
+    assert (folder / 'plots' / '000.wav.png').read_text() == 'drawn'
+    assert (folder / 'plots' / '002.wav.png').read_bytes().startswith(b'\x89PNG')
+    run(*line)  # a finished job begins anew
+    assert (folder / 'plots' / '000.wav.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_two_outputs_of_one_name_are_refused(folder):
+    assert 'two outputs have one name' in run('in', '--checkpoint', 'model.pth', '--json', 'a', '--csv', 'a')
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for 64 KiB; its path, and a function that makes it large."""
+    path = tmp_path / 'small'
+    path.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(path)]
+    if sys.platform != 'linux' or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('only root can make a small file system')
+    yield path, lambda: subprocess.run(['mount', '-o', 'remount,size=8m', str(path)], check=True)
+    subprocess.run(['umount', str(path)], check=True)
+
+
+def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(folder, small_disk, capsys):
+    path, enlarge = small_disk
+    run(*words('whole'))
+    said = run(*words('small'))
+    assert said.startswith('error: cannot write small/out.') and 'is the disk full?' in said
+    assert 'goes on from there' in capsys.readouterr().err
+    enlarge()
+    run(*words('small'))
+    assert same_outputs('whole', 'small')
+
+
+def test_files_are_examined_as_they_are_needed(folder, monkeypatch):
+    asked = []
+    measure = inference.tag.__globals__['measure']
+    monkeypatch.setattr('tagging.tagger.measure', lambda path: asked.append(path) or measure(path))
+    taggings = tag(load_tagger('model.pth', 'cpu', 'off'), inference.find_audio(['in']), num_workers=0)
+    assert not asked
+    next(taggings)
+    assert len(asked) < 2 * parallel.ITEMS_AHEAD < FILES
+    taggings.close()
+
+
+def test_files_that_are_all_broken_are_reported_without_the_model(folder, monkeypatch):
+    tagger = load_tagger('model.pth', 'cpu', 'off')
+    monkeypatch.setattr(type(tagger), '__call__', None)
+    assert all(tagging.error for tagging in tag(tagger, ['a.wav', 'in/003.wav'] * 10, num_workers=0))

@@ -1,0 +1,256 @@
+"""Training: losses, schedule, gradients, Patchout."""
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import golden
+from models import ASTModel
+from small_model import CLASSES, CPU, LinearModel, Samples, settings
+from training.errors import TrainingError
+from training.trainer import Schedule, Trainer, draw_patchout
+from traintest import validate
+from utilities.parallel import one_thread
+
+
+def rates(chosen, metrics, steps=1):
+    """The learning rate of every step, over epochs that reach these metrics."""
+    schedule, seen = Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], chosen.lr), chosen), []
+    for epoch, metric in enumerate(metrics, start=1):
+        for _ in range(steps):
+            schedule.start_step()
+            seen.append(schedule.current)
+        schedule.end_epoch(epoch, metric)
+    return seen
+
+
+def update(count=7, **changes):
+    """The change of each parameter in one step on a batch of `count`, and the step's loss."""
+    model, data = LinearModel(), Samples(count)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    loss = Trainer(model, CPU, settings(**changes)).step(data.fbanks, data.labels)
+    return [after.detach() - old for after, old in zip(model.parameters(), before)], float(loss)
+
+
+@pytest.mark.parametrize('loss', ['BCE', 'CE'])
+def test_eight_clips_are_learned_by_heart(loss):
+    torch.manual_seed(0)
+    model = ASTModel(8, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+    fbanks, labels = golden.spectrogram('eight clips', 8, 32, 32), torch.eye(8)
+    trainer = Trainer(model, CPU, settings(optim='adam', lr=2e-4, loss=loss, lrscheduler_start=100))
+    with one_thread():  # quicker for a model of this size, by far on a busy machine
+        losses = []
+        for epoch in range(30):
+            losses.append(trainer.run_epoch([(fbanks, labels)], f'epoch {epoch}'))
+            trainer.end_epoch(metric=0.0)
+        evaluation = validate(model, [(fbanks, labels)], CPU, loss)
+    assert losses[-1] < losses[0] / 10
+    assert evaluation.predictions.argmax(axis=1).tolist() == list(range(8))
+
+
+@pytest.mark.parametrize('changes, epochs, expected', [
+    ({'lr': 1e-5}, 5, [1e-5, 1e-5, 5e-6, 2.5e-6, 1.25e-6]),
+    ({'lr': 5e-5, 'lrscheduler_start': 10, 'lrscheduler_step': 5}, 21,
+     [5e-5] * 10 + [2.5e-5] * 5 + [1.25e-5] * 5 + [6.25e-6]),
+    ({'lr': 1e-5, 'lrscheduler_start': 5, 'lrscheduler_decay': 0.85}, 25,
+     [1e-5] * 5 + [1e-5 * 0.85 ** n for n in range(1, 21)])], ids=['AudioSet', 'balanced AudioSet', 'ESC-50'])
+def test_epochs_run_at_the_published_rates(changes, epochs, expected):
+    seen = rates(settings(**changes), [0.5] * epochs)
+    assert seen == pytest.approx(expected, rel=1e-9)
+
+
+def test_epoch_22_of_esc50_runs_at_the_published_rate():
+    seen = rates(settings(lr=1e-5, lrscheduler_start=5, lrscheduler_decay=0.85), [0.5] * 22)
+    assert seen[-1] == pytest.approx(1e-5 * 0.85 ** 17)
+
+
+def test_warmup_rises_linearly_from_0_over_1000_steps():
+    seen = rates(settings(lr=1e-3, warmup=True), [0.5], steps=1200)
+    assert seen == pytest.approx([1e-3 * min(1, step / 1000) for step in range(1200)])
+
+
+def test_warmup_is_a_factor_on_the_schedule():
+    seen = rates(settings(lr=1e-3, warmup=True, lrscheduler_start=1), [0.5] * 3, steps=400)
+    assert (seen[399], seen[400], seen[800]) == pytest.approx((0.399e-3, 0.2e-3, 0.2e-3))
+
+
+def test_a_plateau_decays_the_rate_instead_of_the_epochs():
+    seen = rates(settings(lr=1e-3, lr_patience=1, lrscheduler_start=1), [0.1, 0.2, 0.3, 0.3, 0.2, 0.4, 0.5])
+    assert seen == pytest.approx([1e-3] * 5 + [5e-4] * 2)
+
+
+def test_a_plateau_under_warmup_decays_the_full_rate():
+    seen = rates(settings(lr=1e-3, lr_patience=1, warmup=True), [0.3, 0.2, 0.1, 0.1], steps=400)
+    assert (seen[800], seen[1100], seen[1200]) == pytest.approx((0.8e-3, 1e-3, 0.5e-3))
+
+
+def test_cross_entropy_takes_the_label_distribution_of_mixes():
+    model, fbanks = LinearModel(), Samples(2).fbanks
+    labels = torch.tensor([[0.0, 0.6, 0.4], [0.3, 0.0, 0.7]])
+    expected = -(labels * model(fbanks).detach().log_softmax(dim=1)).sum(dim=1).mean()
+    loss = Trainer(model, CPU, settings(loss='CE')).step(fbanks, labels)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_the_training_loss_is_weighted_by_samples():
+    data = Samples(10)
+    trainer = Trainer(LinearModel(), CPU, settings(lr=1e-12))
+    loss = trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+    expected = F.binary_cross_entropy_with_logits(LinearModel()(data.fbanks).detach(), data.labels)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize('slow, said', [('data', True), ('step', False)])
+def test_a_run_that_waits_for_its_data_says_so(monkeypatch, caplog, slow, said):
+    class Slow(Samples):
+        def __getitem__(self, key):
+            time.sleep(0.05 if slow == 'data' else 0)
+            return super().__getitem__(key)
+    monkeypatch.setattr('training.trainer.WAITING_SECONDS', 0.1)
+    trainer = Trainer(LinearModel(), CPU, settings())
+    trainer.run_epoch(DataLoader(Slow(12), batch_size=2), 'epoch 1 of 1',
+                      after_step=lambda: time.sleep(0.05 if slow == 'step' else 0))
+    assert ('waited for data' in caplog.text and '0 data workers' in caplog.text) == said
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('n_print_steps', [1, 100])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value, n_print_steps):
+    data = Samples(20)
+    data.fbanks[9] = value
+    trainer = Trainer(LinearModel(), CPU, settings(n_print_steps=n_print_steps))
+    with pytest.raises(TrainingError, match=r'step 3\b.*--lr'):
+        trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+
+
+@pytest.mark.parametrize('pieces', [2, 3, 7, 100])
+@pytest.mark.parametrize('loss', ['BCE', 'CE'])
+def test_a_batch_in_pieces_gives_the_same_update_and_loss(loss, pieces):
+    (whole, whole_loss), (parts, parts_loss) = update(loss=loss), update(loss=loss, grad_accum=pieces)
+    for one, other in zip(whole, parts):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert parts_loss == pytest.approx(whole_loss, rel=1e-5)
+
+
+def test_a_batch_in_pieces_reaches_the_model_in_pieces():
+    model, sizes = LinearModel(), []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    data = Samples(12)
+    Trainer(model, CPU, settings(grad_accum=3)).step(data.fbanks, data.labels)
+    assert sizes == [4, 4, 4]
+
+
+def test_the_gradient_is_clipped_to_its_largest_norm():
+    (free, _), (clipped, _) = update(lr=1.0), update(lr=1.0, clip_grad=0.01)
+    norms = [float(torch.cat([change.flatten() for change in changes]).norm()) for changes in (free, clipped)]
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_small_gradient_is_not_changed_by_clipping():
+    (free, _), (clipped, _) = update(), update(clip_grad=1000.0)
+    assert all(torch.equal(one, other) for one, other in zip(free, clipped))
+
+
+def test_every_step_starts_from_a_fresh_gradient():
+    model, data = LinearModel(), Samples(6)
+    trainer = Trainer(model, CPU, settings(lr=1e-12))
+    gradients = []
+    model.layer.weight.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
+    for _ in range(3):
+        trainer.step(data.fbanks, data.labels)
+    torch.testing.assert_close(gradients[2], gradients[0])
+    assert len(gradients) == 3
+
+
+def test_adam_has_the_published_constants():
+    optimizer = Trainer(LinearModel(), CPU, settings(optim='adam', lr=2e-4)).optimizer
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert [optimizer.defaults[name] for name in ('lr', 'betas', 'weight_decay')] == [2e-4, (0.95, 0.999), 5e-7]
+
+
+def test_sgd_has_a_momentum_of_0_9():
+    optimizer = Trainer(LinearModel(), CPU, settings(optim='sgd')).optimizer
+    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults['momentum'] == 0.9
+
+
+@pytest.mark.parametrize('dtype, enabled', [(torch.float16, True), (torch.bfloat16, False), (None, False)])
+def test_gradients_are_scaled_exactly_for_float16(dtype, enabled):
+    assert Trainer(LinearModel(dtype), CPU, settings()).scaler.is_enabled() is enabled
+
+
+def test_a_scaled_step_is_the_unscaled_one():
+    data, models = Samples(6), [LinearModel(), LinearModel(torch.float16)]
+    for model in models:
+        Trainer(model, CPU, settings(clip_grad=0.05)).step(data.fbanks, data.labels)
+    assert torch.allclose(models[0].layer.weight, models[1].layer.weight, rtol=1e-5, atol=1e-7)
+
+
+@pytest.fixture
+def make_ast():
+    """An ASTModel with a grid of 3 x 7 patches, always of the same weights, and a batch for it."""
+    def make(**settings_):
+        model = ASTModel(CLASSES, 8, 8, 32, 64, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+        data = golden.spectrogram('patchout', 4, 64, 32), F.one_hot(torch.arange(4) % CLASSES, CLASSES).float()
+        return Trainer(golden.fill(model), CPU, settings(lr=0.01, **settings_)), *data
+    return make
+
+
+def tokens_seen(model):
+    """How many tokens each forward pass takes through the blocks; the list grows."""
+    seen = []
+    model.v.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    return seen
+
+
+def test_patchout_leaves_rows_and_columns_out_in_training_and_none_in_evaluation(make_ast):
+    trainer, fbanks, labels = make_ast(freq_patchout=1, time_patchout=3)
+    seen = tokens_seen(trainer.model)
+    trainer.step(fbanks, labels)
+    validate(trainer.model, [(fbanks, labels)], CPU, 'BCE')
+    assert seen == [2 + 2 * 4, 2 + 3 * 7]
+
+
+def test_patchout_keeps_the_embeddings_of_what_it_keeps(make_ast):
+    trainer, fbanks, _ = make_ast()
+    model, seen = trainer.model, []
+    model.v.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.train()
+    model(fbanks)
+    model.keep_patches([0, 2], [1, 4, 5])
+    model(fbanks)
+    kept = [0, 1, *(2 + row * 7 + column for row in (0, 2) for column in (1, 4, 5))]
+    assert torch.equal(seen[1], seen[0][:, kept])
+
+
+def test_patchout_is_drawn_from_seed_and_step_alone():
+    draws = [draw_patchout((12, 101), (4, 40), seed, step) for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    rows, columns = draws[0]
+    assert len(set(rows)) == 8 and len(set(columns)) == 61 and (np.diff(columns) > 0).all()
+    assert all(np.array_equal(a, b) for a, b in zip(draws[0], draws[1]))
+    assert not any(np.array_equal(draws[0][1], other[1]) for other in draws[2:])
+
+
+def test_patchout_of_nothing_changes_no_bit(make_ast):
+    weights = []
+    for chosen in ({}, {'freq_patchout': 0, 'time_patchout': 0, 'seed': 5}):
+        trainer, fbanks, labels = make_ast(**chosen)
+        trainer.step(fbanks, labels)
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a compiler')
+def test_a_compiled_model_trains_to_the_same_numbers(make_ast):
+    losses, logits = [], []
+    for compiled in (False, True):
+        trainer, fbanks, labels = make_ast(compile=compiled, freq_patchout=1)
+        losses.append([float(trainer.step(fbanks, labels)) for _ in range(3)])
+        logits.append(validate(trainer.parallel, [(fbanks, labels)], CPU, 'BCE').predictions)
+        assert all(name.startswith(('v.', 'mlp_head.')) for name in trainer.model.state_dict())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert logits[1] == pytest.approx(logits[0], abs=1e-4)
