@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from audio import shards
 from audio.fbank import SAMPLE_RATE, count_frames
-from audio.reading import TOO_LOUD, AudioError, Survey, survey
+from audio.formats import AudioError
+from audio.info import AudioInfo, inspect_audio
+from audio.reading import TOO_LOUD
 from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
 from utilities.errors import DataError
 from utilities.labels import (
@@ -92,12 +94,12 @@ class Sample(NamedTuple):
 class Recording(NamedTuple):
     """What reading one file has shown.
 
-    problem: a key of PROBLEMS that is BAD_AUDIO, or None; reason: more of it. found: a Survey of
-    the file if there is no problem.
+    problem: a key of PROBLEMS that is BAD_AUDIO, or None; reason: more of it. found: the AudioInfo
+    of the file if there is no problem.
     """
     problem: str | None
     reason: str = ''
-    found: Survey | None = None
+    found: AudioInfo | None = None
 
     @property
     def frames(self):
@@ -125,14 +127,14 @@ def examine(path, start=WHOLE_RECORDING[0], seconds=WHOLE_RECORDING[1]):
     except shards.ShardError as error:
         return Recording('shards', str(error))
     try:
-        if place := shards.split(path):
-            shards.verify(*place)
-        found = survey(path, start=start, seconds=seconds)
+        if place := shards.split_path(path):
+            shards.verify_checksum(*place)
+        found = inspect_audio(path, start=start, seconds=seconds)
     except (AudioError, shards.ShardError) as error:
         return Recording('unreadable', str(error))
     if not found.samples:
         return Recording('empty')
-    return Recording(None, '', found) if math.isfinite(found.heard) else Recording('non_finite')
+    return Recording(None, '', found) if math.isfinite(found.mono_peak) else Recording('non_finite')
 
 
 def wav_path(entry):
@@ -205,9 +207,9 @@ def check_recordings(recordings, audio_length):
             problems['shortened'].append(f'{path} ({found.seconds:.2f} s are there)')
         if found.incomplete_from is not None:
             problems['incomplete'].append(f'{path} (from {found.incomplete_from:.2f} s on)')
-        if found.heard > TOO_LOUD:
+        if found.mono_peak > TOO_LOUD:
             problems['too_loud'].append(path)
-        if found.heard < SILENCE:
+        if found.mono_peak < SILENCE:
             problems['silent' if found.peak < SILENCE else 'cancelling'].append(path)
         if not recording.frames:
             problems['too_short'].append(path)

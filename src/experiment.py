@@ -11,16 +11,18 @@ import numpy as np
 import torch
 
 from audio.reading import AudioError
-from dataloader import AudiosetDataset
+from dataloader import AudioConf, AudiosetDataset
 from models import ASTModel, WeightsError
 from models.files import LockedError, hold_lock
 from reports.pages import run_page, warn_only
-from training.batches import EpochSampler, WaveformDataset, make_loader
+from training.bad_audio import ReplaceUnreadable
 from training.checkpoint import CheckpointError
 from training.devices import choose_device, choose_precision, features_on_device
 from training.environment import record_start
 from training.errors import TrainingError, explained
+from training.gpu_fbanks import WaveformDataset
 from training.interrupt import EXIT_CODE
+from training.loaders import make_loader
 from training.option_checks import check_files, check_options
 from training.options import FREE_OPTIONS, STRUCTURE, make_parser
 from training.processes import (
@@ -31,6 +33,7 @@ from training.processes import (
     find_world,
     in_contact,
 )
+from training.sampler import EpochSampler
 from training.trainer import TrainSettings
 from traintest import Interrupted, Run
 from utilities.cli import exit_on, setup_logging
@@ -48,9 +51,10 @@ logger = logging.getLogger(__name__)
 
 def make_dataset(args, datafile, mode, kind=AudiosetDataset):
     """A dataset of one of the experiment's datafiles; raises DataError if it does not go with the options."""
-    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': mode,
-                  'mean': args.dataset_mean, 'std': args.dataset_std, 'freqm': args.freqm, 'timem': args.timem,
-                  'mixup': args.mixup, 'noise': args.noise, 'dataset': args.dataset}
+    same_name = {field.name: getattr(args, field.name) for field in fields(AudioConf)
+                 if hasattr(args, field.name)}  # num_mel_bins, mixup, freqm, ...
+    audio_conf = {**same_name, 'target_length': args.audio_length, 'mode': mode,
+                  'mean': args.dataset_mean, 'std': args.dataset_std}
     dataset = kind(datafile, audio_conf, args.label_csv)
     check_labels(dataset.datafile, args.loss)
     return dataset
@@ -77,7 +81,7 @@ def make_loaders(args, device, world=World()):
     train_set = make(args.data_train, 'train')
     weights = read_sample_weights(weight_file(args.data_train), len(train_set)) if args.bal == 'bal' else None
     evaluation_sets = [make(datafile, 'evaluation') for datafile in (args.data_val, args.data_eval) if datafile]
-    return [load(train_set, args.batch_size, sampler=EpochSampler(len(train_set), args.seed, weights)),
+    return [load(ReplaceUnreadable(train_set), args.batch_size, sampler=EpochSampler(len(train_set), args.seed, weights)),
             *(load(dataset, 2 * args.batch_size // world.size) for dataset in evaluation_sets)]
 
 
@@ -199,7 +203,10 @@ def look_at(dataset):
 
     Raises AudioError.
     """
-    few = range(min(FIRST_FEW if dataset.conf.mode == 'train' else 1, len(dataset)))
+    count = 1
+    if isinstance(dataset, ReplaceUnreadable):
+        count, dataset = FIRST_FEW, dataset.dataset
+    few = range(min(count, len(dataset)))
     for index in few:
         try:
             dataset[index]
@@ -232,7 +239,7 @@ def forget(exp_dir):
 def experiment(args, model, device, loaders, exp_dir, interrupt, world):
     """Train, average and evaluate as the options say. On a signal, leave the mark `interrupted` and exit with 75."""
     settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
-    description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
+    description = {'dataset': args.dataset, 'labels': asdict(loaders[1].dataset.labels), 'mean': args.dataset_mean,
                    'std': args.dataset_std, 'loss': args.loss}
     try:
         with explained(), in_contact(LOST_SIGNS):

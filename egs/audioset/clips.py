@@ -9,7 +9,8 @@ from typing import NamedTuple
 import soundfile
 
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, load_waveform, measure
+from audio.info import read_duration
+from audio.reading import AudioError, load_waveform
 from models.files import atomic_write
 from parquet_rows import Row, read_rows
 from utilities.archives import read_gzip
@@ -177,7 +178,7 @@ def _open(candidate, copies):
 
 def find_in(segment: Segment, candidate: Candidate, file: str | bytes) -> Place:
     """Return where a candidate holds a segment. Raises AudioError."""
-    seconds = measure(_readable(file), candidate.path).seconds
+    seconds = read_duration(_readable(file), candidate.path).seconds
     try:
         return find_place(segment, seconds, candidate.name, candidate.segments > 1)
     except PlaceError as error:
@@ -212,7 +213,7 @@ def _use(search, candidate, file, place, copies):
 def is_copy(path: str, seconds: float, tolerance: float = COPY_TOLERANCE) -> bool:
     """Return whether there is a recording of about this length at a path."""
     try:
-        return abs(measure(path).seconds - seconds) <= tolerance
+        return abs(read_duration(path).seconds - seconds) <= tolerance
     except AudioError:
         return False
 

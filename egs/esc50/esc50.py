@@ -9,7 +9,8 @@ import soundfile
 import zipp
 
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, load_waveform, measure
+from audio.info import read_duration
+from audio.reading import AudioError, load_waveform
 from models.files import Url, atomic_write
 from utilities.archives import open_zip, read_member
 from utilities.errors import DataError, error_reason
@@ -100,7 +101,7 @@ def convert(source, audio_dir, filename):
     if not clip.is_file():
         raise AudioError(f'{clip} is listed in meta/esc50.csv but is not there')
     file = io.BytesIO(read_bytes(clip))
-    end = measure(file, clip, trust_header=False).incomplete_from
+    end = read_duration(file, clip, trust_header=False).incomplete_from
     if end is not None:
         raise AudioError(f'{clip} ends after {end:.2f} s, before its header says, or is damaged: '
                          f'get it again')

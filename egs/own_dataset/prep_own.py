@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 from audio import shards
 from audio.fbank import FRAME_SHIFT_MS
 from audio.formats import AUDIO_SUFFIXES
-from audio.reading import AudioError, measure
+from audio.info import read_duration
+from audio.reading import AudioError
 from models.files import WriteError
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups
 from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole
@@ -259,7 +260,7 @@ def read_durations(clips, datafiles, label_csv):
 def read_length(wav):
     """Return the Length of an audio file, found by reading all of it, or as text why it cannot be used."""
     try:
-        return measure(wav, trust_header=False)
+        return read_duration(wav, trust_header=False)
     except AudioError as error:
         return str(error)
 

@@ -25,10 +25,11 @@ from audio.fbank import (
     normalise,
     window_samples,
 )
-from audio.reading import AudioError, WindowReader, measure, survey, window_seconds
+from audio.info import inspect_audio, read_duration
+from audio.reading import AudioError, WindowReader, window_seconds
 from models import load_model
 from tagging.sounds import Sound, Stream, is_array
-from training.batches import count_workers, make_loader
+from training.loaders import count_workers, make_loader
 from training.devices import choose_device, choose_precision, move, parallelise
 from training.errors import explained
 from utilities.errors import DataError
@@ -373,7 +374,7 @@ def _examine(source, window, window_seconds, hop_seconds):
     """Plan the windows of a recording; what is wrong with it goes into the Recording's error."""
     try:
         seconds, incomplete_from = ((source.seconds, None) if isinstance(source, Sound)
-                                    else measure(source))
+                                    else read_duration(source))
     except AudioError as error:
         return Recording(source, error=str(error))
     starts = window_starts(seconds, window_seconds, hop_seconds)
@@ -413,7 +414,7 @@ class Windows(Dataset):
                 waveform, end = self._load(source, start)
                 features = fbank(waveform, self.mel_bins)
             if end is not None and end < seconds - ROUNDING_SECONDS:
-                seconds = survey(source).seconds
+                seconds = inspect_audio(source).seconds
                 if not seconds:
                     raise AudioError(f'the audio file {source} holds no samples')
         except AudioError as error:

@@ -11,6 +11,7 @@ import golden
 from audio.augmentation import (
     MAX_NOISE,
     Augmentation,
+    AugmentationConf,
     add_noise_and_roll,
     draw_augmentation,
     draw_noise,
@@ -34,9 +35,10 @@ def tone(hertz, seconds, rate):
 
 def draw(seed=0, **changes):
     """An Augmentation drawn from a seed, everything on."""
-    settings = {'samples': 10, 'mixup': 0.5, 'freqm': 48, 'timem': 192, 'noise': True, 'num_mel_bins': BINS,
-                'target_frames': FRAMES}
-    return draw_augmentation(np.random.default_rng(seed), **{**settings, **changes})
+    settings = {'num_mel_bins': BINS, 'target_length': FRAMES, 'mixup': 0.5, 'freqm': 48,
+                'timem': 192, 'noise': True}
+    conf = AugmentationConf(**{**settings, **changes})
+    return draw_augmentation(np.random.default_rng(seed), conf, samples=10)
 
 
 def draws(**changes):
@@ -128,7 +130,7 @@ def test_masks_stay_within_their_limit_and_reach_both_edges(kind, limit, size):
 
 
 def test_a_mask_is_no_wider_than_the_input():
-    assert all(a.time_mask[1] <= 32 for a in draws(timem=500, target_frames=32))
+    assert all(a.time_mask[1] <= 32 for a in draws(timem=500, target_length=32))
 
 
 def test_masks_fill_one_band_and_one_stretch_with_zero():
@@ -149,10 +151,12 @@ def test_noise_and_roll_stay_within_their_ranges():
 
 
 def test_noise_is_uniform_up_to_its_loudness():
-    noise = draw_noise(Augmentation(noise=0.08, noise_seed=1), (200, 100))
+    conf = AugmentationConf(target_length=200, num_mel_bins=100)
+    noise = draw_noise(Augmentation(noise=0.08, noise_seed=1), conf)
+    assert noise.shape == (200, 100)
     assert 0 <= float(noise.min()) and float(noise.max()) < 0.08
     assert float(noise.mean()) == pytest.approx(0.04, abs=0.001)
-    assert not torch.equal(noise, draw_noise(Augmentation(noise=0.08, noise_seed=2), (200, 100)))
+    assert not torch.equal(noise, draw_noise(Augmentation(noise=0.08, noise_seed=2), conf))
     frames = torch.rand(200, 100)
     assert torch.equal(add_noise_and_roll(frames, noise, 0), frames + noise)
 

@@ -42,7 +42,7 @@ def many(make_shard):
 
 def read(shard, member):
     """All bytes of a member."""
-    with shards.read(shard, member) as file:
+    with shards.open_member(shard, member) as file:
         return file.read()
 
 
@@ -63,7 +63,7 @@ def test_audio_in_a_shard_is_the_audio_of_the_file(make_shard, make_tone, suffix
 def test_members_in_folders_and_with_any_name_are_found(make_shard):
     members = {'a/b c/d.wav': b'1', 'ä/日本.wav': b'22', 'x.zip/y.wav': b'333', 'n' * 300: b'4444'}
     shard = make_shard({**members, 'empty/': b''})
-    assert all(read(*shards.split(f'{shard}/{name}')) == data for name, data in members.items())
+    assert all(read(*shards.split_path(f'{shard}/{name}')) == data for name, data in members.items())
     assert not shards.is_file(f'{shard}/empty')
 
 
@@ -71,7 +71,7 @@ def test_a_folder_called_zip_is_a_folder(tmp_path, make_tone, make_shard):
     (tmp_path / 'clips.zip' / 'more.zip').mkdir(parents=True)
     tone = make_tone('clips.zip/more.zip/tone.wav')
     shard = make_shard({'tone.wav': tone.read_bytes()}, 'clips.zip/0001.zip')
-    assert shards.split(tone) is None and shards.split(f'{shard}/tone.wav') == (shard, 'tone.wav')
+    assert shards.split_path(tone) is None and shards.split_path(f'{shard}/tone.wav') == (shard, 'tone.wav')
     assert torch.equal(load_waveform(f'{shard}/tone.wav'), load_waveform(tone))
 
 
@@ -157,11 +157,11 @@ def test_a_read_error_within_a_long_recording_is_named_once(long_recording, wind
 def test_a_shard_cut_off_within_a_long_recording_is_named(long_recording):
     path, size = long_recording
     load_waveform(path)
-    os.truncate(shards.split(path)[0], size // 2)
+    os.truncate(shards.split_path(path)[0], size // 2)
     with pytest.raises(AudioError, match=f'cannot read the audio file {path}: the shard .* ends within tone'):
         load_waveform(path)
     with pytest.raises(shards.ShardError, match='ends within tone'):
-        shards.verify(*shards.split(path))
+        shards.verify_checksum(*shards.split_path(path))
 
 
 def test_workers_forked_after_a_shard_was_opened_read_it_at_once(many):
@@ -191,7 +191,7 @@ def test_a_process_opens_a_shard_once(root, many):
     shard, members = many
     code = ('import sys; sys.path.insert(0, "src"); from audio import shards; opened = []\n'
             'sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)\n'
-            'for i in range(200): shards.read(sys.argv[1], f"{i}.bin")\n'
+            'for i in range(200): shards.open_member(sys.argv[1], f"{i}.bin")\n'
             'print(opened.count(sys.argv[1]))')
     assert subprocess.check_output([sys.executable, '-c', code, shard], cwd=root, text=True) == '1\n'
 
@@ -200,7 +200,7 @@ def test_more_shards_than_files_may_be_open_are_read(root, make_shard):
     paths = [make_shard({'a': str(i).encode()}, f'{i}.zip') for i in range(100)]
     code = ('import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))\n'
             'sys.path.insert(0, "src"); from audio import shards\n'
-            'for _ in range(2): print(*(shards.read(path, "a").read().decode() for path in sys.argv[1:]))')
+            'for _ in range(2): print(*(shards.open_member(path, "a").read().decode() for path in sys.argv[1:]))')
     said = subprocess.check_output([sys.executable, '-c', code, *paths], cwd=root, text=True)
     assert said == 2 * (' '.join(map(str, range(100))) + '\n')
 
@@ -208,7 +208,7 @@ def test_more_shards_than_files_may_be_open_are_read(root, make_shard):
 def test_what_is_read_from_a_shard_that_was_put_aside_is_still_read(make_shard, monkeypatch):
     monkeypatch.setattr(shards, 'MAX_WHOLE', 10)
     shard = make_shard({'a': b'much to read'})
-    with shards.read(shard, 'a') as file:
+    with shards.open_member(shard, 'a') as file:
         shards._open.cache_clear()
         gc.collect()
         assert file.read() == b'much to read'
@@ -216,7 +216,7 @@ def test_what_is_read_from_a_shard_that_was_put_aside_is_still_read(make_shard, 
 
 def test_the_index_of_two_million_clips_fits_into_every_worker(make_shard):
     shard = make_shard({f'some/folder/{i:011d}_30.000.flac': b'' for i in range(20_000)})
-    shards.split(f'{shard}/x')
+    shards.split_path(f'{shard}/x')
     tracemalloc.start()
     shards.is_file(f'{shard}/x')
     gc.collect()
@@ -250,7 +250,7 @@ def test_an_encrypted_member_is_named(make_shard):
         file.seek(6)
         file.write(b'\1')
     with pytest.raises(shards.ShardError, match=f'a in the shard {shard} is encrypted'):
-        shards.read(shard, 'a')
+        shards.open_member(shard, 'a')
 
 
 def test_a_shard_cut_off_or_overwritten_after_it_was_opened_is_named(make_shard):
@@ -258,11 +258,11 @@ def test_a_shard_cut_off_or_overwritten_after_it_was_opened_is_named(make_shard)
     read(shard, 'a')
     os.truncate(shard, 500)
     with pytest.raises(shards.ShardError, match=f'the shard {shard} ends within b'):
-        shards.read(shard, 'b')
+        shards.open_member(shard, 'b')
     with open(shard, 'r+b') as file:
         file.write(bytes(500))
     with pytest.raises(shards.ShardError, match=f'the shard {shard} is damaged, or was written anew'):
-        shards.read(shard, 'a')
+        shards.open_member(shard, 'a')
 
 
 def test_a_member_with_a_wrong_checksum_is_found(make_shard):
@@ -270,9 +270,9 @@ def test_a_member_with_a_wrong_checksum_is_found(make_shard):
     with open(shard, 'r+b') as file:
         file.seek(open(shard, 'rb').read().index(b'damaged'))
         file.write(b'D')
-    shards.verify(shard, 'a')
+    shards.verify_checksum(shard, 'a')
     with pytest.raises(shards.ShardError, match=f'b in the shard {shard} is damaged'):
-        shards.verify(shard, 'b')
+        shards.verify_checksum(shard, 'b')
 
 
 def test_no_damage_of_a_shard_ends_in_another_error(make_shard, tmp_path):
@@ -286,6 +286,6 @@ def test_no_damage_of_a_shard_ends_in_another_error(make_shard, tmp_path):
         path.write_bytes(damaged[:rng.integers(1, len(whole) + 1)] if i % 3 == 0 else damaged)
         for member in '024':
             try:
-                shards.read(str(path), member)
+                shards.open_member(str(path), member)
             except shards.ShardError as error:
                 assert str(path) in str(error)

@@ -228,8 +228,9 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(folder, smal
 
 def test_files_are_examined_as_they_are_needed(folder, monkeypatch):
     asked = []
-    measure = inference.tag.__globals__['measure']
-    monkeypatch.setattr('tagging.tagger.measure', lambda path: asked.append(path) or measure(path))
+    read_duration = inference.tag.__globals__['read_duration']
+    monkeypatch.setattr('tagging.tagger.read_duration',
+                        lambda path: asked.append(path) or read_duration(path))
     taggings = tag(load_tagger('model.pth', 'cpu', 'off'), inference.find_audio(['in']), num_workers=0)
     assert not asked
     next(taggings)

@@ -21,7 +21,7 @@ from ranks import (
     wait_for,
     write_data,
 )
-from training.batches import EpochSampler, SharedBatches, count_workers
+from training.loaders import count_workers
 from training.processes import (
     LOST_SIGNS,
     Agreement,
@@ -31,6 +31,7 @@ from training.processes import (
     find_world,
     in_contact,
 )
+from training.sampler import EpochSampler, SharedBatches
 from utilities.parallel import available_cores
 
 TORCHRUN = {'RANK': '1', 'WORLD_SIZE': '4', 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'here',

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 import run
 from models.files import hold_lock
-from training.batches import end_workers, make_loader
+from training.loaders import end_workers, make_loader
 from training.errors import TrainingError, explained
 from training.interrupt import Interrupt
 

@@ -18,7 +18,7 @@ from models import ASTModel, save_checkpoint
 from ranks import make_context
 from tagging.tagger import load_tagger, tag
 from training import norm_stats
-from training.batches import count_workers, end_workers
+from training.loaders import count_workers, end_workers
 from utilities import parallel
 from utilities.parallel import may_start_processes, one_thread, parallel_map, starts_by_fork
 
