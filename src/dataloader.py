@@ -77,7 +77,7 @@ class SampleKey(NamedTuple):
         epoch: from 1 on.
         position: in the order of the epoch, so that a clip drawn twice is augmented differently.
     """
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of this name
     seed: int
     epoch: int
     position: int
