@@ -11,9 +11,9 @@ from dataloader import AudiosetDataset
 from models import load_model
 from models.weights import locate, sha256
 from tagging.tagger import labels_of
-from training.loaders import make_loader
 from training.devices import choose_device, choose_precision, parallelise
 from training.errors import explained
+from training.loaders import make_loader
 from training.results import write_array, write_rows
 from traintest import validate
 from utilities.stats import calculate_stats, is_single_label, summarise

@@ -29,9 +29,9 @@ from audio.info import inspect_audio, read_duration
 from audio.reading import AudioError, WindowReader, window_seconds
 from models import load_model
 from tagging.sounds import Sound, Stream, is_array
-from training.loaders import count_workers, make_loader
 from training.devices import choose_device, choose_precision, move, parallelise
 from training.errors import explained
+from training.loaders import count_workers, make_loader
 from utilities.errors import DataError
 from utilities.labels import Labels, read_labels
 from utilities.parallel import map_ahead, one_thread

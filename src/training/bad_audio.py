@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 from audio.augmentation import Augmentation, draw_augmentation
 from audio.reading import AudioError
 from dataloader import AudiosetDataset, SampleKey
-from training.processes import World
+from training import processes
 
 MOST_ATTEMPTS = 20  # at a sample, with another recording each time
 
@@ -59,14 +59,13 @@ class BadAudio:
         reasons: one message for each recording that could not be read, in all epochs, as keys.
     """
 
-    def __init__(self, world: World = World()):
-        self.world = world
+    def __init__(self) -> None:
         self.count = 0
         self.reasons: dict[str, None] = {}
 
     def total(self) -> int:
         """Return the count of all processes. All of them call this."""
-        return int(self.world.gather_numbers(self.count).sum())
+        return int(processes.gather_numbers(self.count).sum())
 
     def note(self, replaced: list[list[str]]) -> None:
         """Count the samples of a batch that were replaced, given the reasons of each."""
@@ -82,4 +81,4 @@ class BadAudio:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go back to a state_dict, which any number of processes may have made."""
-        self.count = state['count'] if self.world.is_main else 0
+        self.count = state['count'] if processes.is_main() else 0

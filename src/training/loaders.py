@@ -8,16 +8,15 @@ from collections.abc import Iterable
 
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from training import processes
 from training.bad_audio import BadAudio, ReplaceUnreadable
 from training.interrupt import STOP_SIGNALS
-from training.processes import World
-from training.sampler import EpochSampler, SharedBatches
+from training.sampler import DistributedBatchSampler, EpochSampler
 from utilities.parallel import available_cores, may_start_processes, one_thread, worker_context
 
 
 def make_loader(dataset: Dataset, batch_size: int | None, num_workers: int, pin_memory: bool,
-                sampler: EpochSampler | None = None, world: World = World(),
-                batches: Iterable | None = None) -> DataLoader:
+                sampler: EpochSampler | None = None, batches: Iterable | None = None) -> DataLoader:
     """Make a loader of the batches of a dataset, which come in the order of the sampler.
 
     If there are several processes, this one loads its part of every batch of the sampler, or
@@ -29,10 +28,9 @@ def make_loader(dataset: Dataset, batch_size: int | None, num_workers: int, pin_
         num_workers: worker processes, -1 for as many as there are cores.
         pin_memory: whether batches wait for a GPU in pinned memory.
         sampler: None for the order of the dataset.
-        world: the processes.
         batches: instead of batch_size and sampler: an iterable of lists of keys, each a batch.
     """
-    workers = count_workers(num_workers, world.local_size)
+    workers = count_workers(num_workers, processes.local_size())
     _end_workers_at_exit()
     options = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
                'worker_init_fn': _leave_signals_to_parent,
@@ -41,11 +39,11 @@ def make_loader(dataset: Dataset, batch_size: int | None, num_workers: int, pin_
     if batches is not None:
         options['batch_sampler'] = batches
     elif sampler is not None:
-        options['batch_sampler'] = SharedBatches(sampler, batch_size, world)
+        options['batch_sampler'] = DistributedBatchSampler(sampler, batch_size)
     else:
-        options |= {'sampler': world.part(len(dataset)), 'batch_size': batch_size}
+        options |= {'sampler': processes.own_part(len(dataset)), 'batch_size': batch_size}
     if isinstance(dataset, ReplaceUnreadable):
-        return TrainingLoader(dataset, world, **options)
+        return TrainingLoader(dataset, **options)
     return AudioLoader(dataset, **options)
 
 
@@ -73,9 +71,9 @@ class TrainingLoader(AudioLoader):
         bad_audio: what was replaced meanwhile.
     """
 
-    def __init__(self, dataset: ReplaceUnreadable, world, **options):
+    def __init__(self, dataset: ReplaceUnreadable, **options):
         super().__init__(dataset, **options)
-        self.bad_audio = BadAudio(world)
+        self.bad_audio = BadAudio()
 
     def __iter__(self):
         sizes = self.batch_sampler.sizes()

@@ -5,7 +5,7 @@ import numpy as np
 from torch.utils.data import BatchSampler, Sampler
 
 from dataloader import SampleKey
-from training.processes import World
+from training import processes
 
 
 class EpochSampler(Sampler[SampleKey]):
@@ -42,25 +42,24 @@ class EpochSampler(Sampler[SampleKey]):
             yield SampleKey(int(order[position]), self.seed, self.epoch, position)
 
 
-class SharedBatches(BatchSampler):
-    """Batches of which each process gets its own part.
+class DistributedBatchSampler(BatchSampler):
+    """The part of each batch that this process computes.
 
     The part of the last batch may be empty. Then it is the first sample of the batch instead,
     because all processes must put something through the model in the same step. `sizes` tells how
     many samples count.
     """
 
-    def __init__(self, sampler: EpochSampler, batch_size: int, world: World):
+    def __init__(self, sampler: EpochSampler, batch_size: int):
         super().__init__(sampler, batch_size, drop_last=False)
-        self.world = world
 
     def __iter__(self):
         for batch in super().__iter__():
-            part = self.world.part(len(batch))
+            part = processes.own_part(len(batch))
             yield batch[part.start:part.stop] or batch[:1]
 
     def sizes(self) -> Iterator[tuple[int, int]]:
         """Yield for each batch to come the size of this process's part, and of the whole batch."""
         for left in range(len(self.sampler), 0, -self.batch_size):
             size = min(left, self.batch_size)
-            yield len(self.world.part(size)), size
+            yield len(processes.own_part(size)), size
