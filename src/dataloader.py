@@ -31,20 +31,12 @@ MODES = {**dict.fromkeys(('train', 'training'), TRAINING),
 
 @dataclass(frozen=True, kw_only=True)
 class AudioConf(AugmentationConf):
-    """How audio becomes samples: the keys of `audio_conf`, those of AugmentationConf included.
-
-    Attributes:
-        mode: 'train' augments, 'evaluation' does not. Every word of MODES, in upper or lower case,
-            becomes one of these two.
-        mean, std: statistics of the fbank, by default AudioSet's.
-        skip_norm: do not normalise, to compute such statistics.
-        dataset: a name for messages.
-    """
-    mode: str
-    mean: float = AUDIOSET_INPUT['mean']
+    """How audio becomes samples: the keys of `audio_conf`, those of AugmentationConf included."""
+    mode: str  # 'train' augments, 'evaluation' does not; other words of MODES become one of these
+    mean: float = AUDIOSET_INPUT['mean']  # of the fbank
     std: float = AUDIOSET_INPUT['std']
-    skip_norm: bool = False
-    dataset: str = 'dataset'
+    skip_norm: bool = False  # leave the fbank as it is, to compute its mean and std
+    dataset: str = 'dataset'  # a name for messages
 
     def __post_init__(self) -> None:
         mode = MODES.get(self.mode.lower()) if isinstance(self.mode, str) else None
@@ -69,18 +61,11 @@ class AudioConf(AugmentationConf):
 
 
 class SampleKey(NamedTuple):
-    """Which sample, and what its randomness depends on. The sampler sends it to the workers.
-
-    Attributes:
-        index: of the sample in the datafile.
-        seed: of the run.
-        epoch: from 1 on.
-        position: in the order of the epoch, so that a clip drawn twice is augmented differently.
-    """
-    index: int  # type: ignore[assignment]  # tuple has a method of this name
-    seed: int
+    """Which sample, and what its randomness depends on. The sampler sends it to the workers."""
+    index: int  # type: ignore[assignment]  # in the datafile; hides a method of tuple
+    seed: int  # of the run
     epoch: int
-    position: int
+    position: int  # in the order of the epoch: a clip drawn twice is augmented in two ways
 
     def make_generator(self, attempt: int = 0) -> np.random.Generator:
         """Return the generator of the sample's randomness.

@@ -4,9 +4,9 @@
 drawn is a small record of numbers, so a data worker, a GPU and a run that goes on from its
 checkpoint make the same sample.
 
-To add an augmentation of the waveform, add a setting to AugmentationConf and an option of that
-name to training/options.py, a number to Augmentation with its draw in draw_augmentation, and a
-line to augment_waveform.
+To add an augmentation of the waveform, add a setting to AugmentationConf, an option of that name to
+training/options.py, a number to Augmentation, its draw to draw_augmentation, and a line to
+augment_waveform that applies it.
 """
 from dataclasses import dataclass
 
@@ -20,44 +20,25 @@ MAX_ROLL = 10  # frames
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConf:
-    """How strongly training samples are augmented, and their size.
-
-    Attributes:
-        num_mel_bins: mel bins of a sample.
-        target_length: frames of a sample.
-        mixup: probability that a sample is mixed with another.
-        freqm: widest frequency mask of SpecAugment (Park et al., 2019), in mel bins.
-        timem: widest time mask of SpecAugment, in frames.
-        noise: whether to add noise and roll the sample in time.
-    """
+    """How strongly training samples are augmented, and their size."""
     num_mel_bins: int
-    target_length: int
-    mixup: float = 0.0
-    freqm: int = 0
-    timem: int = 0
-    noise: bool = False
+    target_length: int  # frames
+    mixup: float = 0.0  # probability that a sample is mixed with another
+    freqm: int = 0  # widest frequency mask of SpecAugment (Park et al., 2019), in mel bins
+    timem: int = 0  # widest time mask of SpecAugment, in frames
+    noise: bool = False  # whether to add noise and roll the sample in time
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The random numbers of one training sample. The defaults leave a sample as it is.
-
-    Attributes:
-        partner: index of the mixup partner in the dataset, or None.
-        lam: weight of the sample itself in the mix.
-        freq_mask: first mel bin and width of the frequency mask.
-        time_mask: first frame and width of the time mask.
-        noise: loudness of the noise.
-        noise_seed: seed that the noise is drawn from.
-        roll: frames by which the sample is rolled.
-    """
-    partner: int | None = None
-    lam: float = 1.0
-    freq_mask: tuple[int, int] = (0, 0)
-    time_mask: tuple[int, int] = (0, 0)
-    noise: float = 0.0
-    noise_seed: int = 0
-    roll: int = 0
+    """The random numbers of one training sample. The defaults leave a sample as it is."""
+    partner: int | None = None  # index of the mixup partner in the dataset
+    lam: float = 1.0  # weight of the sample itself in the mix
+    freq_mask: tuple[int, int] = (0, 0)  # first mel bin and width
+    time_mask: tuple[int, int] = (0, 0)  # first frame and width
+    noise: float = 0.0  # loudness
+    noise_seed: int = 0  # what the noise is drawn from
+    roll: int = 0  # frames
 
 
 def draw_augmentation(rng: np.random.Generator, conf: AugmentationConf, samples: int

@@ -10,22 +10,13 @@ from audio.reading import to_mono
 
 
 class AudioInfo(NamedTuple):
-    """What reading a whole recording has shown.
-
-    Attributes:
-        sample_rate: in Hz.
-        channels: number of channels.
-        samples: of each channel, as many as are really there.
-        peak: largest absolute sample; 1 is full scale. NaN or infinite if there are such samples.
-        mono_peak: the same of the mean of the channels, which is what the model hears.
-        incomplete_from: second at which the sound ends before its header says, or is damaged; None
-            if it is whole.
-    """
-    sample_rate: int
+    """What reading a whole recording has shown."""
+    sample_rate: int  # Hz
     channels: int
-    samples: int
-    peak: float
-    mono_peak: float
+    samples: int  # of each channel, as many as are really there
+    peak: float  # largest absolute sample; 1 is full scale; NaN or infinite if a sample is
+    mono_peak: float  # the same of the mean of the channels, which is what the model hears
+    # The second at which the sound ends before its header says, or is damaged. None if it is whole.
     incomplete_from: float | None
 
     @property
@@ -63,12 +54,9 @@ def inspect_audio(file: AudioFile, name: str | os.PathLike | None = None, start:
 
 
 class Duration(NamedTuple):
-    """How long the sound of a recording really is.
-
-    incomplete_from: second at which it ends before its header says, or is damaged; None if whole.
-    """
+    """How long the sound of a recording really is."""
     seconds: float
-    incomplete_from: float | None
+    incomplete_from: float | None  # as in AudioInfo
 
 
 def read_duration(file: AudioFile, name: str | os.PathLike | None = None,

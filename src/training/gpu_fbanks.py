@@ -10,18 +10,11 @@ from training.devices import move
 
 
 class WaveformSample(NamedTuple):
-    """A sample before its fbank.
-
-    Attributes:
-        waveform: (samples of target_length frames,), without mean, padded with zeros.
-        frames: how many frames of its fbank come before the padding.
-        augmentation: what is still to be applied to the fbank.
-        noise: (target_length, num_mel_bins), or None.
-    """
-    waveform: torch.Tensor
-    frames: int
+    """A sample before its fbank."""
+    waveform: torch.Tensor  # (samples of target_length frames,), padded with zeros
+    frames: int  # frames of its fbank, without those of the padding
     augmentation: Augmentation
-    noise: torch.Tensor | None
+    noise: torch.Tensor | None  # (target_length, num_mel_bins)
 
 
 class WaveformBatch(NamedTuple):
@@ -29,19 +22,12 @@ class WaveformBatch(NamedTuple):
 
     It takes the place of a tensor of fbanks: as `fbanks.to(device)` gives the tensor on a device,
     `batch.to(device)` computes it there. A DataLoader pins its tensors, because it is a tuple.
-
-    Attributes:
-        waveforms: (B, samples).
-        frames: of each sample.
-        augmentations: of each sample.
-        noise: (B, target_length, num_mel_bins), or None.
-        conf: of the dataset.
     """
-    waveforms: torch.Tensor
+    waveforms: torch.Tensor  # (B, samples)
     frames: list[int]
     augmentations: list[Augmentation]
-    noise: torch.Tensor | None
-    conf: AudioConf
+    noise: torch.Tensor | None  # (B, target_length, num_mel_bins)
+    conf: AudioConf  # of the dataset
 
     def to(self, device: torch.device, non_blocking: bool = True) -> torch.Tensor:
         """Compute the fbanks (B, target_length, num_mel_bins) on a device and return them."""
