@@ -67,14 +67,9 @@ class SampleKey(NamedTuple):
     epoch: int
     position: int  # in the order of the epoch: a clip drawn twice is augmented in two ways
 
-    def make_generator(self, attempt: int = 0) -> np.random.Generator:
-        """Return the generator of the sample's randomness.
-
-        Args:
-            attempt: 0; or, if recordings cannot be read, the number of the try with another one.
-        """
-        stream = (self.position, attempt) if attempt else (self.position,)
-        seed = np.random.SeedSequence((self.seed, self.epoch), spawn_key=stream)
+    def make_generator(self, *more: int) -> np.random.Generator:
+        """Return the generator of the sample's randomness. With more numbers, it is another one."""
+        seed = np.random.SeedSequence((self.seed, self.epoch), spawn_key=(self.position, *more))
         return np.random.default_rng(seed)
 
 
@@ -99,7 +94,7 @@ class AudiosetDataset(Dataset):
         AudioError: On access to a sample: its recording is missing or cannot be read.
     """
 
-    collate = staticmethod(default_collate)  # makes a batch (fbanks, labels) of samples
+    collate = staticmethod(default_collate)  # makes a batch (fbanks, labels) of a list of samples
 
     def __init__(self, dataset_json_file: str | Path, audio_conf: Mapping[str, Any],
                  label_csv: str | Path):
