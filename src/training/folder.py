@@ -77,9 +77,9 @@ class ExperimentFolder:
             logger.info('%s is finished already', self.path)
             return False
         if not (self.path / 'checkpoint.pth').exists():
-            raise DataError(f'{self.path} is finished after {before["n_epochs"]} epochs and kept no '
-                            f'checkpoint to go on from (--save_model True keeps it): choose another '
-                            f'--exp_dir, or begin again there with --resume none')
+            raise DataError(f'{self.path} is finished after {before["n_epochs"]} epochs and kept '
+                            f'no checkpoint to go on from (--save_model True keeps it): choose '
+                            f'another --exp_dir, or begin again there with --resume none')
         return True
 
     def _check_settings(self, before):
