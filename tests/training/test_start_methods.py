@@ -97,8 +97,9 @@ def test_a_daemonic_process_tags_without_workers(folder):
 
 
 def readme_snippet(root):
-    """The lines of the README that tag a recording, of files that are here."""
-    text = (root / 'README.md').read_text(encoding='utf-8')
+    """Return the lines of the page on tagging that tag a recording, with files that are here."""
+    page = root / 'src' / 'tagging' / 'README.md'
+    text = page.read_text(encoding='utf-8')
     blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     [snippet] = [block for block in blocks if 'tag(tagger' in block]
     return re.sub(r'[\w.]+\.pth', 'model.pth', snippet).replace('recording.mp3', 'recording.wav')
