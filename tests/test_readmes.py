@@ -31,7 +31,7 @@ def test_every_link_of_the_pages_leads_to_a_file_and_a_heading(root):
 
 
 def list_map(page):
-    """Return the files in the tables of src/README.md that follow the heading of a folder or none."""
+    """Return the files in the tables of src/README.md, below the heading of a folder or none."""
     text = page.read_text(encoding='utf-8')
     folder, files = '', set()
     for line in text[text.index('## The files'):text.index('## To change')].split('\n'):
