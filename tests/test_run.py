@@ -17,7 +17,7 @@ import traintest
 from audio import augmentation
 from audio.augmentation import AugmentationConf
 from models import read_state_dict
-from training import trainer
+from training import folder, trainer
 from training.options import make_parser
 from training.trainer import TrainSettings
 from utilities.parallel import one_thread
@@ -347,7 +347,7 @@ def attributes(code, *owners):
 
 def test_every_option_is_read_somewhere():
     settings = {field.name for kind in (TrainSettings, AugmentationConf) for field in fields(kind)}
-    read = settings | attributes(experiment, 'args')
+    read = settings | attributes(experiment, 'args') | attributes(folder, 'self.args')
     options = {action.dest for action in make_parser()._actions} - {'help'}
     assert options - read == set()
 
