@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from audio.augmentation import (
+    NO_AUGMENTATION,
     Augmentation,
     AugmentationConf,
     add_noise_and_roll,
@@ -113,7 +114,7 @@ class AudiosetDataset(Dataset):
     def draw_augmentation(self, key: int | SampleKey) -> Augmentation:
         """Draw the Augmentation of a sample. In evaluation, it changes nothing."""
         if self.conf.mode == EVALUATION:
-            return Augmentation()
+            return NO_AUGMENTATION
         if isinstance(key, SampleKey):
             rng = key.make_generator()
         else:
@@ -140,7 +141,7 @@ class AudiosetDataset(Dataset):
         start, seconds = self.datafile.window(index)
         return load_window(self.datafile.wavs[index], self.conf.target_length, start, seconds)
 
-    def make_targets(self, index: int, augmentation: Augmentation = Augmentation()
+    def make_targets(self, index: int, augmentation: Augmentation = NO_AUGMENTATION
                      ) -> torch.Tensor:
         """Return the labels (classes,) of a sample, mixed with those of its partner."""
         targets = self._multi_hot(index)

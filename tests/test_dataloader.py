@@ -15,18 +15,20 @@ from utilities.errors import DataError
 
 
 def key_with_partner(dataset, index, partner):
-    """A SampleKey whose mixup partner is the one wanted."""
+    """Return a SampleKey whose mixup partner is the one wanted."""
     return next(key for key in (SampleKey(index, 0, 1, position) for position in range(1000))
                 if dataset.draw_augmentation(key).partner == partner)
 
 
 @pytest.mark.parametrize('name', ['w05', 'w10', 'w12', 'w5'])
-def test_recordings_become_the_published_input(tmp_path, golden_json, make_labels, make_datafile, name):
+def test_recordings_become_the_published_input(tmp_path, golden_json, make_labels, make_datafile,
+                                               name):
     case = next(case for case in golden_json('data.json')['cases'] if case['name'] == name)
     soundfile.write(tmp_path / 'clip.wav', golden.waveform(name, case['seconds']), 16000)
     datafile = make_datafile([(tmp_path / 'clip.wav', ','.join(f'/m/{i}' for i in case['labels']))])
-    conf = {'num_mel_bins': 128, 'target_length': case['target_length'], 'freqm': 0, 'timem': 0, 'mixup': 0,
-            'dataset': 'golden', 'mode': 'evaluation', 'mean': case['mean'], 'std': case['std'], 'noise': False}
+    conf = {'num_mel_bins': 128, 'target_length': case['target_length'], 'freqm': 0, 'timem': 0,
+            'mixup': 0, 'dataset': 'golden', 'mode': 'evaluation', 'mean': case['mean'],
+            'std': case['std'], 'noise': False}
     fbank, labels = AudiosetDataset(datafile, conf, make_labels(12))[0]
     measured = golden.digest(fbank)
     assert list(fbank.shape) == case['shape']
@@ -45,7 +47,8 @@ def test_a_sample_is_a_float32_fbank_and_float32_labels(make_dataset, tones):
 
 @pytest.mark.parametrize('labels, expected', [('/m/2', [0, 0, 1, 0]), ('/m/3,/m/0', [1, 0, 0, 1]),
                                               ('/m/1,/m/1', [0, 1, 0, 0])])
-def test_each_class_of_a_recording_is_1_whatever_the_order(make_dataset, make_tone, labels, expected):
+def test_each_class_of_a_recording_is_1_whatever_the_order(make_dataset, make_tone, labels,
+                                                           expected):
     assert make_dataset([(make_tone('a.wav'), labels)])[0][1].tolist() == expected
 
 
@@ -117,10 +120,12 @@ def test_a_negative_has_no_labels_and_takes_its_share_of_a_mix(make_dataset, mak
         assert dataset[key][1].tolist() == pytest.approx([0, (1 - lam, lam)[first], 0, 0])
 
 
-def test_labels_of_a_mix_add_up_where_the_partners_meet(make_dataset, make_tone):
-    dataset = make_dataset([(make_tone('a.wav'), '/m/0'), (make_tone('b.wav'), '/m/0,/m/1')], mode='train', mixup=1.0)
+def test_labels_of_a_mix_add_up_for_classes_that_both_have(make_dataset, make_tone):
+    entries = [(make_tone('a.wav'), '/m/0'), (make_tone('b.wav'), '/m/0,/m/1')]
+    dataset = make_dataset(entries, mode='train', mixup=1.0)
     key = key_with_partner(dataset, 0, 1)
-    assert dataset[key][1].tolist() == pytest.approx([1, 1 - dataset.draw_augmentation(key).lam, 0, 0])
+    lam = dataset.draw_augmentation(key).lam
+    assert dataset[key][1].tolist() == pytest.approx([1, 1 - lam, 0, 0])
 
 
 @pytest.mark.parametrize('rate, channels', [(16000, 1), (44100, 1), (8000, 1), (48000, 2)])
@@ -145,7 +150,8 @@ def test_training_with_nothing_switched_on_is_the_evaluation_input(make_dataset,
 @pytest.mark.parametrize('changes', [{'mixup': 1.0}, {'freqm': 60}, {'timem': 30}, {'noise': True}])
 def test_each_augmentation_changes_the_training_input(make_dataset, tones, changes):
     dataset, plain = make_dataset(tones, mode='train', **changes), make_dataset(tones)[0][0]
-    assert any(not torch.equal(dataset[SampleKey(0, 3, 1, position)][0], plain) for position in range(5))
+    keys = [SampleKey(0, 3, 1, position) for position in range(5)]
+    assert any(not torch.equal(dataset[key][0], plain) for key in keys)
 
 
 def test_masks_are_drawn_before_the_normalisation(make_dataset, make_tone):
@@ -157,8 +163,9 @@ def test_masks_are_drawn_before_the_normalisation(make_dataset, make_tone):
 
 
 @pytest.mark.parametrize('conf, word', [
-    ({'freq': 3}, 'freq'), *(({'mode': mode}, f'mode must be .*{mode!r}')
-                             for mode in ('tests', 'trian', 'eval ', '', None, 3, True, ('train',)))])
+    ({'freq': 3}, 'freq'),
+    *(({'mode': mode}, f'mode must be .*{mode!r}')
+      for mode in ('tests', 'trian', 'eval ', '', None, 3, True, ('train',)))])
 def test_an_audio_conf_with_an_unknown_key_or_mode_is_refused(make_dataset, tones, conf, word):
     with pytest.raises(DataError, match=f'audio_conf.*{word}'):
         make_dataset(tones, **conf)
@@ -166,7 +173,8 @@ def test_an_audio_conf_with_an_unknown_key_or_mode_is_refused(make_dataset, tone
 
 @pytest.mark.parametrize('mode, meant', [
     ('train', 'train'), ('training', 'train'), ('Train', 'train'), ('TRAINING', 'train'),
-    *((word, 'evaluation') for word in ('val', 'valid', 'validation', 'eval', 'evaluation', 'test', 'Test', 'VAL'))])
+    *((word, 'evaluation') for word in ('val', 'valid', 'validation', 'eval', 'evaluation', 'test',
+                                        'Test', 'VAL'))])
 def test_every_word_for_a_mode_is_understood_in_any_case(make_dataset, tones, mode, meant):
     settings = {**EVERYTHING, 'mixup': 1.0}
     asked, plain = (make_dataset(tones, **{**settings, 'mode': word}) for word in (mode, meant))
@@ -185,7 +193,8 @@ def test_an_audio_conf_without_a_needed_key_is_refused(make_labels, make_datafil
 
 def test_the_same_key_gives_the_same_sample(make_dataset, tones):
     first, again = make_dataset(tones, **EVERYTHING), make_dataset(tones, **EVERYTHING)
-    assert all(equal(first[SampleKey(i, 5, 2, 10 + i)], again[SampleKey(i, 5, 2, 10 + i)]) for i in range(6))
+    keys = [SampleKey(i, 5, 2, 10 + i) for i in range(6)]
+    assert all(equal(first[key], again[key]) for key in keys)
 
 
 @pytest.mark.parametrize('change', [{'seed': 6}, {'epoch': 3}, {'position': 11}])
@@ -206,7 +215,11 @@ def test_of_a_recording_of_hours_only_the_beginning_is_read(make_dataset, make_t
     path = make_tone('long.wav', seconds=20, rate=44100)
     whole = fbank(load_waveform(path), CONF['num_mel_bins'])[:CONF['target_length']]
     read = []
-    monkeypatch.setattr('dataloader.fbank', lambda waveform, bins: read.append(len(waveform)) or fbank(waveform, bins))
+
+    def record(waveform, bins):
+        read.append(len(waveform))
+        return fbank(waveform, bins)
+    monkeypatch.setattr('dataloader.fbank', record)
     features, _ = make_dataset([(path, '/m/0')], skip_norm=True)[0]
     assert read[0] < 2 * 16000
     assert features == pytest.approx(whole, abs=1e-3)
@@ -214,7 +227,8 @@ def test_of_a_recording_of_hours_only_the_beginning_is_read(make_dataset, make_t
 
 def test_a_large_datafile_makes_no_python_objects_for_workers_to_copy(make_dataset):
     make_dataset([('a.wav', '/m/0')])
+    entries = [(f'/some/folder/of/recordings/{i}.wav', '/m/1,/m/2') for i in range(100_000)]
     before = sys.getallocatedblocks()
-    dataset = make_dataset([(f'/some/folder/of/recordings/{i}.wav', '/m/1,/m/2') for i in range(100_000)])
+    dataset = make_dataset(entries)
     assert len(dataset) == 100_000
     assert sys.getallocatedblocks() - before < 5000

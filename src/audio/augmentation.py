@@ -41,6 +41,9 @@ class Augmentation:
     roll: int = 0  # frames
 
 
+NO_AUGMENTATION = Augmentation()
+
+
 def draw_augmentation(rng: np.random.Generator, conf: AugmentationConf, samples: int
                       ) -> Augmentation:
     """Draw the Augmentation of one sample.

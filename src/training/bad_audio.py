@@ -47,7 +47,7 @@ class ReplaceUnreadable(Dataset):
 
     def collate(self, items):
         """Make (batch, replaced). replaced has the reasons of each sample that was replaced."""
-        samples, reasons = zip(*items)
+        samples, reasons = zip(*items, strict=True)
         return self.dataset.collate(samples), [one for one in reasons if one]
 
 

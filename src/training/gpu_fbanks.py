@@ -36,7 +36,7 @@ class WaveformBatch(NamedTuple):
             noise = [None] * len(fbanks)
         else:
             noise = move(self.noise, device)
-        samples = zip(fbanks, self.frames, self.augmentations, noise)
+        samples = zip(fbanks, self.frames, self.augmentations, noise, strict=True)
         return torch.stack([finish_fbank(features[:frames], self.conf, augmentation, its_noise)
                             for features, frames, augmentation, its_noise in samples])
 
@@ -60,8 +60,8 @@ class WaveformDataset(AudiosetDataset):
 
     def collate(self, samples):
         """Make a batch (WaveformBatch, labels (B, classes)) of samples."""
-        inputs, labels = zip(*samples)
-        waveforms, frames, augmentations, noise = zip(*inputs)
+        inputs, labels = zip(*samples, strict=True)
+        waveforms, frames, augmentations, noise = zip(*inputs, strict=True)
         stacked = None if any(one is None for one in noise) else torch.stack(noise)
         batch = WaveformBatch(torch.stack(waveforms), list(frames), list(augmentations), stacked,
                               self.conf)

@@ -77,7 +77,7 @@ class TrainingLoader(AudioLoader):
 
     def __iter__(self):
         sizes = self.batch_sampler.sizes()
-        for (batch, replaced), (own, _) in zip(super().__iter__(), sizes):
+        for (batch, replaced), (own, _) in zip(super().__iter__(), sizes, strict=True):
             if own:  # else the sample only stands in for an empty part; another process counts it
                 self.bad_audio.note(replaced)
             yield batch

@@ -34,7 +34,8 @@ def require_same(batches, others):
 
 
 def test_batches_do_not_depend_on_the_number_of_threads(make_dataset, make_tone, threads):
-    clips = [(make_tone(f'{i}.wav', 300 * (i + 1), seconds=10, seed=i), f'/m/{i}') for i in range(3)]
+    clips = [(make_tone(f'{i}.wav', 300 * (i + 1), seconds=10, seed=i), f'/m/{i}')
+             for i in range(3)]
     size = {'target_length': 1024, 'num_mel_bins': 128}
     dataset = make_dataset(clips, **size, **{**EVERYTHING, 'mixup': 1.0})
     runs = []
@@ -96,7 +97,7 @@ def test_workers_that_live_on_augment_the_next_epoch_anew(make_dataset, tones):
 def test_a_clip_drawn_twice_is_augmented_twice_differently(make_dataset, tones):
     dataset = make_dataset(tones, mode='train', noise=True)
     batches = load_epochs(dataset, 0, weights=np.array([0, 0, 1.0, 0, 0, 0]))
-    fbanks, labels = map(torch.cat, zip(*batches))
+    fbanks, labels = map(torch.cat, zip(*batches, strict=True))
     assert (labels[:, 2] == 1).all()
     assert len(fbanks.flatten(1).unique(dim=0)) == 6
 
@@ -160,7 +161,7 @@ def test_a_sample_that_stands_in_for_an_empty_part_is_not_counted_twice(make_dat
         assert loader.bad_audio.count == bad
 
 
-def test_where_nothing_can_be_read_training_ends(make_dataset, tmp_path):
+def test_if_nothing_can_be_read_training_ends(make_dataset, tmp_path):
     dataset = make_dataset([(tmp_path / f'{i}.wav', '/m/1') for i in range(30)], mode='train')
     with pytest.raises(AudioError, match='20 recordings in a row.*check_data.py'):
         ReplaceUnreadable(dataset)[SampleKey(0, 0, 1, 0)]
