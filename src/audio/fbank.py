@@ -40,16 +40,18 @@ def fbank(waveform: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
     frames = waveform.unfold(-1, MIN_SAMPLES, SHIFT_SAMPLES)  # (..., frames, MIN_SAMPLES)
     frames = frames - frames.mean(dim=-1, keepdim=True)
 
-    # A Hanning window begins with 0, so the first sample of a frame needs no pre-emphasis.
-    emphasised = frames[..., 1:] - PREEMPHASIS * frames[..., :-1]
+    # A Hanning window begins with 0, so the first sample of a frame needs no pre-emphasis. The
+    # product has no name, so that its memory is free for what follows: else this takes 1.5 times
+    # as long.
     padded = frames.new_zeros(*frames.shape[:-1], FFT_SAMPLES)
-    torch.mul(emphasised, window[1:], out=padded[..., 1:MIN_SAMPLES])
+    torch.mul(frames[..., 1:] - PREEMPHASIS * frames[..., :-1], window[1:],
+              out=padded[..., 1:MIN_SAMPLES])
 
     spectrum = torch.fft.rfft(padded)
     power = spectrum.real.square() + spectrum.imag.square()  # (..., frames, FFT bins)
     with _without_tf32() if power.is_cuda else contextlib.nullcontext():
-        pieces = [power[..., fft_bins] @ weights for fft_bins, weights in filters]
-    energies = torch.cat(pieces, dim=-1)  # (..., frames, num_mel_bins)
+        energies = torch.cat([power[..., fft_bins] @ weights for fft_bins, weights in filters],
+                             dim=-1)  # (..., frames, num_mel_bins)
     return energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
 
 
