@@ -4,14 +4,13 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from http_server import Server
+from http_server import Server, running
 from utilities.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,12 +112,8 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def server(no_proxy):
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(Server()) as started:
+        yield started
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Find the clips of AudioSet's segment lists among recordings, by the rules of prep_audioset.py."""
 import functools
+import gzip
 import io
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +12,8 @@ import soundfile
 
 from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError, load_waveform, measure
-from models.files import atomic_write
+from models.atomic import atomic_write
 from parquet_rows import Row, read_rows
-from utilities.archives import read_gzip
 from utilities.errors import DataError
 from utilities.parallel import parallel_map
 from utilities.segments import (
@@ -170,9 +171,10 @@ def _open(candidate, copies):
     if copies.folder is None:
         raise AudioError(f'{candidate.path} is to be unpacked: give --flac_dir or --shards')
     try:
-        return read_gzip(candidate.path)
-    except DataError as error:
-        raise AudioError(str(error)) from None
+        with gzip.open(candidate.path) as file:
+            return file.read()
+    except (EOFError, OSError, zlib.error) as error:
+        raise AudioError(f'{candidate.path} cannot be unpacked: {error}') from None
 
 
 def find_in(segment: Segment, candidate: Candidate, file: str | bytes) -> Place:

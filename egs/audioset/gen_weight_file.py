@@ -42,7 +42,7 @@ def main(argv=None):
     parser.add_argument('--label_csv', default=LABEL_FILE, help='label file: index,mid,display_name')
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
-    from models.files import WriteError
+    from models.atomic import WriteError
     from training.results import write_rows
     setup_logging()
     with exit_on(DataError, WriteError):

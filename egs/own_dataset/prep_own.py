@@ -19,14 +19,14 @@ from audio import shards
 from audio.fbank import FRAME_SHIFT_MS
 from audio.formats import AUDIO_SUFFIXES
 from audio.reading import AudioError, measure
-from models.files import WriteError
+from models.atomic import WriteError
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups
 from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole
 from utilities.errors import DataError, error_reason
 from utilities.folders import files_below
 from utilities.labels import Labels, format_labels, read_labels
 from utilities.parallel import parallel_map
-from utilities.preparation import check_names, check_not_mixed, only_one
+from utilities.preparation import check_names, locked_folder, record_source
 from utilities.quotes import quoted
 from utilities.tables import find_file, read_table, read_text
 from utilities.texts import write_json, write_text
@@ -302,8 +302,8 @@ def prepare(data, prep_dir, conf=SplitConf(), label_csv=None):
     folder, marker = prep_dir / 'datafiles', prep_dir / 'run_options.txt'
     if folder.exists() and any(folder.iterdir()) and not (prep_dir / 'source.json').exists():
         raise DataError(f'{folder} holds files of another origin: give another folder with --prep_dir')
-    with only_one(prep_dir):
-        check_not_mixed(prep_dir, source, marker)
+    with locked_folder(prep_dir):
+        record_source(prep_dir, source, marker)
         if marker.exists():
             print(f'{prep_dir} is prepared already')
             return

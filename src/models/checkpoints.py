@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .ast_models import ASTModel, patch_grid
+from .atomic import atomic_write
 from .descriptions import (
     CONFIG_DEFAULTS,
     FIELDS,
@@ -19,7 +20,6 @@ from .descriptions import (
     read_json,
 )
 from .errors import WeightsError
-from .files import atomic_write
 from .state_dicts import (
     UNUSED_HEADS,
     State,

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.files import LockedError, atomic_write, hold_lock, write_errors
+from models.atomic import atomic_write, write_errors
+from models.locks import LockedError, hold_lock
 from tagging.tagger import Done, Tagging
 from utilities.errors import DataError
 
@@ -224,7 +225,7 @@ class Results:
     def _lock(self):
         """Keep out a second process that would write the same files."""
         try:
-            with hold_lock(f'{self.path}.lock', wait=False, keep=lambda: False):
+            with hold_lock(f'{self.path}.lock', wait=False):
                 yield
         except LockedError:
             raise DataError(f'another process is writing what {self.path} is about') from None

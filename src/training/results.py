@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.files import atomic_write
+from models.atomic import atomic_write
 from utilities.errors import DataError, error_reason
 from utilities.labels import read_numbers
 from utilities.stats import calculate_stats, classes_of, summarise

@@ -2,7 +2,7 @@
 import json
 from pathlib import Path
 
-from models.files import atomic_write
+from models.atomic import atomic_write
 from utilities.errors import DataError, error_reason
 
 

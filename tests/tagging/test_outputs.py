@@ -13,7 +13,7 @@ import torch
 
 import inference
 from models import ASTModel, save_checkpoint
-from models.files import hold_lock
+from models.locks import hold_lock
 from tagging.tagger import load_tagger, tag
 from utilities import parallel
 from utilities.parallel import one_thread
