@@ -17,7 +17,7 @@ from typing import NamedTuple
 from audio import shards
 from audio.fbank import SAMPLE_RATE, count_frames
 from audio.reading import TOO_LOUD, AudioError, Survey, survey
-from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
+from utilities.cli import OptionParser, exit_on, frames, setup_logging, whole
 from utilities.errors import DataError
 from utilities.labels import (
     WHOLE_RECORDING,
@@ -450,7 +450,7 @@ def main(argv=None):
     add = parser.add_argument
     add('datafiles', nargs='+', help='datafiles to check: training, validation, evaluation set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--audio_length', type=whole(16, MAX_FRAMES), default=1024, help='frames of 10 ms of the input')
+    add('--audio_length', type=frames, default=1024, help='frames of 10 ms of the input')
     add('--segments', help='segment list to hold the datafiles against: clips, labels, and whether '
                            'recordings begin with their segments')
     add('--max_listed', type=whole(0), default=10, help='how many of each kind to list')

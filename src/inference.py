@@ -19,7 +19,6 @@ from training.devices import choose_device
 from training.errors import TrainingError
 from training.results import write_figure
 from utilities.cli import (
-    MAX_BATCH,
     OptionParser,
     add_checkpoint_options,
     exit_on,
@@ -136,7 +135,7 @@ def make_parser():
     add('--csv', type=Path, metavar='FILE', help='write the scores of all classes, one row per window')
     add('--plot', type=Path, metavar='PNG', help='draw spectrogram and tags: a .png, or a folder for several files')
     add('--embeddings', type=Path, metavar='NPZ', help='write the embedding of every window')
-    add('-b', '--batch_size', type=whole(1, MAX_BATCH), help='windows in a batch; by default 16, or 4 on a CPU')
+    add('-b', '--batch_size', type=whole(1), help='windows in a batch; by default 16, or 4 on a CPU')
     add_checkpoint_options(parser, loss="BCE: scores are sigmoids; CE: softmax; without it what each "
                                         "checkpoint says, else BCE, or CE in transformers' layout")
     return parser

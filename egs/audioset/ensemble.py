@@ -4,7 +4,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 from utilities.cli import (
-    MAX_BATCH,
     OptionParser,
     add_checkpoint_options,
     exit_on,
@@ -24,7 +23,7 @@ def make_parser():
         help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face')
     add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
     add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
-    add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=24, help='samples in a batch')
+    add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
     add_checkpoint_options(parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are '
                                         'also averaged without this option, as published')
     return parser

@@ -39,7 +39,7 @@ from utilities.folders import files_below, making
 from utilities.labels import read_labels
 from utilities.parallel import parallel_map
 from utilities.preparation import check_names
-from utilities.quotes import quoted
+from utilities.formatting import quoted
 from utilities.segments import TOLERANCE, is_short, read_segment_lists
 from utilities.texts import write_json, write_text
 

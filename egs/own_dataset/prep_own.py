@@ -21,13 +21,13 @@ from audio.formats import AUDIO_SUFFIXES
 from audio.reading import AudioError, measure
 from models.files import WriteError
 from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, warn_of_shared_groups
-from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole
+from utilities.cli import OptionParser, exit_on, number, seed, setup_logging, whole
 from utilities.errors import DataError, error_reason
 from utilities.folders import files_below
 from utilities.labels import Labels, format_labels, read_labels
 from utilities.parallel import parallel_map
 from utilities.preparation import check_names, check_not_mixed, only_one
-from utilities.quotes import quoted
+from utilities.formatting import quoted
 from utilities.tables import find_file, read_table, read_text
 from utilities.texts import write_json, write_text
 
@@ -337,7 +337,7 @@ def main(argv=None):
         help='share of the validation set')
     add('--test_share', type=number(0, MAX_SHARE), default=SplitConf.test_share, help='share of the test set')
     add('--n_folds', type=whole(0), default=SplitConf.n_folds, help='make so many folds instead; 0 for none')
-    add('--seed', type=whole(0, MAX_SEED), default=SplitConf.seed, help='fixes the split')
+    add('--seed', type=seed, default=SplitConf.seed, help='fixes the split')
     add('--label_csv', help='label file that fixes the classes and their order; without it, they come from the data')
     args = parser.parse_args(argv)
     if args.n_folds == 1 or (args.n_folds and args.test_share):

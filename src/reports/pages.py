@@ -17,7 +17,7 @@ from utilities.errors import DataError
 from utilities.labels import read_datafile, split_labels
 from utilities.stats import calculate_stats, classes_of, is_single_label, single_label_scores
 from utilities.texts import read_json
-from utilities.times import clock
+from utilities.formatting import clock
 
 MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
 LISTED = 20  # classes, or mistakes

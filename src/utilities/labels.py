@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from utilities.errors import DataError, error_reason
-from utilities.quotes import quoted
+from utilities.formatting import quoted
 from utilities.tables import quote_cells, read_table, read_text
 
 STRINGS = np.dtypes.StringDType()

@@ -7,7 +7,7 @@ from torchaudio.compliance.kaldi import mel_scale_scalar
 from audio.fbank import FRAME_SHIFT_MS
 from models.ast_models import PATCH_SIZE
 from utilities.fonts import drawable_names, font_families, missing_characters
-from utilities.times import clock
+from utilities.formatting import clock
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from utilities.errors import DataError, error_reason
-from utilities.quotes import quoted
+from utilities.formatting import quoted
 from utilities.tables import SEPARATORS, read_text
 
 VIDEO_ID = '[A-Za-z0-9_-]{11}'  # what YouTube's ids look like, as a regular expression

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from utilities.quotes import quoted
+from utilities.formatting import quoted
 
 SEPARATORS = ',;\t'  # Excel writes semicolons where the decimal mark is a comma
 
