@@ -132,7 +132,7 @@ def find_clips(segments: list[Segment], candidates: dict[int, list[Candidate]],
             groups.setdefault(group, []).append(search(clip, rows[:1]))
     find = functools.partial(find_in_rows, copies=copies)
     for found in parallel_map(find, list(groups.items()), 'unpacking parquet files', unit='group',
-                              items_a_task=1):
+                              items_per_task=1):
         results.update(found)
     return dict(sorted(results.items()))
 
