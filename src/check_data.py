@@ -18,21 +18,19 @@ from audio import shards
 from audio.fbank import SAMPLE_RATE, count_frames
 from audio.reading import TOO_LOUD, AudioError, Survey, survey
 from utilities.cli import OptionParser, exit_on, frames, setup_logging, whole
-from utilities.errors import DataError
-from utilities.labels import (
+from utilities.datafiles import (
     WHOLE_RECORDING,
     entry_problem,
     entry_window,
     is_text,
     read_entries,
-    read_labels,
-    read_sample_weights,
     split_labels,
-    weight_file,
     window_problem,
 )
+from utilities.errors import DataError
+from utilities.labels import read_labels
 from utilities.parallel import available_cores, parallel_map
-from utilities.segments import (
+from utilities.places import (
     START_TOLERANCE,
     TOLERANCE,
     PlaceError,
@@ -40,8 +38,9 @@ from utilities.segments import (
     find_place,
     is_short,
     parse_name,
-    read_segments,
 )
+from utilities.segments import read_segments
+from utilities.weight_files import read_sample_weights, weight_file
 
 LATE_SECONDS = 0.1  # by which an entry may end after its recording: rounding
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent

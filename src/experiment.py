@@ -35,10 +35,10 @@ from training.trainer import TrainSettings
 from traintest import Interrupted, Run
 from utilities.cli import exit_on, setup_logging
 from utilities.errors import DataError
-from utilities.folders import making
-from utilities.labels import read_sample_weights, weight_file
+from utilities.folders import output_folders
 from utilities.parallel import limit_threads
 from utilities.texts import read_json, write_json, write_text
+from utilities.weight_files import read_sample_weights, weight_file
 
 MODELS = {'ast': ASTModel}  # --model
 FIRST_FEW = 10  # recordings of which one must be readable
@@ -106,7 +106,7 @@ def claimed(exp_dir):
 
     Raises DataError if another process runs in it.
     """
-    with making(exp_dir), contextlib.ExitStack() as held:
+    with output_folders(exp_dir), contextlib.ExitStack() as held:
         try:
             held.enter_context(hold_lock(exp_dir / 'lock', wait=False, keep=lambda: False))
         except LockedError:

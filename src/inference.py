@@ -27,7 +27,7 @@ from utilities.cli import (
     whole,
 )
 from utilities.errors import DataError
-from utilities.folders import files_below, making
+from utilities.folders import files_below, output_folders
 from utilities.parallel import limit_threads
 from utilities.plots import clock, plot_tags
 
@@ -184,7 +184,7 @@ def infer(args):
         files = find_audio([*args.audio, *args.audio_path])
         pictures = picture_paths(args.plot, files) if args.plot else [None] * len(files)
     written = [path for path in (args.json, args.csv, args.embeddings, *pictures[:1]) if path]
-    with making(*(path.parent for path in written)):
+    with output_folders(*(path.parent for path in written)):
         check_writable(written)
         tagger = load_tagger(args.checkpoint, args.device, args.amp, args.label_csv, args.dataset_mean,
                              args.dataset_std, args.loss, fstride=args.fstride, tstride=args.tstride,

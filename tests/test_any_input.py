@@ -23,15 +23,11 @@ from models import WeightsError
 from parsers import parser_of
 from training import option_checks, options
 from training.processes import World
+from utilities.datafiles import read_datafile, read_entries, split_labels
 from utilities.errors import DataError
-from utilities.labels import (
-    read_datafile,
-    read_entries,
-    read_labels,
-    read_sample_weights,
-    split_labels,
-)
+from utilities.labels import read_labels
 from utilities.segments import read_segments
+from utilities.weight_files import read_sample_weights
 
 MIDS = {'/m/0': 0, '/m/1': 1}
 OUR_ERRORS = (AudioError, DataError, WeightsError)

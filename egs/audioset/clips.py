@@ -15,16 +15,16 @@ from parquet_rows import Row, read_rows
 from utilities.archives import read_gzip
 from utilities.errors import DataError
 from utilities.parallel import parallel_map
-from utilities.segments import (
+from utilities.places import (
     TOLERANCE,
     Place,
     PlaceError,
     RecordingName,
-    Segment,
     find_place,
     is_short,
     parse_name,
 )
+from utilities.segments import Segment
 
 PROBE_SECONDS = 0.1  # of a recording, decoded to see whether it can be
 COPY_TOLERANCE = 0.1  # seconds by which a copy's length may differ

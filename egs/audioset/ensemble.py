@@ -3,13 +3,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import (
-    OptionParser,
-    add_checkpoint_options,
-    exit_on,
-    setup_logging,
-    whole,
-)
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging, whole
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,7 +34,7 @@ def main(argv=None):
     from training.devices import choose_device
     from training.errors import TrainingError
     from utilities.errors import DataError
-    from utilities.folders import making
+    from utilities.folders import output_folders
     setup_logging()
     try:
         choose_device(args.device)
@@ -48,7 +42,7 @@ def main(argv=None):
         parser.error(str(error))
     with exit_on(AudioError, DataError, TrainingError, WeightsError, OSError):
         try:
-            with making(args.exp_dir / 'predictions'):
+            with output_folders(args.exp_dir / 'predictions'):
                 ensemble(args)
         except KeyboardInterrupt:
             sys.exit('stopped; the same command goes on with the checkpoint that was under way')

@@ -6,8 +6,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
-from utilities.labels import WEIGHT_RULE, read_datafile, read_labels, split_labels, weight_file
+from utilities.labels import read_labels
+from utilities.weight_files import WEIGHT_RULE, weight_file
 
 HERE = Path(__file__).resolve().parent
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'

@@ -35,12 +35,13 @@ from packing import pack, packed_before
 from parquet_rows import list_rows
 from utilities.cli import OptionParser, exit_on, number, setup_logging
 from utilities.errors import DataError
-from utilities.folders import files_below, making
+from utilities.folders import files_below, output_folders
+from utilities.formatting import quoted
 from utilities.labels import read_labels
 from utilities.parallel import parallel_map
+from utilities.places import TOLERANCE, is_short
 from utilities.preparation import check_names
-from utilities.formatting import quoted
-from utilities.segments import TOLERANCE, is_short, read_segment_lists
+from utilities.segments import read_segment_lists
 from utilities.texts import write_json, write_text
 
 HERE = Path(__file__).resolve().parent
@@ -110,7 +111,7 @@ def prepare(lists, audio_dir, out, flac_dir, label_csv, shards_dir=None, shard_b
     segments = read_segment_lists(lists, read_labels(label_csv).index())
     check_paths(audio_dir, out, flac_dir)
     copies = Copies(flac_dir or (shards_dir and shards_dir / 'copies'), of_all=bool(flac_dir))
-    with making(out.parent, *filter(None, (copies.folder, shards_dir))):
+    with output_folders(out.parent, *filter(None, (copies.folder, shards_dir))):
         write_datafile(segments, audio_dir, out, copies, shards_dir, shard_bytes)
 
 

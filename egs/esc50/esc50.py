@@ -16,8 +16,8 @@ from utilities.errors import DataError, error_reason
 from utilities.labels import read_labels
 from utilities.parallel import parallel_map
 from utilities.preparation import check_names, check_not_mixed, fetch, find_published, is_prepared
-from utilities.tables import decode, quote_cells, read_table
-from utilities.texts import write_json
+from utilities.tables import quote_cells, read_table
+from utilities.texts import decode, write_json
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
 PUBLISHED_FOLDER = 'ESC-50-master'  # in which the published recipe unpacks the dataset

@@ -24,12 +24,12 @@ from own_split import Clip, SplitConf, shortened, split_clips, warn_of_rare, war
 from utilities.cli import OptionParser, exit_on, number, seed, setup_logging, whole
 from utilities.errors import DataError, error_reason
 from utilities.folders import files_below
+from utilities.formatting import quoted
 from utilities.labels import Labels, format_labels, read_labels
 from utilities.parallel import parallel_map
 from utilities.preparation import check_names, check_not_mixed, only_one
-from utilities.formatting import quoted
-from utilities.tables import find_file, read_table, read_text
-from utilities.texts import write_json, write_text
+from utilities.tables import find_file, read_table
+from utilities.texts import read_text, write_json, write_text
 
 # Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
 COLUMNS = {'path': ('path', 'file', 'filename', 'wav', 'filepath'), 'labels': ('labels', 'label', 'class', 'category'),

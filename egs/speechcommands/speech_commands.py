@@ -15,8 +15,7 @@ from utilities.archives import BLOCK, LimitedStream, extract_members
 from utilities.errors import DataError, error_reason
 from utilities.labels import read_labels
 from utilities.preparation import check_names, check_not_mixed, fetch, find_published, is_prepared
-from utilities.tables import read_text
-from utilities.texts import write_json
+from utilities.texts import read_text, write_json
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
 PUBLISHED_FOLDER = 'speech_commands_v0.02'  # in which the published recipe unpacks the dataset

@@ -13,11 +13,11 @@ from reports.html import Html, markup, page, section, table
 from training.environment import now
 from training.options import FREE_OPTIONS, make_parser
 from training.results import best_of, read_rows, result_columns
+from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
-from utilities.labels import read_datafile, split_labels
+from utilities.formatting import clock
 from utilities.stats import calculate_stats, classes_of, is_single_label, single_label_scores
 from utilities.texts import read_json
-from utilities.formatting import clock
 
 MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
 LISTED = 20  # classes, or mistakes

@@ -7,7 +7,8 @@ import torch
 from models.ast_models import check_settings, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
 from utilities.errors import DataError
-from utilities.labels import WEIGHT_RULE, read_labels, weight_file
+from utilities.labels import read_labels
+from utilities.weight_files import WEIGHT_RULE, weight_file
 
 # Patches of an input; attention's time grows with their square. 128 bins x 1024 frames at strides
 # of 1 have 114017.

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from models.files import DownloadError, download, hold_lock
+from utilities.datafiles import is_text
 from utilities.errors import DataError
-from utilities.folders import making
-from utilities.labels import is_text
+from utilities.folders import output_folders
 from utilities.texts import read_json, write_json
 
 MARKER = 'source.json'  # says which source a folder was prepared from
@@ -22,7 +22,7 @@ def only_one(out_dir):
     def has_data():
         return not {entry.name for entry in out_dir.iterdir()} <= {'lock', MARKER}
 
-    with making(out_dir), hold_lock(out_dir / 'lock', keep=has_data):
+    with output_folders(out_dir), hold_lock(out_dir / 'lock', keep=has_data):
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ import run
 from audio.formats import MAX_RATE
 from audio.reading import AudioError
 from dataloader import AudiosetDataset, SampleKey
-from utilities.labels import WHOLE_RECORDING
+from utilities.datafiles import WHOLE_RECORDING
 from utilities.parallel import one_thread
 
 SAMPLES = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)

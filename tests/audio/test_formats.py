@@ -28,7 +28,7 @@ from formats import KINDS, SOUND
 from models import ASTModel, save_checkpoint
 from tagging import tagger as tagging
 from training.norm_stats import FbankSums
-from utilities.labels import WHOLE_RECORDING
+from utilities.datafiles import WHOLE_RECORDING
 from utilities.parallel import one_thread
 
 BINS = 32

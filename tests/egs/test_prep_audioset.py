@@ -15,8 +15,9 @@ import soundfile
 import prep_audioset as prep
 from audio.reading import load_waveform
 from models.files import WriteError
+from utilities.datafiles import read_datafile
 from utilities.errors import DataError
-from utilities.labels import read_datafile, read_labels
+from utilities.labels import read_labels
 
 MALE, DOG = '/m/05zppz', '/m/0bt9lr'
 FIRST, SECOND = '--PJHxphWEs', 'Yb_-cd_-123'  # ids may begin with - or Y, and contain _ and -

@@ -63,9 +63,9 @@ def start_method():
 
 def test_training_does_not_depend_on_how_workers_start(start_method, data):
     start_method('forkserver')
-    for workers in '0', '2':
-        run.main([*BASE, '--num_workers', workers, '--exp_dir', workers])
-    alone, spread = (np.loadtxt(data / workers / 'result.csv', delimiter=',') for workers in '02')
+    for count in '0', '2':
+        run.main([*BASE, '--num_workers', count, '--exp_dir', count])
+    alone, spread = (np.loadtxt(data / count / 'result.csv', delimiter=',') for count in '02')
     assert np.array_equal(alone, spread)
 
 
