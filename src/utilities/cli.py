@@ -14,8 +14,9 @@ import logging
 import math
 import re
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 from utilities.formatting import quoted
 
@@ -150,7 +151,8 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
         loss: help of --loss.
     """
     add = parser.add_argument
-    add('--fstride', type=whole(1), help='stride in frequency of checkpoints that do not say theirs')
+    add('--fstride', type=whole(1),
+        help='stride in frequency of checkpoints that do not say theirs')
     add('--tstride', type=whole(1), help='stride in time of checkpoints that do not say theirs')
     add('--num_mel_bins', type=mel_bins, help='mel bins of checkpoints that do not say theirs')
     add('--audio_length', type=frames,

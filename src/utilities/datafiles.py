@@ -7,7 +7,7 @@ import math
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def entry_problem(entry: Any, known_mids: Container[str]) -> str | None:
     wav, labels = None, None
     if isinstance(entry, dict):
         wav, labels = entry.get('wav'), entry.get('labels')
-    if not is_text(wav) or not (labels == '' or is_text(labels)):
+    if not is_text(wav) or not (is_text(labels) or labels == ''):
         return (f'expected "wav" and "labels", both non-empty text ("labels": "" if no class is '
                 f'heard), got {quoted(str(entry))}')
     for mid in split_labels(labels):
@@ -124,7 +124,7 @@ def split_labels(labels: str) -> list[str]:
     return labels.split(',') if labels else []
 
 
-def is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """Return whether a value is text that may name a file."""
     if not isinstance(value, str) or not value or '\0' in value:
         return False

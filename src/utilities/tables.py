@@ -5,6 +5,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def find_file(folder: str | Path, name: str, exists: Callable[[str], bool]) -> s
     return as_written if as_written == with_slashes or exists(as_written) else with_slashes
 
 
-def read_numbers(path: str | Path, ndmin: int) -> np.ndarray:
+def read_numbers(path: str | Path, ndmin: Literal[1, 2]) -> np.ndarray:
     """Read a comma-separated file of numbers, without a header, as float64.
 
     Args:
