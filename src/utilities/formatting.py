@@ -1,4 +1,7 @@
-"""Write quotations and times as messages, pages and pictures show them."""
+"""Write quotations, lists of names and times as messages, pages and pictures show them."""
+from __future__ import annotations
+
+from collections.abc import Iterable
 
 MAX_QUOTED = 200  # characters
 
@@ -6,6 +9,13 @@ MAX_QUOTED = 200  # characters
 def quoted(text: str) -> str:
     """Quote a text from a file or a command line: on one line, and shortened if it is long."""
     return repr(text if len(text) <= MAX_QUOTED else f'{text[:MAX_QUOTED]}...')
+
+
+def shortened(names: Iterable[str], most: int = 10) -> str:
+    """Join names by commas; of many, only the first."""
+    names = list(names)
+    rest = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + rest
 
 
 def clock(seconds: float, tenths: bool = False) -> str:
