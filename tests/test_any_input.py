@@ -22,6 +22,7 @@ from audio.reading import AudioError
 from models import WeightsError
 from parsers import parser_of
 from training import option_checks, options
+from training.devices import choose_device
 from training.processes import World
 from utilities.cli import MAX_MESSAGE
 from utilities.errors import DataError
@@ -212,6 +213,10 @@ def test_any_command_line(parsers, data):
                 option_checks.check_options(parsers[name], args, World())
             if name == 'inference.py':
                 inference.check_options(parsers[name], args)
+                try:  # as inference.main does
+                    choose_device(args.device)
+                except ValueError as error:
+                    parsers[name].error(str(error))
     except SystemExit as stop:
         said = said.getvalue()
         assert stop.code == 2 and said.startswith(f'{name}: ') and len(said) < MAX_MESSAGE + 100

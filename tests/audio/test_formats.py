@@ -19,6 +19,7 @@ import check_data
 import formats
 import inference
 import prep_own
+import tagging
 from audio import reading as audio
 from audio.augmentation import Augmentation
 from audio.fbank import SAMPLE_RATE, count_frames
@@ -26,7 +27,7 @@ from audio.reading import AudioError, WindowReader, load_waveform, measure, surv
 from dataloader import AudiosetDataset
 from formats import KINDS, SOUND
 from models import ASTModel, save_checkpoint
-from tagging import tagger as tagging
+from tagging.windows import window_starts
 from training.norm_stats import FbankSums
 from utilities.labels import WHOLE_RECORDING
 from utilities.parallel import one_thread
@@ -118,7 +119,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
         assert result.incomplete_from == pytest.approx(found.incomplete_from, abs=0.02)
         assert result.seconds == pytest.approx(found.seconds, abs=0.02)
         assert result.ends[-1] == result.seconds
-        assert list(result.starts) == list(tagging.window_starts(result.seconds, 1.5, 1.5))
+        assert list(result.starts) == list(window_starts(result.seconds, 1.5, 1.5))
 
 
 def make_conf():
@@ -174,7 +175,7 @@ def test_a_recording_without_seeking_is_decoded_once_for_all_its_windows(folder,
 @pytest.fixture
 def infer(tagger, tmp_path, monkeypatch, capsys):
     """Run the command line with the small tagger; returns the text, the JSON and the CSV's rows."""
-    monkeypatch.setattr(inference, 'load_tagger', lambda *_, **__: tagger)
+    monkeypatch.setattr('tagging.command.load_tagger', lambda *_, **__: tagger)
 
     def run(*files):
         words = (f'--checkpoint model.pth --num_workers 0 --device cpu --hop_seconds 0.75 '
