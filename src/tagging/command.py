@@ -56,12 +56,12 @@ def find_audio(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    paths = [Path(path) for path in paths]
-    files = []
-    for path in paths:
+    given = [Path(path) for path in paths]
+    files: list[Path] = []
+    for path in given:
         files += _audio_below(path) if path.is_dir() else [path]
     if not files:
-        where = ' '.join(map(str, paths)) or 'the command line'
+        where = ' '.join(map(str, given)) or 'the command line'
         raise DataError(f'there are no audio files in {where}: give files or folders, before the '
                         f'options or after --audio_path')
     return list(dict.fromkeys(files))

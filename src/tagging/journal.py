@@ -36,6 +36,16 @@ class State(NamedTuple):
     finished: bool = False
 
 
+@contextlib.contextmanager
+def _lock(journal):
+    """Keep out a second process that would write the same files."""
+    try:
+        with hold_lock(f'{journal}.lock', wait=False, keep=lambda: False):
+            yield
+    except LockedError:
+        raise DataError(f'another process is writing the files of the job {journal}') from None
+
+
 class Job:
     """The output files of a job and the journal with which it goes on. Use as a context manager.
 
@@ -52,16 +62,18 @@ class Job:
     def __init__(self, files: list[GrowingFile], beside: Path | None = None,
                  settings: dict | None = None, total: int = 0):
         self.files, self.settings, self.total = files, settings or {}, total
-        self.path = beside and beside.with_name(f'{beside.name}.progress')
         self.journal: GrowingFile | None = None
+        if beside:
+            self.journal = GrowingFile(beside.with_name(f'{beside.name}.progress'), in_place=True)
+            self.journal.head = json.dumps(self.settings).encode() + b'\n'
         self.state = State(sizes=[0] * len(files))
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> 'Job':
         with contextlib.ExitStack() as stack:
-            if self.path:
-                stack.enter_context(self._lock())
-                self._open_journal()
+            if self.journal:
+                stack.enter_context(_lock(self.journal.path))
+                self._open_journal(self.journal)
             stack.callback(self._close)
             if not self.state.finished:
                 for file, size in zip(self.files, self.state.sizes):
@@ -94,58 +106,46 @@ class Job:
             self._note(self.state._replace(finished=True))
         for file in self.files:
             file.publish()
-        if self.path:
+        if self.journal:
             self.journal.close()
-            self.path.unlink()
+            self.journal.path.unlink()
 
     def _note(self, state):
-        if self.path:
+        if self.journal:
             self.journal.write(json.dumps(state).encode() + b'\n')
         self.state = state
 
-    @contextlib.contextmanager
-    def _lock(self):
-        """Keep out a second process that would write the same files."""
-        try:
-            with hold_lock(f'{self.path}.lock', wait=False, keep=lambda: False):
-                yield
-        except LockedError:
-            raise DataError(f'another process is writing the files of the job {self.path}'
-                            ) from None
-
-    def _open_journal(self):
+    def _open_journal(self, journal):
         """Open the journal. If this job has begun already, go back to its last good state."""
-        lines = self._good_lines()
-        self.journal = GrowingFile(self.path, in_place=True)
-        self.journal.head = json.dumps(self.settings).encode() + b'\n'
+        lines = self._good_lines(journal.path)
         if len(lines) < 2:  # nothing is done
-            self.journal.open()
+            journal.open()
             return
         self.state = State(*json.loads(lines[-1]))
         logger.info('%d of %d recordings are tagged already', self.state.files, self.total)
-        self.journal.open(sum(len(line) + 1 for line in lines))
+        journal.open(sum(len(line) + 1 for line in lines))
 
-    def _good_lines(self):
-        """Return the journal's lines, settings first, up to the last state whose files are there.
+    def _good_lines(self, path):
+        """Return a journal's lines, settings first, up to the last state whose files are there.
 
         Raises DataError if they are of a job with other settings.
         """
-        text = self.path.read_bytes() if self.path.exists() else b''
+        text = path.read_bytes() if path.exists() else b''
         *lines, _ = text.split(b'\n')  # what follows the last newline is no whole line
         if len(lines) > 1:
             before = json.loads(lines[0])
-            self._refuse_other([name for name in self.settings
-                                if before.get(name) != self.settings[name]])
+            self._refuse_if([name for name in self.settings
+                             if before.get(name) != self.settings[name]])
         if not lines and any(file.partial.exists() for file in self.files):
-            self._refuse_other(['outputs'])
+            self._refuse_if(['outputs'])
         while len(lines) > 1 and not self._can_go_on(State(*json.loads(lines[-1]))):
             lines.pop()
         return lines
 
-    def _refuse_other(self, differences):
+    def _refuse_if(self, differences):
         """Raise DataError if there are differences, names of settings, to the job before."""
         if differences:
-            paths = self.path, *(file.partial for file in self.files)
+            paths = [file.partial for file in (self.journal, *self.files)]
             left = ' '.join(str(path) for path in paths if path.exists())
             raise DataError(f'there is an unfinished job with other {", ".join(differences)}: give '
                             f'its command line to go on with it, or remove {left}')
@@ -158,13 +158,16 @@ class Job:
 
     def _close(self):
         """Close the files. If the job can go on, the partial files and the journal stay."""
-        for file in (*self.files, *filter(None, [self.journal])):
+        for file in self.files:
             file.close()
-        if self.state.finished or not self.path:
+        if not self.journal:
+            return
+        self.journal.close()
+        if self.state.finished:
             return
         if self.state.files:
             logger.info('%d of %d recordings are tagged: the same command line goes on from there',
                         self.state.files, self.total)
         else:
-            for path in (self.path, *(file.partial for file in self.files)):
-                path.unlink(missing_ok=True)
+            for file in (self.journal, *self.files):
+                file.partial.unlink(missing_ok=True)

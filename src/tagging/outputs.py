@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,8 @@ class GrowingFile:
     head = tail = b''
 
     def __init__(self, path: Path, in_place: bool = False):
-        self.path, self.file, self.size = path, None, 0
+        self.path, self.size = path, 0
+        self.file: Any = None  # an unbuffered binary file, once it is open
         self.partial = path if in_place else path.with_name(f'{path.name}.partial')
 
     def open(self, size: int = 0) -> None:

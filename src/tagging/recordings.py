@@ -21,7 +21,6 @@ from tagging.windows import (
     BLANK,
     ROUNDING_SECONDS,
     Source,
-    Window,
     WindowKey,
     WindowPlan,
     Windows,
@@ -189,15 +188,15 @@ def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: Settin
                 yield under_way.popleft(), window
 
 
-def _score_batch(tagger: Tagger, batch: Window, embeddings: bool) -> list[ScoredWindow]:
-    """Score a batch of windows, collated into one. If none could be read, the model rests."""
-    scores = np.zeros((len(batch.error), len(tagger.labels)), np.float32)
-    embedded = None
-    if not all(batch.error):
-        scores, embedded = tagger(batch.fbank, embeddings)
-    return [ScoredWindow(fbank[:frames].numpy(), float(seconds), error, scores[i],
+def _score_batch(tagger: Tagger, batch: Any, embeddings: bool) -> list[ScoredWindow]:
+    """Score a batch of windows, a Window of batches. If none could be read, the model rests."""
+    fbanks, frames, seconds, errors = batch
+    scores, embedded = np.zeros((len(errors), len(tagger.labels)), np.float32), None
+    if not all(errors):
+        scores, embedded = tagger(fbanks, embeddings)
+    return [ScoredWindow(fbanks[i, :frames[i]].numpy(), float(seconds[i]), error, scores[i],
                          None if embedded is None else embedded[i])
-            for i, (fbank, frames, seconds, error) in enumerate(zip(*batch))]
+            for i, error in enumerate(errors)]
 
 
 def _put_together(tagger: Tagger, plan: WindowPlan, windows: Iterable[ScoredWindow],
@@ -211,7 +210,8 @@ def _put_together(tagger: Tagger, plan: WindowPlan, windows: Iterable[ScoredWind
         plan = plan.shortened(window.seconds, tagger.seconds)
         error = error or window.error or None
         scores.append(window.scores)
-        embeddings.append(window.embedding)
+        if window.embedding is not None:
+            embeddings.append(window.embedding)
         if picture:
             picture.add(start, window.fbank)
     if error:
@@ -222,7 +222,7 @@ def _put_together(tagger: Tagger, plan: WindowPlan, windows: Iterable[ScoredWind
     ends = np.minimum(plan.starts + tagger.seconds, plan.seconds)
     return Tagging(plan.path, plan.seconds, plan.starts, ends, np.stack(scores[:count]),
                    tagger.labels,
-                   embeddings=None if embeddings[0] is None else np.stack(embeddings[:count]),
+                   embeddings=np.stack(embeddings[:count]) if embeddings else None,
                    spectrogram=picture.columns(ends[-1]) if picture else None,
                    incomplete_from=plan.incomplete_from, planned=planned)
 

@@ -86,7 +86,8 @@ class Sound:
         Raises:
             AudioError: there are NaN or infinite samples.
         """
-        mono = self.samples[0] if len(self.samples) == 1 else self.samples.mean(axis=0)
+        samples = np.asarray(self.samples)
+        mono = samples[0] if len(samples) == 1 else samples.mean(axis=0)
         if not np.isfinite(mono).all():
             raise AudioError(f'{self.name} holds NaN or infinite samples')
         resampled = resample(torch.from_numpy(mono), self.rate, SAMPLE_RATE)

@@ -19,7 +19,7 @@ try:
     import fcntl
     import termios
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 MARGIN_SECONDS = 0.25  # read past a window; the longest resampling filter is shorter
 BLOCK_SECONDS = 0.25  # read at once, at most
@@ -51,7 +51,7 @@ class Stream:
             raise DataError('standard input is a terminal: pipe a sound into the program')
         self.descriptor = sys.stdin.fileno()
         self.is_file = stat.S_ISREG(os.fstat(self.descriptor).st_mode)
-        if os.name == 'nt':  # or Windows would change line ends and stop at Ctrl-Z
+        if sys.platform == 'win32':  # or it would change line ends and stop at Ctrl-Z
             import msvcrt
             msvcrt.setmode(self.descriptor, os.O_BINARY)
         try:

@@ -18,7 +18,7 @@ from training.errors import explained
 from utilities.errors import DataError
 from utilities.labels import Labels, read_labels
 
-Checkpoint = str | os.PathLike[str]
+Checkpoint = str | Path
 Described = tuple[Checkpoint, dict[str, Any]]  # a checkpoint and its description
 
 EGS = Path(__file__).resolve().parents[2] / 'egs'
@@ -154,8 +154,7 @@ def load_tagger(checkpoints: Checkpoint | Iterable[Checkpoint], device: str = 'a
         ValueError: the device is not there.
         TrainingError: the GPU has too little memory.
     """
-    single = isinstance(checkpoints, (str, os.PathLike))
-    sources: list[Checkpoint] = [checkpoints] if single else list(checkpoints)
+    sources = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
     place = choose_device(device)
     classifiers, described = [], []
     for source in sources:
