@@ -19,6 +19,8 @@ import prep_audioset
 import prep_own
 import scaling
 from audio.reading import AudioError
+from checks.entries import check_entries, excerpt_of, wav_path
+from checks.recordings import Excerpt, examine
 from models import WeightsError
 from parsers import parser_of
 from training import option_checks, options
@@ -112,13 +114,13 @@ def test_any_datafile(read_or_refuse, content):
 @given(files_like(datafiles.map(json.dumps)))
 def test_any_datafile_is_described_by_the_check(read_or_refuse, content):
     listed = read_or_refuse(content, read_entries) or []
-    problems, unknown = check_data.check_entries(listed, MIDS)
+    problems, unknown = check_entries(listed, MIDS)
     for text in sum(problems.values(), []):
         assert text.splitlines() == [text] and text.encode() and len(text) < MAX_LENGTH
-    wavs = [check_data.wav_path(entry) for entry in listed]
-    recordings = {wav: check_data.examine(wav) for wav in wavs if wav is not None}
+    wavs = [wav_path(entry) for entry in listed]
+    recordings = {wav: examine(Excerpt(wav)) for wav in wavs if wav is not None}
     assert problems and recordings.keys() == {wav for wav in wavs if wav}
-    json.dumps([unknown, problems, list(map(check_data.sample_of, listed))])
+    json.dumps([unknown, problems, list(map(excerpt_of, listed))])
 
 
 LABEL_LINES = lines_of(['index', 'mid', 'display_name'], ['0', '1', '2'], ['/m/0', 'dog', ''])

@@ -15,7 +15,6 @@ import pytest
 import soundfile
 import torch
 
-import check_data
 import formats
 import inference
 import prep_own
@@ -24,12 +23,12 @@ from audio import reading as audio
 from audio.augmentation import Augmentation
 from audio.fbank import SAMPLE_RATE, count_frames
 from audio.reading import AudioError, WindowReader, load_waveform, measure, survey
+from checks.recordings import Excerpt, check_recordings, count_recordings, examine
 from dataloader import AudiosetDataset
 from formats import KINDS, SOUND
 from models import ASTModel, save_checkpoint
 from tagging.windows import window_starts
 from training.norm_stats import FbankSums
-from utilities.labels import WHOLE_RECORDING
 from utilities.parallel import one_thread
 
 BINS = 32
@@ -95,8 +94,10 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     name, path = kind
     found = survey(path)
     assert (found.incomplete_from is None) is KINDS[name].whole
-    examined = {check_data.Sample(str(path), *WHOLE_RECORDING): check_data.examine(path)}
-    problems, facts = check_data.check_recordings(examined, audio_length=1024)
+    excerpt = Excerpt(str(path))
+    findings = {excerpt: examine(excerpt)}
+    problems = check_recordings(findings)
+    facts = count_recordings(findings.values(), audio_length=1024)
     problems = [problem for problem, items in problems.items() if items]
     assert problems == ([] if KINDS[name].whole else ['incomplete'])
     assert facts['seconds']['max'] == pytest.approx(found.seconds)

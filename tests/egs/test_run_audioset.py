@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 import prep_audioset
-from check_data import check
+from checks.datafiles import check
 from utilities.labels import read_labels
 
 # Real labels, of Google's list.
