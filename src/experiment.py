@@ -15,6 +15,7 @@ from dataloader import AudiosetDataset
 from models import ASTModel, WeightsError
 from models.files import LockedError, hold_lock
 from reports.pages import run_page, warn_only
+from training import processes
 from training.batches import EpochSampler, WaveformDataset, make_loader
 from training.checkpoint import CheckpointError
 from training.devices import choose_device, choose_precision, features_on_device
@@ -23,14 +24,6 @@ from training.errors import TrainingError, explained
 from training.interrupt import EXIT_CODE
 from training.option_checks import check_files, check_options
 from training.options import FREE_OPTIONS, STRUCTURE, make_parser
-from training.processes import (
-    LOST_SIGNS,
-    DistributedError,
-    World,
-    ended_at_once,
-    find_world,
-    in_contact,
-)
 from training.trainer import TrainSettings
 from traintest import Interrupted, Run
 from utilities.cli import exit_on, setup_logging
@@ -68,17 +61,17 @@ def check_labels(datafile, loss):
                        'and accuracy on it are nan', datafile.path)
 
 
-def make_loaders(args, device, world=World()):
+def make_loaders(args, device):
     """Loaders of the training, validation and, if --data_eval is given, evaluation set."""
     check_files(args)
     make = functools.partial(make_dataset, args,
                              kind=WaveformDataset if features_on_device(args.features, device) else AudiosetDataset)
-    load = functools.partial(make_loader, num_workers=args.num_workers, pin_memory=device.type == 'cuda', world=world)
+    load = functools.partial(make_loader, num_workers=args.num_workers, pin_memory=device.type == 'cuda')
     train_set = make(args.data_train, 'train')
     weights = read_sample_weights(weight_file(args.data_train), len(train_set)) if args.bal == 'bal' else None
     evaluation_sets = [make(datafile, 'evaluation') for datafile in (args.data_val, args.data_eval) if datafile]
     return [load(train_set, args.batch_size, sampler=EpochSampler(len(train_set), args.seed, weights)),
-            *(load(dataset, 2 * args.batch_size // world.size) for dataset in evaluation_sets)]
+            *(load(dataset, 2 * args.batch_size // processes.size()) for dataset in evaluation_sets)]
 
 
 def make_model(args, pretrained=True):
@@ -90,12 +83,12 @@ def make_model(args, pretrained=True):
         audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size, verbose=pretrained)
 
 
-def log_settings(args, loaders, device, precision, world):
+def log_settings(args, loaders, device, precision, size):
     """Say once what is about to run."""
     names = ('training', 'validation', 'evaluation')
     sizes = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(names, loaders))
     logger.info('settings: %s', ' '.join(f'--{name} {value}' for name, value in vars(args).items()))
-    each = f' in each of {world.size} processes' if world.size > 1 else ''
+    each = f' in each of {size} processes' if size > 1 else ''
     logger.info('samples: %s; %d steps an epoch; device %s, %s, %d data workers%s', sizes, len(loaders[0]), device,
                 str(precision or torch.float32).removeprefix('torch.'), loaders[0].num_workers, each)
 
@@ -143,40 +136,40 @@ def is_finished(args, exp_dir):
     return not longer
 
 
-def run(args, interrupt, world):
+def run(args, interrupt, place):
     """Run one experiment, or nothing if it is finished already."""
-    device = world.device(choose_device(args.device))
+    device = processes.own_device(place, choose_device(args.device))
     precision = choose_precision(args.amp, device)
     if args.dry_run:
-        log_settings(args, make_loaders(args, device, world), device, precision, world)
+        log_settings(args, make_loaders(args, device), device, precision, place.size)
         logger.info('%s', make_model(args, pretrained=False).summary(args.imagenet_pretrain, args.audioset_pretrain))
         return
-    world.start(device, args.timeout_minutes)
-    precision = agree_on_precision(precision, world)
+    processes.join(place, device, args.timeout_minutes)
+    precision = agree_on_precision(precision)
     # For what stays float32 in mixed precision.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision is not None
     exp_dir = Path(args.exp_dir)
     with contextlib.ExitStack() as claim:
-        if world.on_main(lambda: is_to_run(args, exp_dir, claim)):
-            loaders = make_loaders(args, device, world)
+        if processes.on_main(lambda: is_to_run(args, exp_dir, claim)):
+            loaders = make_loaders(args, device)
             for loader in loaders:
                 look_at(loader.dataset)
-            log_settings(args, loaders, device, precision, world)
+            log_settings(args, loaders, device, precision, place.size)
             with explained():
                 model = make_model(args).to(device)
             model.autocast_dtype = precision
             model.v.set_grad_checkpointing(args.grad_checkpointing)
-            world.on_main(lambda: begin(args, exp_dir, device, world))
-            experiment(args, model, device, loaders, exp_dir, interrupt, world)
+            processes.on_main(lambda: begin(args, exp_dir, device))
+            experiment(args, model, device, loaders, exp_dir, interrupt)
 
 
-def agree_on_precision(precision, world):
+def agree_on_precision(precision):
     """Return the precision of all processes: if they have chosen differently, one that all compute in.
 
     Gradients of float16 are scaled and would be averaged with others that are not.
     """
     known = [None, torch.float16, torch.bfloat16]
-    chosen = set(world.gather_numbers(known.index(precision)).flatten().int().tolist())
+    chosen = set(processes.gather_numbers(known.index(precision)).flatten().int().tolist())
     if len(chosen) == 1:
         return precision
     common = None if 0 in chosen else torch.float16  # 0: a CPU that computes in neither
@@ -209,7 +202,7 @@ def look_at(dataset):
                 raise
 
 
-def begin(args, exp_dir, device, world):
+def begin(args, exp_dir, device):
     """Note what is about to run in exp_dir, once everything that it needs is there."""
     if args.resume == 'none':
         forget(exp_dir)
@@ -217,7 +210,7 @@ def begin(args, exp_dir, device, world):
     for name in ('finished', 'report.html'):
         (exp_dir / name).unlink(missing_ok=True)
     with warn_only('environment.json'):
-        record_start(exp_dir, device, world.size)
+        record_start(exp_dir, device, processes.size())
 
 
 def forget(exp_dir):
@@ -229,28 +222,28 @@ def forget(exp_dir):
         shutil.rmtree(exp_dir / name, ignore_errors=True)
 
 
-def experiment(args, model, device, loaders, exp_dir, interrupt, world):
+def experiment(args, model, device, loaders, exp_dir, interrupt):
     """Train, average and evaluate as the options say. On a signal, leave the mark `interrupted` and exit with 75."""
     settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
     description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
                    'std': args.dataset_std, 'loss': args.loss}
     try:
-        with explained(), in_contact(LOST_SIGNS):
-            this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, interrupt, world)
+        with explained(), processes.catch_lost_processes(processes.LOST_SIGNS):
+            this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, interrupt)
             this_run.train()
-            world.on_main(lambda: log_best(args.metrics, this_run.results))
+            processes.on_main(lambda: log_best(args.metrics, this_run.results))
             if args.wa:
                 this_run.average_weights()
             if args.data_eval:
                 this_run.evaluate_best(loaders[2])
-        world.on_main(this_run.finish)
+        processes.on_main(this_run.finish)
     except Interrupted:
-        if world.is_main:
+        if processes.is_main():
             (exp_dir / 'interrupted').touch()
         logger.info('%s wants to go on: start it again with the same options%s', exp_dir,
                     ', but --resume auto' if args.resume == 'none' else '')
         sys.exit(EXIT_CODE)
-    if world.is_main:
+    if processes.is_main():
         with warn_only('report.html'):
             write_text(exp_dir / 'report.html', run_page(exp_dir))
 
@@ -263,10 +256,10 @@ def log_best(metric, results):
 
 def start(parser, args, interrupt):
     """Check the options together and run their experiment; mistakes end the program with a sentence."""
-    with ended_at_once(), exit_on(AudioError, CheckpointError, DataError, DistributedError, OSError, TrainingError,
+    with processes.exit_without_waiting(), exit_on(AudioError, CheckpointError, DataError, processes.DistributedError, OSError, TrainingError,
                                   WeightsError):
-        world = find_world()
-        check_options(parser, args, world)
-        setup_logging(world.rank)
+        place = processes.find_place()
+        check_options(parser, args, place)
+        setup_logging(place.rank)
         limit_threads()
-        run(args, interrupt, world)
+        run(args, interrupt, place)

@@ -6,6 +6,7 @@ import torch
 
 from models.ast_models import check_settings, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
+from training.processes import own_device
 from utilities.errors import DataError
 from utilities.labels import WEIGHT_RULE, read_labels, weight_file
 
@@ -15,13 +16,13 @@ MAX_PATCHES = 2 ** 17
 GB = 10 ** 9  # bytes
 
 
-def check_options(parser, args, world):
+def check_options(parser, args, place):
     """Stop with a sentence if options contradict each other."""
     try:
         check_settings(args.n_class, args.fstride, args.tstride, args.num_mel_bins,
                        args.audio_length, args.imagenet_pretrain, args.audioset_pretrain,
                        args.model_size)
-        device = world.device(choose_device(args.device))
+        device = own_device(place, choose_device(args.device))
     except ValueError as error:
         parser.error(str(error))
     if args.compile and splits_batches(device):
@@ -35,22 +36,22 @@ def check_options(parser, args, world):
     if args.timem > args.audio_length:
         parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
                      f'--audio_length')
-    check_sizes(parser, args, world)
+    check_sizes(parser, args, place)
     rows, columns = patch_grid(args.fstride, args.tstride, args.num_mel_bins, args.audio_length)
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
                      f'{columns} columns')
-    if args.batch_size % world.size:
-        less = args.batch_size // world.size * world.size
-        nearest = f'{less} or {less + world.size}' if less else world.size
-        parser.error(f'--batch_size {args.batch_size} cannot be split over {world.size} processes; '
+    if args.batch_size % place.size:
+        less = args.batch_size // place.size * place.size
+        nearest = f'{less} or {less + place.size}' if less else place.size
+        parser.error(f'--batch_size {args.batch_size} cannot be split over {place.size} processes; '
                      f'{nearest} can')
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, '
                      f'{args.wa_end}, {args.n_epochs}')
 
 
-def check_sizes(parser, args, world):
+def check_sizes(parser, args, place):
     """Stop with a sentence if strides, patches or a batch are too large for any training."""
     if args.fstride > args.num_mel_bins:
         parser.error(f'--fstride {args.fstride} is more than the {args.num_mel_bins} mel bins')
@@ -64,7 +65,7 @@ def check_sizes(parser, args, world):
                      f'into {rows * columns} patches, more than {MAX_PATCHES}: take larger strides '
                      f'or fewer frames')
     # Samples of a batch on this machine.
-    here = math.ceil(args.batch_size / world.size) * world.local_size
+    here = math.ceil(args.batch_size / place.size) * place.local_size
     size, memory = 4 * here * args.num_mel_bins * args.audio_length, memory_bytes()
     if size > memory:
         parser.error(f'--batch_size {args.batch_size}: the inputs of a batch, {args.num_mel_bins} '
