@@ -17,7 +17,7 @@ import torch
 
 import formats
 import inference
-import prep_own
+import own_dataset
 import tagging
 from audio import reading as audio
 from audio.augmentation import Augmentation
@@ -107,7 +107,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     packed = tmp_path / '1.zip' / path.name
     assert survey(packed) == found and torch.equal(load_waveform(packed), load_waveform(path))
     expected = found.seconds, found.incomplete_from
-    assert prep_own.read_length(path) == measure(packed, trust_header=False) == expected
+    assert own_dataset.read_length(path) == measure(packed, trust_header=False) == expected
     if name != 'damaged.flac':  # of which the header and the last sample tell nothing
         assert measure(path) == expected
     datafile = make_datafile([(path, '/m/0'), (packed, '/m/0')])
@@ -206,7 +206,7 @@ def test_recordings_cut_off_are_named_where_a_dataset_is_prepared(folder, tmp_pa
     names = 'cut.flac', 'cut.mp3', 'm4a', 'mkv', 'wav', 'size 0.wav'
     lines = [f'{folder}/a {name},{i % 2}' for i, name in enumerate(names)]
     (tmp_path / 'list.csv').write_text('\n'.join(['path,labels', *lines]))
-    prep_own.prepare(tmp_path / 'list.csv', tmp_path / 'prep')
+    own_dataset.prepare(tmp_path / 'list.csv', tmp_path / 'prep')
     assert '2 audio files end before their header says, or are damaged' in caplog.text
     assert 'the first: ' in caplog.text and 'a cut.flac' in caplog.text
     assert '6 clips of 2 classes, 2.30 to 4.03 s long' in capsys.readouterr().out
