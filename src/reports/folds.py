@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from reports.experiments import finished_folds, read_further_metrics
-from reports.pages import fold_page, warn_only
+from reports.pages import fold_page
 from training.results import (
     best_of,
     read_rows,
@@ -16,7 +16,7 @@ from training.results import (
     write_figure,
     write_rows,
 )
-from utilities.errors import DataError
+from utilities.errors import DataError, warn_only
 from utilities.stats import is_single_label
 from utilities.texts import read_json, write_text
 

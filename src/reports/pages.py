@@ -1,8 +1,5 @@
 """report.html: an experiment, or the folds of one, on a page that needs no network."""
 import base64
-import contextlib
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +12,6 @@ from reports.scores import epochs_table, folds_table, scores_table
 from training.environment import now
 from training.results import best_of, read_rows
 from utilities.texts import write_text
-
-logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def warn_only(name: str) -> Iterator[None]:
-    """Log errors of the block as a warning that `name` was not written; never raise them.
-
-    For files that are not worth a run.
-    """
-    try:
-        yield
-    except Exception as error:
-        logger.warning('%s was not written: %s: %s', name, type(error).__name__, error)
 
 
 def write_report(exp_dir: Path) -> None:

@@ -77,7 +77,7 @@ def _read_numbers(*names):
 
 
 def _set_meeting_point_of_slurm():
-    """Let the processes of a job step meet on its first node, at a port made of the step's number."""
+    """Let the processes of a job step meet on its first node, at a port made of its number."""
     if 'MASTER_ADDR' not in os.environ:
         try:
             command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_STEP_NODELIST']]
@@ -255,7 +255,8 @@ class DelayedSum:
             return numbers
         given = torch.tensor(numbers, dtype=torch.int64)
         with catch_lost_processes():
-            before, self._under_way = self._under_way, (given, dist.all_reduce(given, async_op=True))
+            before = self._under_way
+            self._under_way = given, dist.all_reduce(given, async_op=True)
             if before is None:
                 return (0,) * len(numbers)
             before[1].wait()
