@@ -1,4 +1,4 @@
-"""Summarise a cross-validation: the best and the last epoch, accuracy by class, confusion matrix."""
+"""Summarise a cross-validation: best and last epoch, accuracy by class, confusion matrix."""
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from checks.entries import (
     video_id,
 )
 from checks.problems import BAD_AUDIO, PROBLEMS, STOPS
-from checks.recordings import Excerpt, Finding, check_recordings, count_recordings, examine
+from checks.recordings import Excerpt, Finding, check_recordings, count_recordings, examine, within
 from checks.segments import check_segments
 from utilities.errors import DataError
 from utilities.labels import Labels, read_entries
@@ -64,7 +64,7 @@ def check_datafile(path: str, entries: list[Entry], findings: Mapping[Excerpt, F
     """Return everything about one datafile, for JSON. The arguments are those of `check`."""
     entry_problems, unknown_mids = check_entries(entries, labels.index())
     excerpts = excerpts_of(entries)
-    heard = {excerpt: findings[excerpt].within(excerpt) for excerpt in excerpts}
+    heard = {excerpt: within(findings[excerpt], excerpt) for excerpt in excerpts}
     problems = {**entry_problems, **check_recordings(heard),
                 'repeated_wavs': repeated(map(str, excerpts)),
                 'repeated_video_ids': repeated(map(video_id, entries))}

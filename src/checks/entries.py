@@ -1,4 +1,4 @@
-"""Check the entries of a datafile: their form, their labels, their weights, and what is repeated."""
+"""Check the entries of a datafile: form, labels, weights, and what is listed more than once."""
 import itertools
 import os
 from collections import Counter
@@ -25,7 +25,7 @@ Entry = Any  # of a datafile: a dict, if it is well formed
 
 def wav_path(entry: Entry) -> str | None:
     """Return the absolute path of an entry's recording, or None if it names none."""
-    wav = entry.get('wav') if isinstance(entry, dict) else None
+    wav: Any = entry.get('wav') if isinstance(entry, dict) else None
     return os.path.abspath(wav) if is_text(wav) else None
 
 

@@ -24,56 +24,56 @@ class Excerpt(NamedTuple):
         return f'{self.wav} from {self.start:.10g} s' if self.start else self.wav
 
 
-class Finding(NamedTuple):
-    """What reading a recording has shown.
+class Unusable(NamedTuple):
+    """A recording that cannot be used.
 
     Attributes:
-        problem: why the recording cannot be used, a key of PROBLEMS that is BAD_AUDIO; or None.
-        reason: more about the problem.
-        survey: of the recording, if there is no problem.
+        problem: why not, a key of PROBLEMS that is BAD_AUDIO.
+        reason: more about it.
     """
-    problem: str | None
+    problem: str
     reason: str = ''
-    survey: Survey | None = None
 
-    @property
-    def frames(self) -> int:
-        """Frames of the fbank."""
-        samples = self.survey.samples * SAMPLE_RATE / self.survey.sample_rate
-        return count_frames(math.ceil(samples))
 
-    def within(self, excerpt: Excerpt) -> 'Finding':
-        """Return the Finding about an excerpt of the recording."""
-        if self.problem or (excerpt.start, excerpt.seconds) == WHOLE_RECORDING:
-            return self
-        whole, end = self.survey, excerpt.start + excerpt.seconds
-        samples = math.ceil((min(whole.seconds, end) - excerpt.start) * whole.sample_rate)
-        if samples <= 0:
-            return Finding('past_end')
-        ends_early = whole.incomplete_from is not None and whole.incomplete_from < end
-        incomplete_from = whole.incomplete_from if ends_early else None
-        part = whole._replace(samples=samples, incomplete_from=incomplete_from)
-        return self._replace(survey=part)
+Finding = Survey | Unusable  # what reading a recording has shown
 
 
 def examine(excerpt: Excerpt) -> Finding:
     """Read a recording whole. How loud it is, is judged by the excerpt alone."""
     try:
         if not shards.is_file(excerpt.wav):
-            return Finding('missing')
+            return Unusable('missing')
     except shards.ShardError as error:
-        return Finding('shards', str(error))
+        return Unusable('shards', str(error))
     try:
         if place := shards.split(excerpt.wav):
             shards.verify(*place)
         found = survey(excerpt.wav, start=excerpt.start, seconds=excerpt.seconds)
     except (AudioError, shards.ShardError) as error:
-        return Finding('unreadable', str(error))
+        return Unusable('unreadable', str(error))
     if not found.samples:
-        return Finding('empty')
+        return Unusable('empty')
     if not math.isfinite(found.heard):
-        return Finding('non_finite')
-    return Finding(None, survey=found)
+        return Unusable('non_finite')
+    return found
+
+
+def within(finding: Finding, excerpt: Excerpt) -> Finding:
+    """Return what a finding about a recording says about an excerpt of it."""
+    if isinstance(finding, Unusable) or (excerpt.start, excerpt.seconds) == WHOLE_RECORDING:
+        return finding
+    end = excerpt.start + excerpt.seconds
+    samples = math.ceil((min(finding.seconds, end) - excerpt.start) * finding.sample_rate)
+    if samples <= 0:
+        return Unusable('past_end')
+    ends_early = finding.incomplete_from is not None and finding.incomplete_from < end
+    incomplete_from = finding.incomplete_from if ends_early else None
+    return finding._replace(samples=samples, incomplete_from=incomplete_from)
+
+
+def frames_of(found: Survey) -> int:
+    """Return how many frames the fbank of a recording has."""
+    return count_frames(math.ceil(found.samples * SAMPLE_RATE / found.sample_rate))
 
 
 def check_recordings(findings: Mapping[Excerpt, Finding]) -> dict[str, list[str]]:
@@ -82,7 +82,7 @@ def check_recordings(findings: Mapping[Excerpt, Finding]) -> dict[str, list[str]
                            'shortened', 'incomplete', 'too_loud', 'cancelling', 'silent',
                            'too_short')
     for excerpt, finding in findings.items():
-        if finding.problem:
+        if isinstance(finding, Unusable):
             problems[finding.problem].append(finding.reason or str(excerpt))
         else:
             for problem, text in _oddities(excerpt, finding):
@@ -93,9 +93,9 @@ def check_recordings(findings: Mapping[Excerpt, Finding]) -> dict[str, list[str]
     return problems
 
 
-def _oddities(excerpt, finding):
+def _oddities(excerpt, found):
     """Yield what is odd about a recording that can be used: a key of PROBLEMS and a text."""
-    path, found = str(excerpt), finding.survey
+    path = str(excerpt)
     if math.isfinite(excerpt.seconds) and found.seconds < excerpt.seconds - LATE_SECONDS:
         yield 'shortened', f'{path} ({found.seconds:.2f} s are there)'
     if found.incomplete_from is not None:
@@ -104,22 +104,23 @@ def _oddities(excerpt, finding):
         yield 'too_loud', path
     if found.heard < SILENCE:
         yield ('silent' if found.peak < SILENCE else 'cancelling'), path
-    if not finding.frames:
+    if not frames_of(found):
         yield 'too_short', path
 
 
 def count_recordings(findings: Iterable[Finding], audio_length: int) -> dict[str, Any]:
     """Count recordings by rate, channels and length. audio_length: frames of the model's input."""
     listed = list(findings)
-    usable = [finding for finding in listed if finding.problem is None]
-    rates = Counter(finding.survey.sample_rate for finding in usable)
-    channels = Counter(finding.survey.channels for finding in usable)
-    seconds = [finding.survey.seconds for finding in usable]
+    usable = [finding for finding in listed if not isinstance(finding, Unusable)]
+    rates = Counter(found.sample_rate for found in usable)
+    channels = Counter(found.channels for found in usable)
+    seconds = [found.seconds for found in usable]
+    frames = [frames_of(found) for found in usable]
     return {
         'recordings': len(listed),
         'sample_rates': dict(sorted(rates.items())),
         'channels': dict(sorted(channels.items())),
         'seconds': {'min': min(seconds), 'median': statistics.median(seconds),
                     'max': max(seconds)} if seconds else None,
-        'shorter_than_window': sum(finding.frames < audio_length for finding in usable),
-        'longer_than_window': sum(finding.frames > audio_length for finding in usable)}
+        'shorter_than_window': sum(count < audio_length for count in frames),
+        'longer_than_window': sum(count > audio_length for count in frames)}

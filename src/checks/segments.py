@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 
 from checks.entries import Entry, excerpt_of, video_id, wav_path, window_of
 from checks.problems import no_problems
-from checks.recordings import Excerpt, Finding
+from checks.recordings import Excerpt, Finding, Unusable
 from utilities.labels import split_labels
 from utilities.segments import (
     START_TOLERANCE,
@@ -39,16 +39,17 @@ def check_segments(entries: Sequence[Entry], segments: Sequence[Segment],
         for segment in segments if segment.video_id not in present]
     for i, entry in enumerate(entries):
         text = f'entry {i}: {video_id(entry) or wav_path(entry) or "no video_id"}'
-        if video_id(entry) not in of_video:
+        listed = of_video.get(video_id(entry) or '')
+        if listed is None:
             problems['segments_not_listed'].append(text)
             continue
-        listed = of_video[video_id(entry)]
         labels = set(split_labels(str(entry.get('labels'))))
         if labels not in [set(segment.labels) for segment in listed]:
             problems['segments_other_labels'].append(f'{text} has {entry.get("labels")}')
-        finding = findings.get(excerpt_of(entry))
-        if finding and not finding.problem:
-            problem, reason = check_place(entry, listed, finding.survey.seconds)
+        excerpt = excerpt_of(entry)
+        finding = findings.get(excerpt) if excerpt else None
+        if finding and not isinstance(finding, Unusable):
+            problem, reason = check_place(entry, listed, finding.seconds)
             if problem:
                 problems[problem].append(f'{text}: {reason}')
     return problems
@@ -67,7 +68,8 @@ def check_place(entry: Entry, segments: Sequence[Segment], seconds: float
         A key of PROBLEMS and the reason; (None, None) if there is no problem.
     """
     start, length = window_of(entry)
-    name = parse_name(entry['wav'], {video_id(entry)}) or RecordingName(video_id(entry))
+    video = entry['video_id']
+    name = parse_name(entry['wav'], {video}) or RecordingName(video)
     fitting = _fitting_segments(segments, name, start)
     if not fitting:
         return 'segments_elsewhere', 'its name has another start than the list'

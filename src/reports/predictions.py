@@ -90,7 +90,7 @@ def predictions_section(found: Evaluated) -> str:
     """Return how good predictions are, class by class, and the worst mistakes, as HTML."""
     if not is_single_label(found.targets):
         return class_tables(found) + absent_labels(found)
-    labelled = found.only(found.targets.any(axis=1))
+    labelled = found.only(np.any(found.targets, axis=1))
     truth, predicted = classes_of(found.scores, found.targets)
     accuracy = float(np.mean(truth == predicted))
     f1, top5 = map(as_html, single_label_scores(found.scores, found.targets))
@@ -106,7 +106,7 @@ def predictions_section(found: Evaluated) -> str:
 
 def negatives(found: Evaluated) -> str:
     """Return a section about clips without a label, which the accuracy leaves out, if any."""
-    negative = ~found.targets.any(axis=1)
+    negative = ~np.any(found.targets, axis=1)
     if not negative.any():
         return ''
     return (f'<p>{negative.sum()} more clips are negatives: none of the classes is heard. They '

@@ -173,6 +173,7 @@ def draw(tagging: Tagging, path: Path) -> None:
     # Here, since matplotlib takes half a second to import.
     from training.results import write_figure
     from utilities.plots import plot_tags
+    assert tagging.spectrogram is not None  # it was asked for
     figure = plot_tags(tagging.spectrogram, tagging.ends[-1], tagging.starts, tagging.ends,
                        tagging.scores, tagging.labels.names, Path(tagging.path).name)
     write_figure(path, figure)

@@ -64,13 +64,14 @@ def tag(tagger: Tagger, files: Any, window: str = 'all', hop_seconds: float | No
         rate: int | None = None, batch_size: int | None = None, num_workers: int = -1,
         embeddings: bool = False, spectrograms: bool = False, done: Done = Done()
         ) -> Iterator[Tagging]:
-    """Tag recordings. Yield a Tagging for each, in order; of a long recording, only scores are kept.
+    """Tag recordings. Yield a Tagging for each, in order.
 
         tagger = load_tagger('audioset_10_10_0.4593.pth')
         for tagging in tag(tagger, ['recording.flac']):
             print([tagger.labels.names[i] for i, score in tagging.top(tagging.mean, 5)])
 
-    A recording that cannot be read gives a Tagging with an error.
+    A recording that cannot be read gives a Tagging with an error. Of a long one, only the scores
+    of its windows stay in memory.
 
     Args:
         tagger: what `load_tagger` returns.

@@ -51,11 +51,11 @@ class Sound:
                             f'{", ".join(SCALES)}')
         shape = tuple(array.shape)
         if len(shape) not in (1, 2):
-            raise DataError(f'{name} has shape {shape}: give (samples,) or (channels, samples), and '
-                            f'several recordings as a list')
+            raise DataError(f'{name} has shape {shape}: give (samples,) or (channels, samples), '
+                            f'and several recordings as a list')
         if len(shape) == 2 and shape[0] > shape[1] > 0:
-            raise DataError(f'{name} has shape {shape}, more channels than samples: give (channels, '
-                            f'samples), the transpose')
+            raise DataError(f'{name} has shape {shape}, more channels than samples: give '
+                            f'(channels, samples), the transpose')
         return cls(array[None] if len(shape) == 1 else array, int(rate), name)
 
     @property

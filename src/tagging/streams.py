@@ -83,8 +83,8 @@ class Stream:
         return self._open_raw(audio.samplerate, audio.channels, audio.subtype)
 
     def _open_raw(self, rate, channels, subtype):
-        return soundfile.SoundFile(self.descriptor, samplerate=rate, channels=channels, format='RAW',
-                                   subtype=subtype, endian='LITTLE', closefd=False)
+        return soundfile.SoundFile(self.descriptor, samplerate=rate, channels=channels,
+                                   format='RAW', subtype=subtype, endian='LITTLE', closefd=False)
 
     @property
     def seconds(self) -> float:

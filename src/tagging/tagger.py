@@ -145,7 +145,7 @@ def load_tagger(checkpoints: Checkpoint | Iterable[Checkpoint], device: str = 'a
             too, which moves scores by up to 0.005.
         label_csv: a label file, for checkpoints that do not name their classes.
         mean, std: statistics of the fbank, in place of the checkpoint's own.
-        loss: 'BCE' for sigmoid scores or 'CE' for softmax, whatever the checkpoint was trained with.
+        loss: 'BCE' for sigmoid scores or 'CE' for softmax, in place of the checkpoint's own.
         settings: fstride, tstride, input_fdim, input_tdim of checkpoints that do not say theirs.
 
     Raises:

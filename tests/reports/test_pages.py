@@ -321,7 +321,7 @@ def test_a_report_that_fails_does_not_fail_the_run(start, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError('no page today')
     monkeypatch.setattr(experiment, 'run_page', fail)
-    monkeypatch.setattr(experiment, 'record_start', fail)
+    monkeypatch.setattr('training.folder.record_start', fail)
     exp_dir = start()
     assert (exp_dir / 'finished').exists() and not (exp_dir / 'report.html').exists()
     assert 'report.html was not written: RuntimeError: no page today' in capsys.readouterr().err
