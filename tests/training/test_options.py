@@ -45,8 +45,6 @@ ENTRY_POINTS = {
     'egs/own_dataset/prep_own.py': '--data classes --prep_dir deep/prep --val_share 0.3',
     'egs/speechcommands/prep_sc.py': '--data_dir folder --prep_dir deep/prep',
 }
-# Programs that import torch before they read their options.
-SLOW = ('src/inference.py', 'src/check_data.py', 'egs/audioset/prep_audioset.py', 'egs/own_dataset/prep_own.py')
 # Files that run before there is an environment, with any Python from 3.8 on.
 BEFORE_ENVIRONMENT = ('egs/environment.py', 'egs/recipe_options.py', 'src/training/options.py', 'src/training/__init__.py', 'src/utilities/__init__.py',
                       'src/utilities/cli.py', 'src/utilities/formatting.py')
@@ -221,7 +219,7 @@ def test_sizes_that_no_training_has_are_refused_before_anything_is_read(start, f
     assert not (folder / 'deep').exists()
 
 
-@pytest.mark.parametrize('script', [*sorted(set(ENTRY_POINTS) - set(SLOW)), 'egs/launch.py'])
+@pytest.mark.parametrize('script', [*sorted(ENTRY_POINTS), 'egs/launch.py'])
 @pytest.mark.parametrize('words', [['--help'], ['--bogus']])
 def test_help_and_a_wrong_option_are_answered_before_slow_imports(root, script, words):
     done = subprocess.run([sys.executable, '-X', 'importtime', root / script, *words], capture_output=True, text=True)

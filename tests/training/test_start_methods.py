@@ -16,7 +16,7 @@ import run
 from dataloader import AudiosetDataset
 from models import ASTModel, save_checkpoint
 from ranks import make_context
-from tagging.tagger import load_tagger, tag
+from tagging import load_tagger, tag
 from training import norm_stats
 from training.batches import count_workers, end_workers
 from utilities import workers
