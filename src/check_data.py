@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from utilities.cli import OptionParser, exit_on, setup_logging, whole
+from utilities.cli import OptionParser, exit_on, frames, setup_logging, whole
 
 
 def make_parser() -> OptionParser:
