@@ -4,7 +4,6 @@ The rules by which a recording holds a clip are in prep_audioset.py.
 """
 import itertools
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 
 from audio.formats import AUDIO_SUFFIXES
@@ -19,7 +18,8 @@ from clip_report import (
     print_report,
     short_table,
 )
-from clips import Copies, Found, clip_name, find_clips, match_recordings, suffix
+from clips import Found, find_clips, match_recordings
+from copies import Copies, clip_name, suffix
 from packing import pack, packed_before
 from parquet_rows import Row, list_rows
 from utilities.errors import DataError
@@ -34,8 +34,8 @@ Recording = tuple[str, Row | None]  # a path, and what it is in a parquet file i
 Paths = Mapping[int, str]  # clip, its number in the list -> path
 
 
-def prepare(lists: Sequence[str | PathLike[str]], audio_dir: Path, out: Path,
-            flac_dir: Path | None, label_csv: str | PathLike[str],
+def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
+            flac_dir: Path | None, label_csv: str | Path,
             shards_dir: Path | None = None, shard_bytes: float = 10 ** 9) -> None:
     """Write the datafile of the clips that are there, and tables of the others beside it.
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,9 +113,9 @@ def read_durations(clips: Sequence[LabelledClip], datafiles: Iterable[Path], lab
         AudioError: recordings cannot be read. The message names the first, and check_data.py,
             which lists all, with the datafiles and the label file.
     """
-    lengths = list(parallel_map(read_length, [clip.wav for clip in clips], 'reading lengths'))
-    broken = [problem for problem in lengths if isinstance(problem, str)]
-    if broken:
+    answers = list(parallel_map(read_length, [clip.wav for clip in clips], 'reading lengths'))
+    lengths = [answer for answer in answers if isinstance(answer, Length)]
+    if broken := [answer for answer in answers if isinstance(answer, str)]:
         command = ['python src/check_data.py', *datafiles, '--label_csv', label_csv]
         raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of '
                          f'them: {broken[0]}; remove or replace them and start again; '
@@ -136,7 +137,7 @@ def read_length(wav: str) -> Length | str:
 
 
 def choose_options(clips: Sequence[LabelledClip], labels: Labels, seconds: np.ndarray
-                   ) -> dict[str, int | str]:
+                   ) -> dict[str, Any]:
     """Return the options of src/run.py that follow from the data, {name: value}."""
     single = all(len(clip.labels) == 1 for clip in clips)
     usual_length = float(np.percentile(seconds, LENGTH_PERCENTILE))
@@ -147,7 +148,7 @@ def choose_options(clips: Sequence[LabelledClip], labels: Labels, seconds: np.nd
 
 
 def summary_lines(clips: Sequence[LabelledClip], labels: Labels, files: Files,
-                  seconds: np.ndarray, options: Mapping[str, int | str]) -> list[str]:
+                  seconds: np.ndarray, options: Mapping[str, Any]) -> list[str]:
     """Return the lines that say what was prepared."""
     lines = [f'{len(clips)} clips of {len(labels)} classes, {seconds.min():.2f} to '
              f'{seconds.max():.2f} s long, median {np.median(seconds):.2f} s']

@@ -68,7 +68,7 @@ def fold_order(value: str) -> tuple[int, int, str]:
     return (0, int(value), value) if value.isdecimal() else (1, 0, value)
 
 
-def fold_files(clips: Clips, folds: Sequence[int], n_folds: int) -> dict[str, Clips]:
+def fold_files(clips: Clips, folds: Sequence[int] | np.ndarray, n_folds: int) -> dict[str, Clips]:
     """Return the clips of the datafiles of each fold, numbered from 1.
 
     A fold evaluates its own clips and trains on the others. folds: of each clip, from 0.
