@@ -18,8 +18,9 @@ from audio.augmentation import (
 from audio.fbank import fbank, fit_frames, normalise
 from audio.reading import AudioError, load_window
 from models.weights import AUDIOSET_INPUT
+from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
-from utilities.labels import read_datafile, read_labels, split_labels
+from utilities.labels import read_labels
 from utilities.parallel import one_thread
 
 MOST_ATTEMPTS = 20  # at a sample whose recording cannot be read, with others in its place

@@ -27,8 +27,8 @@ from utilities.preparation import (
     is_prepared,
     record_source,
 )
-from utilities.tables import decode, quote_cells, read_table
-from utilities.texts import write_json
+from utilities.tables import quote_cells, read_table
+from utilities.texts import decode, write_json
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
 PUBLISHED_FOLDER = 'ESC-50-master'  # the published recipe unpacks the dataset into it

@@ -21,8 +21,7 @@ from utilities.preparation import (
     is_prepared,
     record_source,
 )
-from utilities.tables import read_text
-from utilities.texts import write_json
+from utilities.texts import read_text, write_json
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
 PUBLISHED_FOLDER = 'speech_commands_v0.02'  # the published recipe unpacks the dataset into it

@@ -13,11 +13,8 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from audio import shards
+from audio import MAX_RATE, MIN_RATE, shards
 
-# Hz that a header may say. Near the highest, that of the fastest converters, resampling to 16 kHz
-# takes up to 0.7 GB and 3 s, however short the file; from the lowest it makes 160 samples of one.
-MIN_RATE, MAX_RATE = 100, 768_000
 BLOCK_SAMPLES = 2 ** 16  # of each channel, read at once
 SALVAGE_SAMPLES = 64  # read at once to find where damage begins; frames of FLAC are multiples of it
 

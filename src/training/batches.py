@@ -16,7 +16,8 @@ from dataloader import AudiosetDataset, SampleKey
 from training import processes
 from training.devices import move
 from training.interrupt import STOP_SIGNALS
-from utilities.parallel import available_cores, may_start_processes, worker_context
+from utilities.parallel import available_cores
+from utilities.workers import may_start_processes, worker_context
 
 logger = logging.getLogger(__name__)
 

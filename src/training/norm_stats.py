@@ -8,7 +8,8 @@ from tqdm import tqdm
 from dataloader import SampleKey
 from training.batches import count_workers
 from utilities.errors import DataError
-from utilities.parallel import one_thread, worker_context
+from utilities.parallel import one_thread
+from utilities.workers import worker_context
 
 
 class FbankSums(Dataset):

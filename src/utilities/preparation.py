@@ -7,9 +7,9 @@ from typing import Any
 
 from models.downloads import Url, download
 from models.locks import hold_lock
+from utilities.datafiles import is_text
 from utilities.errors import DataError
-from utilities.folders import making
-from utilities.labels import is_text
+from utilities.folders import output_folders
 from utilities.texts import read_json, write_json
 
 MARKER = 'source.json'  # says which source a folder was prepared from
@@ -22,7 +22,7 @@ def locked_folder(out_dir: Path) -> Iterator[None]:
     Several jobs may begin with the preparation of the same dataset. If nothing was written, the
     folder is removed at the end.
     """
-    with making(out_dir), hold_lock(out_dir / 'lock'):
+    with output_folders(out_dir), hold_lock(out_dir / 'lock'):
         try:
             yield
         finally:

@@ -15,11 +15,13 @@ import pyarrow.parquet
 import pytest
 import soundfile
 
+import audioset
 import check_data
-import prep_audioset as prep
 from audio.augmentation import Augmentation
 from audio.reading import load_waveform
 from dataloader import AudiosetDataset
+from packing import pack
+from prep_audioset import LABEL_FILE
 from utilities.errors import DataError
 
 RATE = 22050
@@ -107,10 +109,10 @@ def prepare(tmp_path, capsys):
         (tmp_path / 'list.csv').write_text(
             ''.join(f'{clip}, {start}, {end}, "{DOG}"\n' for clip, start, end in clips))
         out = tmp_path / f'{how}.json'
-        prep.prepare([tmp_path / 'list.csv'], tmp_path / 'audio', out,
-                     tmp_path / 'flac' if how in ('flac', 'both') else None, prep.LABEL_FILE,
+        audioset.prepare([tmp_path / 'list.csv'], tmp_path / 'audio', out,
+                     tmp_path / 'flac' if how in ('flac', 'both') else None, LABEL_FILE,
                      tmp_path / f'shards_{how}' if how in ('shards', 'both') else None)
-        dataset = AudiosetDataset(out, CONF, prep.LABEL_FILE)
+        dataset = AudiosetDataset(out, CONF, LABEL_FILE)
         entries = json.loads(out.read_text())['data']
         heard = {}
         for i, entry in enumerate(entries):
@@ -132,7 +134,7 @@ def check(tmp_path, capsys, monkeypatch):
     def run(datafile):
         monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
         with pytest.raises(SystemExit):
-            check_data.main([str(datafile), '--label_csv', str(prep.LABEL_FILE), '--segments',
+            check_data.main([str(datafile), '--label_csv', str(LABEL_FILE), '--segments',
                              str(tmp_path / 'list.csv'), '--json'])
         problems = json.loads(capsys.readouterr().out)['datafiles'][0]['problems']
         return {name: items for name, items in problems.items() if items}
@@ -238,7 +240,7 @@ def test_copies_that_an_earlier_version_made_of_videos_are_made_anew(write, prep
     video = tmp_path / 'audio' / 'aaaaaaaaaaa.flac'
     clip.write_bytes(video.read_bytes())
     assert prepare('flac', 'aaaaaaaaaaa').heard == {'aaaaaaaaaaa': list(range(30, 40))}
-    prep.pack({clip.name: video}, tmp_path / 'shards_both', 10 ** 9)
+    pack({clip.name: video}, tmp_path / 'shards_both', 10 ** 9)
     with pytest.raises(DataError, match='0001.zip/aaaaaaaaaaa_30.000.flac is not the clip of 10.0 '
                                         's.*delete the folder .*shards_both, '):
         prepare('both', 'aaaaaaaaaaa')

@@ -8,7 +8,7 @@ import pytest
 
 import esc50
 import inference
-import prep_own
+import own_dataset
 import run
 import speech_commands
 from dataloader import AudiosetDataset
@@ -164,7 +164,7 @@ def test_own_data_are_prepared_under_any_name(folder, make_tone):
         label = f'{i % 2} {WHOLE}'[:100]
         (folder / 'data' / label).mkdir(parents=True, exist_ok=True)
         make_tone(f'{WHOLE}/data/{label}/{i}.wav', seconds=0.3)
-    prep_own.prepare(folder / 'data', folder / 'out')
+    own_dataset.prepare(folder / 'data', folder / 'out')
     datafiles = folder / 'out' / 'datafiles'
     wavs = wavs_of(datafiles / 'train_data.json') + wavs_of(datafiles / 'val_data.json')
     assert sorted(wavs) == sorted(map(str, (folder / 'data').rglob('*.wav')))
