@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from dataloader import AudiosetDataset
 from http_server import Server, running
+from small_dataset import CONF
 from utilities.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +88,21 @@ def make_tone(tmp_path):
         soundfile.write(tmp_path / name, samples, rate)
         return tmp_path / name
     return make
+
+
+@pytest.fixture
+def make_dataset(make_labels, make_datafile):
+    """Make a dataset of (wav, labels) pairs with four classes; `conf` changes its audio_conf."""
+    def make(entries, kind=AudiosetDataset, **conf):
+        return kind(make_datafile(entries), {**CONF, **conf}, make_labels(4))
+    return make
+
+
+@pytest.fixture
+def tones(make_tone):
+    """Six recordings of 0.3 s at various rates, as (wav, labels) pairs."""
+    return [(make_tone(f'{i}.wav', 300 * (i + 1), seconds=0.3, rate=rate, seed=i), f'/m/{i % 4}')
+            for i, rate in enumerate((16000, 44100, 16000, 8000, 48000, 16000))]
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, load_waveform, measure
+from audio.info import read_duration
+from audio.reading import AudioError, load_waveform
 from copies import Copies, check_packed, clip_name, is_copy, suffix, write_flac
 from parquet_rows import Row, read_rows
 from utilities.parallel import parallel_map
@@ -191,7 +192,7 @@ def open_candidate(candidate: Candidate, copies: Copies) -> str | bytes:
 
 def find_in(segment: Segment, candidate: Candidate, file: str | bytes) -> Place:
     """Return where a candidate holds a segment. Raises AudioError."""
-    seconds = measure(_readable(file), candidate.path).seconds
+    seconds = read_duration(_readable(file), candidate.path).seconds
     try:
         return find_place(segment, seconds, candidate.name, candidate.segments > 1)
     except PlaceError as error:

@@ -13,7 +13,8 @@ import soundfile
 import zipp
 
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, load_waveform, measure
+from audio.info import read_duration
+from audio.reading import AudioError, load_waveform
 from models.atomic import atomic_write
 from models.downloads import Url
 from utilities.archives import open_zip
@@ -130,7 +131,7 @@ def convert(source: str, audio_dir: Path, filename: str) -> None:
     if not clip.is_file():
         raise AudioError(f'{clip} is listed in meta/esc50.csv but is not there')
     file = io.BytesIO(read_bytes(clip))
-    end = measure(file, clip, trust_header=False).incomplete_from
+    end = read_duration(file, clip, trust_header=False).incomplete_from
     if end is not None:
         raise AudioError(f'{clip} ends after {end:.2f} s, before its header says, or is damaged: '
                          f'get it again')
