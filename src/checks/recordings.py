@@ -47,8 +47,8 @@ def examine(excerpt: Excerpt) -> Finding:
     except shards.ShardError as error:
         return Unusable('shards', str(error))
     try:
-        if place := shards.split(excerpt.wav):
-            shards.verify(*place)
+        if place := shards.split_path(excerpt.wav):
+            shards.verify_checksum(*place)
         found = inspect_audio(excerpt.wav, start=excerpt.start, seconds=excerpt.seconds)
     except (AudioError, shards.ShardError) as error:
         return Unusable('unreadable', str(error))

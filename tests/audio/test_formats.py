@@ -24,6 +24,7 @@ from audio.augmentation import Augmentation
 from audio.fbank import SAMPLE_RATE, count_frames
 from audio.info import inspect_audio, read_duration
 from audio.reading import AudioError, WindowReader, load_waveform
+from checks.recordings import Excerpt, check_recordings, count_recordings, examine
 from dataloader import AudiosetDataset
 from formats import KINDS, SOUND
 from models import ASTModel, save_checkpoint
@@ -108,7 +109,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     assert inspect_audio(packed) == found
     assert torch.equal(load_waveform(packed), load_waveform(path))
     expected = found.seconds, found.incomplete_from
-    assert prep_own.read_length(path) == read_duration(packed, trust_header=False) == expected
+    assert own_dataset.read_length(path) == read_duration(packed, trust_header=False) == expected
     if name != 'damaged.flac':  # of which the header and the last sample tell nothing
         assert read_duration(path) == expected
     datafile = make_datafile([(path, '/m/0'), (packed, '/m/0')])
