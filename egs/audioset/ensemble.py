@@ -1,4 +1,4 @@
-"""Evaluate checkpoints on one dataset, each alone and as an ensemble that averages their outputs."""
+"""Evaluate checkpoints on one dataset, each alone and as an ensemble, the mean of their outputs."""
 import sys
 from collections.abc import Sequence
 from pathlib import Path
