@@ -8,6 +8,11 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STOP=            # the signal that asked the recipe to stop
 TRAINING_STAGE=2 # which stage trains
+# The header of a job describes one task per node, which is the recipe. The processes that the recipe
+# starts share all cores and GPUs of the job on their node, whatever the header says about a task.
+SRUN=(env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK
+    -u SLURM_GPUS_PER_TASK -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND
+    srun --overcommit --cpu-bind=none --export=ALL --kill-on-bad-exit=1)
 
 # Check the command line; set a variable for every option, and RUN_OPTIONS for src/run.py.
 parse_options() {
@@ -98,37 +103,59 @@ default_exp_dir() {
 # Whether this machine is another than the first of those on which somebody started the recipe.
 is_follower() { [ "$launcher" = torchrun ] && [ "$nodes" -gt 1 ] && [ "$NODE_RANK" -gt 0 ]; }
 
-# Start src/run.py with these arguments in the background, as --launcher says; RUN_PID is the
-# process to wait for.
+# Set `processes`, if the user did not: one per GPU of a machine, else one per task of the Slurm job,
+# else one.
+set_processes() {
+    local gpus tasks=1 count=("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+    [ -z "$processes" ] || return 0
+    if [ "$launcher" = slurm ]; then
+        [ "${SLURM_NTASKS:-1}" -le "$SLURM_NNODES" ] || tasks=$((SLURM_NTASKS / SLURM_NNODES))
+        gpus=$("${SRUN[@]}" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${count[@]}" < /dev/null)
+    else
+        gpus=$("${count[@]}")
+    fi
+    if [ "$gpus" -gt 0 ]; then processes=$gpus; else processes=$tasks; fi
+}
+
+# Start src/run.py with these arguments in the background, in the way that --launcher says. Set
+# RUN_PID to the process to wait for.
 launch() {
-    local several=("$PYTHON" "$ROOT/egs/launch.py" --timeout_minutes "$timeout_minutes")
-    [ -z "$processes" ] || several+=(--processes "$processes")
+    local run=("$PYTHON" "$ROOT/src/run.py") meeting
     case $launcher in
-        single) "$PYTHON" "$ROOT/src/run.py" "$@" & ;;
+        single) "${run[@]}" "$@" & ;;
         torchrun)
-            export MASTER_PORT=${MASTER_PORT:-29500} # torchrun's own default
-            [ "$nodes" -eq 1 ] || several+=(--nodes "$nodes" --node_rank "$NODE_RANK")
-            "${several[@]}" -- "$@" &
+            if [ "$nodes" -eq 1 ]; then
+                meeting=(--standalone --local-addr localhost)
+            else
+                meeting=(--nnodes "$nodes" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
+                    --master-port "${MASTER_PORT:-29500}"
+                    --rdzv-conf "timeout=$(awk "BEGIN { print int(60 * $timeout_minutes + 1) }")")
+            fi
+            # torchrun sets the variable to 1. Without it, src/distributed.py divides the cores
+            # among the processes.
+            [ -n "${OMP_NUM_THREADS:-}" ] || run=(env -u OMP_NUM_THREADS "${run[@]}")
+            "$PYTHON" "$ROOT/egs/torchrun.py" "${meeting[@]}" --nproc-per-node "$processes" \
+                --no-python "${run[@]}" "$@" &
             ;;
         slurm)
-            [ "${SLURM_NTASKS:-1}" -le "$SLURM_NNODES" ] ||
-                several+=(--without_gpus "$((SLURM_NTASKS / SLURM_NNODES))")
-            # One task per node, with all that the job has there, whatever was said about the job's
-            # tasks.
-            env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK \
-                -u SLURM_GPUS_PER_TASK -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND \
-                srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpu-bind=none \
-                --export=ALL --kill-on-bad-exit=1 "${several[@]}" -- "$@" &
+            "${SRUN[@]}" --nodes="$nodes" --ntasks="$((nodes * processes))" \
+                --ntasks-per-node="$processes" "${run[@]}" "$@" &
             ;;
     esac
     RUN_PID=$!
 }
 
-# Ask what `launch` started to stop. With SIGUSR1, which srun passes on; on SIGTERM it would end its
-# tasks.
+# Ask the processes that `launch` started to stop. $1 is the signal that came, $2 the signal to send.
 stop_run() {
     STOP=$1
-    [ -z "$RUN_PID" ] || kill -USR1 "$RUN_PID" 2> /dev/null || true
+    [ -n "$RUN_PID" ] || return 0
+    case $launcher in
+        # torchrun would kill its processes 30 seconds after it gets SIGTERM, so they are told
+        # themselves. If it has not started any, or there is no pkill, it gets SIGTERM.
+        torchrun) pkill "-$2" -P "$RUN_PID" || kill -TERM "$RUN_PID" ;;
+        # srun forwards SIGUSR1 to its tasks; on SIGTERM it would end them.
+        *) kill -USR1 "$RUN_PID" ;;
+    esac 2> /dev/null || true
 }
 
 # A signal before the time limit that comes in another stage counts at the next training.
@@ -140,6 +167,7 @@ trap 'STOP=USR1' USR1
 train() {
     local exp_dir=$1 status=0
     set -- ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"} --exp_dir "$@"
+    [ "$launcher" = single ] || set_processes
     if [ "$dry_run" = True ]; then
         launch "$@"
         wait "$RUN_PID"
@@ -148,17 +176,17 @@ train() {
     [ -z "$STOP" ] || go_on_later
     rm -f -- "$exp_dir/interrupted" # of an earlier start
     RUN_PID=
-    # A terminal sends Ctrl-C to the program itself as well, and a second SIGINT would end it at
-    # once.
-    trap 'stop_run TERM' INT TERM
-    trap 'stop_run USR1' USR1
+    # A second Ctrl-C does not wait. (Without a launcher, the terminal sends it to src/run.py, too.)
+    trap 'stop_run INT USR1; trap "stop_run INT KILL" INT' INT
+    trap 'stop_run TERM USR1' TERM HUP
+    trap 'stop_run USR1 USR1' USR1
     launch "$@"
-    [ -z "$STOP" ] || stop_run "$STOP" # it came before there was something to pass it on to
+    [ -z "$STOP" ] || stop_run "$STOP" USR1 # it came before there was something to pass it on to
     wait "$RUN_PID" || status=$?
     # A trapped signal ends `wait` too early, and bash remembers the program's own status.
     while kill -0 "$RUN_PID" 2>/dev/null; do wait "$RUN_PID" || true; done
     [ -z "$STOP" ] || { status=0; wait "$RUN_PID" || status=$?; }
-    trap - INT TERM
+    trap - INT TERM HUP
     trap 'STOP=USR1' USR1
     # The mark says that the run wants to go on, and so does its exit code if no launcher changed
     # it. One that was asked to stop before it listened died of the signal, and one that had done
