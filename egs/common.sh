@@ -8,11 +8,6 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STOP=            # the signal that asked the recipe to stop
 TRAINING_STAGE=2 # which stage trains
-# The header of a job describes one task per node, which is the recipe. The processes that the recipe
-# starts share all cores and GPUs of the job on their node, whatever the header says about a task.
-SRUN=(env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK
-    -u SLURM_GPUS_PER_TASK -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND
-    srun --overcommit --cpu-bind=none --export=ALL --kill-on-bad-exit=1)
 
 # Check the command line; set a variable for every option, and RUN_OPTIONS for src/run.py.
 parse_options() {
@@ -103,17 +98,23 @@ default_exp_dir() {
 # Whether this machine is another than the first of those on which somebody started the recipe.
 is_follower() { [ "$launcher" = torchrun ] && [ "$nodes" -gt 1 ] && [ "$NODE_RANK" -gt 0 ]; }
 
-# Set `processes`, if the user did not: one per GPU of a machine, else one per task of the Slurm job,
-# else one.
+# srun, for the processes that train. The header of a job describes one task per node, which is the
+# recipe itself; here all tasks of a node share its cores and GPUs, whatever the header says.
+SRUN=(env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK -u SLURM_GPUS
+    -u SLURM_GPUS_PER_TASK -u SLURM_NTASKS_PER_GPU -u SLURM_GPU_BIND
+    srun --overcommit --cpu-bind=none --export=ALL --kill-on-bad-exit=1
+    ${SLURM_GPUS_ON_NODE:+"--gres=gpu:$SLURM_GPUS_ON_NODE"})
+
+# Set `processes`, the number per machine, if the user did not: one per GPU, else one per task of the
+# Slurm job, else one.
 set_processes() {
-    local gpus tasks=1 count=("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+    local tasks=1 gpus count=("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
     [ -z "$processes" ] || return 0
     if [ "$launcher" = slurm ]; then
         [ "${SLURM_NTASKS:-1}" -le "$SLURM_NNODES" ] || tasks=$((SLURM_NTASKS / SLURM_NNODES))
-        gpus=$("${SRUN[@]}" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${count[@]}" < /dev/null)
-    else
-        gpus=$("${count[@]}")
+        count=("${SRUN[@]}" --nodes=1 --ntasks=1 --ntasks-per-node=1 "${count[@]}")
     fi
+    gpus=$("${count[@]}" < /dev/null)
     if [ "$gpus" -gt 0 ]; then processes=$gpus; else processes=$tasks; fi
 }
 
