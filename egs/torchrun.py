@@ -16,13 +16,16 @@ from torch.distributed.run import main
 
 
 def exit_code(error: ChildFailedError) -> int:
-    """Return the exit code of the first process that failed, and name processes that were killed."""
+    """Return the exit code of the first process that failed; report processes that were killed.
+
+    A signal's code is 128 and its number, as in a shell.
+    """
     for rank, failure in error.failures.items():
         if failure.exitcode < 0:
             print(f'error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}; '
                   f'start the same command again to go on from the checkpoint', file=sys.stderr)
     code = error.get_first_failure()[1].exitcode
-    return code if code > 0 else 128 - code  # as a shell has it
+    return code if code > 0 else 128 - code
 
 
 if __name__ == '__main__':
