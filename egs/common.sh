@@ -129,8 +129,8 @@ launch() {
                     --master-port "${MASTER_PORT:-29500}"
                     --rdzv-conf "timeout=$(awk "BEGIN { print int(60 * $timeout_minutes + 1) }")")
             fi
-            # torchrun sets OMP_NUM_THREADS to 1. Without it, src/training/processes.py divides the cores
-            # among the processes.
+            # torchrun sets OMP_NUM_THREADS to 1. Without it, src/training/processes.py divides the
+            # cores among the processes.
             [ -n "${OMP_NUM_THREADS:-}" ] || run=(env -u OMP_NUM_THREADS "${run[@]}")
             "$PYTHON" "$ROOT/egs/torchrun.py" "${meeting[@]}" --nproc-per-node "$processes" \
                 --no-python "${run[@]}" "$@" &
