@@ -49,7 +49,7 @@ def test_what_is_assumed_of_the_first_is_not_written_as_if_it_were_known(tmp_pat
     save_checkpoint(model, tmp_path / 'a.pth', mean=-1.0)
     average_checkpoints.main(['--checkpoints', str(tmp_path / 'a.pth'), '--out', str(tmp_path / 'mean.pth')])
     description = json.loads((tmp_path / 'mean.json').read_text())
-    assert description == {**model.config, 'mean': -1.0}
+    assert description == {**vars(model.config), 'mean': -1.0}
 
 
 def test_another_format_is_refused(checkpoints, tmp_path, capsys):

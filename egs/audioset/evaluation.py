@@ -38,7 +38,7 @@ def evaluate(args, source, device, folder):
     labels_of(path, description, dataset.labels)  # raises where they are not the checkpoint's
     targets = np.stack([dataset.targets(i).numpy() for i in range(len(dataset))])
     what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval), 'precision': str(precision),
-            'strides': [model.config['fstride'], model.config['tstride']], 'loss': loss,
+            'strides': [model.config.fstride, model.config.tstride], 'loss': loss,
             'layer_norm_eps': description.get('layer_norm_eps')}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     kept = folder / f'{path.stem}-{key[:16]}.npy'

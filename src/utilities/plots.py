@@ -130,12 +130,12 @@ def show_attention(axes, attention, config):
     config: of the ASTModel. The brighter, the more; it ends where the last patch does.
     """
     low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
-    bins, frames = ((n - 1) * config[stride] + PATCH_SIZE
-                    for n, stride in zip(attention.shape, ('fstride', 'tstride')))
-    top = low + (high - low) * bins / config['input_fdim']
+    f, t = attention.shape
+    bins, frames = (f - 1) * config.fstride + PATCH_SIZE, (t - 1) * config.tstride + PATCH_SIZE
+    top = low + (high - low) * bins / config.input_fdim
     axes.imshow(attention, cmap='inferno', alpha=0.6, origin='lower', aspect='auto', interpolation='bilinear', vmin=0,
                 extent=(0, frames * FRAME_SHIFT_MS / 1000, low, top))
-    axes.set(xlim=(0, config['input_tdim'] * FRAME_SHIFT_MS / 1000), ylim=(low, high))
+    axes.set(xlim=(0, config.input_tdim * FRAME_SHIFT_MS / 1000), ylim=(low, high))
 
 
 def _draw_scores(figure, axes, starts, ends, scores, names):

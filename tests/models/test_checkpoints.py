@@ -297,7 +297,7 @@ def test_settings_help_out_where_a_checkpoint_does_not_say_them(make_tiny, tmp_p
         load_model(path)
     with pytest.raises(WeightsError, match=r'mine\.pth has a positional embedding of 22 x 192, but strides \[10, 10\]'):
         load_model(path, fstride=10, tstride=10, input_fdim=64, input_tdim=64)
-    assert load_model(path, fstride=16, tstride=10, input_fdim=64, input_tdim=64)[0].config['fstride'] == 16
+    assert load_model(path, fstride=16, tstride=10, input_fdim=64, input_tdim=64)[0].config.fstride == 16
 
 
 def test_a_checkpoint_that_is_no_ast_is_refused(tmp_path):

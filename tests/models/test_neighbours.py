@@ -42,7 +42,7 @@ def test_the_models_own_pass_computes_what_the_head_looks_at_and_nothing_changes
         logits = model(x)
         gradient = torch.autograd.grad(logits.sum(), model.v.pos_embed)[0]
     assert [call.args[0].shape[2] for call in attention.call_args_list] == [TOKENS] * 11 + [2]  # queries
-    monkeypatch.setattr(fast_blocks, 'has_tokenwise_end', lambda v: False)
+    monkeypatch.setattr(fast_blocks, 'has_tokenwise_end', lambda *_: False)
     whole = model(x)
     torch.testing.assert_close(logits, whole, rtol=0, atol=1e-6)
     torch.testing.assert_close(gradient, torch.autograd.grad(whole.sum(), model.v.pos_embed)[0], rtol=1e-4, atol=1e-5)

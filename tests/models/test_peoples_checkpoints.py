@@ -161,7 +161,7 @@ def test_weights_beside_a_nested_model_are_refused_by_name(tiny, tmp_path):
 def test_what_holds_no_model_is_refused_by_its_keys(tmp_path):
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(2))]).state_dict()
     said = refused({'optimizer': optimizer, 'epoch': 3}, tmp_path / 'a.pth')
-    assert 'holds no state dict' in said and 'its keys are optimizer, epoch' in said
+    assert 'holds no state dict' in said and 'optimizer, epoch are no tensors' in said
 
 
 def test_another_model_is_refused_by_an_entry_of_it(tmp_path):
@@ -172,15 +172,6 @@ def test_another_model_is_refused_by_an_entry_of_it(tmp_path):
 def test_pickled_arguments_are_refused_as_ever(tiny, tmp_path):
     said = refused({'model': tiny.state_dict(), 'args': argparse.Namespace(lr=1)}, tmp_path / 'a.pth')
     assert 'it holds code (argparse.Namespace), which was not run' in said
-
-
-def test_a_dict_that_holds_itself_ends(tiny, tmp_path):
-    loop = {}
-    loop['model'] = loop
-    assert 'holds no state dict' in refused(loop, tmp_path / 'a.pth')
-    loop['state_dict'] = tiny.state_dict()
-    torch.save(loop, tmp_path / 'b.pth')
-    assert same_weights(load_model(tmp_path / 'b.pth', **SAID)[0], tiny)
 
 
 @pytest.fixture(scope='module')
@@ -342,7 +333,7 @@ def test_what_was_assumed_is_not_written_as_if_it_were_known(tiny, tmp_path):
     model, description = load_model(tmp_path / 'mine.pth', **SIZES, loss='CE')
     save_checkpoint(model, tmp_path / 'again.safetensors', **description)
     written = json.loads((tmp_path / 'again.json').read_text())
-    assert written == {**model.config, 'loss': 'CE'}
+    assert written == {**vars(model.config), 'loss': 'CE'}
     assert load_model(tmp_path / 'again.safetensors')[1]['assumed'].keys() == {'mean', 'std'}
 
 

@@ -328,21 +328,22 @@ def test_an_entry_that_no_part_holds_and_one_that_two_hold_are_refused_by_name(s
     assert f'{name} is there twice' in refused(folder)
 
 
-@pytest.mark.parametrize('file', ['../a.safetensors', '/etc/passwd', 'b/a.safetensors', 'a.pkl', 3,
-                                  '.hidden.safetensors', None])
+@pytest.mark.parametrize('file', ['../a.safetensors', '/etc/passwd', 'b/a.safetensors'])
 def test_an_index_that_leads_out_of_its_folder_is_refused(file, sharded):
     folder, _ = sharded
     index = folder / 'model.safetensors.index.json'
     index.write_text(json.dumps({'weight_map': {'a': file}}))
     said = refused(folder)
-    assert str(index) in said and 'expected the name of a .safetensors or .bin file' in said
+    assert said == f'{index} lists {file}, which is not beside it'
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"weight_map": []}', '{"weight_map": {}}'])
-def test_an_index_that_is_none_is_refused_by_name(text, sharded):
+@pytest.mark.parametrize('text, problem', [
+    ('', 'is no JSON'), ('[]', 'is no JSON object'), ('{}', 'lists no parts'),
+    ('{"weight_map": []}', 'lists no parts'), ('{"weight_map": {}}', 'lists no parts')])
+def test_an_index_that_is_none_is_refused_by_name(text, problem, sharded):
     folder, _ = sharded
     (folder / 'model.safetensors.index.json').write_text(text)
-    assert 'lists' in refused(folder)
+    assert problem in refused(folder)
 
 
 def test_the_digest_of_sharded_weights_is_that_of_their_parts(sharded):

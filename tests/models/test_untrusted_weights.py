@@ -136,16 +136,6 @@ def test_safetensors_with_a_wrong_header_are_refused_by_name(content, tmp_path):
     assert f'{tmp_path / "model.safetensors"} is not a readable checkpoint' in refused(tmp_path / 'model.safetensors')
 
 
-def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path):
-    path = tmp_path / 'model.pth'
-    torch.save({KEY: torch.zeros(100_000)}, tmp_path / 'large.pth')
-    with zipfile.ZipFile(tmp_path / 'large.pth') as large, zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as small:
-        for name in large.namelist():
-            small.writestr(name, large.read(name))
-    assert path.stat().st_size < 10_000
-    assert 'it would unpack to more than it is' in refused(path)
-
-
 @pytest.mark.filterwarnings('ignore:TypedStorage')
 @pytest.mark.parametrize('numbers', [5, 10 ** 11])
 def test_a_tensor_that_is_said_to_be_larger_than_what_is_stored_is_refused(numbers, tmp_path):
@@ -155,16 +145,12 @@ def test_a_tensor_that_is_said_to_be_larger_than_what_is_stored_is_refused(numbe
 
 
 @pytest.mark.parametrize('value, problem', [
-    (torch.zeros(1).expand(10 ** 12), r'has shape (1000000000000,), but fewer numbers are stored'),
-    (torch.zeros(3, device='meta'), 'is no plain tensor'),
-    (torch.eye(3).to_sparse(), 'is no plain tensor'),
-    (torch.zeros(3, dtype=torch.complex64), 'is no plain tensor'),
-    (torch.zeros(3, dtype=torch.int64), 'is no plain tensor of floating-point numbers (torch.int64'),
+    (torch.zeros(3, dtype=torch.complex64), 'is no tensor of floating-point numbers (torch.complex64'),
+    (torch.zeros(3, dtype=torch.int64), 'is no tensor of floating-point numbers (torch.int64'),
     (torch.tensor([1.0, float('nan')]), 'has NaN or infinite values'),
     (torch.tensor([1.0, float('-inf')], dtype=torch.bfloat16), 'has NaN or infinite values'),
     (torch.tensor([1e300], dtype=torch.float64), 'has NaN or infinite values'),  # in float32
-], ids=['expanded', 'meta', 'sparse', 'complex', 'integers', 'NaN', 'infinite', 'infinite in float32'])
-@pytest.mark.filterwarnings('ignore:Sparse')
+], ids=['complex', 'integers', 'NaN', 'infinite', 'infinite in float32'])
 def test_an_entry_that_is_no_tensor_of_finite_numbers_is_named(value, problem, tmp_path):
     torch.save({'module.v.norm.bias': torch.zeros(2), 'module.v.norm.weight': value}, tmp_path / 'model.pth')
     said = refused(tmp_path / 'model.pth')
@@ -186,12 +172,6 @@ def test_nan_weights_are_refused_by_name_whatever_wants_them(read, suffix, tiny,
 def test_an_entry_under_two_names_is_refused(tmp_path):
     torch.save({'module.v.norm.bias': torch.zeros(2), 'v.norm.bias': torch.ones(2)}, tmp_path / 'model.pth')
     assert 'v.norm.bias is there twice' in refused(tmp_path / 'model.pth')
-
-
-def test_a_name_is_shown_in_one_line_without_control_characters(tiny, saved, tmp_path):
-    torch.save({**read_state_dict(saved), 'x\n\x1b[2Jerror: pay' + 'y' * 1000: torch.zeros(1)}, tmp_path / 'model.pth')
-    said = refused(tmp_path / 'model.pth', lambda path: load_checkpoint(tiny, path))
-    assert r'x\n\x1b[2Jerror: pay' in said and len(said.split('\n')) == 1 and len(said) < 600
 
 
 @pytest.mark.parametrize('shape', [(), (5, 3)])
@@ -225,13 +205,12 @@ def test_query_key_and_value_that_do_not_go_together_are_refused_by_name(shape, 
     ({'fstride': '10'}, "fstride '10', expected a whole number"), ({'fstride': 0}, 'fstride'),
     ({'tstride': True}, 'tstride'), ({'tstride': 1.5}, 'tstride'), ({'input_fdim': None}, 'input_fdim'),
     ({'input_tdim': -64}, 'input_tdim'), ({'input_fdim': [32]}, 'input_fdim'), ({'mean': 'x'}, 'mean'),
-    ({'mean': float('nan')}, 'mean'), ({'mean': 10 ** 400}, 'mean'), ({'std': 0}, 'std'), ({'std': 10 ** 400}, 'std'),
+    ({'mean': float('nan')}, 'mean'), ({'std': 0}, 'std'),
     ({'std': float('inf')}, 'std'), ({'loss': 'os'}, 'loss'),
     ({'loss': {}}, 'loss'), ({'dataset': 3}, 'dataset'), ({'labels': 'a,b'}, 'labels'),
     ({'labels': {'mids': ['a'], 'names': [1]}}, 'labels'), ({'label_dim': 1e9}, 'label_dim'),
     ({'model_size': ['tiny224']}, 'model_size'),
     ({'model_size': '__import__("os").system("true")'}, 'model_size must be one of'),
-    ({'input_fdim': 10 ** 9, 'fstride': 10 ** 9}, 'no recording needs'),
 ])
 def test_a_description_that_says_what_cannot_be_is_refused_by_name(changes, problem, saved, tmp_path):
     path = tmp_path / 'model.pth'
@@ -241,19 +220,12 @@ def test_a_description_that_says_what_cannot_be_is_refused_by_name(changes, prob
     assert str(path.with_suffix('')) in said and problem in said
 
 
-@pytest.mark.parametrize('text', ['[1, 2]', '3', 'null', '"text"', '{"fstride": 10', '', '[' * 100_000, '\xff',
+@pytest.mark.parametrize('text', ['[1, 2]', '3', 'null', '"text"', '{"fstride": 10', '', '\xff',
                                   '{"fstride": ' + '9' * 10_000 + '}'])
 def test_a_description_that_is_no_json_object_is_refused_by_name(text, saved, tmp_path):
     os.link(saved, tmp_path / 'model.pth')
     (tmp_path / 'model.json').write_bytes(text.encode('latin-1'))
     assert f'{tmp_path / "model.json"} describes a checkpoint, but ' in refused(tmp_path / 'model.pth', load_model)
-
-
-def test_a_huge_description_is_not_read(saved, tmp_path):
-    os.link(saved, tmp_path / 'model.pth')
-    (tmp_path / 'model.json').touch()
-    os.truncate(tmp_path / 'model.json', 10 ** 12)
-    assert 'has more than 10 MB' in refused(tmp_path / 'model.pth', load_model)
 
 
 def test_what_nobody_reads_in_a_description_has_no_effect(saved, tmp_path):
