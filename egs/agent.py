@@ -13,7 +13,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from training.interrupt import EXIT_CODE, STOP_SIGNALS
-from training.processes import DistributedError, World, find_world
+from training.processes import DistributedError, Place, find_place
 
 PROCESSES = Path('/proc')  # where Linux shows them
 POLL_SECONDS = 0.2  # how long a signal waits to be passed on
@@ -26,8 +26,8 @@ def choose_processes(processes, without_gpus):
 
 
 def find_machines(nodes, node_rank):
-    """The World of the machines: this one's number and how many there are, as given, or as srun says."""
-    return find_world() if node_rank is None else World(node_rank, nodes)
+    """The Place of the machines: this one's number and how many there are, as given, or as srun says."""
+    return find_place() if node_rank is None else Place(node_rank, nodes)
 
 
 def make_config(machines, processes, timeout_minutes):

@@ -11,11 +11,11 @@ import torch
 
 from models import load_checkpoint, mean_state_dict, save_checkpoint
 from models.files import remove_leftovers
+from training import processes
 from training.batches import BadAudio
 from training.checkpoint import Checkpoint, CheckpointError
 from training.devices import move
 from training.errors import TrainingError
-from training.processes import Agreement, World
 from training.results import Results, write_array, write_confusion, write_rows
 from training.trainer import LOSSES, NOT_FINITE_ADVICE, Trainer
 from utilities.progress import Progress
@@ -46,18 +46,18 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def validate(model, loader, device, loss, title='validation', after_batch=lambda: None, world=World(),
+def validate(model, loader, device, loss, title='validation', after_batch=lambda: None,
              scores=torch.sigmoid):
     """Evaluate a model on every sample of loader; call after_batch() after each batch.
 
-    loss: 'BCE' or 'CE'. scores: makes predictions of logits (B, classes). world: processes that evaluate a part each
-    (make_loader) and call after_batch equally often.
+    loss: 'BCE' or 'CE'. scores: makes predictions of logits (B, classes). Several processes evaluate
+    a part each (make_loader) and call after_batch equally often.
     Returns an Evaluation; in processes other than the main one, None.
     """
     model.eval()
     loss_function = LOSSES[loss]()
     total, predictions, targets = 0.0, [], []
-    rounds = int(world.gather_numbers(len(loader)).max())  # of the process that has most batches
+    rounds = int(processes.gather_numbers(len(loader)).max())  # of the process that has most batches
     with Progress(title, len(loader)) as progress:
         for fbanks, labels in loader:
             logits = model(move(fbanks, device))
@@ -68,10 +68,10 @@ def validate(model, loader, device, loss, title='validation', after_batch=lambda
             after_batch()
     for _ in range(len(loader), rounds):
         after_batch()
-    predictions, targets = (world.gather_rows(torch.cat(batches).cpu() if batches else torch.zeros(0))
+    predictions, targets = (processes.gather_rows(torch.cat(batches).cpu() if batches else torch.zeros(0))
                             for batches in (predictions, targets))
-    total = float(world.gather_numbers(float(total)).sum())
-    return Evaluation(predictions.numpy(), targets.numpy(), total / len(targets)) if world.is_main else None
+    total = float(processes.gather_numbers(float(total)).sum())
+    return Evaluation(predictions.numpy(), targets.numpy(), total / len(targets)) if processes.is_main() else None
 
 
 class Run:
@@ -79,24 +79,22 @@ class Run:
 
     train_loader has an EpochSampler. description: what save_checkpoint writes beside the weights; its `dataset` is the
     title of the plots. interrupt: an Interrupt, looked at after every step and every batch of an evaluation.
-    world: the processes that do this together; the main one writes.
     """
 
-    def __init__(self, model, device, train_loader, val_loader, settings, exp_dir, description, interrupt,
-                 world=World()):
-        self.model, self.device, self.settings, self.world = model, device, settings, world
+    def __init__(self, model, device, train_loader, val_loader, settings, exp_dir, description, interrupt):
+        self.model, self.device, self.settings = model, device, settings
         self.train_loader, self.val_loader = train_loader, val_loader
         self.exp_dir, self.description, self.interrupt = Path(exp_dir), description, interrupt
         (self.exp_dir / 'models').mkdir(parents=True, exist_ok=True)
-        self.trainer = Trainer(model, device, settings, world)
+        self.trainer = Trainer(model, device, settings)
         self.results = Results(exp_dir, settings.metrics, description['dataset'])
-        self.agreement = Agreement(world)
+        self.asked = processes.DelayedSum()
         self.bad_audio = getattr(train_loader, 'bad_audio', None) or BadAudio()  # of a loader of anything, none
         kept = {'trainer': self.trainer, 'bad_audio': self.bad_audio}
-        if world.is_main:
+        if processes.is_main():
             kept['results'] = self.results
             self.remove_leftovers()
-        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, world, **kept)
+        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, **kept)
 
     def remove_leftovers(self):
         """Remove what an earlier start was writing when it was killed."""
@@ -106,7 +104,7 @@ class Run:
     def train(self):
         """Train to the last epoch. Raises TrainingError if the loss is no longer finite, Interrupted on a signal."""
         if self.checkpoint.restore():
-            self.world.on_main(self.take_up)
+            processes.on_main(self.take_up)
         while self.trainer.epoch <= self.settings.n_epochs:
             start = time.monotonic()
             title = f'epoch {self.trainer.epoch} of {self.settings.n_epochs}'
@@ -115,11 +113,11 @@ class Run:
             replaced = self.bad_audio.total()
             self.stop_at_bad_audio(replaced)
             evaluation = self.evaluate(self.val_loader, f'{title}, validation', save=True)
-            metrics = self.world.on_main(lambda: self.take_in(title, train_loss, evaluation))
+            metrics = processes.on_main(lambda: self.take_in(title, train_loss, evaluation))
             self.trainer.end_epoch(getattr(metrics[0], self.settings.metrics))
             self.bad_audio.count = 0
             self.checkpoint.save()
-            self.world.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start,
+            processes.on_main(lambda: self.conclude_epoch(title, *metrics, evaluation, time.monotonic() - start,
                                                            replaced))
 
     def take_up(self):
@@ -166,23 +164,23 @@ class Run:
 
     def after_step(self):
         """Write a checkpoint where one is due, and stop where that was asked for, of any process."""
-        stop, replaced, due = self.agreement(self.interrupt.requested, self.bad_audio.count,
-                                             self.world.is_main and self.checkpoint.is_due())
+        stop, replaced, due = self.asked(self.interrupt.requested, self.bad_audio.count,
+                                             processes.is_main() and self.checkpoint.is_due())
         self.stop_at_bad_audio(replaced)
         if stop or due:
             self.trainer.loss.mean()  # raises where the weights are no longer worth keeping
             self.checkpoint.save()
-            self.agreement.forget()
+            self.asked.reset()
         if stop:
             raise Interrupted
 
     def stop_if_asked(self, save=False):
         """Raise Interrupted where a signal asked any process for it; save: write a checkpoint before."""
-        stop, _, _ = self.agreement(self.interrupt.requested, 0, False)
+        stop, _, _ = self.asked(self.interrupt.requested, 0, False)
         if stop:
             if save:
                 self.checkpoint.save()
-            self.agreement.forget()
+            self.asked.reset()
             raise Interrupted
 
     def stop_at_bad_audio(self, replaced):
@@ -201,7 +199,7 @@ class Run:
     def evaluate(self, loader, title, save=False):
         """The Evaluation of the model as it is. A signal stops it, and it is done again; save: as of stop_if_asked."""
         return validate(self.trainer.parallel, loader, self.device, self.settings.loss, title,
-                        lambda: self.stop_if_asked(save), self.world)
+                        lambda: self.stop_if_asked(save))
 
     def average_weights(self):
         """Average the models of epochs wa_start to wa_end, evaluate the mean, write wa_result.csv, audio_model_wa.pth.
@@ -212,7 +210,7 @@ class Run:
         paths = [self.exp_dir / 'models' / f'audio_model.{epoch}.pth' for epoch in range(s.wa_start, s.wa_end + 1)]
         self.model.load_state_dict(mean_state_dict(paths))
         evaluation = self.evaluate(self.val_loader, 'averaged model')
-        self.world.on_main(lambda: self.write_average(evaluation))
+        processes.on_main(lambda: self.write_average(evaluation))
 
     def write_average(self, evaluation):
         """Write the averaged model and its metrics."""
@@ -233,7 +231,7 @@ class Run:
         load_checkpoint(self.model, self.exp_dir / 'models' / 'best_audio_model.pth')
         evaluations = {name: self.evaluate(loader, f'best model, {name} set')
                        for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader))}
-        self.world.on_main(lambda: self.write_best(evaluations))
+        processes.on_main(lambda: self.write_best(evaluations))
 
     def write_best(self, evaluations):
         """Write and log what evaluate_best found. evaluations: by name of the set, in the file's order."""

@@ -129,3 +129,12 @@ def write(tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
     return make
+
+
+@pytest.fixture
+def be_process(monkeypatch):
+    """Let this process take itself for one of several, without the others."""
+    def make(rank, size):
+        monkeypatch.setattr('training.processes.rank', lambda: rank)
+        monkeypatch.setattr('training.processes.size', lambda: size)
+    return make

@@ -22,7 +22,7 @@ from audio.reading import AudioError
 from models import WeightsError
 from parsers import parser_of
 from training import option_checks, options
-from training.processes import World
+from training.processes import Place
 from utilities.cli import MAX_MESSAGE
 from utilities.errors import DataError
 from utilities.labels import (
@@ -209,7 +209,7 @@ def test_any_command_line(parsers, data):
         with contextlib.redirect_stderr(said):
             args = parsers[name].parse_args(line)
             if name == 'run.py':
-                option_checks.check_options(parsers[name], args, World())
+                option_checks.check_options(parsers[name], args, Place())
             if name == 'inference.py':
                 inference.check_options(parsers[name], args)
     except SystemExit as stop:

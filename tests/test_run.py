@@ -15,7 +15,7 @@ import experiment
 import run
 import traintest
 from models import read_state_dict
-from training import trainer
+from training import folder, trainer
 from training.options import make_parser
 from training.trainer import TrainSettings
 from utilities.parallel import one_thread
@@ -344,7 +344,7 @@ def attributes(code, *owners):
 
 
 def test_every_option_is_read_somewhere():
-    read = {field.name for field in fields(TrainSettings)} | attributes(experiment, 'args')
+    read = {field.name for field in fields(TrainSettings)} | attributes(experiment, 'args') | attributes(folder, 'self.args')
     options = {action.dest for action in make_parser()._actions} - {'help'}
     assert options - read == set()
 

@@ -13,9 +13,9 @@ from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from audio.fbank import count_frames, fbank, window_samples
 from dataloader import AudiosetDataset, SampleKey
+from training import processes
 from training.devices import move
 from training.interrupt import STOP_SIGNALS
-from training.processes import World
 from utilities.parallel import available_cores, may_start_processes, worker_context
 
 logger = logging.getLogger(__name__)
@@ -88,26 +88,25 @@ class EpochSampler(Sampler):
 
 
 class SharedBatches(BatchSampler):
-    """The part of each batch of batch_size that falls to a process of a World. Its part of the last one may be empty.
+    """The part of each batch of batch_size that falls to this process. Its part of the last one may be empty.
 
     An empty part holds the batch's first sample instead, for a pass through the model in step with the others; `sizes`
     says what counts.
     """
 
-    def __init__(self, sampler, batch_size, world):
+    def __init__(self, sampler, batch_size):
         super().__init__(sampler, batch_size, drop_last=False)
-        self.world = world
 
     def __iter__(self):
         for batch in super().__iter__():
-            part = self.world.part(len(batch))
+            part = processes.own_part(len(batch))
             yield batch[part.start:part.stop] or batch[:1]
 
     def sizes(self):
         """For each batch to come, how many of its samples fall to this process, and how many it has."""
         for left in range(len(self.sampler), 0, -self.batch_size):
             size = min(left, self.batch_size)
-            yield len(self.world.part(size)), size
+            yield len(processes.own_part(size)), size
 
 
 def count_workers(num_workers, processes=1):
@@ -120,13 +119,13 @@ def count_workers(num_workers, processes=1):
     return max(1, available_cores() // processes) if num_workers < 0 else num_workers
 
 
-def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, world=World(), batches=None):
+def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, batches=None):
     """Batches of a dataset in the sampler's order, or in its own. num_workers: -1 for as many as there are cores.
 
-    world: with several processes, this one's part of every batch of a sampler (SharedBatches), or of the dataset.
+    Several processes share every batch of a sampler (SharedBatches), or the dataset.
     batches: an iterable of lists of indices, read a few batches ahead, which says all itself.
     """
-    workers = count_workers(num_workers, world.local_size)
+    workers = count_workers(num_workers, processes.local_size())
     _end_workers_at_exit()
     options = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
                'worker_init_fn': _leave_signals_to_parent,
@@ -134,11 +133,11 @@ def make_loader(dataset, batch_size, num_workers, pin_memory, sampler=None, worl
     if batches is not None:
         options['batch_sampler'] = batches
     elif sampler is not None:
-        options['batch_sampler'] = SharedBatches(sampler, batch_size, world)
+        options['batch_sampler'] = SharedBatches(sampler, batch_size)
     else:
-        options |= {'sampler': world.part(len(dataset)), 'batch_size': batch_size}
+        options |= {'sampler': processes.own_part(len(dataset)), 'batch_size': batch_size}
     if isinstance(dataset, AudiosetDataset):
-        return AudioLoader(dataset, world, **options)
+        return AudioLoader(dataset, **options)
     return DataLoader(dataset, **options)
 
 
@@ -148,9 +147,9 @@ class AudioLoader(DataLoader):
     Those of a WaveformDataset are Pending. bad_audio: what was replaced meanwhile.
     """
 
-    def __init__(self, dataset, world, **options):
+    def __init__(self, dataset, **options):
         super().__init__(dataset, collate_fn=dataset.collate, **options)
-        self.bad_audio = BadAudio(world)
+        self.bad_audio = BadAudio()
 
     def __iter__(self):
         shared = isinstance(self.batch_sampler, SharedBatches)
@@ -177,12 +176,12 @@ class BadAudio:
     count: how many in the epoch under way, in this process; reasons: one for each recording, of all epochs, as keys.
     """
 
-    def __init__(self, world=World()):
-        self.world, self.count, self.reasons = world, 0, {}
+    def __init__(self):
+        self.count, self.reasons = 0, {}
 
     def total(self):
         """The count of all processes, which all call this."""
-        return int(self.world.gather_numbers(self.count).sum())
+        return int(processes.gather_numbers(self.count).sum())
 
     def state_dict(self):
         """What a checkpoint keeps of it. All processes call this."""
@@ -190,7 +189,7 @@ class BadAudio:
 
     def load_state_dict(self, state):
         """Go back to a state of state_dict, of any number of processes."""
-        self.count = state['count'] if self.world.is_main else 0
+        self.count = state['count'] if processes.is_main() else 0
 
     def note(self, replaced):
         """replaced: for each sample the reasons, a list."""

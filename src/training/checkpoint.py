@@ -7,6 +7,7 @@ import torch
 from models.files import atomic_write
 from models.state_dicts import load_tensors, reason_of
 from training.devices import out_of_memory
+from training.processes import on_main, rank
 
 LATER_PARTS = ('bad_audio',)  # which checkpoints of earlier versions lack
 
@@ -18,13 +19,13 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """One file in exp_dir, whole or not there, that holds the state of several objects.
 
-    exp_dir: directory of the experiment. minutes: how often it is due. world: whose main process writes; all read.
+    exp_dir: directory of the experiment. minutes: how often it is due.The main process writes; all read.
     parts: name -> object with state_dict() and load_state_dict(), made of tensors, numbers, texts, lists and dicts;
     processes other than the main one may have fewer.
     """
 
-    def __init__(self, exp_dir, minutes, world, **parts):
-        self.path, self.world = Path(exp_dir) / 'checkpoint.pth', world
+    def __init__(self, exp_dir, minutes, **parts):
+        self.path = Path(exp_dir) / 'checkpoint.pth'
         self.interval = 60 * minutes
         self.parts = parts
         self.written = time.monotonic()
@@ -39,7 +40,7 @@ class Checkpoint:
         All processes call this, and go on when it is written.
         """
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        self.world.on_main(lambda: self._write(state))
+        on_main(lambda: self._write(state))
         self.written = time.monotonic()
 
     def _write(self, state):
@@ -52,10 +53,10 @@ class Checkpoint:
         Raises CheckpointError if the file, or one that belongs to it, is broken, missing, seen by the main process
         alone, or holds code, which is not run.
         """
-        if not self.world.on_main(self.path.exists):
+        if not on_main(self.path.exists):
             return False
         if not self.path.exists():
-            raise CheckpointError(f'{self.path} is there for the main process, but not for number {self.world.rank}: '
+            raise CheckpointError(f'{self.path} is there for the main process, but not for number {rank()}: '
                                   f'--exp_dir must be in a folder that all machines share')
         try:
             state = load_tensors(self.path)

@@ -1,4 +1,5 @@
-"""Combinations of run.py's options that contradict each other, the machine or the files."""
+"""Check run.py's options against each other, the machine and the files."""
+import argparse
 import math
 from pathlib import Path
 
@@ -6,22 +7,23 @@ import torch
 
 from models.ast_models import ModelConfig, check_pretraining, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
+from training.processes import Place, own_device
 from utilities.errors import DataError
 from utilities.labels import WEIGHT_RULE, read_labels, weight_file
 
-# Patches of an input; attention's time grows with their square. 128 bins x 1024 frames at strides
-# of 1 have 114017.
+# The largest number of patches: the time of attention grows with its square. 128 bins x 1024
+# frames have 114,017 patches at strides of 1.
 MAX_PATCHES = 2 ** 17
 GB = 10 ** 9  # bytes
 
 
-def check_options(parser, args, world):
-    """Stop with a sentence if options contradict each other."""
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, place: Place) -> None:
+    """End the program with a sentence if options contradict each other or the machine."""
     try:
         config = ModelConfig(args.model_size, args.n_class, args.fstride, args.tstride,
                              args.num_mel_bins, args.audio_length)
         check_pretraining(config, args.imagenet_pretrain, args.audioset_pretrain)
-        device = world.device(choose_device(args.device))
+        device = own_device(place, choose_device(args.device))
     except ValueError as error:
         parser.error(str(error))
     if args.compile and splits_batches(device):
@@ -29,29 +31,30 @@ def check_options(parser, args, world):
         # first one's weights.
         count = torch.cuda.device_count()
         parser.error(f'--compile True does not work in one process with {count} GPUs: start one '
-                     f'process for each GPU (--launcher torchrun), or use one GPU (--device cuda:0)')
+                     f'process for each GPU (--launcher torchrun), or use one GPU (--device '
+                     f'cuda:0)')
     if args.freqm > args.num_mel_bins:
         parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
     if args.timem > args.audio_length:
         parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
                      f'--audio_length')
-    check_sizes(parser, args, world)
+    check_sizes(parser, args, place)
     rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
                      f'{columns} columns')
-    if args.batch_size % world.size:
-        less = args.batch_size // world.size * world.size
-        nearest = f'{less} or {less + world.size}' if less else world.size
-        parser.error(f'--batch_size {args.batch_size} cannot be split over {world.size} processes; '
+    if args.batch_size % place.size:
+        less = args.batch_size // place.size * place.size
+        nearest = f'{less} or {less + place.size}' if less else place.size
+        parser.error(f'--batch_size {args.batch_size} cannot be split over {place.size} processes; '
                      f'{nearest} can')
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, '
                      f'{args.wa_end}, {args.n_epochs}')
 
 
-def check_sizes(parser, args, world):
-    """Stop with a sentence if strides, patches or a batch are too large for any training."""
+def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, place: Place) -> None:
+    """End the program with a sentence if strides, patches or a batch are too large for training."""
     if args.fstride > args.num_mel_bins:
         parser.error(f'--fstride {args.fstride} is more than the {args.num_mel_bins} mel bins')
     if args.tstride > args.audio_length:
@@ -64,7 +67,7 @@ def check_sizes(parser, args, world):
                      f'into {rows * columns} patches, more than {MAX_PATCHES}: take larger strides '
                      f'or fewer frames')
     # Samples of a batch on this machine.
-    here = math.ceil(args.batch_size / world.size) * world.local_size
+    here = math.ceil(args.batch_size / place.size) * place.local_size
     size, memory = 4 * here * args.num_mel_bins * args.audio_length, memory_bytes()
     if size > memory:
         parser.error(f'--batch_size {args.batch_size}: the inputs of a batch, {args.num_mel_bins} '
@@ -73,10 +76,11 @@ def check_sizes(parser, args, world):
                      f'machine')
 
 
-def check_files(args):
-    """Raise DataError if the label file or the weights of samples do not go with the options.
+def check_files(args: argparse.Namespace) -> None:
+    """Check the label file and the weight file, before a datafile of millions of samples is read.
 
-    Call this before a datafile of millions is read, which takes its time.
+    Raises:
+        DataError: if one of them does not go with the options.
     """
     classes = len(read_labels(args.label_csv))
     if classes != args.n_class:

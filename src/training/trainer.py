@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from training import processes
 from training.devices import move, parallelise
 from training.errors import TrainingError
-from training.processes import LOST_SIGNS, World, in_contact
 from utilities.progress import Progress, Waiting
 
 WARMUP_STEPS = 1000  # published schedule
@@ -122,9 +122,8 @@ class EpochLoss:
     steps, samples: how many so far, of all processes together.
     """
 
-    def __init__(self, device, world=World()):
+    def __init__(self, device):
         dtype = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
-        self.world = world
         self.total = torch.zeros((), device=device, dtype=dtype)
         self.first_bad_step = torch.zeros((), device=device, dtype=torch.int64)
         self.steps = self.samples = 0
@@ -139,7 +138,7 @@ class EpochLoss:
 
     def mean(self):
         """The mean so far. Raises TrainingError if the loss of a step was NaN or infinite."""
-        totals, bad_steps = self.world.gather_numbers(float(self.total), int(self.first_bad_step)).T
+        totals, bad_steps = processes.gather_numbers(float(self.total), int(self.first_bad_step)).T
         if bad_steps.any():
             step = int(bad_steps[bad_steps > 0].min())
             raise TrainingError(f'the loss is no longer a finite number since step {step} of this epoch; '
@@ -148,7 +147,7 @@ class EpochLoss:
 
     def state_dict(self):
         """What a checkpoint keeps of it; float64 holds every float32."""
-        total = float(self.world.gather_numbers(float(self.total)).mean())
+        total = float(processes.gather_numbers(float(self.total)).mean())
         return {'total': total, 'steps': self.steps, 'samples': self.samples}
 
     def load_state_dict(self, state):
@@ -161,22 +160,22 @@ class Trainer:
     """A model and all that training it changes: optimizer, gradient scaler, schedule, how far it has come.
 
     model: an ASTModel on `device`, its autocast_dtype set. epoch: the one under way, from 1; loss.steps: how many of
-    its steps are done. seconds: the time that training took before this start. world: the processes that train.
+    its steps are done. seconds: the time that training took before this start.
     """
 
     STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
 
-    def __init__(self, model, device, settings, world=World()):
-        self.model, self.device, self.settings, self.world = model, device, settings, world
-        self.epoch, self.loss = 1, EpochLoss(device, world)
+    def __init__(self, model, device, settings):
+        self.model, self.device, self.settings = model, device, settings
+        self.epoch, self.loss = 1, EpochLoss(device)
         self.seconds, self.start = 0.0, time.monotonic()
         if settings.compile:
             # With dynamic shapes, all steps after the first smaller batch would run kernels that are made for any size.
             model.compile(dynamic=False)
         self.parallel = self.trained = parallelise(model, device)  # for evaluation, and for training
-        if world.size > 1:
+        if processes.size() > 1:
             warnings.filterwarnings('ignore', 'Grad strides do not match')  # of [CLS] and [DIST]: 3 kB, copied
-            with in_contact(LOST_SIGNS):
+            with processes.catch_lost_processes(processes.LOST_SIGNS):
                 self.trained = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,
                                                                    gradient_as_bucket_view=True)
         self.loss_function = LOSSES[settings.loss]()
@@ -196,12 +195,12 @@ class Trainer:
         """
         self.trained.train()
         steps, batches = self.loss.steps + len(loader), Waiting(loader)
-        sizes = loader.batch_sampler.sizes() if self.world.size > 1 else None
+        sizes = loader.batch_sampler.sizes() if processes.size() > 1 else None
         with Progress(title, steps, done=self.loss.steps) as progress:
             for fbanks, labels in batches:
-                own, everybodys = next(sizes) if self.world.size > 1 else (len(labels), len(labels))
+                own, everybodys = next(sizes) if processes.size() > 1 else (len(labels), len(labels))
                 fbanks = move(fbanks, self.device)  # here and not in the loader: it is no waiting
-                self.loss.add(self.step(fbanks, labels, self.world.size * own / everybodys), everybodys)
+                self.loss.add(self.step(fbanks, labels, processes.size() * own / everybodys), everybodys)
                 progress.advance(everybodys)
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
                     progress.report(loss=f'{self.loss.mean():.4f}', lr=f'{self.schedule.current:.3g}')
@@ -215,7 +214,7 @@ class Trainer:
     def end_epoch(self, metric):
         """Turn to the next epoch. metric: the main one of the epoch that ends, for a schedule that looks at it."""
         self.schedule.end_epoch(self.epoch, metric)
-        self.epoch, self.loss = self.epoch + 1, EpochLoss(self.device, self.world)
+        self.epoch, self.loss = self.epoch + 1, EpochLoss(self.device)
 
     def step(self, fbanks, labels, weight=1.0):
         """One update from a batch: fbanks (B, frames, bins), labels (B, classes). Returns its mean loss, a tensor.
@@ -246,7 +245,7 @@ class Trainer:
 
     def _exchange(self, gradients):
         """The context of a backward pass after which several processes average gradients, or do not yet."""
-        return contextlib.nullcontext() if gradients or self.world.size == 1 else self.trained.no_sync()
+        return contextlib.nullcontext() if gradients or processes.size() == 1 else self.trained.no_sync()
 
     def state_dict(self):
         """What a checkpoint keeps of it. All processes call this."""

@@ -32,7 +32,7 @@ from training.devices import parallelise
 from training.errors import TrainingError, explained
 from training.option_checks import check_options
 from training.options import make_parser
-from training.processes import World
+from training.processes import Place
 from training.trainer import Trainer
 from traintest import validate
 
@@ -279,11 +279,11 @@ COMPILED = ('--compile True --data_train train.json --data_val val.json --label_
 @pytest.fixture
 def check(monkeypatch):
     """Check the options of a run with --compile True on a machine with so many GPUs."""
-    def with_gpus(count, device, world=World()):
+    def with_gpus(count, device, place=Place()):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
         monkeypatch.setattr('training.option_checks.choose_device', lambda _: torch.device(device))
         parser = make_parser()
-        check_options(parser, parser.parse_args(COMPILED.split()), world)
+        check_options(parser, parser.parse_args(COMPILED.split()), place)
     return with_gpus
 
 
@@ -296,8 +296,8 @@ def test_compile_is_refused_if_one_process_would_split_batches_over_several_gpus
     assert '--launcher torchrun' in said and '--device cuda:0' in said
 
 
-@pytest.mark.parametrize('gpus, device, world', [
-    (1, 'cuda', World()), (4, 'cuda:0', World()), (4, 'cpu', World()), (0, 'mps', World()),
-    (4, 'cuda', World(0, 4, 0, 4))], ids=['one', 'named', 'cpu', 'mps', 'a process each'])
-def test_compile_is_taken_if_no_batch_is_split(check, gpus, device, world):
-    check(gpus, device, world)
+@pytest.mark.parametrize('gpus, device, place', [
+    (1, 'cuda', Place()), (4, 'cuda:0', Place()), (4, 'cpu', Place()), (0, 'mps', Place()),
+    (4, 'cuda', Place(0, 4, 0, 4))], ids=['one', 'named', 'cpu', 'mps', 'a process each'])
+def test_compile_is_taken_if_no_batch_is_split(check, gpus, device, place):
+    check(gpus, device, place)

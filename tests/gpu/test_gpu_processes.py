@@ -25,7 +25,7 @@ from ranks import (
     write_data,
 )
 from small_model import settings
-from training.processes import ended_at_once
+from training.processes import exit_without_waiting
 from training.trainer import Trainer
 
 # Processes multiply in float32, as the numbers are compared, although run.py switches TF32 on.
@@ -100,7 +100,7 @@ def test_the_launcher_starts_a_process_a_gpu(data, root, device, processes):
 def train_in_a_group_of_one(device, folder):
     """Be a process that averages its gradients with nobody: by NCCL on a GPU, by gloo on the CPU.
 
-    A run of one process forms no group. This one is formed by hand, as World.start forms one, and
+    A run of one process forms no group. This one is formed by hand, as processes.join forms one, and
     its model is wrapped as Trainer wraps one: that NCCL works on this machine, and that buckets,
     no_sync and the fused optimizer go together on its GPU, needs no second one.
     """
@@ -109,7 +109,7 @@ def train_in_a_group_of_one(device, folder):
     on_gpu = device.type == 'cuda'
     if on_gpu:
         torch.cuda.set_device(device)
-    with ended_at_once():
+    with exit_without_waiting():
         dist.init_process_group('cpu:gloo,cuda:nccl' if on_gpu else 'gloo', rank=0, world_size=1,
                                 init_method=f'file://{folder}/meeting')
         torch.backends.cudnn.allow_tf32 = False

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from training.checkpoint import Checkpoint, CheckpointError
-from training.processes import World
 
 
 class Part:
@@ -35,7 +34,7 @@ class Code:
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    return Checkpoint(tmp_path, 15, World(), part=Part())
+    return Checkpoint(tmp_path, 15, part=Part())
 
 
 def refused(checkpoint):
@@ -48,7 +47,7 @@ def refused(checkpoint):
 def test_what_was_saved_is_restored(checkpoint, tmp_path):
     checkpoint.parts['part'].numbers += 3
     checkpoint.save()
-    fresh = Checkpoint(tmp_path, 15, World(), part=Part())
+    fresh = Checkpoint(tmp_path, 15, part=Part())
     assert fresh.restore() and fresh.parts['part'].numbers.tolist() == [3, 3]
 
 

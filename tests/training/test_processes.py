@@ -21,15 +21,16 @@ from ranks import (
     wait_for,
     write_data,
 )
+from training import processes
 from training.batches import EpochSampler, SharedBatches, count_workers
 from training.processes import (
     LOST_SIGNS,
-    Agreement,
+    DelayedSum,
     DistributedError,
-    World,
-    ended_at_once,
-    find_world,
-    in_contact,
+    Place,
+    catch_lost_processes,
+    exit_without_waiting,
+    find_place,
 )
 from utilities.parallel import available_cores
 
@@ -100,7 +101,7 @@ def end_after_a_meeting(how, folder):
     sys.stderr = open(folder / 'said', 'w')
     torch.distributed.init_process_group('gloo', rank=0, world_size=1, init_method=f'file://{folder}/meeting')
     atexit.register((folder / 'cleaned up').touch)
-    with ended_at_once():
+    with exit_without_waiting():
         ENDS[how][0]()
     (folder / 'never').touch()
 
@@ -122,7 +123,7 @@ def end_with_nobody_to_read(folder):
     sys.stderr = open(writer, 'w', buffering=1)
     torch.distributed.init_process_group('gloo', rank=0, world_size=1, init_method=f'file://{folder}/meeting')
     atexit.register((folder / 'cleaned up').touch)
-    with ended_at_once():
+    with exit_without_waiting():
         sys.exit('a mistake')
 
 
@@ -143,7 +144,7 @@ def test_the_loss_of_a_process_is_told_from_other_errors(monkeypatch, message, s
     monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 0)
     expected = DistributedError if lost else RuntimeError
     words = 'lost contact with another one' if lost else re.escape(message)
-    with pytest.raises(expected, match=words) as raised, in_contact(signs):
+    with pytest.raises(expected, match=words) as raised, catch_lost_processes(signs):
         raise RuntimeError(message)
     assert type(raised.value) is expected
 
@@ -161,7 +162,7 @@ NCCL_GONE = ('NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited or th
 def test_what_nccl_refuses_is_told_from_a_process_that_is_gone(monkeypatch, message, words):
     monkeypatch.setattr(torch.distributed, 'is_initialized', lambda: True)
     monkeypatch.setattr(torch.distributed, 'get_rank', lambda: 0)
-    with pytest.raises(DistributedError, match=words), in_contact(LOST_SIGNS):
+    with pytest.raises(DistributedError, match=words), catch_lost_processes(LOST_SIGNS):
         raise torch.distributed.DistBackendError(message)
 
 
@@ -172,8 +173,8 @@ def test_what_nccl_refuses_is_told_from_a_process_that_is_gone(monkeypatch, mess
 def test_processes_on_gpus_of_different_ages_train_in_one_precision(monkeypatch, chosen, agreed):
     known = [None, torch.float16, torch.bfloat16]
     numbers = torch.tensor([[float(known.index(one))] for one in chosen])
-    monkeypatch.setattr(World, 'gather_numbers', lambda self, *own: numbers)
-    assert experiment.agree_on_precision(chosen[0], World(0, 2)) is agreed
+    monkeypatch.setattr(processes, 'gather_numbers', lambda *own: numbers)
+    assert experiment.agree_on_precision(chosen[0]) is agreed
 
 
 def test_what_the_main_process_refuses_ends_all(data):
@@ -191,17 +192,21 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(data):
 
 
 @pytest.mark.parametrize('count, size, parts', [(7, 2, [4, 3]), (1, 3, [1, 0, 0]), (0, 2, [0, 0]), (6, 3, [2, 2, 2])])
-def test_a_part_is_consecutive_and_even(count, size, parts):
-    ranges = [World(rank, size).part(count) for rank in range(size)]
+def test_a_part_is_consecutive_and_even(be_process, count, size, parts):
+    ranges = []
+    for rank in range(size):
+        be_process(rank, size)
+        ranges.append(processes.own_part(count))
     assert [len(part) for part in ranges] == parts
     assert [i for part in ranges for i in part] == list(range(count))
 
 
-def test_processes_share_the_batches_of_one_order():
+def test_processes_share_the_batches_of_one_order(be_process):
     def batches(rank, size):
+        be_process(rank, size)
         sampler = EpochSampler(9, seed=3)
         sampler.set_epoch(2)
-        shared = SharedBatches(sampler, 4, World(rank, size))
+        shared = SharedBatches(sampler, 4)
         return list(shared), list(shared.sizes())
     whole, _ = batches(0, 1)
     (first, first_sizes), (second, second_sizes) = batches(0, 2), batches(1, 2)
@@ -212,23 +217,22 @@ def test_processes_share_the_batches_of_one_order():
 
 
 def test_a_lone_process_needs_nobody():
-    world = World()
-    assert world.on_main(lambda: 3) == 3 and world.is_main
-    assert world.gather_numbers(1, 2).tolist() == [[1, 2]]
-    assert torch.equal(world.gather_rows(torch.ones(2, 3)), torch.ones(2, 3))
-    assert Agreement(world)(True, False) == (True, False)
+    assert processes.on_main(lambda: 3) == 3 and processes.is_main()
+    assert processes.gather_numbers(1, 2).tolist() == [[1, 2]]
+    assert torch.equal(processes.gather_rows(torch.ones(2, 3)), torch.ones(2, 3))
+    assert DelayedSum()(True, False) == (True, False)
 
 
 @pytest.mark.parametrize('environment, expected', [
-    ({}, World()), (TORCHRUN, World(1, 4, 1, 2)), (SRUN, World(1, 4, 1)),
-    ({**SRUN, 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}, World(0, 1, 1)),
-    ({'SLURM_JOB_ID': '7', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '0'}, World())])
+    ({}, Place()), (TORCHRUN, Place(1, 4, 1, 2)), (SRUN, Place(1, 4, 1)),
+    ({**SRUN, 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}, Place(0, 1, 1)),
+    ({'SLURM_JOB_ID': '7', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '0'}, Place())])
 def test_torchrun_and_srun_say_who_a_process_is_and_the_script_of_a_job_is_alone(monkeypatch, environment, expected):
     for name in {*TORCHRUN, *SRUN, *(name for name in os.environ if name.startswith('SLURM'))}:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert find_world() == expected
+    assert find_place() == expected
 
 
 @pytest.mark.parametrize('change, reason', [
@@ -240,28 +244,28 @@ def test_an_incomplete_environment_is_refused(monkeypatch, change, reason):
         if value is not None:
             monkeypatch.setenv(name, value)
     with pytest.raises(DistributedError, match=reason):
-        find_world()
+        find_place()
 
 
-@pytest.mark.parametrize('world, gpus, asked, expected', [
-    (World(), 4, 'cuda', 'cuda'), (World(5, 8, 1, 4), 4, 'cuda', 'cuda:1'), (World(5, 8, 5), 1, 'cuda', 'cuda:0'),
-    (World(1, 2, 1, 2), 0, 'cpu', 'cpu'), (World(5, 8, 1, 4), 2, 'cuda', 'see 2 GPUs'),
-    (World(1, 2, 1, 2), 1, 'cuda', 'see 1 GPUs'), (World(5, 8, 5), 4, 'cuda', 'see 4 GPUs'),
-    (World(1, 2, 1, 2), 2, 'cuda:0', '--device cuda:0 is one GPU')])
-def test_every_process_takes_its_own_gpu(monkeypatch, world, gpus, asked, expected):
+@pytest.mark.parametrize('place, gpus, asked, expected', [
+    (Place(), 4, 'cuda', 'cuda'), (Place(5, 8, 1, 4), 4, 'cuda', 'cuda:1'), (Place(5, 8, 5), 1, 'cuda', 'cuda:0'),
+    (Place(1, 2, 1, 2), 0, 'cpu', 'cpu'), (Place(5, 8, 1, 4), 2, 'cuda', 'see 2 GPUs'),
+    (Place(1, 2, 1, 2), 1, 'cuda', 'see 1 GPUs'), (Place(5, 8, 5), 4, 'cuda', 'see 4 GPUs'),
+    (Place(1, 2, 1, 2), 2, 'cuda:0', '--device cuda:0 is one GPU')])
+def test_every_process_takes_its_own_gpu(monkeypatch, place, gpus, asked, expected):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
     if ' ' in expected:
         with pytest.raises(ValueError, match=expected):
-            world.device(torch.device(asked))
+            processes.own_device(place, torch.device(asked))
     else:
-        assert str(world.device(torch.device(asked))) == expected
+        assert str(processes.own_device(place, torch.device(asked))) == expected
 
 
 @pytest.mark.parametrize('device, current', [('cuda:1', ['cuda:1']), ('cuda', []), ('cpu', [])])
 def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch, device, current):
     chosen = []
     monkeypatch.setattr(torch.cuda, 'set_device', lambda one: chosen.append(str(one)))
-    World().start(torch.device(device), timeout_minutes=1)
+    processes.join(Place(), torch.device(device), timeout_minutes=1)
     assert chosen == current
 
 
@@ -275,7 +279,7 @@ def test_one_process_needs_no_torch_distributed_and_several_say_that_they_do(mon
     for name in ('is_initialized', 'DistError', 'init_process_group'):  # which such a build lacks
         monkeypatch.delattr(torch.distributed, name)
     monkeypatch.setattr(torch.distributed, 'is_available', lambda: False)
-    with pytest.raises(RuntimeError, match='connection'), ended_at_once(), in_contact(LOST_SIGNS):
+    with pytest.raises(RuntimeError, match='connection'), exit_without_waiting(), catch_lost_processes(LOST_SIGNS):
         raise RuntimeError('connection')
     with pytest.raises(DistributedError, match='no torch.distributed: start one process'):
-        World(0, 2).start(torch.device('cpu'), 1)
+        processes.join(Place(0, 2), torch.device('cpu'), 1)
