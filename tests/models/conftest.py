@@ -9,6 +9,7 @@ import pytest
 
 import golden
 from models import ASTModel
+from utilities.parallel import one_thread
 
 TINY = {'model_size': 'tiny224', 'label_dim': 5, 'input_fdim': 32, 'input_tdim': 64,
         'imagenet_pretrain': False, 'verbose': False}
@@ -16,6 +17,13 @@ TINY = {'model_size': 'tiny224', 'label_dim': 5, 'input_fdim': 32, 'input_tdim':
 # Imports here may have set more, and the user's variables (TORCH_HOME, HF_..., proxies) would
 # interfere.
 KEPT = ('PATH', 'LD_LIBRARY_PATH', 'HOME', 'USER', 'LANG', 'TMPDIR')
+
+
+@pytest.fixture(autouse=True)
+def thread():
+    """Compute on one thread: quicker for models of this size, by far on a busy machine."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope='session')
