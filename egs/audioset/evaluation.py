@@ -69,7 +69,7 @@ def evaluate(args: Namespace, source: str, device: torch.device) -> tuple[np.nda
     labels_of(path, description, dataset.labels)  # raises if they are not the checkpoint's
     what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval),
             'precision': str(model.autocast_dtype),
-            'strides': [model.config['fstride'], model.config['tstride']], 'loss': loss,
+            'strides': [model.config.fstride, model.config.tstride], 'loss': loss,
             'layer_norm_eps': description.get('layer_norm_eps')}
     kept = args.exp_dir / 'predictions' / file_name(path, what)
     if kept.exists():
