@@ -21,8 +21,9 @@ from audio.augmentation import (
 from audio.fbank import fbank, fit_frames, normalise
 from audio.reading import load_window
 from models.weights import AUDIOSET_INPUT
+from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
-from utilities.labels import read_datafile, read_labels, split_labels
+from utilities.labels import read_labels
 
 # Words for the two modes of a dataset. Scripts for the published code use several.
 TRAINING, EVALUATION = 'train', 'evaluation'

@@ -28,10 +28,11 @@ from training.sampler import EpochSampler
 from training.trainer import TrainSettings
 from traintest import Interrupted, Run
 from utilities.cli import exit_on, setup_logging
+from utilities.datafiles import Datafile
 from utilities.errors import DataError, warn_only
-from utilities.labels import Datafile, read_sample_weights, weight_file
 from utilities.parallel import limit_threads
 from utilities.texts import write_text
+from utilities.weight_files import read_sample_weights, weight_file
 
 MODELS = {'ast': ASTModel}  # --model
 FIRST_FEW = 10  # recordings of which one must be readable

@@ -2,14 +2,13 @@
 from pathlib import Path
 
 from utilities.cli import (
-    MAX_FRAMES,
-    MAX_MEL_BINS,
     OptionParser,
     add_num_workers,
     exit_on,
+    frames,
+    mel_bins,
     number,
     setup_logging,
-    whole,
 )
 
 
@@ -19,8 +18,8 @@ def make_parser() -> OptionParser:
     add = parser.add_argument
     add('--data_train', required=True, help='datafile of the training set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--num_mel_bins', type=whole(16, MAX_MEL_BINS), default=128, help='mel bins of the fbank')
-    add('--audio_length', type=whole(1, MAX_FRAMES), default=1024,
+    add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
+    add('--audio_length', type=frames, default=1024,
         help='frames of each recording that count')
     add('--mixup', type=number(0, 1), default=0,
         help='share of the recordings that are mixed with another, as in training')

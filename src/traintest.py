@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from models import load_checkpoint, mean_state_dict, save_checkpoint
-from models.files import remove_leftovers
+from models.atomic import remove_leftovers
 from training import processes
 from training.bad_audio import BadAudio
 from training.checkpoint import Checkpoint, CheckpointError

@@ -4,7 +4,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import soundfile
 
 from dataloader import AudiosetDataset
-from http_server import Server
+from http_server import Server, running
 from small_dataset import CONF
 from utilities.parallel import available_cores
 
@@ -130,12 +129,8 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def server(no_proxy):
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(Server()) as started:
+        yield started
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from audio.fbank import fbank
 from dataloader import AudiosetDataset, SampleKey
 from training.loaders import count_workers
 from utilities.errors import DataError
-from utilities.parallel import one_thread, worker_context
+from utilities.parallel import one_thread
+from utilities.workers import worker_context
 
 BATCH = 32  # recordings
 

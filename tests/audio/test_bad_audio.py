@@ -14,12 +14,11 @@ import pytest
 import soundfile
 import torch
 
-import check_data
 import run
-from audio.formats import MAX_RATE
+from audio import MAX_RATE
 from audio.reading import AudioError
+from checks.recordings import Excerpt, check_recordings, examine
 from dataloader import AudiosetDataset, SampleKey
-from utilities.labels import WHOLE_RECORDING
 from utilities.parallel import one_thread
 
 SAMPLES = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
@@ -112,8 +111,8 @@ def limited():
 
 def use(path, datafile, labels):
     """Return what check_data.py finds in a file, the shape of its sample, and the error if none."""
-    sample = check_data.Sample(path, *WHOLE_RECORDING)
-    problems, _ = check_data.check_recordings({sample: check_data.examine(path)}, audio_length=32)
+    excerpt = Excerpt(path)
+    problems = check_recordings({excerpt: examine(excerpt)})
     found = [name for name, items in problems.items() if items]
     conf = {'num_mel_bins': 32, 'target_length': 220, 'mode': 'evaluation'}
     dataset = AudiosetDataset(datafile, conf, labels)

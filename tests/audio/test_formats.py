@@ -15,21 +15,21 @@ import pytest
 import soundfile
 import torch
 
-import check_data
 import formats
 import inference
-import prep_own
+import own_dataset
+import tagging
 from audio import reading as audio
 from audio.augmentation import Augmentation
 from audio.fbank import SAMPLE_RATE, count_frames
 from audio.info import inspect_audio, read_duration
 from audio.reading import AudioError, WindowReader, load_waveform
+from checks.recordings import Excerpt, check_recordings, count_recordings, examine
 from dataloader import AudiosetDataset
 from formats import KINDS, SOUND
 from models import ASTModel, save_checkpoint
-from tagging import tagger as tagging
+from tagging.windows import window_starts
 from training.norm_stats import FbankSums
-from utilities.labels import WHOLE_RECORDING
 from utilities.parallel import one_thread
 
 BINS = 32
@@ -95,8 +95,10 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     name, path = kind
     found = inspect_audio(path)
     assert (found.incomplete_from is None) is KINDS[name].whole
-    examined = {check_data.Sample(str(path), *WHOLE_RECORDING): check_data.examine(path)}
-    problems, facts = check_data.check_recordings(examined, audio_length=1024)
+    excerpt = Excerpt(str(path))
+    findings = {excerpt: examine(excerpt)}
+    problems = check_recordings(findings)
+    facts = count_recordings(findings.values(), audio_length=1024)
     problems = [problem for problem, items in problems.items() if items]
     assert problems == ([] if KINDS[name].whole else ['incomplete'])
     assert facts['seconds']['max'] == pytest.approx(found.seconds)
@@ -107,7 +109,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     assert inspect_audio(packed) == found
     assert torch.equal(load_waveform(packed), load_waveform(path))
     expected = found.seconds, found.incomplete_from
-    assert prep_own.read_length(path) == read_duration(packed, trust_header=False) == expected
+    assert own_dataset.read_length(path) == read_duration(packed, trust_header=False) == expected
     if name != 'damaged.flac':  # of which the header and the last sample tell nothing
         assert read_duration(path) == expected
     datafile = make_datafile([(path, '/m/0'), (packed, '/m/0')])
@@ -121,7 +123,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
         assert result.incomplete_from == pytest.approx(found.incomplete_from, abs=0.02)
         assert result.seconds == pytest.approx(found.seconds, abs=0.02)
         assert result.ends[-1] == result.seconds
-        assert list(result.starts) == list(tagging.window_starts(result.seconds, 1.5, 1.5))
+        assert list(result.starts) == list(window_starts(result.seconds, 1.5, 1.5))
 
 
 def make_conf():
@@ -177,7 +179,7 @@ def test_a_recording_without_seeking_is_decoded_once_for_all_its_windows(folder,
 @pytest.fixture
 def infer(tagger, tmp_path, monkeypatch, capsys):
     """Run the command line with the small tagger; returns the text, the JSON and the CSV's rows."""
-    monkeypatch.setattr(inference, 'load_tagger', lambda *_, **__: tagger)
+    monkeypatch.setattr('tagging.command.load_tagger', lambda *_, **__: tagger)
 
     def run(*files):
         words = (f'--checkpoint model.pth --num_workers 0 --device cpu --hop_seconds 0.75 '
@@ -207,7 +209,7 @@ def test_recordings_cut_off_are_named_while_a_dataset_is_prepared(folder, tmp_pa
     names = 'cut.flac', 'cut.mp3', 'm4a', 'mkv', 'wav', 'size 0.wav'
     lines = [f'{folder}/a {name},{i % 2}' for i, name in enumerate(names)]
     (tmp_path / 'list.csv').write_text('\n'.join(['path,labels', *lines]))
-    prep_own.prepare(tmp_path / 'list.csv', tmp_path / 'prep')
+    own_dataset.prepare(tmp_path / 'list.csv', tmp_path / 'prep')
     assert '2 audio files end before their header says, or are damaged' in caplog.text
     assert 'the first: ' in caplog.text and 'a cut.flac' in caplog.text
     assert '6 clips of 2 classes, 2.30 to 4.03 s long' in capsys.readouterr().out

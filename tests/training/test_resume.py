@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 import run
-from models.files import hold_lock
+from models.locks import hold_lock
 from training.errors import TrainingError, explained
 from training.interrupt import Interrupt
 from training.loaders import end_workers, make_loader
