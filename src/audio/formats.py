@@ -18,7 +18,6 @@ from audio.sndfile import SndfileReader
 # A path or an open binary file.
 AudioFile = str | os.PathLike | BinaryIO
 
-
 # Suffixes of the files that programs search folders for.
 _NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # without a header, or the suffix of other things
 _OF_LIBSNDFILE = {f'.{name.lower()}' for name in
