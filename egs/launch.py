@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
-from utilities.cli import MAX_MINUTES, OptionParser, exit_on, number, whole
+from utilities.cli import OptionParser, exit_on, number, whole
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,7 +23,7 @@ def main(argv=None):
     add('--without_gpus', type=whole(1), default=1, help='processes by default where there is no GPU')
     add('--nodes', type=whole(1), default=1, help='machines that train together, where srun does not start this')
     add('--node_rank', type=whole(0), help='number of this machine, from 0, likewise')
-    add('--timeout_minutes', type=number(above=0, maximum=MAX_MINUTES), default=30,
+    add('--timeout_minutes', type=number(above=0), default=30,
         help='how long to wait for the other machines')
     add('options', nargs='*', help='options of run.py')
     args = parser.parse_args(argv)

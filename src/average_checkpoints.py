@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from models import WeightsError, load_model, mean_state_dict, save_checkpoint
     from models.weights import locate
     from utilities.errors import DataError
-    from utilities.folders import making
+    from utilities.folders import output_folders
     setup_logging()
     with exit_on(DataError, WeightsError, OSError):
         paths = [locate(source) for source in args.checkpoints]
         model, description = load_model(paths[0])  # the mean is described as the first one is
         model.load_state_dict(mean_state_dict(paths))
-        with making(args.out.parent):
+        with output_folders(args.out.parent):
             save_checkpoint(model, args.out, **description)
     print(f'mean of {len(args.checkpoints)} checkpoints: {args.out}')
 

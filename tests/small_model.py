@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader import SampleKey
-from training.batches import EpochSampler
+from training.sampler import EpochSampler
 from training.trainer import TrainSettings
 
 CPU = torch.device('cpu')

@@ -12,10 +12,11 @@ import inference
 import run
 from audio.fbank import fbank, fit_frames, normalise
 from audio.reading import AudioError, load_waveform
-from inference import find_audio, load_tagger, tag
+from inference import load_tagger, tag
 from models import ASTModel, load_model, save_checkpoint
-from tagging import tagger as tagging
-from tagging.tagger import window_starts
+from tagging.command import find_audio
+from tagging.spectrogram import Spectrogram
+from tagging.windows import window_starts
 from utilities.errors import DataError
 from utilities.parallel import one_thread
 
@@ -436,7 +437,7 @@ def test_a_plot_is_a_picture_of_one_file_or_a_folder_of_several(infer, refuse, c
 
 
 def test_a_spectrogram_keeps_its_peaks_however_much_it_is_pooled():
-    whole, pooled = tagging.Spectrogram(10, 4), tagging.Spectrogram(100, 4)
+    whole, pooled = Spectrogram(10, 4), Spectrogram(100, 4)
     frames = np.random.default_rng(0).standard_normal((998, 4)).astype(np.float32)
     whole.add(0, frames)
     for start in (0, 5, 90):

@@ -11,9 +11,9 @@ from dataloader import AudiosetDataset
 from models import load_model
 from models.weights import locate, sha256
 from tagging.tagger import labels_of
-from training.batches import make_loader
 from training.devices import choose_device, choose_precision, parallelise
 from training.errors import explained
+from training.loaders import make_loader
 from training.results import write_array, write_rows
 from traintest import validate
 from utilities.stats import calculate_stats, is_single_label, summarise
@@ -36,7 +36,7 @@ def evaluate(args, source, device, folder):
                   'std': description['std'], 'mode': 'evaluation'}
     dataset = AudiosetDataset(args.data_eval, audio_conf, args.label_csv)
     labels_of(path, description, dataset.labels)  # raises where they are not the checkpoint's
-    targets = np.stack([dataset.targets(i).numpy() for i in range(len(dataset))])
+    targets = np.stack([dataset.make_targets(i).numpy() for i in range(len(dataset))])
     what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval), 'precision': str(precision),
             'strides': [model.config.fstride, model.config.tstride], 'loss': loss,
             'layer_norm_eps': description.get('layer_norm_eps')}

@@ -1,1 +1,1 @@
-"""Recordings -> waveforms -> fbanks, and their augmentation. Needs no dataset."""
+"""Recordings to waveforms to fbanks, and the augmentation of both. Nothing here needs a dataset."""

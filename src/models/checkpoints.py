@@ -17,9 +17,9 @@ from .assumptions import (
     describe,
 )
 from .ast_models import ASTModel
+from .atomic import atomic_write
 from .descriptions import Description
 from .errors import WeightsError
-from .files import atomic_write
 from .layouts import State
 from .state_dicts import (
     UNUSED_HEADS,

@@ -9,7 +9,8 @@ from models.ast_models import ModelConfig, check_pretraining, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.processes import Place, own_device
 from utilities.errors import DataError
-from utilities.labels import WEIGHT_RULE, read_labels, weight_file
+from utilities.labels import read_labels
+from utilities.weight_files import WEIGHT_RULE, weight_file
 
 # The largest number of patches: the time of attention grows with its square. 128 bins x 1024
 # frames have 114,017 patches at strides of 1.

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import soundfile
 
-import prep_audioset as prep
+import audioset
+import prep_audioset
 from audio.reading import load_waveform
-from models.files import WriteError
+from models.atomic import WriteError
+from packing import pack
+from prep_audioset import LABEL_FILE
+from utilities.datafiles import read_datafile
 from utilities.errors import DataError
-from utilities.labels import read_datafile, read_labels
+from utilities.labels import read_labels
 
 MALE, DOG = '/m/05zppz', '/m/0bt9lr'
 FIRST, SECOND = '--PJHxphWEs', 'Yb_-cd_-123'  # ids may begin with - or Y, and contain _ and -
@@ -28,7 +32,7 @@ def prepare(tmp_path, capsys):
     def run(flac_dir=None, *how, clips=((FIRST, 30, f'{MALE},{DOG}'), (SECOND, 0, DOG))):
         path = tmp_path / 'list.csv'
         path.write_text(''.join(f'{clip}, {start:.3f}, {start + 10:.3f}, "{mids}"\n' for clip, start, mids in clips))
-        prep.prepare([path], tmp_path / 'audio', tmp_path / 'out' / 'data.json', flac_dir, prep.LABEL_FILE, *how)
+        audioset.prepare([path], tmp_path / 'audio', tmp_path / 'out' / 'data.json', flac_dir, LABEL_FILE, *how)
         with open(tmp_path / 'out' / 'data_missing.csv', newline='') as file:
             missing = list(csv.DictReader(file))
         return json.loads((tmp_path / 'out' / 'data.json').read_text())['data'], missing, capsys.readouterr().out
@@ -71,7 +75,7 @@ def pack_apart():
             return pid
         code = 1
         try:
-            prep.pack(*how)
+            pack(*how)
             code = 0
         finally:
             os._exit(code)
@@ -105,7 +109,7 @@ def test_the_datafile_is_in_the_order_of_the_list_and_is_what_training_reads(pre
         audio(name)
     entries, missing, _ = prepare()
     assert [entry['video_id'] for entry in entries] == [FIRST, SECOND] and missing == []
-    datafile = read_datafile(tmp_path / 'out' / 'data.json', read_labels(prep.LABEL_FILE).index())
+    datafile = read_datafile(tmp_path / 'out' / 'data.json', read_labels(LABEL_FILE).index())
     assert len(datafile) == 2 and all(os.path.isabs(wav) for wav in datafile.wavs)
 
 
@@ -164,7 +168,7 @@ def test_folders_that_link_to_each_other_are_walked_once(prepare, audio, tmp_pat
     (tmp_path / 'elsewhere').mkdir()
     os.rename(audio(f'{SECOND}.wav'), tmp_path / 'elsewhere' / f'{SECOND}.wav')
     (tmp_path / 'audio' / 'b').symlink_to(tmp_path / 'elsewhere')
-    assert len(prepare()[0]) == len(prep.list_recordings(tmp_path / 'audio')[0]) == 2
+    assert len(prepare()[0]) == len(audioset.list_recordings(tmp_path / 'audio')[0]) == 2
 
 
 def test_copies_are_16_khz_mono_flac_that_loud_clips_do_not_wrap(prepare, audio, tmp_path):
@@ -215,7 +219,7 @@ def test_clips_are_packed_into_shards_in_the_order_of_the_list(prepare, audio, t
 
 
 def test_shards_have_about_the_size_that_is_asked_for(files, tmp_path):
-    wavs = prep.pack(files, tmp_path / 'shards', 100_000)
+    wavs = pack(files, tmp_path / 'shards', 100_000)
     sizes = [path.stat().st_size for path in (tmp_path / 'shards').glob('*.zip')]
     assert len(sizes) == 12 and 100_000 <= min(sizes) <= max(sizes) < 110_000
     assert packed_in(tmp_path / 'shards') == [(f'{i // 5 + 1:04d}.zip', f'{i}.flac') for i in range(60)]
@@ -224,9 +228,9 @@ def test_shards_have_about_the_size_that_is_asked_for(files, tmp_path):
 
 def test_another_list_packs_what_no_shard_has(files, tmp_path):
     shards, some = tmp_path / 'shards', dict(list(files.items())[10:20])
-    wavs = prep.pack(some, shards, 150_000)
+    wavs = pack(some, shards, 150_000)
     before = {path: path.stat().st_mtime_ns for path in shards.glob('*.zip')}
-    more = prep.pack(files, shards, 10 ** 9)
+    more = pack(files, shards, 10 ** 9)
     assert {name: more[name] for name in some} == wavs
     assert len(before) == 2 and all(path.stat().st_mtime_ns == at for path, at in before.items())
     assert sorted(name for _, name in packed_in(shards)) == sorted(files)
@@ -236,14 +240,14 @@ def test_another_list_packs_what_no_shard_has(files, tmp_path):
 
 def test_packing_that_was_killed_goes_on(pack_apart, files, tmp_path):
     shards = tmp_path / 'shards'
-    whole = prep.pack(files, tmp_path / 'undisturbed', 100_000)
+    whole = pack(files, tmp_path / 'undisturbed', 100_000)
     for wanted in (1, 4, 8):
         pid, deadline = pack_apart(files, shards, 100_000), time.monotonic() + 60
         while len(list(shards.glob('*.zip'))) < wanted and time.monotonic() < deadline:
             time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    wavs = prep.pack(files, shards, 100_000)
+    wavs = pack(files, shards, 100_000)
     assert {name: wav.replace('shards', 'undisturbed') for name, wav in wavs.items()} == whole
     assert sorted(os.listdir(shards)) == sorted(os.listdir(tmp_path / 'undisturbed'))
     assert all(path.read_bytes() == (tmp_path / 'undisturbed' / path.name).read_bytes()
@@ -263,30 +267,30 @@ def test_a_full_disk_leaves_the_shards_before_it(files, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limit[1]))
     try:
         with pytest.raises(WriteError, match='cannot write .*0013.zip: .*is the disk full'):
-            prep.pack(files, tmp_path / 'shards', 100_000)
+            pack(files, tmp_path / 'shards', 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert sorted(os.listdir(tmp_path / 'shards')) == [*(f'{i:04d}.zip' for i in range(1, 13)), 'lock']
-    prep.pack(files, tmp_path / 'shards', 100_000)
+    assert sorted(os.listdir(tmp_path / 'shards')) == [f'{i:04d}.zip' for i in range(1, 13)]
+    pack(files, tmp_path / 'shards', 100_000)
     assert [name for _, name in packed_in(tmp_path / 'shards')] == list(files)
 
 
 def test_a_shard_that_cannot_be_read_back_does_not_appear(files, tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile.ZipFile, 'testzip', lambda archive: archive.namelist()[3])
     with pytest.raises(WriteError, match='0001.zip: 3.flac cannot be read back'):
-        prep.pack(files, tmp_path / 'shards', 100_000)
+        pack(files, tmp_path / 'shards', 100_000)
     assert not (tmp_path / 'shards').exists()
 
 
 def test_a_broken_shard_and_a_file_that_went_are_named(files, tmp_path):
     shards = tmp_path / 'shards'
-    prep.pack(dict(list(files.items())[:5]), shards, 100_000)
+    pack(dict(list(files.items())[:5]), shards, 100_000)
     files['5.flac'].unlink()
     with pytest.raises(DataError, match='cannot read .*files/5: No such file'):
-        prep.pack(files, shards, 100_000)
+        pack(files, shards, 100_000)
     os.truncate(shards / '0001.zip', 1000)
     with pytest.raises(DataError, match='the shard .*0001.zip cannot be read .*delete it'):
-        prep.pack(files, shards, 100_000)
+        pack(files, shards, 100_000)
 
 
 def test_where_nothing_is_found_the_names_are_explained(prepare, audio):
@@ -317,15 +321,15 @@ def test_a_mistake_ends_with_a_sentence_and_success_with_0(audio, tmp_path, capl
     audio(f'{FIRST}.wav')
     (tmp_path / 'list.csv').write_text(f'{FIRST}, 30, 40, "{DOG}"\n')
     words = ['--audio-dir', str(tmp_path / 'audio'), '--out', str(tmp_path / 'data.json'), '--segments']
-    prep.main([*words, str(tmp_path / 'list.csv')])
-    prep.main([*words, str(tmp_path / 'list.csv'), '--shards', str(tmp_path / 'shards'), '--shard-gb', '0.5'])
+    prep_audioset.main([*words, str(tmp_path / 'list.csv')])
+    prep_audioset.main([*words, str(tmp_path / 'list.csv'), '--shards', str(tmp_path / 'shards'), '--shard-gb', '0.5'])
     assert str(tmp_path / 'shards/0001.zip') in (tmp_path / 'data.json').read_text()
     with pytest.raises(SystemExit, match='error: cannot read the segment list'):
-        prep.main([*words, str(tmp_path / 'nowhere.csv')])
+        prep_audioset.main([*words, str(tmp_path / 'nowhere.csv')])
 
 
 def test_the_samples_of_datafiles_can_be_read(root):
-    index = read_labels(prep.LABEL_FILE).index()
+    index = read_labels(LABEL_FILE).index()
     wavs = [read_datafile(root / 'egs/audioset/data/datafiles' / f'sample_{name}_data.json', index).wavs
             for name in ('train', 'eval')]
     assert all(len(part) == 5 for part in wavs) and not set(wavs[0]) & set(wavs[1])

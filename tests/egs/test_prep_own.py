@@ -3,14 +3,16 @@ import json
 import os
 import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+import own_dataset as prep
 import own_split
-import prep_own as prep
 from audio.reading import AudioError
+from own_clips import LabelledClip, SplitConf
 from utilities.errors import DataError
 from utilities.labels import read_labels
 
@@ -182,11 +184,11 @@ def test_a_fold_column_is_taken_as_it_is(make_csv, out):
 def test_a_given_split_and_options_for_another_are_refused(make_csv, out, column):
     csv = make_csv(table(f'path,label,{column}', ['c0.wav,a,train', 'c1.wav,b,val']))
     with pytest.raises(DataError, match='brings its own split'):
-        prep.prepare(csv, out, prep.SplitConf(n_folds=2))
+        prep.prepare(csv, out, SplitConf(n_folds=2))
 
 
 def test_folds_that_are_made_hold_each_clip_out_once_and_every_class_alike(make_clips, out):
-    prep.prepare(make_clips(*many(('cat', 'cow', 'dog'), 6)), out, prep.SplitConf(n_folds=3))
+    prep.prepare(make_clips(*many(('cat', 'cow', 'dog'), 6)), out, SplitConf(n_folds=3))
     split = parts(out)
     held_out = [pair for k in (1, 2, 3) for pair in split[f'val_data_{k}']]
     assert len(held_out) == len(set(held_out)) == 18
@@ -196,20 +198,20 @@ def test_folds_that_are_made_hold_each_clip_out_once_and_every_class_alike(make_
 
 
 def test_a_test_set_is_made_on_demand(make_clips, out):
-    prep.prepare(make_clips(*many(n=20)), out, prep.SplitConf(val_share=0.2, test_share=0.1))
+    prep.prepare(make_clips(*many(n=20)), out, SplitConf(val_share=0.2, test_share=0.1))
     assert {name: len(found) for name, found in files(out).items()} == {'train_data': 28, 'val_data': 8, 'test_data': 4}
 
 
 @pytest.mark.parametrize('share', [0.05, 0.1, 0.15, 0.3, 0.4, 0.45])
 def test_shares_are_met(share):
-    clips = [own_split.Clip(f'{label}{i}', (label,)) for label in 'abc' for i in range(60)]
+    clips = [LabelledClip(f'{label}{i}', (label,)) for label in 'abc' for i in range(60)]
     train, val = own_split.hold_out(clips, share, seed=0)
     assert len(train) + len(val) == 180
     assert max(abs(count - 60 * share) for count in Counter(clip.labels for clip in val).values()) <= 2
 
 
 def test_a_small_class_keeps_its_share_where_there_are_more_folds_than_clips():
-    clips = [own_split.Clip(f'{label}{i}', (label,)) for label, n in (('a', 60), ('b', 4), ('c', 5)) for i in range(n)]
+    clips = [LabelledClip(f'{label}{i}', (label,)) for label, n in (('a', 60), ('b', 4), ('c', 5)) for i in range(n)]
     for seed in range(5):
         held_out = Counter(clip.labels[0] for clip in own_split.hold_out(clips, 0.3, seed)[1])
         assert held_out['a'] in (17, 18, 19) and held_out['b'] in (1, 2) and held_out['c'] in (1, 2)
@@ -218,7 +220,7 @@ def test_a_small_class_keeps_its_share_where_there_are_more_folds_than_clips():
 @pytest.mark.parametrize('conf', [{}, {'n_folds': 3}, {'test_share': 0.2}])
 def test_a_group_is_never_divided(make_csv, out, conf):
     rows = [f'c{i}.wav,{"ab"[i % 2]},speaker {i // 4}' for i in range(40)]
-    prep.prepare(make_csv(table('path,label,group', rows), clips=40), out, prep.SplitConf(**conf))
+    prep.prepare(make_csv(table('path,label,group', rows), clips=40), out, SplitConf(**conf))
     split = {name: {int(wav[1:-4]) // 4 for wav in names} for name, names in files(out).items()}
     assert all(not split[name] & split[name.replace(part, 'train')]
                for part in ('val', 'test') for name in split if name.startswith(part))
@@ -240,15 +242,15 @@ def test_several_labels_are_split_by_the_rarest(make_csv, out):
 def test_the_split_depends_on_the_data_and_the_seed_alone(make_clips, tmp_path, monkeypatch):
     data = make_clips(*many())
     prep.prepare(data, tmp_path / 'first')
-    walk, iterdir = os.walk, prep.Path.iterdir
+    walk, iterdir = os.walk, Path.iterdir
 
     def shuffled(values):
         return random.Random(1).sample(list(values), k=len(list(values)))
-    monkeypatch.setattr(prep.os, 'walk', lambda *a, **k: ((top, shuffled(dirs), shuffled(names))
+    monkeypatch.setattr(os, 'walk', lambda *a, **k: ((top, shuffled(dirs), shuffled(names))
                                                           for top, dirs, names in walk(*a, **k)))
-    monkeypatch.setattr(prep.Path, 'iterdir', lambda self: iter(shuffled(list(iterdir(self)))))
+    monkeypatch.setattr(Path, 'iterdir', lambda self: iter(shuffled(list(iterdir(self)))))
     prep.prepare(data, tmp_path / 'second')
-    prep.prepare(data, tmp_path / 'third', prep.SplitConf(seed=1))
+    prep.prepare(data, tmp_path / 'third', SplitConf(seed=1))
     assert parts(tmp_path / 'first') == parts(tmp_path / 'second') != parts(tmp_path / 'third')
 
 
@@ -271,7 +273,7 @@ def test_a_dataset_with_fewer_clips_a_class_than_parts_is_still_split(make_clips
 ])
 def test_a_split_that_cannot_be_is_refused(make_csv, out, text, conf, reason):
     with pytest.raises(DataError, match=reason):
-        prep.prepare(make_csv(text), out, prep.SplitConf(**conf))
+        prep.prepare(make_csv(text), out, SplitConf(**conf))
 
 
 def test_a_comma_in_the_name_of_a_class_is_not_one_in_its_mid(make_clips, out):
@@ -351,7 +353,7 @@ def test_an_empty_cell_of_labels_is_a_negative_and_negatives_are_split_like_a_cl
 
 def test_one_class_and_negatives_are_enough(make_csv, out):
     rows = [f'c{i}.wav,{"a" * (i % 2)}' for i in range(10)]
-    prep.prepare(make_csv(table('path,labels', rows), clips=10), out, prep.SplitConf(n_folds=5))
+    prep.prepare(make_csv(table('path,labels', rows), clips=10), out, SplitConf(n_folds=5))
     assert options(out)['n_class'] == '1' and read_labels(out / 'labels.csv').names == ('a',)
     assert [Counter(labels for _, labels in parts(out)[f'val_data_{k}']) for k in range(1, 6)] == [{'a': 1, '': 1}] * 5
 
@@ -411,14 +413,14 @@ def test_a_second_start_finds_everything_prepared(make_clips, out, capsys):
 
 def test_other_options_or_clips_are_refused_until_the_old_preparation_is_removed(make_clips, out):
     data = make_clips(*many(n=4))
-    prep.prepare(data, out, prep.SplitConf(n_folds=4))
+    prep.prepare(data, out, SplitConf(n_folds=4))
     with pytest.raises(DataError, match='n_folds 4.* not from .*n_folds 2.*--prep_dir, or remove .*run_options.txt'):
-        prep.prepare(data, out, prep.SplitConf(n_folds=2))
+        prep.prepare(data, out, SplitConf(n_folds=2))
     make_clips('cat/new.wav')
     with pytest.raises(DataError, match='8 clips.* not from .*9 clips'):
-        prep.prepare(data, out, prep.SplitConf(n_folds=4))
+        prep.prepare(data, out, SplitConf(n_folds=4))
     (out / 'run_options.txt').unlink()
-    prep.prepare(data, out, prep.SplitConf(n_folds=2))
+    prep.prepare(data, out, SplitConf(n_folds=2))
     assert len(files(out)) == 4
 
 

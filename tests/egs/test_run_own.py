@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import soundfile
 
-import prep_own
+import own_dataset
 from audio.fbank import fbank
 from audio.reading import load_waveform
+from own_clips import SplitConf
 
 # A model that takes seconds; what follows from the data is left to the recipe.
 TINY = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--audioset_pretrain', 'False', '--fstride', '16',
@@ -45,7 +46,7 @@ def make_tree(make_sounds):
 def prepared(make_tree, tmp_path):
     """Prepare such a folder in `prep`, as stage 1 would; returns the words of the options that say where things are."""
     def prepare(**conf):
-        prep_own.prepare(make_tree(), tmp_path / 'prep', prep_own.SplitConf(**conf))
+        own_dataset.prepare(make_tree(), tmp_path / 'prep', SplitConf(**conf))
         return ['--data', 'my sounds', '--prep_dir', 'prep', '--exp_dir', 'exp']
     return prepare
 
@@ -122,7 +123,7 @@ def test_given_statistics_are_not_computed_again(recipe, run_shell, prepared, tm
 
 @pytest.mark.parametrize('words, reason', [
     ([], '--data is needed'),
-    (['--data', 'x', '--group', '1'], 'unknown option: --group'),
+    (['--data', 'x', '--group', '1'], 'unrecognized arguments: --group'),
 ])
 def test_a_wrong_option_is_one_sentence(recipe, run_shell, words, reason):
     done = run_shell([recipe, *words])

@@ -12,9 +12,13 @@ import soundfile
 import torch
 
 import inference
+from audio.info import read_duration
 from models import ASTModel, save_checkpoint
-from models.files import hold_lock
-from tagging.tagger import load_tagger, tag
+from models.locks import hold_lock
+from tagging import load_tagger, tag
+from tagging.command import find_audio
+from tagging.journal import Job
+from tagging.outputs import Csv
 from utilities import parallel
 from utilities.parallel import one_thread
 
@@ -77,13 +81,13 @@ def break_off(monkeypatch):
     """Run inference, and stop it before the journal tells of one more recording than so many."""
     def start(count, *line):
         with monkeypatch.context() as patch:
-            note = inference.Results._note
+            note = Job._note
 
-            def note_or_stop(results, state):
+            def note_or_stop(job, state):
                 if state.files > count:
                     raise KeyboardInterrupt
-                note(results, state)
-            patch.setattr(inference.Results, '_note', note_or_stop)
+                note(job, state)
+            patch.setattr(Job, '_note', note_or_stop)
             assert run(*line) == 'stopped'
     return start
 
@@ -175,10 +179,10 @@ def test_a_job_that_has_done_nothing_leaves_nothing(folder, break_off):
 def test_a_kill_while_names_are_given_loses_nothing(folder, monkeypatch):
     run(*words('whole'))
     with monkeypatch.context() as patch:
-        patch.setattr(inference.Csv, 'publish', lambda self: os.kill(os.getpid(), 2))
+        patch.setattr(Csv, 'publish', lambda self: os.kill(os.getpid(), 2))
         assert run(*words('out')) == 'stopped'
     assert Path('out/out.json').exists() and not Path('out/out.csv').exists()
-    monkeypatch.setattr(inference.Csv, 'piece', None)  # nothing is tagged again
+    monkeypatch.setattr(Csv, 'piece', None)  # nothing is tagged again
     run(*words('out'))
     assert same_outputs('whole', 'out')
 
@@ -228,9 +232,8 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(folder, smal
 
 def test_files_are_examined_as_they_are_needed(folder, monkeypatch):
     asked = []
-    measure = inference.tag.__globals__['measure']
-    monkeypatch.setattr('tagging.tagger.measure', lambda path: asked.append(path) or measure(path))
-    taggings = tag(load_tagger('model.pth', 'cpu', 'off'), inference.find_audio(['in']), num_workers=0)
+    monkeypatch.setattr('tagging.windows.read_duration', lambda path: asked.append(path) or read_duration(path))
+    taggings = tag(load_tagger('model.pth', 'cpu', 'off'), find_audio(['in']), num_workers=0)
     assert not asked
     next(taggings)
     assert len(asked) < 2 * parallel.ITEMS_AHEAD < FILES

@@ -17,8 +17,7 @@ import torch
 
 import inference
 from models import ASTModel, save_checkpoint
-from tagging import sounds
-from tagging.tagger import load_tagger, tag
+from tagging import load_tagger, sounds, tag
 from utilities.errors import DataError
 from utilities.parallel import one_thread
 
