@@ -169,8 +169,11 @@ def test_other_errors_pass_through():
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_mistake_found_by_a_dataloaders_worker_is_the_same_sentence(workers):
+    batches = iter(DataLoader(BrokenDataset(), num_workers=workers))
     with pytest.raises(SystemExit) as stop, exit_on(DataError):
-        next(iter(DataLoader(BrokenDataset(), num_workers=workers)))
+        next(batches)
+    if workers:
+        batches._shutdown_workers()  # the garbage collector would wait for them, five seconds
     assert stop.value.code == 'error: the recording dog.wav is broken'
 
 
