@@ -18,7 +18,6 @@ import inference
 import own_csv
 import prep_audioset
 import prep_own
-import scaling
 from audio.reading import AudioError
 from checks.entries import check_entries, excerpt_of, wav_path
 from checks.recordings import Excerpt, examine
@@ -185,7 +184,7 @@ def test_any_csv_of_ones_own(read_or_refuse, content):
 def parsers():
     """A parser of each of the entry points that have most options, by their names."""
     found = [options.make_parser(), inference.make_parser(),
-             *(parser_of(module.main) for module in (get_norm_stats, check_data, prep_audioset, prep_own, scaling))]
+             *(parser_of(module.main) for module in (get_norm_stats, check_data, prep_audioset, prep_own))]
     return {parser.prog: parser for parser in found}
 
 

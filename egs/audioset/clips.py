@@ -1,17 +1,18 @@
 """Find the clips of AudioSet's segment lists among recordings, by the rules of prep_audioset.py."""
 import functools
+import gzip
 import io
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, load_waveform, measure
+from audio.info import read_duration
+from audio.reading import AudioError, load_waveform
 from copies import Copies, check_packed, clip_name, is_copy, suffix, write_flac
 from parquet_rows import Row, read_rows
-from utilities.archives import read_gzip
-from utilities.errors import DataError
 from utilities.parallel import parallel_map
 from utilities.places import (
     TOLERANCE,
@@ -183,14 +184,15 @@ def open_candidate(candidate: Candidate, copies: Copies) -> str | bytes:
     if copies.folder is None:
         raise AudioError(f'{candidate.path} is to be unpacked: give --flac_dir or --shards')
     try:
-        return read_gzip(candidate.path)
-    except DataError as error:
-        raise AudioError(str(error)) from None
+        with gzip.open(candidate.path) as file:
+            return file.read()
+    except (EOFError, OSError, zlib.error) as error:
+        raise AudioError(f'{candidate.path} cannot be unpacked: {error}') from None
 
 
 def find_in(segment: Segment, candidate: Candidate, file: str | bytes) -> Place:
     """Return where a candidate holds a segment. Raises AudioError."""
-    seconds = measure(_readable(file), candidate.path).seconds
+    seconds = read_duration(_readable(file), candidate.path).seconds
     try:
         return find_place(segment, seconds, candidate.name, candidate.segments > 1)
     except PlaceError as error:

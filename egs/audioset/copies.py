@@ -8,8 +8,9 @@ import soundfile
 import torch
 
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, measure
-from models.files import atomic_write
+from audio.info import read_duration
+from audio.reading import AudioError
+from models.atomic import atomic_write
 from utilities.errors import DataError
 from utilities.segments import Segment
 
@@ -52,7 +53,7 @@ def write_flac(path: str, waveform: torch.Tensor) -> None:
 def is_copy(path: str, seconds: float, tolerance: float = COPY_TOLERANCE) -> bool:
     """Return whether there is a recording of about this length at a path."""
     try:
-        return abs(measure(path).seconds - seconds) <= tolerance
+        return abs(read_duration(path).seconds - seconds) <= tolerance
     except AudioError:
         return False
 

@@ -1,5 +1,6 @@
-"""Evaluate checkpoints on one dataset, each alone and all together: an ensemble averages their outputs."""
+"""Evaluate checkpoints on one dataset, each alone and as an ensemble, the mean of their outputs."""
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
@@ -8,23 +9,27 @@ from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_l
 HERE = Path(__file__).resolve().parent
 
 
-def make_parser():
+def make_parser() -> OptionParser:
     """Return the parser of all options."""
     parser = OptionParser(prog='ensemble.py', description=__doc__)
     add = parser.add_argument
     add('--data_eval', required=True, help='datafile of the evaluation set')
     add('--checkpoints', required=True, nargs='+', metavar='CHECKPOINT',
-        help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face')
-    add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
-    add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
+        help='paths, names of published checkpoints, folders of transformers or ids on Hugging '
+             'Face')
+    add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv',
+        help='label file: index,mid,display_name')
+    add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble',
+        help='where results and predictions go')
     add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
-    add_checkpoint_options(parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are '
-                                        'also averaged without this option, as published')
+    add_checkpoint_options(
+        parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are also averaged '
+                     'without this option, as published')
     return parser
 
 
-def main(argv=None):
-    """Entry point."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the options and evaluate the checkpoints."""
     parser = make_parser()
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help='label file: index,mid,display_name')
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
-    from models.files import WriteError
+    from models.atomic import WriteError
     from training.results import write_rows
     setup_logging()
     with exit_on(DataError, WriteError):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.files import atomic_write, remove_leftovers
+from models.atomic import atomic_write, remove_leftovers
 from utilities.errors import DataError
-from utilities.preparation import only_one
+from utilities.preparation import locked_folder
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def pack(files: Mapping[str, str | Path], folder: Path, shard_bytes: float,
     Returns:
         name -> path into the shard, for all of them.
     """
-    with only_one(folder):
+    with locked_folder(folder):
         remove_leftovers(folder, '*.zip')
         packed, count = packed_before(folder)
         _remove(packed.keys() & files, scratch)  # what a run left that was killed

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from audio.fbank import FRAME_SHIFT_MS
-from audio.reading import AudioError, Length, measure
+from audio.info import Duration, read_duration
+from audio.reading import AudioError
 from own_clips import LabelledClip, SplitConf
 from own_csv import read_csv
 from own_folders import read_tree
@@ -19,7 +20,7 @@ from own_split import split_clips, warn_of_rare_classes, warn_of_shared_groups
 from utilities.errors import DataError
 from utilities.labels import Labels, format_labels
 from utilities.parallel import parallel_map
-from utilities.preparation import check_names, check_not_mixed, only_one
+from utilities.preparation import check_names, locked_folder, record_source
 from utilities.texts import write_json, write_text
 
 LENGTH_PERCENTILE = 95  # of the durations; the model's input is so long
@@ -55,8 +56,8 @@ def prepare(data: str | PathLike[str], prep_dir: str | PathLike[str], conf: Spli
     if has_files and not (prep_dir / 'source.json').exists():
         raise DataError(f'{folder} holds files of another origin: give another folder with '
                         f'--prep_dir')
-    with only_one(prep_dir):
-        check_not_mixed(prep_dir, source, marker)
+    with locked_folder(prep_dir):
+        record_source(prep_dir, source, marker)
         if marker.exists():
             print(f'{prep_dir} is prepared already')
             return
@@ -114,7 +115,7 @@ def read_durations(clips: Sequence[LabelledClip], datafiles: Iterable[Path], lab
             which lists all, with the datafiles and the label file.
     """
     answers = list(parallel_map(read_length, [clip.wav for clip in clips], 'reading lengths'))
-    lengths = [answer for answer in answers if isinstance(answer, Length)]
+    lengths = [answer for answer in answers if isinstance(answer, Duration)]
     if broken := [answer for answer in answers if isinstance(answer, str)]:
         command = ['python src/check_data.py', *datafiles, '--label_csv', label_csv]
         raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of '
@@ -128,10 +129,10 @@ def read_durations(clips: Sequence[LabelledClip], datafiles: Iterable[Path], lab
     return np.array([length.seconds for length in lengths])
 
 
-def read_length(wav: str) -> Length | str:
-    """Read all of an audio file. Return its Length, or a text that says why it cannot be used."""
+def read_length(wav: str) -> Duration | str:
+    """Read all of an audio file. Return its Duration, or a text that says why it cannot be used."""
     try:
-        return measure(wav, trust_header=False)
+        return read_duration(wav, trust_header=False)
     except AudioError as error:
         return str(error)
 

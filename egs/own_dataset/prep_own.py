@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from concurrent.futures.process import BrokenProcessPool
 
     from audio.reading import AudioError
-    from models.files import WriteError
+    from models.atomic import WriteError
     from own_dataset import prepare
     from utilities.errors import DataError
     setup_logging()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from models.files import LockedError, hold_lock
+from models.locks import LockedError, hold_lock
 from training.environment import record_start
 from training.options import FREE_OPTIONS, STRUCTURE, make_parser
 from utilities.errors import DataError, warn_only
@@ -47,7 +47,7 @@ class ExperimentFolder:
         """
         with output_folders(self.path), contextlib.ExitStack() as held:
             try:
-                held.enter_context(hold_lock(self.path / 'lock', wait=False, keep=lambda: False))
+                held.enter_context(hold_lock(self.path / 'lock', wait=False))
             except LockedError:
                 raise DataError(f'another process runs in {self.path}: wait for it, or choose '
                                 f'another --exp_dir') from None

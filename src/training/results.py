@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.files import atomic_write
+from models.atomic import atomic_write
 from utilities.errors import DataError, error_reason
 from utilities.stats import calculate_stats, classes_of, summarise
 from utilities.tables import read_numbers

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from models.files import atomic_write
+from models.atomic import atomic_write
 from utilities.errors import DataError, error_reason
 
 

@@ -12,13 +12,13 @@ import soundfile
 import torch
 
 import inference
+from audio.info import read_duration
 from models import ASTModel, save_checkpoint
-from models.files import hold_lock
+from models.locks import hold_lock
 from tagging import load_tagger, tag
 from tagging.command import find_audio
 from tagging.journal import Job
 from tagging.outputs import Csv
-from tagging.windows import measure
 from utilities import parallel
 from utilities.parallel import one_thread
 
@@ -232,7 +232,7 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(folder, smal
 
 def test_files_are_examined_as_they_are_needed(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr('tagging.windows.measure', lambda path: asked.append(path) or measure(path))
+    monkeypatch.setattr('tagging.windows.read_duration', lambda path: asked.append(path) or read_duration(path))
     taggings = tag(load_tagger('model.pth', 'cpu', 'off'), find_audio(['in']), num_workers=0)
     assert not asked
     next(taggings)

@@ -39,7 +39,6 @@ ENTRY_POINTS = {
     'egs/audioset/gen_weight_file.py': 'data.json --label_csv labels.csv',
     'egs/audioset/prep_audioset.py': '--segments segments.csv --audio_dir audio --out deep/data.json --label_csv '
                                      'labels.csv',
-    'egs/audioset/scaling.py': '--step_seconds 0.1',
     'egs/esc50/make_demo_data.py': '--out_dir deep/out --clips_per_fold 1',
     'egs/esc50/prep_esc50.py': '--data_dir folder --prep_dir deep/prep',
     'egs/own_dataset/prep_own.py': '--data classes --prep_dir deep/prep --val_share 0.3',
@@ -219,7 +218,7 @@ def test_sizes_that_no_training_has_are_refused_before_anything_is_read(start, f
     assert not (folder / 'deep').exists()
 
 
-@pytest.mark.parametrize('script', [*sorted(ENTRY_POINTS), 'egs/launch.py'])
+@pytest.mark.parametrize('script', sorted(ENTRY_POINTS))
 @pytest.mark.parametrize('words', [['--help'], ['--bogus']])
 def test_help_and_a_wrong_option_are_answered_before_slow_imports(root, script, words):
     done = subprocess.run([sys.executable, '-X', 'importtime', root / script, *words], capture_output=True, text=True)
@@ -253,8 +252,7 @@ def test_an_option_of_the_published_scripts_is_answered_with_todays_name(start, 
 def test_every_script_with_options_is_walked_here(root):
     with_parser = {str(path.relative_to(root)) for part in ('src', 'egs') for path in (root / part).rglob('*.py')
                    if '.parse_args(' in path.read_text() and path.name != 'cli.py'}
-    elsewhere = {'egs/launch.py', 'egs/recipe_options.py'}  # in test_launchers.py and with the recipes
-    assert with_parser - elsewhere == set(ENTRY_POINTS)
+    assert with_parser - {'egs/recipe_options.py'} == set(ENTRY_POINTS)  # that one with the recipes
 
 
 def test_an_exp_dir_that_somebody_made_stays_where_a_run_is_refused(start, folder):
