@@ -1,4 +1,4 @@
-"""The recipe for one's own dataset as its users start it: from folders or a CSV to a summary, without a file edited."""
+"""The recipe for one's own dataset as its users start it: from folders or a CSV to a summary."""
 import json
 
 import numpy as np
@@ -11,8 +11,9 @@ from audio.reading import load_waveform
 from own_clips import SplitConf
 
 # A model that takes seconds; what follows from the data is left to the recipe.
-TINY = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--audioset_pretrain', 'False', '--fstride', '16',
-        '--tstride', '16', '--num_mel_bins', '32', '--lr', '5e-4', '--batch_size', '4', '--num_workers', '0']
+TINY = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--audioset_pretrain', 'False',
+        '--fstride', '16', '--tstride', '16', '--num_mel_bins', '32', '--lr', '5e-4',
+        '--batch_size', '4', '--num_workers', '0']
 
 
 @pytest.fixture
@@ -44,7 +45,10 @@ def make_tree(make_sounds):
 
 @pytest.fixture
 def prepared(make_tree, tmp_path):
-    """Prepare such a folder in `prep`, as stage 1 would; returns the words of the options that say where things are."""
+    """Prepare such a folder in `prep`, as stage 1 would.
+
+    Returns the words of the options that say where things are.
+    """
     def prepare(**conf):
         own_dataset.prepare(make_tree(), tmp_path / 'prep', SplitConf(**conf))
         return ['--data', 'my sounds', '--prep_dir', 'prep', '--exp_dir', 'exp']
@@ -58,28 +62,30 @@ def options(exp_dir):
 def statistics(datafile, num_mel_bins, frames):
     """Mean and standard deviation of all fbanks of a datafile at once."""
     wavs = [entry['wav'] for entry in json.loads(datafile.read_text())['data']]
-    values = np.concatenate([fbank(load_waveform(wav), num_mel_bins)[:frames].double().numpy() for wav in wavs])
+    values = np.concatenate([fbank(load_waveform(wav), num_mel_bins)[:frames].double().numpy()
+                             for wav in wavs])
     return values.mean(), values.std()
 
 
 def test_a_folder_a_class_is_trained_on_and_summarised(recipe, run_shell, make_tree, tmp_path):
     make_tree()
-    words = [recipe, '--data', 'my sounds', '--prep_dir', 'prep', '--exp-dir=my results', '--test_share', '0.25', *TINY,
-             '--n_epochs', '2']
+    words = [recipe, '--data', 'my sounds', '--prep_dir', 'prep', '--exp-dir=my results',
+             '--test_share', '0.25', *TINY, '--n_epochs', '2']
     done = run_shell(words)
     assert done.returncode == 0, done.stderr
     results = tmp_path / 'my results'
     best = np.loadtxt(results / 'result.csv', delimiter=',')[:, 0].max()
     assert f'the best: acc {best:.4f}' in done.stdout and 'to test' in done.stdout
     assert np.loadtxt(results / 'eval_result.csv').shape == (4,)
-    chosen = {'n_class': 2, 'loss': 'CE', 'metrics': 'acc', 'audio_length': 40, 'timem': 8, 'freqm': 12, 'mixup': 0,
-              'dataset': 'my sounds'}
+    chosen = {'n_class': 2, 'loss': 'CE', 'metrics': 'acc', 'audio_length': 40, 'timem': 8,
+              'freqm': 12, 'mixup': 0, 'dataset': 'my sounds'}
     assert {name: options(results)[name] for name in chosen} == chosen
     mean, std = statistics(tmp_path / 'prep' / 'datafiles' / 'train_data.json', 32, 40)
     assert options(results)['dataset_mean'] == pytest.approx(mean, abs=1e-4)
     assert options(results)['dataset_std'] == pytest.approx(std, abs=1e-4)
     again = run_shell(words)
-    assert again.returncode == 0 and 'prepared already' in again.stdout and 'is finished already' in again.stderr
+    assert again.returncode == 0 and 'prepared already' in again.stdout
+    assert 'is finished already' in again.stderr
     assert 'fbank statistics' not in again.stderr
 
 
@@ -116,8 +122,8 @@ def test_only_the_folds_that_the_user_names_are_run(recipe, run_shell, prepared,
 
 
 def test_given_statistics_are_not_computed_again(recipe, run_shell, prepared, tmp_path):
-    done = run_shell([recipe, *prepared(), '--stage', '2', '--stop_stage', '2', '--dataset_mean', '-7',
-                      '--dataset_std', '2'])
+    done = run_shell([recipe, *prepared(), '--stage', '2', '--stop_stage', '2', '--dataset_mean',
+                      '-7', '--dataset_std', '2'])
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / 'prep' / 'datafiles').glob('*_stats*'))
 
@@ -137,7 +143,8 @@ def test_a_wrong_option_is_one_sentence(recipe, run_shell, words, reason):
     (['--audio_length', 'a[$(touch gotcha)]'], '--audio_length: expected a whole number'),
     ([], 'run stage 2'),
 ])
-def test_an_option_that_does_not_go_with_the_data_is_refused(recipe, run_shell, prepared, tmp_path, words, reason):
+def test_an_option_that_does_not_go_with_the_data_is_refused(recipe, run_shell, prepared, tmp_path,
+                                                             words, reason):
     done = run_shell([recipe, *prepared(), '--stage', '3', *words])
     assert done.returncode and reason in done.stderr and 'Traceback' not in done.stderr
     assert not (tmp_path / 'gotcha').exists() and not (tmp_path / 'exp').exists()
