@@ -11,16 +11,13 @@ from typing import BinaryIO
 
 import soundfile
 
-from audio import shards
+from audio import MAX_RATE, MIN_RATE, shards
 from audio.reader import Reader
 from audio.sndfile import SndfileReader
 
 # A path or an open binary file.
 AudioFile = str | os.PathLike | BinaryIO
 
-# Hz that a header may say. Near the highest, that of the fastest converters, resampling to 16 kHz
-# takes up to 0.7 GB and 3 s, however short the file is. At the lowest, it makes 160 samples of one.
-MIN_RATE, MAX_RATE = 100, 768_000
 
 # Suffixes of the files that programs search folders for.
 _NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # without a header, or the suffix of other things

@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 import run
-from audio.formats import MAX_RATE
+from audio import MAX_RATE
 from audio.reading import AudioError
 from checks.recordings import Excerpt, check_recordings, examine
 from dataloader import AudiosetDataset, SampleKey
