@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from utilities.cli import MAX_FRAMES, OptionParser, exit_on, setup_logging, whole
+from utilities.cli import OptionParser, exit_on, frames, setup_logging, whole
 
 
 def make_parser() -> OptionParser:
@@ -16,7 +16,7 @@ def make_parser() -> OptionParser:
     add = parser.add_argument
     add('datafiles', nargs='+', help='datafiles to check: training, validation, evaluation set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--audio_length', type=whole(16, MAX_FRAMES), default=1024,
+    add('--audio_length', type=frames, default=1024,
         help='frames of 10 ms of the input')
     add('--segments',
         help='segment list to compare the datafiles with: clips, labels, and whether recordings '

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from audio import MAX_RATE, MIN_RATE
 from utilities.cli import (
-    MAX_BATCH,
     OptionParser,
     add_checkpoint_options,
     exit_on,
@@ -29,7 +28,7 @@ def make_parser() -> OptionParser:
     parser = OptionParser(prog='inference.py', description=__doc__)
     add_input_options(parser)
     add_output_options(parser)
-    parser.add_argument('-b', '--batch_size', type=whole(1, MAX_BATCH),
+    parser.add_argument('-b', '--batch_size', type=whole(1),
                         help='windows in a batch; by default 16, or 4 on a CPU')
     add_checkpoint_options(
         parser, loss="BCE: scores are sigmoids; CE: softmax; without it what each checkpoint says, "

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from models import load_checkpoint, mean_state_dict, save_checkpoint
-from models.files import remove_leftovers
+from models.atomic import remove_leftovers
 from training import processes
-from training.batches import BadAudio
+from training.bad_audio import BadAudio
 from training.checkpoint import Checkpoint, CheckpointError
 from training.devices import move
 from training.errors import TrainingError

@@ -4,14 +4,15 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from http_server import Server
+from dataloader import AudiosetDataset
+from http_server import Server, running
+from small_dataset import CONF
 from utilities.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +91,21 @@ def make_tone(tmp_path):
 
 
 @pytest.fixture
+def make_dataset(make_labels, make_datafile):
+    """Make a dataset of (wav, labels) pairs with four classes; `conf` changes its audio_conf."""
+    def make(entries, kind=AudiosetDataset, **conf):
+        return kind(make_datafile(entries), {**CONF, **conf}, make_labels(4))
+    return make
+
+
+@pytest.fixture
+def tones(make_tone):
+    """Six recordings of 0.3 s at various rates, as (wav, labels) pairs."""
+    return [(make_tone(f'{i}.wav', 300 * (i + 1), seconds=0.3, rate=rate, seed=i), f'/m/{i % 4}')
+            for i, rate in enumerate((16000, 44100, 16000, 8000, 48000, 16000))]
+
+
+@pytest.fixture
 def torch_home(tmp_path, monkeypatch):
     """An empty folder that $TORCH_HOME names."""
     folder = tmp_path / 'torch_home'
@@ -113,12 +129,8 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def server(no_proxy):
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(Server()) as started:
+        yield started
 
 
 @pytest.fixture

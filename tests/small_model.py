@@ -1,5 +1,6 @@
 """A model and data small enough to train in a blink, for the tests of training."""
 import dataclasses
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader import SampleKey
-from training.batches import EpochSampler
+from training.sampler import EpochSampler
 from training.trainer import TrainSettings
 
 CPU = torch.device('cpu')
@@ -24,7 +25,8 @@ class LinearModel(nn.Module):
     def __init__(self, autocast_dtype=None):
         super().__init__()
         torch.manual_seed(0)
-        self.config, self.autocast_dtype = {'input_tdim': FRAMES}, autocast_dtype
+        self.config, self.autocast_dtype = SimpleNamespace(input_tdim=FRAMES), autocast_dtype
+        self.v = nn.Identity()
         self.layer = nn.Linear(FRAMES * BINS, CLASSES)
 
     def forward(self, x):

@@ -14,6 +14,8 @@ import torch
 import experiment
 import run
 import traintest
+from audio import augmentation
+from audio.augmentation import AugmentationConf
 from models import read_state_dict
 from training import folder, trainer
 from training.options import make_parser
@@ -344,7 +346,8 @@ def attributes(code, *owners):
 
 
 def test_every_option_is_read_somewhere():
-    read = {field.name for field in fields(TrainSettings)} | attributes(experiment, 'args') | attributes(folder, 'self.args')
+    settings = {field.name for kind in (TrainSettings, AugmentationConf) for field in fields(kind)}
+    read = settings | attributes(experiment, 'args') | attributes(folder, 'self.args')
     options = {action.dest for action in make_parser()._actions} - {'help'}
     assert options - read == set()
 
@@ -353,6 +356,13 @@ def test_every_setting_of_training_is_used():
     used = attributes(TrainSettings, 'self').union(*(attributes(module, 'settings', 's', 'self.settings')
                                                      for module in (trainer, traintest)))
     assert {field.name for field in fields(TrainSettings)} - used == set()
+
+
+def test_every_setting_of_augmentation_is_an_option_and_is_used():
+    names = {field.name for field in fields(AugmentationConf)}
+    options = {action.dest for action in make_parser()._actions}
+    assert names - options == {'target_length'}  # of --audio_length
+    assert names - attributes(augmentation, 'conf') == set()
 
 
 @pytest.mark.parametrize('name, value', [

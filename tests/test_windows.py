@@ -114,4 +114,4 @@ def test_every_text_file_has_its_encoding_said(root):
 def test_a_path_into_a_shard_may_have_backslashes(monkeypatch, path, expected):
     windows = types.SimpleNamespace(path=ntpath, sep='\\', fspath=os.fspath)
     monkeypatch.setattr(shards, 'os', windows)
-    assert shards.split(path) == expected
+    assert shards.split_path(path) == expected

@@ -4,7 +4,6 @@ The rules by which a recording holds a clip are in prep_audioset.py.
 """
 import itertools
 from collections.abc import Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 
 from audio.formats import AUDIO_SUFFIXES
@@ -19,11 +18,12 @@ from clip_report import (
     print_report,
     short_table,
 )
-from clips import Copies, Found, clip_name, find_clips, match_recordings, suffix
+from clips import Found, find_clips, match_recordings
+from copies import Copies, clip_name, suffix
 from packing import pack, packed_before
 from parquet_rows import Row, list_rows
 from utilities.errors import DataError
-from utilities.folders import files_below, making
+from utilities.folders import files_below, output_folders
 from utilities.labels import read_labels
 from utilities.parallel import parallel_map
 from utilities.preparation import check_names
@@ -34,8 +34,8 @@ Recording = tuple[str, Row | None]  # a path, and what it is in a parquet file i
 Paths = Mapping[int, str]  # clip, its number in the list -> path
 
 
-def prepare(lists: Sequence[str | PathLike[str]], audio_dir: Path, out: Path,
-            flac_dir: Path | None, label_csv: str | PathLike[str],
+def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
+            flac_dir: Path | None, label_csv: str | Path,
             shards_dir: Path | None = None, shard_bytes: float = 10 ** 9) -> None:
     """Write the datafile of the clips that are there, and tables of the others beside it.
 
@@ -54,7 +54,7 @@ def prepare(lists: Sequence[str | PathLike[str]], audio_dir: Path, out: Path,
     segments = read_segment_lists(lists, read_labels(label_csv).index())
     check_paths(audio_dir, out, flac_dir)
     copies = Copies(flac_dir or (shards_dir and shards_dir / 'copies'), of_all=bool(flac_dir))
-    with making(out.parent, *filter(None, (copies.folder, shards_dir))):
+    with output_folders(out.parent, *filter(None, (copies.folder, shards_dir))):
         found = find_listed(segments, audio_dir, out, copies, shards_dir)
         paths = {clip: one.path for clip, one in found.items()}
         if shards_dir:

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from clips import Found, Problem
-from utilities.quotes import quoted
-from utilities.segments import TOLERANCE, Segment, is_short
+from utilities.formatting import quoted
+from utilities.places import TOLERANCE, is_short
+from utilities.segments import Segment
 
 # What is left out before it is read, with examples.
 OTHER_START = ('files of listed videos are left out, since their names have another start than '
@@ -85,10 +86,10 @@ def print_examples(paths: Sequence[str], what: str) -> None:
 
 def nothing_found(audio_dir: Path, segments: Sequence[Segment], results: Results) -> str:
     """Return what to say if no clip can be used."""
-    if results:
-        first = next(iter(results.values()))
-        return (f'none of the {len(results)} clips in {audio_dir} can be used; the first: '
-                f'{first.text}')
+    problems = [one.text for one in results.values() if isinstance(one, Problem)]
+    if problems:
+        return (f'none of the {len(problems)} clips in {audio_dir} can be used; the first: '
+                f'{problems[0]}')
     segment = segments[0]
     name, start, end = segment.video_id, segment.start_seconds, segment.end_seconds
     return (f'{audio_dir} holds no file of a listed clip: a file belongs to a clip by its name, '

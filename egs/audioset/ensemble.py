@@ -4,14 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import (
-    MAX_BATCH,
-    OptionParser,
-    add_checkpoint_options,
-    exit_on,
-    setup_logging,
-    whole,
-)
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging, whole
 
 HERE = Path(__file__).resolve().parent
 
@@ -28,7 +21,7 @@ def make_parser() -> OptionParser:
         help='label file: index,mid,display_name')
     add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble',
         help='where results and predictions go')
-    add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=24, help='samples in a batch')
+    add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
     add_checkpoint_options(
         parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are also averaged '
                      'without this option, as published')
@@ -46,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from training.devices import choose_device
     from training.errors import TrainingError
     from utilities.errors import DataError
-    from utilities.folders import making
+    from utilities.folders import output_folders
     setup_logging()
     try:
         choose_device(args.device)
@@ -54,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     with exit_on(AudioError, DataError, TrainingError, WeightsError, OSError):
         try:
-            with making(args.exp_dir / 'predictions'):
+            with output_folders(args.exp_dir / 'predictions'):
                 ensemble(args)
         except KeyboardInterrupt:
             sys.exit('stopped; the same command goes on with the checkpoint that was under way')

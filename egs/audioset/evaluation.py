@@ -15,9 +15,9 @@ from dataloader import AudiosetDataset
 from models import load_model
 from models.weights import locate, sha256
 from tagging.tagger import labels_of
-from training.batches import make_loader
 from training.devices import choose_device, choose_precision, parallelise
 from training.errors import explained
+from training.loaders import make_loader
 from training.results import write_array, write_rows
 from traintest import validate
 from utilities.stats import Metrics, calculate_stats, is_single_label, summarise
@@ -69,14 +69,14 @@ def evaluate(args: Namespace, source: str, device: torch.device) -> tuple[np.nda
     labels_of(path, description, dataset.labels)  # raises if they are not the checkpoint's
     what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval),
             'precision': str(model.autocast_dtype),
-            'strides': [model.config['fstride'], model.config['tstride']], 'loss': loss,
+            'strides': [model.config.fstride, model.config.tstride], 'loss': loss,
             'layer_norm_eps': description.get('layer_norm_eps')}
     kept = args.exp_dir / 'predictions' / file_name(path, what)
     if kept.exists():
         logger.info('%s: its predictions are in %s', source, kept)
     else:
         write_array(kept, predict(args, model, dataset, device, loss, title=source))
-    targets = np.stack([dataset.targets(i).numpy() for i in range(len(dataset))])
+    targets = np.stack([dataset.make_targets(i).numpy() for i in range(len(dataset))])
     return np.load(kept), targets
 
 

@@ -1,8 +1,5 @@
 """The clips of a dataset of one's own, and how to split them. Needs the standard library alone."""
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-MAX_NAMED = 10  # names in a message
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,3 @@ class SplitConf:
     test_share: float = 0.0
     n_folds: int = 0
     seed: int = 0
-
-
-def shortened(names: Iterable[str], most: int = MAX_NAMED) -> str:
-    """Return names separated by commas, for a message: at most so many, and how many more."""
-    names = list(names)
-    rest = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + rest

@@ -10,8 +10,9 @@ from audio import shards
 from own_clips import LabelledClip
 from own_folders import PARTS
 from utilities.errors import DataError, error_reason
-from utilities.quotes import quoted
-from utilities.tables import find_file, read_table, read_text
+from utilities.formatting import quoted
+from utilities.tables import find_file, read_table
+from utilities.texts import read_text
 
 # Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
 COLUMNS = {'path': ('path', 'file', 'filename', 'wav', 'filepath'),

@@ -5,11 +5,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from audio.fbank import FRAME_SHIFT_MS
-from audio.reading import AudioError, Length, measure
+from audio.info import Duration, read_duration
+from audio.reading import AudioError
 from own_clips import LabelledClip, SplitConf
 from own_csv import read_csv
 from own_folders import read_tree
@@ -18,7 +20,7 @@ from own_split import split_clips, warn_of_rare_classes, warn_of_shared_groups
 from utilities.errors import DataError
 from utilities.labels import Labels, format_labels
 from utilities.parallel import parallel_map
-from utilities.preparation import check_names, check_not_mixed, only_one
+from utilities.preparation import check_names, locked_folder, record_source
 from utilities.texts import write_json, write_text
 
 LENGTH_PERCENTILE = 95  # of the durations; the model's input is so long
@@ -54,8 +56,8 @@ def prepare(data: str | PathLike[str], prep_dir: str | PathLike[str], conf: Spli
     if has_files and not (prep_dir / 'source.json').exists():
         raise DataError(f'{folder} holds files of another origin: give another folder with '
                         f'--prep_dir')
-    with only_one(prep_dir):
-        check_not_mixed(prep_dir, source, marker)
+    with locked_folder(prep_dir):
+        record_source(prep_dir, source, marker)
         if marker.exists():
             print(f'{prep_dir} is prepared already')
             return
@@ -112,9 +114,9 @@ def read_durations(clips: Sequence[LabelledClip], datafiles: Iterable[Path], lab
         AudioError: recordings cannot be read. The message names the first, and check_data.py,
             which lists all, with the datafiles and the label file.
     """
-    lengths = list(parallel_map(read_length, [clip.wav for clip in clips], 'reading lengths'))
-    broken = [problem for problem in lengths if isinstance(problem, str)]
-    if broken:
+    answers = list(parallel_map(read_length, [clip.wav for clip in clips], 'reading lengths'))
+    lengths = [answer for answer in answers if isinstance(answer, Duration)]
+    if broken := [answer for answer in answers if isinstance(answer, str)]:
         command = ['python src/check_data.py', *datafiles, '--label_csv', label_csv]
         raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of '
                          f'them: {broken[0]}; remove or replace them and start again; '
@@ -127,16 +129,16 @@ def read_durations(clips: Sequence[LabelledClip], datafiles: Iterable[Path], lab
     return np.array([length.seconds for length in lengths])
 
 
-def read_length(wav: str) -> Length | str:
-    """Read all of an audio file. Return its Length, or a text that says why it cannot be used."""
+def read_length(wav: str) -> Duration | str:
+    """Read all of an audio file. Return its Duration, or a text that says why it cannot be used."""
     try:
-        return measure(wav, trust_header=False)
+        return read_duration(wav, trust_header=False)
     except AudioError as error:
         return str(error)
 
 
 def choose_options(clips: Sequence[LabelledClip], labels: Labels, seconds: np.ndarray
-                   ) -> dict[str, int | str]:
+                   ) -> dict[str, Any]:
     """Return the options of src/run.py that follow from the data, {name: value}."""
     single = all(len(clip.labels) == 1 for clip in clips)
     usual_length = float(np.percentile(seconds, LENGTH_PERCENTILE))
@@ -147,7 +149,7 @@ def choose_options(clips: Sequence[LabelledClip], labels: Labels, seconds: np.nd
 
 
 def summary_lines(clips: Sequence[LabelledClip], labels: Labels, files: Files,
-                  seconds: np.ndarray, options: Mapping[str, int | str]) -> list[str]:
+                  seconds: np.ndarray, options: Mapping[str, Any]) -> list[str]:
     """Return the lines that say what was prepared."""
     lines = [f'{len(clips)} clips of {len(labels)} classes, {seconds.min():.2f} to '
              f'{seconds.max():.2f} s long, median {np.median(seconds):.2f} s']

@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 from audio.formats import AUDIO_SUFFIXES
-from own_clips import LabelledClip, shortened
+from own_clips import LabelledClip
 from utilities.errors import DataError
 from utilities.folders import files_below
+from utilities.formatting import shortened
 
 # What people call the parts of a split -> what we call them.
 PARTS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',

@@ -7,8 +7,8 @@ from os import PathLike
 
 from own_clips import LabelledClip
 from utilities.errors import DataError
+from utilities.formatting import quoted
 from utilities.labels import Labels, read_labels
-from utilities.quotes import quoted
 
 
 def make_labels(clips: Sequence[LabelledClip], label_csv: str | PathLike[str] | None

@@ -12,12 +12,12 @@ from fractions import Fraction
 
 import numpy as np
 
-from own_clips import LabelledClip, SplitConf, shortened
+from own_clips import LabelledClip, SplitConf
 from utilities.errors import DataError
+from utilities.formatting import shortened
 from utilities.labels import Labels
 
 FINEST_SHARE = 10  # shares are met in tenths, or finer if they are smaller than one
-MAX_DIGITS = 20  # of the number of a fold; longer ones are names
 
 Clips = Sequence[LabelledClip]
 
@@ -65,11 +65,10 @@ def given_folds(clips: Clips) -> dict[str, Clips]:
 
 def fold_order(value: str) -> tuple[int, int, str]:
     """Return the key by which folds are sorted: whole numbers by size, before other names."""
-    is_number = value.isdecimal() and len(value) < MAX_DIGITS
-    return (0, int(value), value) if is_number else (1, 0, value)
+    return (0, int(value), value) if value.isdecimal() else (1, 0, value)
 
 
-def fold_files(clips: Clips, folds: Sequence[int], n_folds: int) -> dict[str, Clips]:
+def fold_files(clips: Clips, folds: Sequence[int] | np.ndarray, n_folds: int) -> dict[str, Clips]:
     """Return the clips of the datafiles of each fold, numbered from 1.
 
     A fold evaluates its own clips and trains on the others. folds: of each clip, from 0.

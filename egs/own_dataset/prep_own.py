@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 from own_clips import SplitConf
-from utilities.cli import MAX_SEED, OptionParser, exit_on, number, setup_logging, whole
+from utilities.cli import OptionParser, exit_on, number, seed, setup_logging, whole
 
 MAX_SHARE = 0.45  # of the validation and of the test set: something must be left to train on
 
@@ -26,7 +26,7 @@ def make_parser() -> OptionParser:
         help='share of the test set')
     add('--n_folds', type=whole(0), default=SplitConf.n_folds,
         help='make so many folds instead; 0 for none')
-    add('--seed', type=whole(0, MAX_SEED), default=SplitConf.seed, help='fixes the split')
+    add('--seed', type=seed, default=SplitConf.seed, help='fixes the split')
     add('--label_csv',
         help='label file that fixes the classes and their order; without it, they come from the '
              'data')
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from concurrent.futures.process import BrokenProcessPool
 
     from audio.reading import AudioError
-    from models.files import WriteError
+    from models.atomic import WriteError
     from own_dataset import prepare
     from utilities.errors import DataError
     setup_logging()

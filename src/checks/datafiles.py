@@ -17,8 +17,9 @@ from checks.entries import (
 from checks.problems import BAD_AUDIO, PROBLEMS, STOPS
 from checks.recordings import Excerpt, Finding, check_recordings, count_recordings, examine, within
 from checks.segments import check_segments
+from utilities.datafiles import read_entries
 from utilities.errors import DataError
-from utilities.labels import Labels, read_entries
+from utilities.labels import Labels
 from utilities.parallel import available_cores, parallel_map
 from utilities.segments import Segment
 

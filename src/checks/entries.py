@@ -7,18 +7,17 @@ from typing import Any
 
 from checks.problems import no_problems
 from checks.recordings import Excerpt
-from utilities.errors import DataError
-from utilities.labels import (
+from utilities.datafiles import (
     WHOLE_RECORDING,
-    Labels,
     entry_problem,
     entry_window,
     is_text,
-    read_sample_weights,
     split_labels,
-    weight_file,
     window_problem,
 )
+from utilities.errors import DataError
+from utilities.labels import Labels
+from utilities.weight_files import read_sample_weights, weight_file
 
 Entry = Any  # of a datafile: a dict, if it is well formed
 

@@ -1,6 +1,6 @@
 """What can be wrong with a datafile, and how bad it is."""
 from audio.reading import TOO_LOUD
-from utilities.segments import TOLERANCE
+from utilities.places import TOLERANCE
 
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from audio import shards
 from audio.fbank import SAMPLE_RATE, count_frames
-from audio.reading import TOO_LOUD, AudioError, Survey, survey
+from audio.info import AudioInfo, inspect_audio
+from audio.reading import TOO_LOUD, AudioError
 from checks.problems import SILENCE, no_problems
-from utilities.labels import WHOLE_RECORDING
+from utilities.datafiles import WHOLE_RECORDING
 
 LATE_SECONDS = 0.1  # by which an entry may end after its recording: rounding
 
@@ -35,7 +36,7 @@ class Unusable(NamedTuple):
     reason: str = ''
 
 
-Finding = Survey | Unusable  # what reading a recording has shown
+Finding = AudioInfo | Unusable  # what reading a recording has shown
 
 
 def examine(excerpt: Excerpt) -> Finding:
@@ -46,9 +47,9 @@ def examine(excerpt: Excerpt) -> Finding:
     except shards.ShardError as error:
         return Unusable('shards', str(error))
     try:
-        if place := shards.split(excerpt.wav):
-            shards.verify(*place)
-        found = survey(excerpt.wav, start=excerpt.start, seconds=excerpt.seconds)
+        if place := shards.split_path(excerpt.wav):
+            shards.verify_checksum(*place)
+        found = inspect_audio(excerpt.wav, start=excerpt.start, seconds=excerpt.seconds)
     except (AudioError, shards.ShardError) as error:
         return Unusable('unreadable', str(error))
     if not found.samples:
@@ -71,7 +72,7 @@ def within(finding: Finding, excerpt: Excerpt) -> Finding:
     return finding._replace(samples=samples, incomplete_from=incomplete_from)
 
 
-def frames_of(found: Survey) -> int:
+def frames_of(found: AudioInfo) -> int:
     """Return how many frames the fbank of a recording has."""
     return count_frames(math.ceil(found.samples * SAMPLE_RATE / found.sample_rate))
 

@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from checks.entries import Entry, excerpt_of, video_id, wav_path, window_of
 from checks.problems import no_problems
 from checks.recordings import Excerpt, Finding, Unusable
-from utilities.labels import split_labels
-from utilities.segments import (
+from utilities.datafiles import split_labels
+from utilities.places import (
     START_TOLERANCE,
     PlaceError,
     RecordingName,
-    Segment,
     find_place,
     is_short,
     parse_name,
 )
+from utilities.segments import Segment
 
 
 def check_segments(entries: Sequence[Entry], segments: Sequence[Segment],

@@ -5,8 +5,8 @@ from pathlib import Path
 from reports.experiments import Settings, read_seconds
 from reports.html import table
 from training.options import make_parser
+from utilities.formatting import clock
 from utilities.texts import read_json
-from utilities.times import clock
 
 
 def machine_tables(exp_dir: Path) -> str:

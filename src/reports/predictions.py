@@ -11,8 +11,8 @@ from scipy.special import logit, softmax
 
 from reports.experiments import Settings
 from reports.html import as_html, table
+from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
-from utilities.labels import read_datafile, split_labels
 from utilities.stats import calculate_stats, classes_of, is_single_label, single_label_scores
 from utilities.texts import read_json
 

@@ -19,7 +19,7 @@ from tagging.streams import Stream
 from tagging.tagger import Tagger, load_tagger
 from tagging.text import as_text, timeline
 from utilities.errors import DataError
-from utilities.folders import files_below, making
+from utilities.folders import files_below, output_folders
 
 SHOWN_NAMES = 3  # of files that are left out
 # The options that the results depend on, besides the device, precision and size of batches.
@@ -39,7 +39,7 @@ def infer(args: Namespace, from_standard_input: bool) -> tuple[int, int]:
         files = find_audio([*args.audio, *args.audio_path])
     pictures = picture_paths(args.plot, files) if args.plot else []
     written = [path for path in (args.json, args.csv, args.embeddings, *pictures[:1]) if path]
-    with making(*(path.parent for path in written)):
+    with output_folders(*(path.parent for path in written)):
         check_writable(written)
         tagger = load_tagger(
             args.checkpoint, args.device, args.amp, args.label_csv, args.dataset_mean,

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
-from models.files import LockedError, hold_lock
+from models.locks import LockedError, hold_lock
 from tagging.outputs import GrowingFile
 from tagging.result import Done, Tagging
 from utilities.errors import DataError
@@ -40,7 +40,7 @@ class State(NamedTuple):
 def _lock(journal):
     """Keep out a second process that would write the same files."""
     try:
-        with hold_lock(f'{journal}.lock', wait=False, keep=lambda: False):
+        with hold_lock(f'{journal}.lock', wait=False):
             yield
     except LockedError:
         raise DataError(f'another process is writing the files of the job {journal}') from None

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from models.files import atomic_write, write_errors
+from models.atomic import atomic_write, write_errors
 from tagging.result import Tagging
 
 

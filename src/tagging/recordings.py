@@ -27,8 +27,8 @@ from tagging.windows import (
     plan_windows,
     window_starts,
 )
-from training.batches import count_workers, make_loader
 from training.errors import explained
+from training.loaders import count_workers, make_loader
 from utilities.errors import DataError
 from utilities.parallel import map_ahead
 from utilities.progress import Progress

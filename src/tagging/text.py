@@ -1,6 +1,6 @@
 """What inference prints about a recording."""
 from tagging.result import Tagging
-from utilities.times import clock
+from utilities.formatting import clock
 
 TIMELINE_SCORE = 0.1  # the least score of a class in the timeline; the best class is always there
 

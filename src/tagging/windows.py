@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import Dataset
 
 from audio.fbank import fbank, fit_frames
-from audio.reading import AudioError, WindowReader, measure, survey, window_seconds
+from audio.info import inspect_audio, read_duration
+from audio.reading import AudioError, WindowReader, window_seconds
 from tagging.sounds import Sound
 from utilities.parallel import one_thread
 
@@ -88,7 +89,7 @@ def plan_windows(source: Source, window: str, window_seconds: float, hop_seconds
         if isinstance(source, Sound):
             seconds, incomplete_from = source.seconds, None
         else:
-            seconds, incomplete_from = measure(source)
+            seconds, incomplete_from = read_duration(source)
     except AudioError as error:
         return WindowPlan(source, error=str(error))
     starts = window_starts(seconds, window_seconds, hop_seconds)
@@ -136,7 +137,7 @@ class Windows(Dataset):
                 waveform, end = self._load(key)
                 features = fbank(waveform, self.mel_bins)
             if end is not None and end < seconds - ROUNDING_SECONDS:
-                seconds = survey(key.source).seconds
+                seconds = inspect_audio(key.source).seconds
                 if not seconds:
                     raise AudioError(f'the audio file {key.source} holds no samples')
         except AudioError as error:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from models.files import atomic_write
+from models.atomic import atomic_write
 from models.state_dicts import load_tensors, reason_of
 from training.devices import out_of_memory
 from training.processes import on_main, rank

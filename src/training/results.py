@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.files import atomic_write
+from models.atomic import atomic_write
 from utilities.errors import DataError, error_reason
-from utilities.labels import read_numbers
 from utilities.stats import calculate_stats, classes_of, summarise
+from utilities.tables import read_numbers
 from utilities.texts import write_text
 
 MATRIX_CLASSES = 100  # of a confusion matrix that can still be read, and drawn

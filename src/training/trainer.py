@@ -12,7 +12,7 @@ from torch import nn
 from training import processes
 from training.devices import move, parallelise
 from training.errors import TrainingError
-from utilities.progress import Progress, Waiting
+from utilities.progress import Progress, TimedBatches
 
 WARMUP_STEPS = 1000  # published schedule
 ADAM_BETAS = (0.95, 0.999)  # published, as is the weight decay
@@ -194,7 +194,7 @@ class Trainer:
         Calls after_step() after each. Returns the mean loss over all samples of the epoch.
         """
         self.trained.train()
-        steps, batches = self.loss.steps + len(loader), Waiting(loader)
+        steps, batches = self.loss.steps + len(loader), TimedBatches(loader)
         sizes = loader.batch_sampler.sizes() if processes.size() > 1 else None
         with Progress(title, steps, done=self.loss.steps) as progress:
             for fbanks, labels in batches:

@@ -12,7 +12,7 @@ from torchaudio.compliance.kaldi import mel_scale_scalar
 from audio.fbank import FRAME_SHIFT_MS
 from models.ast_models import PATCH_SIZE
 from utilities.fonts import drawable_names, font_families, missing_characters
-from utilities.times import clock
+from utilities.formatting import clock
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
@@ -186,13 +186,13 @@ def show_attention(axes: Axes, attention: np.ndarray, config: Mapping[str, Any])
     """
     low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
     f, t = attention.shape
-    bins = (f - 1) * config['fstride'] + PATCH_SIZE
-    frames = (t - 1) * config['tstride'] + PATCH_SIZE
-    top = low + (high - low) * bins / config['input_fdim']
+    bins = (f - 1) * config.fstride + PATCH_SIZE
+    frames = (t - 1) * config.tstride + PATCH_SIZE
+    top = low + (high - low) * bins / config.input_fdim
     axes.imshow(attention, cmap='inferno', alpha=0.6, origin='lower', aspect='auto',
                 interpolation='bilinear', vmin=0,
                 extent=(0, frames * FRAME_SHIFT_MS / 1000, low, top))
-    axes.set(xlim=(0, config['input_tdim'] * FRAME_SHIFT_MS / 1000), ylim=(low, high))
+    axes.set(xlim=(0, config.input_tdim * FRAME_SHIFT_MS / 1000), ylim=(low, high))
 
 
 def _draw_scores(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray,

@@ -1,16 +1,20 @@
-"""Metrics of audio classification: per class, and their means as the AST and PSLA papers report them."""
+"""Metrics of audio classification: per class, and as the AST and PSLA papers report them."""
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtri
 
-# The published results thinned every curve to each 1000th point, and report the middle of what is left.
+# The published results thinned every curve to each 1000th point, and report the middle of the rest.
 CURVE_STEP = 1000
 
 
-def d_prime(area):
-    """Sensitivity index d' of an area under the ROC curve: sqrt(2) * the standard normal quantile (AST paper, PSLA)."""
+def d_prime(area: float) -> float:
+    """Return the sensitivity index d' of an area under the ROC curve (AST and PSLA papers).
+
+    It is sqrt(2) times the standard normal quantile of the area.
+    """
     return math.sqrt(2) * ndtri(area)
 
 
@@ -54,10 +58,16 @@ def classes_of(output: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
-    """Compute AP, auc and the thinned curves of one class: scores and labels (samples,)."""
+    """Compute AP, auc and the thinned curves of one class.
+
+    Args:
+        scores: (samples,).
+        labels: (samples,) of 0 and 1.
+    """
     if not labels.any():
         curves = ('precisions', 'recalls', 'fpr', 'fnr')
         return {'AP': math.nan, 'auc': math.nan, **{name: np.empty(0) for name in curves}}
+
     tps, fps = counts_at_thresholds(scores, labels)
     recall = tps / tps[-1]
     precision = tps / (tps + fps)
@@ -66,8 +76,9 @@ def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
     area = math.nan
     if negatives:
         area = float(np.trapezoid(np.r_[0, recall], np.r_[0, fps / negatives]))
-    # scikit-learn ended the curve at the first full recall when the results were published; it
-    # runs on since 1.1.
+
+    # When the results were published, scikit-learn ended the curve at the first full recall. Since
+    # version 1.1 the curve runs on.
     end = np.searchsorted(tps, tps[-1]) + 1
     fpr, fnr = roc_curve(tps, fps)
     return {'AP': average_precision, 'auc': area,
@@ -77,36 +88,52 @@ def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def roc_curve(tps: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return false positive and false negative rates, from counts as counts_at_thresholds has them.
+    """Return false positive and false negative rates, from counts of counts_at_thresholds.
 
-    The curve begins where nothing counts as positive, and keeps its corners alone, as that of
-    scikit-learn does; every 1000th point is then that of the published results. Without negatives,
-    the false positive rate is NaN.
+    The curve begins at the threshold above all scores. It keeps only its corners, as scikit-learn's
+    curve does, so that every 1000th point is that of the published results. Without negatives, the
+    false positive rate is NaN.
     """
-    # A point on the straight line between its neighbours is no corner: both counts go on as before.
-    corners = np.r_[True, (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0), True]
-    tps, fps = (np.r_[0, counts[corners] if len(counts) > 2 else counts] for counts in (tps, fps))
+    if len(tps) > 2:
+        # A point on the straight line between its neighbours is no corner: both counts go on as
+        # before.
+        is_corner = (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0)
+        corners = np.r_[True, is_corner, True]
+        tps, fps = tps[corners], fps[corners]
+    tps, fps = np.r_[0, tps], np.r_[0, fps]
     fpr = fps / fps[-1] if fps[-1] else np.full(len(fps), math.nan)
     return fpr, 1 - tps / tps[-1]
 
 
-def counts_at_thresholds(scores, labels):
-    """True and false positives where all samples from a score on count as positive, for each distinct score.
+def counts_at_thresholds(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count true and false positives at each distinct score.
 
-    scores, labels: (samples,). Returns two int arrays (distinct scores,), the highest score first. What scikit-learn
-    has for it takes three times as long, which at 527 classes is felt in every epoch.
+    All samples with that score or a higher one count as positive. scikit-learn's function for it
+    takes three times as long, which matters at 527 classes in every epoch.
+
+    Args:
+        scores, labels: (samples,).
+
+    Returns:
+        Two int arrays (distinct scores,), the highest score first.
     """
     order = np.argsort(scores)[::-1]
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of the samples with equal scores
+    # The last of the samples with equal scores.
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     tps = np.cumsum(labels[order] > 0)[last]
     return tps, last + 1 - tps
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over the classes that have positives (mAP, mAUC, precision, recall), accuracy, d' of mAUC.
+    """What the papers report. The means are over the classes that have positives.
 
-    classes: how many there are; classes_without_positives: how many of them the means leave out.
+    Attributes:
+        mAP, mAUC, precision, recall: means over classes.
+        acc: accuracy of the arg-max.
+        d_prime: of mAUC.
+        classes: how many there are.
+        classes_without_positives: how many of them the means leave out.
     """
     mAP: float
     mAUC: float
@@ -118,33 +145,43 @@ class Metrics:
     classes_without_positives: int
 
 
-def summarise(stats):
-    """Metrics of the per-class statistics that calculate_stats returns."""
+def summarise(stats: list[dict]) -> Metrics:
+    """Return the Metrics of the per-class statistics that calculate_stats returns."""
     present = [s for s in stats if not math.isnan(s['AP'])]
     area = mean_of(s['auc'] for s in present)
     return Metrics(
-        mAP=mean_of(s['AP'] for s in present), mAUC=area, acc=stats[0]['acc'],
+        mAP=mean_of(s['AP'] for s in present),
+        mAUC=area,
+        acc=stats[0]['acc'],
         precision=mean_of(middle(s['precisions']) for s in present),
         recall=mean_of(middle(s['recalls']) for s in present),
-        d_prime=float(d_prime(area)), classes=len(stats), classes_without_positives=len(stats) - len(present))
+        d_prime=float(d_prime(area)),
+        classes=len(stats),
+        classes_without_positives=len(stats) - len(present))
 
 
-def is_single_label(target):
-    """Tell whether all samples of target (samples, classes) have one label, but for negatives.
+def is_single_label(target: np.ndarray) -> bool:
+    """Return whether all samples of target (samples, classes) have one label, except negatives.
 
-    A single class is no choice: then there is nothing to confuse, and the answer is no.
+    With a single class the answer is no: there is nothing to confuse it with.
     """
     return bool(target.shape[1] > 1 and target.any() and target.sum(axis=1).max() == 1)
 
 
-def single_label_scores(output, target):
-    """Macro F1 over the classes that occur in target, and top-5 accuracy, of one label a sample.
+def single_label_scores(output: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """Compute macro F1 and top-5 accuracy of samples with one label each.
 
-    output: scores (samples, classes); target: labels (samples, classes) of 0 and 1. Negatives do
-    not count. Top-5 is NaN for up to 5 classes.
+    Args:
+        output: scores (samples, classes).
+        target: labels (samples, classes) of 0 and 1. Negatives do not count.
+
+    Returns:
+        F1, averaged over the classes that occur in target, and top-5 accuracy, which is NaN for up
+        to 5 classes.
     """
     from sklearn.metrics import f1_score, top_k_accuracy_score
-    (truth, predicted), classes = classes_of(output, target), target.shape[1]
+    truth, predicted = classes_of(output, target)
+    classes = target.shape[1]
     f1 = f1_score(truth, predicted, labels=np.unique(truth), average='macro', zero_division=0)
     if classes <= 5:
         return float(f1), math.nan
@@ -152,12 +189,12 @@ def single_label_scores(output, target):
     return float(f1), float(top5)
 
 
-def middle(curve):
-    """The middle point of a thinned curve."""
+def middle(curve: np.ndarray) -> float:
+    """Return the middle point of a thinned curve."""
     return curve[len(curve) // 2]
 
 
-def mean_of(values):
-    """Mean of the values that are not NaN; NaN where there are none."""
-    values = [value for value in values if not math.isnan(value)]
-    return float(np.mean(values)) if values else math.nan
+def mean_of(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return float(np.mean(numbers)) if numbers else math.nan

@@ -38,7 +38,7 @@ from published import calculate_stats as published_stats
 from published import fbank as published_fbank
 from published import make_model as published_model
 from tagging import load_tagger, tag
-from training.batches import WaveformDataset
+from training.gpu_fbanks import WaveformDataset
 from training.results import Results, write_array
 from training.trainer import LOSSES
 from traintest import Evaluation

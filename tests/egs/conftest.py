@@ -48,11 +48,13 @@ def shown_defaults(run_shell):
     return show
 
 
-@pytest.fixture
-def make_esc(tmp_path):
-    """Make a dataset in ESC-50's layout: two classes told apart by ear, one clip of each a fold; returns its folder."""
-    def make(name='esc', suffixes=('.wav', '.ogg', '.flac'), rate=22050, seconds=0.4):
-        folder = tmp_path / name
+@pytest.fixture(scope='session')
+def write_esc():
+    """Write a dataset in ESC-50's layout into a folder, and return the folder.
+
+    It has two classes told apart by ear, and one clip of each in every fold.
+    """
+    def write(folder, suffixes=('.wav', '.ogg', '.flac'), rate=22050, seconds=0.4):
         (folder / 'meta').mkdir(parents=True)
         (folder / 'audio').mkdir()
         rng = np.random.default_rng(0)
@@ -67,4 +69,10 @@ def make_esc(tmp_path):
         with open(folder / 'meta' / 'esc50.csv', 'w', newline='') as file:
             csv.writer(file).writerows([['filename', 'fold', 'target', 'category', 'esc10', 'src_file', 'take'], *rows])
         return folder
-    return make
+    return write
+
+
+@pytest.fixture
+def make_esc(tmp_path, write_esc):
+    """Write a dataset as write_esc does, into a folder below tmp_path; return the folder."""
+    return lambda name='esc', **kwargs: write_esc(tmp_path / name, **kwargs)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import gen_weight_file
-from utilities.labels import read_sample_weights
+from utilities.weight_files import read_sample_weights
 
 
 @pytest.fixture

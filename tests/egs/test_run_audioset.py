@@ -145,7 +145,7 @@ def test_a_missing_label_file_is_named(folder, run_shell, datafiles):
 
 
 @pytest.mark.parametrize('words, reason', [(['--set', 'unbalanced'], 'full or balanced, not unbalanced'),
-                                           (['--bogus', '1'], 'unknown option: --bogus'),
+                                           (['--bogus', '1'], 'unrecognized arguments: --bogus'),
                                            (['--te_data', 'a.json'], '--te_data is called --data_val here')])
 def test_a_wrong_option_is_one_sentence(folder, run_shell, words, reason):
     done = run_shell([folder / 'run.sh', *words])

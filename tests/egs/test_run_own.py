@@ -123,7 +123,7 @@ def test_given_statistics_are_not_computed_again(recipe, run_shell, prepared, tm
 
 @pytest.mark.parametrize('words, reason', [
     ([], '--data is needed'),
-    (['--data', 'x', '--group', '1'], 'unknown option: --group'),
+    (['--data', 'x', '--group', '1'], 'unrecognized arguments: --group'),
 ])
 def test_a_wrong_option_is_one_sentence(recipe, run_shell, words, reason):
     done = run_shell([recipe, *words])

@@ -11,13 +11,13 @@ import pytest
 import soundfile
 
 import inference
-from models.files import hold_lock
+from audio.info import read_duration
+from models.locks import hold_lock
 from small_tagger import save_model, tag_here
 from tagging import load_tagger, tag
 from tagging.command import find_audio
 from tagging.journal import Job
 from tagging.outputs import Csv
-from tagging.windows import measure
 from utilities import parallel
 from utilities.parallel import one_thread
 
@@ -225,7 +225,12 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(folder, smal
 
 def test_files_are_examined_as_they_are_needed(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr('tagging.windows.measure', lambda path: asked.append(path) or measure(path))
+
+    def spy(path):
+        asked.append(path)
+        return read_duration(path)
+
+    monkeypatch.setattr('tagging.windows.read_duration', spy)
     taggings = tag(load_tagger('model.pth', 'cpu', 'off'), find_audio(['in']), num_workers=0)
     assert not asked
     next(taggings)

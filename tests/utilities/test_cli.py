@@ -10,15 +10,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from audio.fbank import FFT_SAMPLES
 from utilities.cli import (
-    MAX_MEL_BINS,
-    MAX_MESSAGE,
     OptionParser,
     boolean,
     exit_on,
-    normalise_options,
+    mel_bins,
     number,
     setup_logging,
     whole,
+    with_underscores,
 )
 from utilities.errors import DataError
 
@@ -114,9 +113,10 @@ def test_a_value_out_of_range_is_refused_in_one_line_that_names_the_option(refus
 
 
 @pytest.mark.parametrize('kind, text, expected', [
-    (whole(1), '0', 'a whole number of at least 1'), (whole(1, 9), '10', 'a whole number of at most 9'),
+    (whole(1), '0', 'a whole number of at least 1'),
+    (whole(1, 9), '10', 'a whole number of at most 9'),
     (whole(1), '99999999999', 'a whole number of at most 2147483647'),
-    (number(0, 1), '2', 'a number of at least 0 and of at most 1'),
+    (number(0, 1), '2', 'a number of at most 1'), (number(0, 1), '-1', 'a number of at least 0'),
     (number(above=0), '0', 'a number above 0'), (number(), 'x', "a number, got 'x'"), (boolean, 'x', 'True or False')])
 def test_a_refused_value_is_quoted_with_what_was_expected(kind, text, expected):
     with pytest.raises(argparse.ArgumentTypeError, match=expected) as error:
@@ -191,12 +191,10 @@ def test_a_path_is_a_path(parse):
     assert parse('--exp_dir a/b').exp_dir == Path('a/b')
 
 
-def test_a_mistake_is_one_line_of_bearable_length_whatever_was_typed(parse, capsys):
-    for text in ('a\nb', 'x' * 100_000):
-        with pytest.raises(SystemExit):
-            OptionParser(prog='tool').parse_args([text])
-        message = capsys.readouterr().err
-        assert message.count('\n') == 1 and len(message) < MAX_MESSAGE + 100
+def test_a_mistake_is_one_line_whatever_was_typed(parse, capsys):
+    with pytest.raises(SystemExit):
+        OptionParser(prog='tool').parse_args(['a\nb'])
+    assert capsys.readouterr().err.count('\n') == 1
 
 
 def test_standard_output_prints_names_that_its_encoding_does_not_have(monkeypatch, root_logger):
@@ -208,8 +206,11 @@ def test_standard_output_prints_names_that_its_encoding_does_not_have(monkeypatc
 
 
 def test_no_more_mel_bins_are_asked_for_than_the_fft_tells_apart():
-    assert MAX_MEL_BINS == FFT_SAMPLES // 2
+    assert mel_bins(str(FFT_SAMPLES // 2)) == FFT_SAMPLES // 2
+    with pytest.raises(argparse.ArgumentTypeError):
+        mel_bins(str(FFT_SAMPLES // 2 + 1))
 
 
 def test_what_follows_two_dashes_is_left_as_it_is():
-    assert normalise_options(['--a-b', '1', '--', '--4g-aRa.wav', '-5']) == ['--a_b', '1', '--', '--4g-aRa.wav', '-5']
+    words = ['--a_b', '1', '--', '--4g-aRa.wav', '-5']
+    assert with_underscores(['--a-b', *words[1:]]) == words

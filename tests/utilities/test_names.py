@@ -21,7 +21,7 @@ def test_a_star_gives_the_metrics(package, folder, root):
 
 
 def test_the_package_itself_loads_no_heavy_library(root):
-    code = ('import sys, utilities, utilities.quotes; print(*(name for name in ("sklearn", "scipy", "numpy", "torch") '
+    code = ('import sys, utilities, utilities.formatting; print(*(name for name in ("sklearn", "scipy", "numpy", "torch") '
             'if name in sys.modules))')
     printed = subprocess.run([sys.executable, '-c', code], cwd=root / 'src', check=True, capture_output=True,
                              text=True).stdout
