@@ -51,7 +51,7 @@ BEFORE_ENVIRONMENT = ('egs/environment.py', 'egs/recipe_options.py', 'src/traini
 KINDS = {
     'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments',
     'input folder': 'audio_dir data data_dir',
-    'recordings': 'audio audio_path',  # of which those that can be read are used: test_inference.py
+    'recordings': 'audio audio_path',  # of which those that can be read are used: test_command.py
     'checkpoint': 'checkpoint checkpoints',
     'output file': 'json csv embeddings out',
     'output folder': 'exp_dir prep_dir out_dir flac_dir shards plot',
