@@ -4,7 +4,7 @@ import functools
 import logging
 import shutil
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ from training.errors import TrainingError, explained
 from training.interrupt import EXIT_CODE
 from training.option_checks import check_files, check_options
 from training.options import FREE_OPTIONS, STRUCTURE, make_parser
-from training.trainer import TrainSettings
-from traintest import Interrupted, Run
+from training.supervisor import Interrupted
+from traintest import Run
 from utilities.cli import exit_on, setup_logging
 from utilities.errors import DataError
 from utilities.folders import making
@@ -215,7 +215,7 @@ def begin(args, exp_dir, device):
 
 def forget(exp_dir):
     """Remove what an earlier start left."""
-    for name in ('args.json', 'checkpoint.pth', 'finished', 'result.csv', 'wa_result.csv', 'eval_result.csv',
+    for name in ('args.json', 'checkpoint.pth', 'finished', 'result.csv', 'metrics.csv', 'wa_result.csv', 'eval_result.csv',
                  'confusion_matrix.png', 'class_accuracy.csv', 'environment.json', 'report.html'):
         (exp_dir / name).unlink(missing_ok=True)
     for name in ('models', 'predictions'):
@@ -224,19 +224,18 @@ def forget(exp_dir):
 
 def experiment(args, model, device, loaders, exp_dir, interrupt):
     """Train, average and evaluate as the options say. On a signal, leave the mark `interrupted` and exit with 75."""
-    settings = TrainSettings(**{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
     description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels), 'mean': args.dataset_mean,
                    'std': args.dataset_std, 'loss': args.loss}
     try:
         with explained(), processes.catch_lost_processes(processes.LOST_SIGNS):
-            this_run = Run(model, device, loaders[0], loaders[1], settings, exp_dir, description, interrupt)
+            this_run = Run(model, device, loaders[0], loaders[1], args, exp_dir, description, interrupt)
             this_run.train()
             processes.on_main(lambda: log_best(args.metrics, this_run.results))
             if args.wa:
                 this_run.average_weights()
             if args.data_eval:
                 this_run.evaluate_best(loaders[2])
-        processes.on_main(this_run.finish)
+        this_run.finish()
     except Interrupted:
         if processes.is_main():
             (exp_dir / 'interrupted').touch()

@@ -44,9 +44,9 @@ def test_validation_runs_in_evaluation_mode_and_training_in_training_mode():
     model, seen = LinearModel(), []
     model.register_forward_hook(lambda module, *_: seen.append(module.training))
     trainer = Trainer(model, CPU, settings())
-    trainer.run_epoch(loaders()[0], 'training')
+    trainer.train_epoch(loaders()[0], 'training')
     validate(model, loaders()[1], CPU, 'BCE')
-    trainer.run_epoch(loaders()[0], 'training')
+    trainer.train_epoch(loaders()[0], 'training')
     assert seen == [True] * 3 + [False] * 2 + [True] * 3
 
 

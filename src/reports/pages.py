@@ -15,7 +15,7 @@ from training.options import FREE_OPTIONS, make_parser
 from training.results import best_of, read_rows, result_columns
 from utilities.errors import DataError
 from utilities.labels import read_datafile, split_labels
-from utilities.stats import calculate_stats, classes_of, is_single_label, single_label_scores
+from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label
 from utilities.texts import read_json
 from utilities.times import clock
 
@@ -118,8 +118,9 @@ def evaluated(names, clips, predictions, targets):
         return class_tables(names, predictions, targets) + absent_labels(names, clips, predictions, targets)
     truth, predicted = classes_of(predictions, targets)
     classes = np.union1d(truth, predicted)
-    numbers = (float(np.mean(truth == predicted)), *single_label_scores(predictions, targets))
-    return ('<p>{} clips: accuracy {}, macro F1 {}, top-5 accuracy {}.</p>\n'.format(len(truth), *map(markup, numbers))
+    numbers = {'accuracy': float(np.mean(truth == predicted)), **further_metrics(predictions, targets)}
+    listed = ', '.join(f'{name} {markup(value)}' for name, value in numbers.items())
+    return (f'<p>{len(truth)} clips: {listed}.</p>\n'
             + (confusions(names, classes, truth, predicted) if len(classes) <= MATRIX_CLASSES else
                class_tables(names, predictions, targets))
             + mistakes(names, *only(targets.any(axis=1), clips, predictions), truth, predicted)

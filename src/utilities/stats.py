@@ -1,5 +1,10 @@
-"""Metrics of audio classification: per class, and their means as the AST and PSLA papers report them."""
+"""Metrics of audio classification: per class, and their means as the AST and PSLA papers have them.
+
+To add a metric to the log, metrics.csv and report.html, write a function of (output, target) and
+name it in FURTHER_METRICS, at the end.
+"""
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +14,11 @@ from scipy.special import ndtri
 CURVE_STEP = 1000
 
 
-def d_prime(area):
-    """Sensitivity index d' of an area under the ROC curve: sqrt(2) * the standard normal quantile (AST paper, PSLA)."""
+def d_prime(area: float) -> float:
+    """Return the sensitivity index d' of an area under the ROC curve (AST paper, PSLA).
+
+    It is sqrt(2) times the standard normal quantile of the area.
+    """
     return math.sqrt(2) * ndtri(area)
 
 
@@ -90,23 +98,36 @@ def roc_curve(tps: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return fpr, 1 - tps / tps[-1]
 
 
-def counts_at_thresholds(scores, labels):
-    """True and false positives where all samples from a score on count as positive, for each distinct score.
+def counts_at_thresholds(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count true and false positives, with each distinct score as the threshold.
 
-    scores, labels: (samples,). Returns two int arrays (distinct scores,), the highest score first. What scikit-learn
-    has for it takes three times as long, which at 527 classes is felt in every epoch.
+    A sample counts as positive if its score is at least the threshold. scikit-learn's function
+    takes three times as long, which is felt in every epoch of 527 classes.
+
+    Args:
+        scores: (samples,).
+        labels: (samples,) of 0 and 1.
+
+    Returns:
+        True positives and false positives, both integers (distinct scores,), highest score first.
     """
     order = np.argsort(scores)[::-1]
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of the samples with equal scores
+    # The last of the samples that have the same score.
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     tps = np.cumsum(labels[order] > 0)[last]
     return tps, last + 1 - tps
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over the classes that have positives (mAP, mAUC, precision, recall), accuracy, d' of mAUC.
+    """The metrics of all classes together.
 
-    classes: how many there are; classes_without_positives: how many of them the means leave out.
+    Attributes:
+        mAP, mAUC, precision, recall: means over the classes that have positives.
+        acc: accuracy of the arg-max.
+        d_prime: d' of mAUC.
+        classes: how many there are.
+        classes_without_positives: how many of them the means leave out.
     """
     mAP: float
     mAUC: float
@@ -118,46 +139,79 @@ class Metrics:
     classes_without_positives: int
 
 
-def summarise(stats):
-    """Metrics of the per-class statistics that calculate_stats returns."""
+def summarise(stats: list[dict]) -> Metrics:
+    """Return the Metrics of the per-class statistics that calculate_stats returns."""
     present = [s for s in stats if not math.isnan(s['AP'])]
     area = mean_of(s['auc'] for s in present)
     return Metrics(
-        mAP=mean_of(s['AP'] for s in present), mAUC=area, acc=stats[0]['acc'],
+        mAP=mean_of(s['AP'] for s in present),
+        mAUC=area,
+        acc=stats[0]['acc'],
         precision=mean_of(middle(s['precisions']) for s in present),
         recall=mean_of(middle(s['recalls']) for s in present),
-        d_prime=float(d_prime(area)), classes=len(stats), classes_without_positives=len(stats) - len(present))
+        d_prime=float(d_prime(area)),
+        classes=len(stats),
+        classes_without_positives=len(stats) - len(present))
 
 
-def is_single_label(target):
+def middle(curve: np.ndarray) -> float:
+    """Return the middle point of a thinned curve, as the published results have it."""
+    return curve[len(curve) // 2]
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN, or NaN if there are none."""
+    values = [value for value in values if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.nan
+
+
+def is_single_label(target: np.ndarray) -> bool:
     """Tell whether all samples of target (samples, classes) have one label, but for negatives.
 
-    A single class is no choice: then there is nothing to confuse, and the answer is no.
+    With a single class there is nothing to confuse: the answer is no.
     """
     return bool(target.shape[1] > 1 and target.any() and target.sum(axis=1).max() == 1)
 
 
-def single_label_scores(output, target):
-    """Macro F1 over the classes that occur in target, and top-5 accuracy, of one label a sample.
+def macro_f1(output: np.ndarray, target: np.ndarray) -> float:
+    """Return the mean F1 of the classes that occur in the labels; NaN without single labels."""
+    if not is_single_label(target):
+        return math.nan
+    from sklearn.metrics import f1_score
+    truth, predicted = classes_of(output, target)
+    occurring = np.unique(truth)
+    return float(f1_score(truth, predicted, labels=occurring, average='macro', zero_division=0))
 
-    output: scores (samples, classes); target: labels (samples, classes) of 0 and 1. Negatives do
-    not count. Top-5 is NaN for up to 5 classes.
+
+def top5_accuracy(output: np.ndarray, target: np.ndarray) -> float:
+    """Return how often the label is among the five highest scores.
+
+    NaN without single labels, and for up to 5 classes.
     """
-    from sklearn.metrics import f1_score, top_k_accuracy_score
-    (truth, predicted), classes = classes_of(output, target), target.shape[1]
-    f1 = f1_score(truth, predicted, labels=np.unique(truth), average='macro', zero_division=0)
-    if classes <= 5:
-        return float(f1), math.nan
-    top5 = top_k_accuracy_score(truth, output[target.any(axis=1)], k=5, labels=np.arange(classes))
-    return float(f1), float(top5)
+    classes = target.shape[1]
+    if classes <= 5 or not is_single_label(target):
+        return math.nan
+    from sklearn.metrics import top_k_accuracy_score
+    truth, _ = classes_of(output, target)
+    scores = output[target.any(axis=1)]
+    return float(top_k_accuracy_score(truth, scores, k=5, labels=np.arange(classes)))
 
 
-def middle(curve):
-    """The middle point of a thinned curve."""
-    return curve[len(curve) // 2]
+# What the log, metrics.csv and report.html show besides the published metrics. A function of
+# (output, target), both (samples, classes), or NaN if the metric has no meaning for such labels.
+# Negatives, samples without a label, do not count.
+FURTHER_METRICS = {
+    'macro F1': macro_f1,
+    'top-5 accuracy': top5_accuracy,
+}
 
 
-def mean_of(values):
-    """Mean of the values that are not NaN; NaN where there are none."""
-    values = [value for value in values if not math.isnan(value)]
-    return float(np.mean(values)) if values else math.nan
+def further_metrics(output: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Return the FURTHER_METRICS that have a meaning for these labels, by name.
+
+    Args:
+        output: scores (samples, classes).
+        target: labels (samples, classes) of 0 and 1.
+    """
+    values = {name: metric(output, target) for name, metric in FURTHER_METRICS.items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}

@@ -40,7 +40,7 @@ from published import make_model as published_model
 from tagging.tagger import load_tagger, tag
 from training.batches import WaveformDataset
 from training.results import Results, write_array
-from training.trainer import LOSSES
+from training.losses import LOSSES
 from traintest import Evaluation
 from utilities.stats import calculate_stats
 
@@ -178,9 +178,9 @@ def metrics(scale, folder):
     results, published = Results(folder / 'ours', 'mAP', 'benchmark'), PublishedEpochs(folder, targets)
 
     def ours():
-        mean = results.add(0.5, evaluation, 1e-5)[1]
+        row = results.add(0.5, evaluation, 1e-5)
         results.write()
-        return mean.mAP, mean.mAUC
+        return row.cum_metric, row.cum_mAUC
 
     def reference():
         _, mean = published.add(evaluation.predictions, targets)

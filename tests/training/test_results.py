@@ -103,10 +103,11 @@ def test_an_epoch_without_a_metric_is_not_the_best(tmp_path, evaluations):
 
 def test_add_returns_the_epochs_metrics_and_the_ensembles(tmp_path, evaluations):
     results = Results(tmp_path, 'mAP', 'my run')
-    first, alone = results.add(0.5, evaluations[0], 1e-5)
-    second, both = results.add(0.5, evaluations[1], 1e-5)
-    assert first == alone
-    assert second.mAP > both.mAP > first.mAP
+    first = results.add(0.5, evaluations[0], 1e-5)
+    second = results.add(0.5, evaluations[1], 1e-5)
+    assert (first.metric, first.mAUC) == (first.cum_metric, first.cum_mAUC)
+    assert second.metric > second.cum_metric > first.metric
+    assert results.rows == [first, second]
 
 
 def test_curves_are_drawn(finished):

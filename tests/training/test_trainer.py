@@ -12,14 +12,15 @@ import golden
 from models import ASTModel
 from small_model import CLASSES, CPU, LinearModel, Samples, settings
 from training.errors import TrainingError
-from training.trainer import Schedule, Trainer, draw_patchout
+from training.schedule import Schedule
+from training.trainer import Trainer, draw_patchout
 from traintest import validate
 from utilities.parallel import one_thread
 
 
 def rates(chosen, metrics, steps=1):
     """The learning rate of every step, over epochs that reach these metrics."""
-    schedule, seen = Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], chosen.lr), chosen), []
+    schedule, seen = Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], chosen.lr), chosen, steps * len(metrics)), []
     for epoch, metric in enumerate(metrics, start=1):
         for _ in range(steps):
             schedule.start_step()
@@ -45,7 +46,7 @@ def test_eight_clips_are_learned_by_heart(loss):
     with one_thread():  # quicker for a model of this size, by far on a busy machine
         losses = []
         for epoch in range(30):
-            losses.append(trainer.run_epoch([(fbanks, labels)], f'epoch {epoch}'))
+            losses.append(trainer.train_epoch([(fbanks, labels)], f'epoch {epoch}'))
             trainer.end_epoch(metric=0.0)
         evaluation = validate(model, [(fbanks, labels)], CPU, loss)
     assert losses[-1] < losses[0] / 10
@@ -99,7 +100,7 @@ def test_cross_entropy_takes_the_label_distribution_of_mixes():
 def test_the_training_loss_is_weighted_by_samples():
     data = Samples(10)
     trainer = Trainer(LinearModel(), CPU, settings(lr=1e-12))
-    loss = trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+    loss = trainer.train_epoch(DataLoader(data, batch_size=4), 'training')
     expected = F.binary_cross_entropy_with_logits(LinearModel()(data.fbanks).detach(), data.labels)
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
@@ -112,7 +113,7 @@ def test_a_run_that_waits_for_its_data_says_so(monkeypatch, caplog, slow, said):
             return super().__getitem__(key)
     monkeypatch.setattr('training.trainer.WAITING_SECONDS', 0.1)
     trainer = Trainer(LinearModel(), CPU, settings())
-    trainer.run_epoch(DataLoader(Slow(12), batch_size=2), 'epoch 1 of 1',
+    trainer.train_epoch(DataLoader(Slow(12), batch_size=2), 'epoch 1 of 1',
                       after_step=lambda: time.sleep(0.05 if slow == 'step' else 0))
     assert ('waited for data' in caplog.text and '0 data workers' in caplog.text) == said
 
@@ -124,7 +125,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value, n_prin
     data.fbanks[9] = value
     trainer = Trainer(LinearModel(), CPU, settings(n_print_steps=n_print_steps))
     with pytest.raises(TrainingError, match=r'step 3\b.*--lr'):
-        trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+        trainer.train_epoch(DataLoader(data, batch_size=4), 'training')
 
 
 @pytest.mark.parametrize('pieces', [2, 3, 7, 100])
@@ -250,7 +251,7 @@ def test_a_compiled_model_trains_to_the_same_numbers(make_ast):
     for compiled in (False, True):
         trainer, fbanks, labels = make_ast(compile=compiled, freq_patchout=1)
         losses.append([float(trainer.step(fbanks, labels)) for _ in range(3)])
-        logits.append(validate(trainer.parallel, [(fbanks, labels)], CPU, 'BCE').predictions)
+        logits.append(validate(trainer.evaluation_model, [(fbanks, labels)], CPU, 'BCE').predictions)
         assert all(name.startswith(('v.', 'mlp_head.')) for name in trainer.model.state_dict())
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert logits[1] == pytest.approx(logits[0], abs=1e-4)
