@@ -14,7 +14,7 @@ import experiment
 import run
 import traintest
 from models import read_state_dict
-from training import optimizer, schedule, supervisor, trainer
+from training import folder, optimizer, schedule, supervisor, trainer
 from training.options import make_parser
 from utilities.parallel import one_thread
 
@@ -342,7 +342,7 @@ def attributes(code, *owners):
 
 
 def test_every_option_is_read_somewhere():
-    read = attributes(experiment, 'args')
+    read = attributes(experiment, 'args') | attributes(folder, 'self.args')
     for module in (traintest, trainer, optimizer, schedule, supervisor):
         read |= attributes(module, 'settings', 's', 'self.settings')
     options = {action.dest for action in make_parser()._actions} - {'help'}

@@ -1,7 +1,7 @@
 """Summarise the folds of a cross-validation: the best epoch of their mean and the last, by class, confusion matrix."""
 import numpy as np
 
-from reports.pages import finished_folds, fold_page, warn_only
+from reports.pages import finished_folds, fold_page
 from training.results import (
     best_of,
     read_rows,
@@ -10,7 +10,7 @@ from training.results import (
     write_figure,
     write_rows,
 )
-from utilities.errors import DataError
+from utilities.errors import DataError, warn_only
 from utilities.stats import is_single_label
 from utilities.texts import read_json, write_text
 

@@ -1,6 +1,5 @@
 """report.html: an experiment, or the folds of one, on a page that needs no network."""
 import base64
-import contextlib
 import itertools
 import logging
 import re
@@ -25,15 +24,6 @@ SMALLEST = 1e-9  # distance of a sigmoid from 0 and 1, of which the logits are i
 NEEDED = ('dataset', 'metrics', 'model_size', 'n_epochs')  # settings that no page can do without
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def warn_only(name):
-    """Turn whatever goes wrong in the writing of `name` into a warning: nothing here is worth a run."""
-    try:
-        yield
-    except Exception as error:
-        logger.warning('%s was not written: %s: %s', name, type(error).__name__, error)
 
 
 def read_settings(exp_dir):

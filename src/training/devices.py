@@ -1,4 +1,4 @@
-"""Which devices and which precision an experiment runs in."""
+"""Choose the device and the precision of a computation."""
 import logging
 import math
 import os
@@ -12,7 +12,7 @@ from training import gpus
 from utilities.cgroups import memory_limit
 from utilities.cli import exit_on
 
-# What PyTorch's allocator and CUDA say if there is no memory left, and what cuBLAS and cuDNN say.
+# The words of PyTorch's allocator and CUDA, and of cuBLAS and cuDNN, for a lack of memory.
 OUT_OF_MEMORY = ('out of memory', 'STATUS_ALLOC_FAILED')
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ def choose_device(name: str) -> torch.device:
     """Return the device that `--device` asks for; `auto` is CUDA, else Apple's MPS, else the CPU.
 
     Raises:
-        ValueError: It is not there. For `auto`, too, if there is a GPU that PyTorch cannot use: nobody
-            wants to train on a CPU by accident.
+        ValueError: if it is not there; for `auto`, if there is a GPU that PyTorch cannot use, since
+            nobody wants to train on a CPU by accident.
     """
     if name == 'auto':
         is_mps, is_cuda = torch.backends.mps.is_available(), torch.cuda.is_available()
@@ -44,50 +44,57 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(amp, device):
-    """The autocast dtype that `--amp` asks for, or None for float32 throughout.
+def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
+    """Return the autocast dtype that `--amp` asks for, or None for float32 throughout.
 
-    auto: bfloat16 on GPUs and CPUs that compute in it natively (on a CPU with avx512_bf16 a training step was measured
-    1.3 to 2.6 times as fast), float16 with a gradient scaler on older GPUs, float32 elsewhere.
+    `auto` is bfloat16 on GPUs and CPUs that compute in it themselves, float16 with a gradient
+    scaler on older GPUs, float32 elsewhere. On a CPU with avx512_bf16 a training step was measured
+    to be 1.3 to 2.6 times as fast in bfloat16.
     """
     if amp != 'auto':
         return {'bf16': torch.bfloat16, 'fp16': torch.float16, 'off': None}[amp]
     if device.type == 'cuda':
         indices = range(torch.cuda.device_count()) if device.index is None else [device.index]
-        # From Ampere on, and not what torch.cuda.is_bf16_supported says, which looks at the current GPU alone.
-        native = torch.version.hip or all(torch.cuda.get_device_capability(index)[0] >= 8 for index in indices)
+        # From Ampere on. torch.cuda.is_bf16_supported looks at the current GPU alone.
+        majors = [torch.cuda.get_device_capability(index)[0] for index in indices]
+        native = torch.version.hip or min(majors) >= 8
         return torch.bfloat16 if native else torch.float16
     if device.type == 'cpu':
-        # Before torch 2.11 nothing says it, and a CPU that has to emulate bfloat16 is slower in it.
+        # torch says it from 2.11 on. A CPU that has to emulate bfloat16 is slower in it.
         capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
-        return torch.bfloat16 if capabilities.get('avx512_bf16') or capabilities.get('amx_bf16') else None
+        native = capabilities.get('avx512_bf16') or capabilities.get('amx_bf16')
+        return torch.bfloat16 if native else None
     return None
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor, or what has its method `to`, on a device.
+    """Move a tensor, or an object that has a tensor's method `to`, to a device.
 
-    CUDA copies out of pinned memory while the CPU goes on. On MPS such a copy would read memory that may be in other
-    use by then (PyTorch issue 189690).
+    CUDA copies from pinned memory while the CPU goes on. On MPS such a copy could read memory that
+    is in other use by then (PyTorch issue 189690).
     """
     return tensor.to(device, non_blocking=torch.device(device).type == 'cuda')
 
 
-def features_on_device(features, device):
-    """Whether `--features` asks for fbanks on the device that trains and not in the data workers; auto: on CUDA."""
+def features_on_device(features: str, device: torch.device) -> bool:
+    """Return whether fbanks are computed on the device that trains, and not in the data workers.
+
+    `--features auto` means: on CUDA.
+    """
     return features == 'gpu' or features == 'auto' and device.type == 'cuda'
 
 
-def splits_batches(device):
-    """Return whether one process splits its batches: device is `cuda`, without a number, and there are several GPUs.
+def splits_batches(device: torch.device) -> bool:
+    """Return whether this process splits its batches over several GPUs (nn.DataParallel).
 
-    A process of several has a numbered one: DistributedDataParallel goes around its model in training.
+    It does so if the device is `cuda`, without a number. Of several processes, each has a GPU with
+    a number (DistributedDataParallel).
     """
     return device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1
 
 
-def parallelise(model, device):
-    """Wrap a model in nn.DataParallel if `device` stands for several GPUs."""
+def parallelise(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap a model in nn.DataParallel if the device stands for several GPUs."""
     if splits_batches(device):
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)
@@ -95,18 +102,20 @@ def parallelise(model, device):
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Return the line of an error that says that a GPU has no memory left, or None if no line says so.
+    """Return the line of an error that says that a GPU has no memory left; None if no line does.
 
-    An error from a thread of nn.DataParallel begins with the thread's traceback, so the last such line counts.
+    The last such line counts, since an error from a thread of nn.DataParallel begins with the
+    thread's traceback.
     """
     lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
-    return next((line for line in reversed(lines) if any(sign in line for sign in OUT_OF_MEMORY)), None)
+    found = [line for line in lines if any(sign in line for sign in OUT_OF_MEMORY)]
+    return found[-1] if found else None
 
 
-def memory_bytes():
+def memory_bytes() -> float:
     """Return how much memory this process may use: the machine's, or less in a container.
 
-    math.inf if the system does not say.
+    Returns math.inf if the system does not say.
     """
     try:
         machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')

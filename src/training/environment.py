@@ -1,4 +1,4 @@
-"""environment.json: every start of an experiment, with its devices, versions and commit."""
+"""Record every start of an experiment in environment.json: devices, versions, commit."""
 import contextlib
 import os
 import platform
@@ -17,35 +17,40 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy')
 
 
-def now():
-    """The time in UTC, to the second."""
+def now() -> str:
+    """Return the time in UTC, to the second."""
     return datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M:%S UTC')
 
 
-def record_start(exp_dir, device, processes=1):
-    """Append a start to environment.json: when, on which devices, which versions. No name of a host or a user."""
+def record_start(exp_dir: Path, device: torch.device, processes: int = 1) -> None:
+    """Append a start to environment.json, without the names of host and user."""
     path = exp_dir / 'environment.json'
     starts = read_json(path)['starts'] if path.exists() else []
     gpus = []
-    if device.type == 'cuda':  # without a number, training takes all: devices.parallelise
+    if device.type == 'cuda':  # without a number: all GPUs (devices.parallelise)
         numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
         gpus = [torch.cuda.get_device_name(number) for number in numbers]
-    start = {'time': now(), 'device': str(device), 'devices': processes * max(1, len(gpus)), 'processes': processes,
-             'GPUs': ', '.join(f'{processes * count} × {name}' for name, count in Counter(gpus).items()) or None,
-             'CUDA': torch.version.cuda, 'CPU cores': available_cores(), 'platform': platform.platform(),
-             'python': platform.python_version(),
-             **{name: import_module(name).__version__ for name in PACKAGES}, **git_state(ROOT)}
+    names = [f'{processes * count} × {name}' for name, count in Counter(gpus).items()]
+    versions = {name: import_module(name).__version__ for name in PACKAGES}
+    start = {'time': now(), 'device': str(device), 'devices': processes * max(1, len(gpus)),
+             'processes': processes, 'GPUs': ', '.join(names) or None, 'CUDA': torch.version.cuda,
+             'CPU cores': available_cores(), 'platform': platform.platform(),
+             'python': platform.python_version(), **versions, **git_state(ROOT)}
     write_json(path, {'starts': [*starts, start]})
 
 
-def git_state(folder):
-    """The commit that a repository's folder is at, and whether tracked files differ from it; None where unknown."""
+def git_state(folder: Path) -> dict[str, str | bool | None]:
+    """Return a repository's commit, and whether its tracked files differ from it.
+
+    Both are None if git does not know.
+    """
     def git(*command):
         done = subprocess.run(['git', '--no-optional-locks', '-C', folder, *command], check=True,
                               capture_output=True, timeout=10)
         return os.fsdecode(done.stdout).strip()  # git writes paths as the file system does
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if Path(git('rev-parse', '--show-toplevel')) == folder:  # and not a copy of it inside another repository
+        # A copy of the folder inside another repository has another top level.
+        if Path(git('rev-parse', '--show-toplevel')) == folder:
             return {'commit': git('rev-parse', 'HEAD'),
                     'changed since the commit': bool(git('status', '--porcelain', '-uno'))}
     return {'commit': None, 'changed since the commit': None}

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 DEVICES = Path('/dev')  # where Linux shows GPUs as nvidia0, nvidia1, ...
-# The first entry of CUDA_VISIBLE_DEVICES if it asks for a GPU. Anything else hides all: empty, -1, Slurm's NoDevFiles,
-# HTCondor's 10000 and none.
+# The first entry of CUDA_VISIBLE_DEVICES if it asks for a GPU. Anything else hides all GPUs: an
+# empty text, -1, NoDevFiles (Slurm), 10000 and none (HTCondor).
 A_GPU = re.compile(r'\d{1,3}|(GPU|MIG)-.+')
 SMI_SECONDS = 20  # a driver that is broken can make nvidia-smi hang
-# Builds of PyTorch for CUDA 12 run with every driver from version 525 on. The build cu128 has kernels for GPUs from
-# Turing (compute capability 7.5) to Blackwell (12.0), cu126 for older ones, from Maxwell (5.0) on. PyTorch 2.11 is the
-# last release with both (PyTorch issue 172663).
+# Builds of PyTorch for CUDA 12 run with every driver from version 525 on. The build cu128 has
+# kernels for GPUs from Turing (compute capability 7.5) to Blackwell (12.0), cu126 for older ones,
+# from Maxwell (5.0) on. PyTorch 2.11 is the last release with both (PyTorch issue 172663).
 OLDEST_CUDA = 12
 OLDEST_GPU, TURING, NEWEST_GPU = (5, 0), (7, 5), (12, 1)
 FIRST_RELEASES, LAST_RELEASE = {'cu126': (2, 6, 0), 'cu128': (2, 7, 0)}, (2, 11, 0)
@@ -31,7 +31,8 @@ def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | 
     """
     if torch.cuda.is_available():
         what = f'PyTorch {torch.__version__} cannot use every GPU'
-        found = _find_missing_kernels(range(torch.cuda.device_count()) if index is None else [index])
+        indices = range(torch.cuda.device_count()) if index is None else [index]
+        found = _find_missing_kernels(indices)
     else:
         sign = find_sign()
         what = f'{sign or "a GPU was asked for"}, but PyTorch {torch.__version__} cannot use it'
@@ -40,9 +41,9 @@ def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | 
 
 
 def find_sign() -> str | None:
-    """Return what shows that this process has an NVIDIA GPU, as a sentence; None if nothing does, or if it is hidden.
+    """Return a sentence that says what shows an NVIDIA GPU; None if there is none, or it is hidden.
 
-    A GPU that the system refuses to this process belongs to another job.
+    A GPU that this process is not allowed to use belongs to another job and does not count.
     """
     chosen = os.environ.get('CUDA_VISIBLE_DEVICES')
     if chosen is not None:
@@ -62,17 +63,18 @@ def _is_ours(path):
     try:
         os.close(os.open(path, os.O_RDWR))
     except OSError as error:
-        return error.errno not in (errno.EPERM, errno.EACCES)  # other errors: the driver does not work
+        return error.errno not in (errno.EPERM, errno.EACCES)  # else the driver does not work
     return True
 
 
 def _ask_smi(*arguments):
-    """Return the lines that nvidia-smi prints; none if it is not there or fails."""
+    """Return the lines that nvidia-smi prints; no lines if it is not there or fails."""
     program = shutil.which('nvidia-smi')
     if program is None:
         return []
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=SMI_SECONDS)
+        done = subprocess.run([program, *arguments], capture_output=True, text=True,
+                              timeout=SMI_SECONDS)
     except (OSError, subprocess.SubprocessError):
         return []
     return done.stdout.splitlines() if done.returncode == 0 else []
@@ -89,20 +91,25 @@ def explain_no_cuda() -> tuple[str, str]:
         reason = str(error).strip().split('\n')[0]
     if found := re.search(r'too old \(found version (\d+)\)', reason):
         major, minor = divmod(int(found[1]) // 10, 100)
-        reason = f'the driver supports CUDA {major}.{minor}, and this build needs {torch.version.cuda}'
+        reason = (f'the driver supports CUDA {major}.{minor}, and this build needs '
+                  f'{torch.version.cuda}')
         if major < OLDEST_CUDA:
             return reason, 'update the driver: the builds for CUDA 12 need version 525 or newer'
-        return reason, f'update the driver, or install a build that fits it: {pip_line(_fitting_build())}'
+        return reason, (f'update the driver, or install a build that fits it: '
+                        f'{pip_line(_fitting_build())}')
     if 'no NVIDIA driver' in reason:
         return ('there is no NVIDIA driver',
-                'install a driver; a container gets that of its host with --gpus all (Docker) or --nv (Apptainer)')
+                'install a driver; a container gets that of its host with --gpus all (Docker) or '
+                '--nv (Apptainer)')
     if 'No CUDA GPUs' in reason and (chosen := os.environ.get('CUDA_VISIBLE_DEVICES')):
-        return f'there is no such GPU as in CUDA_VISIBLE_DEVICES={chosen}', 'correct that variable, or unset it'
-    return reason, 'see whether nvidia-smi works; a job on a cluster has GPUs only if it asks for them'
+        return (f'there is no such GPU as in CUDA_VISIBLE_DEVICES={chosen}',
+                'correct that variable, or unset it')
+    return reason, ('see whether nvidia-smi works; a job on a cluster has GPUs only if it asks for '
+                    'them')
 
 
 def _find_missing_kernels(indices):
-    """Return why a GPU cannot be used that this build of PyTorch has no kernels for, and what to do; else None."""
+    """Return why PyTorch cannot use a GPU that it has no kernels for, and what to do; else None."""
     architectures = torch.cuda.get_arch_list()
     if torch.version.hip or not architectures:
         return None
@@ -111,8 +118,8 @@ def _find_missing_kernels(indices):
     if not without:
         return None
     index, capability = without[0], capabilities[without[0]]
-    reason = (f'it has no kernels for GPU {index}, {torch.cuda.get_device_name(index)}, of compute capability '
-              f'{capability[0]}.{capability[1]}, but for {" ".join(architectures)}')
+    reason = (f'it has no kernels for GPU {index}, {torch.cuda.get_device_name(index)}, of compute '
+              f'capability {capability[0]}.{capability[1]}, but for {" ".join(architectures)}')
     fitting = ','.join(str(one) for one in capabilities if one not in without)
     hide = f'hide that GPU with CUDA_VISIBLE_DEVICES={fitting}, or ' if fitting else ''
     return reason, hide + _build_with_kernels(capability)
@@ -120,17 +127,19 @@ def _find_missing_kernels(indices):
 
 def _build_with_kernels(capability):
     if capability < OLDEST_GPU:
-        return 'take another GPU: no build of today\'s PyTorch has kernels for this one'
+        return "take another GPU: no build of today's PyTorch has kernels for this one"
     if capability > NEWEST_GPU:
-        return f'install a newer PyTorch: {sys.executable} -m pip install --upgrade torch torchaudio torchvision'
+        return (f'install a newer PyTorch: {sys.executable} -m pip install --upgrade torch '
+                f'torchaudio torchvision')
     return f'install a build that has: {pip_line("cu128" if capability >= TURING else "cu126")}'
 
 
 def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
     """Tell whether a build of PyTorch runs on a GPU.
 
-    Machine code (sm_86) runs on GPUs of its major version whose minor version is not lower, intermediate code
-    (compute_90) on all that are not older (CUDA C++ programming guide, "application compatibility").
+    Machine code (sm_86) runs on GPUs of the same major version whose minor version is not lower.
+    Intermediate code (compute_90) runs on all GPUs that are not older (CUDA C++ programming guide,
+    "application compatibility").
 
     Args:
         capability: compute capability of the GPU.
@@ -152,24 +161,26 @@ def _capability(name):
 
 
 def _fitting_build():
-    """Return the build of PyTorch that has kernels for this machine's newest GPU; cu126 if nvidia-smi does not say."""
-    found = [tuple(map(int, line.split('.'))) for line in _ask_smi('--query-gpu=compute_cap', '--format=csv,noheader')
-             if re.fullmatch(r'\d+\.\d+', line)]
+    """Return the build for this machine's newest GPU; cu126 if nvidia-smi does not say."""
+    lines = _ask_smi('--query-gpu=compute_cap', '--format=csv,noheader')
+    found = [tuple(map(int, line.split('.'))) for line in lines if re.fullmatch(r'\d+\.\d+', line)]
     return 'cu128' if found and max(found) >= TURING else 'cu126'
 
 
 def pip_line(build: str) -> str:
-    """Return the pip command that replaces PyTorch by another build: of its own version, if there is one, else of 2.11.
+    """Return the pip command that replaces PyTorch by another build.
 
-    The name of the build is part of the version: pip would keep an installed 2.11.0 if just 2.11.0 were asked for.
+    The build is of the installed version if there is one, else of 2.11. Its name is part of the
+    version, since pip would keep an installed 2.11.0 if it were asked for 2.11.0 alone.
 
     Args:
         build: cu126 or cu128.
     """
-    version = tuple(map(int, re.match(r'(\d+)\.(\d+)\.(\d+)', torch.__version__).groups()))
+    version = tuple(map(int, re.findall(r'\d+', torch.__version__)[:3]))
     if not FIRST_RELEASES[build] <= version <= LAST_RELEASE:
         version = LAST_RELEASE
     release = '.'.join(map(str, version))
     vision = f'0.{version[1] + 15}.{version[2]}'  # 0.26.0 belongs to torch 2.11.0
-    return (f'{sys.executable} -m pip install torch=={release}+{build} torchaudio=={release}+{build} '
-            f'torchvision=={vision}+{build} --extra-index-url https://download.pytorch.org/whl/{build}')
+    return (f'{sys.executable} -m pip install torch=={release}+{build} '
+            f'torchaudio=={release}+{build} torchvision=={vision}+{build} '
+            f'--extra-index-url https://download.pytorch.org/whl/{build}')

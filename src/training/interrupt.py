@@ -1,9 +1,10 @@
-"""Signals that ask a run to stop: noted at once, obeyed after the step that is under way."""
+"""Signals that ask a run to stop. They are noted at once, and obeyed after the current step."""
 import contextlib
 import logging
 import signal
 
-# Slurm's end, Ctrl-C, a batch system's early warning, which Windows does not know.
+# Slurm sends SIGTERM at the end of a job and SIGUSR1 some time before; SIGINT is Ctrl-C. Windows
+# has no SIGUSR1.
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1')
                      if hasattr(signal, name))
 EXIT_CODE = 75  # EX_TEMPFAIL: not done, to be tried again
@@ -12,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupt:
-    """Whether a stop signal has come: `requested`. A second SIGINT ends the process at once."""
+    """Notes in `requested` that a stop signal has come. A second Ctrl-C ends the process."""
 
     def __init__(self):
         self.requested = False
@@ -27,7 +28,7 @@ class Interrupt:
         self.requested = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        # The signal may come while a line is being written: a second one at that place is an error, which what was
-        # interrupted would take for its own, and nobody would learn of the signal.
+        # The signal may come while another line is being logged. Logging then raises an error here,
+        # which must not reach the code that was interrupted.
         with contextlib.suppress(Exception):
             logger.info('%s: stopping after this step', signal.Signals(number).name)

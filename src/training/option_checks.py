@@ -1,4 +1,5 @@
-"""Combinations of run.py's options that contradict each other, the machine or the files."""
+"""Check run.py's options against each other, the machine and the files."""
+import argparse
 import math
 from pathlib import Path
 
@@ -6,18 +7,18 @@ import torch
 
 from models.ast_models import check_settings, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
-from training.processes import own_device
+from training.processes import Place, own_device
 from utilities.errors import DataError
 from utilities.labels import WEIGHT_RULE, read_labels, weight_file
 
-# Patches of an input; attention's time grows with their square. 128 bins x 1024 frames at strides
-# of 1 have 114017.
+# The largest number of patches: the time of attention grows with its square. 128 bins x 1024
+# frames have 114,017 patches at strides of 1.
 MAX_PATCHES = 2 ** 17
 GB = 10 ** 9  # bytes
 
 
-def check_options(parser, args, place):
-    """Stop with a sentence if options contradict each other."""
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, place: Place) -> None:
+    """End the program with a sentence if options contradict each other or the machine."""
     try:
         check_settings(args.n_class, args.fstride, args.tstride, args.num_mel_bins,
                        args.audio_length, args.imagenet_pretrain, args.audioset_pretrain,
@@ -30,7 +31,8 @@ def check_options(parser, args, place):
         # first one's weights.
         count = torch.cuda.device_count()
         parser.error(f'--compile True does not work in one process with {count} GPUs: start one '
-                     f'process for each GPU (--launcher torchrun), or use one GPU (--device cuda:0)')
+                     f'process for each GPU (--launcher torchrun), or use one GPU (--device '
+                     f'cuda:0)')
     if args.freqm > args.num_mel_bins:
         parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
     if args.timem > args.audio_length:
@@ -51,8 +53,8 @@ def check_options(parser, args, place):
                      f'{args.wa_end}, {args.n_epochs}')
 
 
-def check_sizes(parser, args, place):
-    """Stop with a sentence if strides, patches or a batch are too large for any training."""
+def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, place: Place) -> None:
+    """End the program with a sentence if strides, patches or a batch are too large for training."""
     if args.fstride > args.num_mel_bins:
         parser.error(f'--fstride {args.fstride} is more than the {args.num_mel_bins} mel bins')
     if args.tstride > args.audio_length:
@@ -74,10 +76,11 @@ def check_sizes(parser, args, place):
                      f'machine')
 
 
-def check_files(args):
-    """Raise DataError if the label file or the weights of samples do not go with the options.
+def check_files(args: argparse.Namespace) -> None:
+    """Check the label file and the weight file, before a datafile of millions of samples is read.
 
-    Call this before a datafile of millions is read, which takes its time.
+    Raises:
+        DataError: if one of them does not go with the options.
     """
     classes = len(read_labels(args.label_csv))
     if classes != args.n_class:

@@ -80,7 +80,7 @@ def _read_numbers(*names):
 
 
 def _set_meeting_point_of_slurm():
-    """Let the processes of a job step meet on its first node, at a port made of the step's number."""
+    """Let the processes of a job step meet on its first node, at a port made of its number."""
     if 'MASTER_ADDR' not in os.environ:
         try:
             command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_STEP_NODELIST']]
@@ -207,7 +207,8 @@ def on_main(function: Callable[[], Any]) -> Any:
 def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function: it runs in the main process alone, and all processes get its result.
 
-    All processes call it, in the same order. See on_main.
+    All processes call it, in the same order. So it must not be called inside a function that only
+    the main process runs.
     """
     @functools.wraps(function)
     def run_on_main(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -269,7 +270,8 @@ class DelayedSum:
             return numbers
         given = torch.tensor(numbers, dtype=torch.int64)
         with catch_lost_processes():
-            before, self._under_way = self._under_way, (given, dist.all_reduce(given, async_op=True))
+            before = self._under_way
+            self._under_way = given, dist.all_reduce(given, async_op=True)
             if before is None:
                 return (0,) * len(numbers)
             before[1].wait()

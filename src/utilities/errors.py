@@ -1,4 +1,9 @@
 """The error of files and settings that cannot be used, and what the system says about errors."""
+import contextlib
+import logging
+from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
@@ -12,3 +17,12 @@ def error_reason(error):
     if isinstance(error, KeyError):
         return f'there is no {error}'
     return str(error).split('\n')[0]
+
+
+@contextlib.contextmanager
+def warn_only(name: str) -> Iterator[None]:
+    """Turn any error in writing the file `name` into a warning: no such file is worth a run."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning('%s was not written: %s: %s', name, type(error).__name__, error)

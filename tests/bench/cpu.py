@@ -46,7 +46,7 @@ from utilities.stats import calculate_stats
 
 AUDIOSET_CONF = {'num_mel_bins': MEL_BINS, 'target_length': 1024, 'mode': 'train', 'freqm': 48, 'timem': 192,
                  'mixup': 0.5}
-# The run of README's table on ESC-10.
+# The run of egs/esc50/README.md on ESC-10.
 ESC10 = ('--model_size tiny224 --fstride 16 --tstride 16 --audio_length 512 --lr 3e-4 --batch_size 16 --n_class 50 '
          '--metrics acc --loss CE').split()
 TURNS_OF_TAGGING = 2  # of minutes: the files are divided among them

@@ -1,5 +1,6 @@
 """The rows that a CUDA GPU fills. Each function takes a Scale and an empty folder, and yields Rows."""
 import gc
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -140,4 +141,29 @@ def gpu_memory(scale, folder):
         yield at_most(f'peak GPU memory, AudioSet recipe, batch {RECIPE_BATCH}{what}', used, limit, 'GiB')
 
 
-ROWS = {'gpu_features': gpu_features, 'gpu_training': gpu_training, 'gpu_memory': gpu_memory}
+# Frames, classes, batch size and loss of the recipes.
+RECIPES = {'AudioSet': (1024, 527, 12, 'BCE'), 'ESC-50': (512, 50, 48, 'CE'),
+           'Speech Commands': (128, 35, 128, 'BCE')}
+PUBLISHED_GPU = 12  # GB of the cards that the published results were made on
+
+
+def gpu_recipes(scale, folder):
+    """Peak memory and speed of training base384 with the settings of each recipe, data not counted."""
+    for name, (frames, classes, batch_size, loss) in RECIPES.items():
+        gc.collect()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        options = audioset(replace(scale, frames=frames), '--n_class', str(classes), '--loss', loss)
+        trainer, _ = make_trainer(options, CUDA)
+        torch.cuda.reset_peak_memory_stats()
+        batch = [part.to(CUDA) for part in make_batch(batch_size, frames, classes)]
+        seconds = alternate({'step': partial(repeat, trainer.step, *batch, times=STEPS_A_TURN)},
+                            scale.rounds)['step']
+        used = (torch.cuda.max_memory_allocated() - before) / 2 ** 30
+        del trainer
+        print(f'{name}: {batch_size * STEPS_A_TURN / seconds:.0f} clips/s')
+        yield at_most(f'peak GPU memory, {name} recipe, batch {batch_size}', used, PUBLISHED_GPU, 'GiB')
+
+
+ROWS = {'gpu_features': gpu_features, 'gpu_training': gpu_training, 'gpu_memory': gpu_memory,
+        'gpu_recipes': gpu_recipes}

@@ -5,12 +5,13 @@ import os
 import signal
 import threading
 import time
+from argparse import Namespace
 
 import pytest
 
-import experiment
 from models import files
 from models.files import LockedError, Url, download, hold_lock
+from training.folder import ExperimentFolder
 from utilities.errors import DataError
 from utilities.preparation import only_one
 
@@ -97,7 +98,7 @@ def test_without_locks_the_work_goes_on_and_the_log_warns(tmp_path, number, floc
 def test_all_that_takes_a_lock_goes_on_without(tmp_path, flock_raises, server, caplog):
     flock_raises(errno.ENOLCK)
     (tmp_path / 'weights.pth').touch()
-    with experiment.claimed(tmp_path / 'exp'), only_one(tmp_path / 'data'):
+    with ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp')).lock(), only_one(tmp_path / 'data'):
         download([Url(f'{server.address}/none', tmp_path / 'weights.pth')], None)
     assert caplog.text.count('this file system has no locks') == 3
     assert sorted(os.listdir(tmp_path)) == ['weights.pth', 'weights.pth.lock']
@@ -108,4 +109,4 @@ def test_another_error_of_a_lock_is_an_error(tmp_path, flock_raises):
     with pytest.raises(OSError, match='output error'), hold_lock(tmp_path / 'lock'):
         pass
     with pytest.raises(DataError, match='exp cannot be locked: .*output error'):
-        experiment.claimed(tmp_path / 'exp').__enter__()
+        ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp')).lock().__enter__()

@@ -97,8 +97,9 @@ def test_a_daemonic_process_tags_without_workers(folder):
 
 
 def readme_snippet(root):
-    """The lines of the README that tag a recording, of files that are here."""
-    text = (root / 'README.md').read_text(encoding='utf-8')
+    """Return the lines of the page on tagging that tag a recording, with files that are here."""
+    page = root / 'src' / 'tagging' / 'README.md'
+    text = page.read_text(encoding='utf-8')
     blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     [snippet] = [block for block in blocks if 'tag(tagger' in block]
     return re.sub(r'[\w.]+\.pth', 'model.pth', snippet).replace('recording.mp3', 'recording.wav')
@@ -112,7 +113,7 @@ def test_the_snippet_of_the_readme_works_in_a_script_without_a_guard(start_metho
     start_method(method)
     runpy.run_path(str(script), run_name='__main__')
     said = capfd.readouterr()
-    assert said.out.count('begun') == said.out.count("('dog', ") == 1
+    assert said.out.count('begun') == said.out.count('dog 0.') == 1
     assert 'Traceback' not in said.err
     messages = [record.getMessage() for record in caplog.records]
     about_the_guard = [message for message in messages if "__name__ == '__main__'" in message]

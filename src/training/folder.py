@@ -1,0 +1,128 @@
+"""The folder of an experiment: who may write to it, what it was made with, how far it has come."""
+import argparse
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.files import LockedError, hold_lock
+from training.environment import record_start
+from training.options import FREE_OPTIONS, STRUCTURE, make_parser
+from utilities.errors import DataError, warn_only
+from utilities.folders import making
+from utilities.texts import read_json, write_json
+
+# What a training leaves in its folder, for --resume none to remove.
+FILES = ('args.json', 'checkpoint.pth', 'finished', 'interrupted', 'result.csv', 'metrics.csv',
+         'wa_result.csv', 'eval_result.csv', 'confusion_matrix.png', 'class_accuracy.csv',
+         'environment.json', 'report.html')
+FOLDERS = ('models', 'predictions')
+
+logger = logging.getLogger(__name__)
+
+
+class ExperimentFolder:
+    """The folder --exp_dir, with the settings of the run that is to write to it.
+
+    Its files: `args.json`, the settings; `finished`, if the run has come to its end;
+    `interrupted`, if a signal stopped it and it wants to go on; `checkpoint.pth`.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.path = Path(args.exp_dir)
+        self.args = args
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep other processes out of it.
+
+        A folder in which nothing was written is removed again.
+
+        Raises:
+            DataError: if another process runs in it, or it cannot be written to.
+        """
+        with making(self.path), contextlib.ExitStack() as held:
+            try:
+                held.enter_context(hold_lock(self.path / 'lock', wait=False, keep=lambda: False))
+            except LockedError:
+                raise DataError(f'another process runs in {self.path}: wait for it, or choose '
+                                f'another --exp_dir') from None
+            except OSError as error:
+                raise DataError(f'{self.path} cannot be locked: {error.strerror}') from None
+            yield
+
+    def has_work_left(self) -> bool:
+        """Return whether there is something to train, and log it if there is nothing.
+
+        Raises:
+            DataError: if the folder holds an experiment with other settings, or one that has
+                nothing to go on from.
+        """
+        (self.path / 'interrupted').unlink(missing_ok=True)  # of an earlier start
+        if self.args.resume == 'none' or not (self.path / 'args.json').exists():
+            return True
+        before = read_json(self.path / 'args.json')
+        if not isinstance(before.get('n_epochs'), int):
+            raise DataError(f'cannot read {self.path / "args.json"}: it does not say how many '
+                            f'epochs there were')
+        self._check_settings(before)
+        if not (self.path / 'finished').exists():
+            return True
+
+        if self.args.n_epochs <= before['n_epochs']:
+            logger.info('%s is finished already', self.path)
+            return False
+        if not (self.path / 'checkpoint.pth').exists():
+            raise DataError(f'{self.path} is finished after {before["n_epochs"]} epochs and kept '
+                            f'no checkpoint to go on from (--save_model True keeps it): choose '
+                            f'another --exp_dir, or begin again there with --resume none')
+        return True
+
+    def _check_settings(self, before):
+        """Raise DataError if the settings `before` are others, unless --force allows it."""
+        changed = self._changed_settings(before)
+        if not set(changed) or (self.args.force and not set(changed) & set(STRUCTURE)):
+            return
+        listed = ', '.join(f'--{name} {old} -> {new}' for name, (old, new) in changed.items())
+        raise DataError(f'{self.path} holds an experiment with other settings ({listed}); choose '
+                        f'another --exp_dir; --force goes on if they change neither model, '
+                        f'optimizer nor metric')
+
+    def _changed_settings(self, before):
+        """Return {name: (old value, new value)} of the settings that change what is computed.
+
+        More epochs are no change: the run goes on.
+        """
+        default = make_parser().get_default  # of an option that is newer than the experiment
+        changed: dict[str, tuple[Any, Any]] = {}
+        for name, value in vars(self.args).items():
+            old = before.get(name, default(name))
+            is_longer = name == 'n_epochs' and value > old
+            if name not in FREE_OPTIONS and old != value and not is_longer:
+                changed[name] = old, value
+        return changed
+
+    def begin(self, device: torch.device, processes: int) -> None:
+        """Note the settings and the machine of the run that begins or goes on."""
+        if self.args.resume == 'none':
+            self.clear()
+        write_json(self.path / 'args.json', vars(self.args))
+        for name in ('finished', 'report.html'):
+            (self.path / name).unlink(missing_ok=True)
+        with warn_only('environment.json'):
+            record_start(self.path, device, processes)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def mark_interrupted(self) -> None:
+        """Leave the mark that the run wants to go on, for the recipe and for people."""
+        (self.path / 'interrupted').touch()
