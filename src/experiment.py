@@ -100,8 +100,7 @@ def train_and_evaluate(args, model, device, loaders, folder, interrupt):
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss}
     try:
         with explained(), processes.catch_lost_processes(processes.LOST_SIGNS):
-            this_run = Run(model, device, loaders[0], loaders[1], args, folder.path,
-                           description, interrupt)
+            this_run = Run(model, device, loaders[0], loaders[1], args, description, interrupt)
             this_run.train()
             processes.on_main(lambda: log_best(args.metrics, this_run.results))
             if args.wa:

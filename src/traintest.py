@@ -65,29 +65,27 @@ class Run:
         train_loader: a loader with an EpochSampler.
         val_loader: a loader of the validation set.
         settings: the options of run.py.
-        exp_dir: folder of the experiment.
         description: what the .json beside each model says. Its `dataset` is the title of the plots.
         interrupt: knows whether a signal has come, which stops the run after the next batch.
     """
 
     def __init__(self, model: ASTModel, device: torch.device, train_loader, val_loader,
-                 settings: argparse.Namespace, exp_dir: str | Path, description: dict[str, Any],
-                 interrupt: Interrupt):
+                 settings: argparse.Namespace, description: dict[str, Any], interrupt: Interrupt):
         self.model = model
         self.device = device
         self.train_loader = train_loader
         self.val_loader = val_loader
         self.settings = settings
-        self.exp_dir = Path(exp_dir)
+        self.exp_dir = Path(settings.exp_dir)
 
         self.trainer = Trainer(model, device, settings, len(train_loader))
-        self.results = Results(exp_dir, settings.metrics, description['dataset'])
-        self.models = SavedModels(exp_dir, description)
+        self.results = Results(self.exp_dir, settings.metrics, description['dataset'])
+        self.models = SavedModels(self.exp_dir, description)
         self.bad_audio = train_loader.bad_audio
-        self.checkpoint = Checkpoint(exp_dir, settings.checkpoint_minutes, trainer=self.trainer,
-                                     results=self.results, bad_audio=self.bad_audio)
-        self.supervisor = Supervisor(self.trainer, self.checkpoint, self.bad_audio, interrupt,
-                                     settings, len(train_loader.dataset))
+        self.checkpoint = Checkpoint(self.exp_dir, settings.checkpoint_minutes,
+                                     trainer=self.trainer, results=self.results,
+                                     bad_audio=self.bad_audio)
+        self.supervisor = Supervisor(self.trainer, train_loader, self.checkpoint, interrupt)
 
     def train(self) -> None:
         """Train to the last epoch.

@@ -21,7 +21,8 @@ DESCRIPTION = {'dataset': 'a test', 'labels': {'mids': CLASS_NAMES, 'names': CLA
 
 def start(model, exp_dir, chosen, data=None):
     """A Run of a model on (training, validation) loaders."""
-    return Run(model, CPU, *(data or loaders()), chosen, exp_dir, DESCRIPTION, Interrupt())
+    chosen.exp_dir = exp_dir
+    return Run(model, CPU, *(data or loaders()), chosen, DESCRIPTION, Interrupt())
 
 
 @pytest.mark.parametrize('loss, plain', [('BCE', F.binary_cross_entropy_with_logits), ('CE', F.cross_entropy)])

@@ -270,23 +270,6 @@ def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
     write_table(path, list(rows[0]), [[f'{value:.10g}' for value in row.values()] for row in rows])
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read a metrics.csv: the numbers of each epoch, by the names of the columns.
-
-    Raises:
-        DataError: if it is not there, or is something else.
-    """
-    try:
-        with open(path, newline='', encoding='utf-8') as file:
-            rows = [{name: int(text) if text.isdigit() else float(text)
-                     for name, text in row.items()} for row in csv.DictReader(file, strict=True)]
-    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
-    if not rows or 'epoch' not in rows[0]:
-        raise DataError(f'cannot read {path}: expected a column `epoch` and a row for each epoch')
-    return rows
-
-
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
     """Write a CSV with a header."""
     text = io.StringIO()

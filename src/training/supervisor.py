@@ -1,9 +1,7 @@
 """What may happen between two steps: a checkpoint is due, a signal comes, recordings are bad."""
-import argparse
 from collections.abc import Callable, Iterator
 
 from training import processes
-from training.batches import BadAudio
 from training.checkpoint import Checkpoint
 from training.errors import TrainingError
 from training.interrupt import Interrupt
@@ -23,22 +21,20 @@ class Supervisor:
     replaced because their recordings cannot be read. All processes call the methods, equally often.
 
     Args:
-        trainer: what is trained, whose loss says whether a checkpoint is worth keeping.
+        trainer: its loss says whether the weights are worth a checkpoint.
+        train_loader: its bad_audio counts the samples that were replaced.
         checkpoint: of the run.
-        bad_audio: counts the samples that were replaced.
         interrupt: knows whether a signal has come.
-        settings: the options of run.py.
-        samples: size of the training set.
     """
 
-    def __init__(self, trainer: Trainer, checkpoint: Checkpoint, bad_audio: BadAudio,
-                 interrupt: Interrupt, settings: argparse.Namespace, samples: int):
+    def __init__(self, trainer: Trainer, train_loader, checkpoint: Checkpoint,
+                 interrupt: Interrupt):
         self.trainer = trainer
+        self.settings = trainer.settings
+        self.train_loader = train_loader
+        self.bad_audio = train_loader.bad_audio
         self.checkpoint = checkpoint
-        self.bad_audio = bad_audio
         self.interrupt = interrupt
-        self.max_bad_audio = settings.max_bad_audio
-        self.samples = samples
         self.sums = processes.DelayedSum()
 
     def after_step(self) -> None:
@@ -93,7 +89,8 @@ class Supervisor:
 
     def _limit_bad_audio(self, replaced):
         """Write a checkpoint and raise TrainingError if more samples were replaced than allowed."""
-        if replaced <= self.max_bad_audio * self.samples:
+        limit = self.settings.max_bad_audio
+        if replaced <= limit * len(self.train_loader.dataset):
             return
         self._save()
         reasons = list(self.bad_audio.reasons)
@@ -103,7 +100,7 @@ class Supervisor:
         found = '; '.join(listed) or 'other processes or starts have logged them'
         raise TrainingError(
             f'{replaced} samples of epoch {self.trainer.epoch} so far could not be read, more than '
-            f'--max_bad_audio {self.max_bad_audio:g} of an epoch; src/check_data.py finds all such '
+            f'--max_bad_audio {limit:g} of an epoch; src/check_data.py finds all such '
             f'recordings, and with a higher --max_bad_audio the run goes on; {found}')
 
 

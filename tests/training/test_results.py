@@ -56,6 +56,38 @@ def test_result_csv_has_a_row_an_epoch_in_the_published_order(finished, evaluati
     assert table.shape == (EPOCHS, len(result_columns(metric)))
 
 
+def test_metrics_csv_names_its_columns_and_has_a_row_an_epoch(tmp_path):
+    targets = np.eye(7)[[0, 1, 2, 3, 4, 5]]
+    results = Results(tmp_path, 'acc', 'my run')
+    for scores in (targets, 1 - targets):
+        results.add(0.5, Evaluation(scores, targets, 0.5), 1e-5)
+        results.write()
+    assert (tmp_path / 'metrics.csv').read_text().split('\n') == [
+        'epoch,macro F1,top-5 accuracy,classes without positives', '1,1,1,1', '2,0,0,1', '']
+
+
+def test_metrics_of_single_labels_are_not_in_the_metrics_of_several(tmp_path):
+    targets = np.array([[1, 1, 0], [0, 1, 0]])
+    results = Results(tmp_path, 'mAP', 'my run')
+    results.add(0.5, Evaluation(targets * 0.5, targets, 0.5), 1e-5)
+    results.write()
+    assert (tmp_path / 'metrics.csv').read_text() == 'epoch,classes without positives\n1,1\n'
+
+
+def test_results_that_go_on_leave_the_files_of_results_that_did_not_stop(tmp_path, evaluations):
+    for name in ('straight', 'stopped'):
+        results = Results(tmp_path / name, 'mAP', 'my run')
+        for evaluation in evaluations:
+            results.add(0.5, evaluation, 1e-5)
+            results.write()
+            if name == 'stopped':
+                state = results.state_dict()
+                results = Results(tmp_path / name, 'mAP', 'my run')
+                results.load_state_dict(state)
+    for name in ('result.csv', 'metrics.csv', 'predictions/cum_predictions.npy'):
+        assert (tmp_path / 'straight' / name).read_bytes() == (tmp_path / 'stopped' / name).read_bytes()
+
+
 @pytest.mark.parametrize('metric', ['mAP', 'acc'])
 def test_the_columns_have_the_published_names(metric):
     assert result_columns(metric) == (metric, 'mAUC', 'precision', 'recall', 'd_prime', 'train_loss', 'valid_loss',

@@ -1,4 +1,4 @@
-"""Training: losses, schedule, gradients, Patchout."""
+"""Training: losses, gradients, Patchout."""
 import shutil
 import time
 
@@ -12,21 +12,9 @@ import golden
 from models import ASTModel
 from small_model import CLASSES, CPU, LinearModel, Samples, settings
 from training.errors import TrainingError
-from training.schedule import Schedule
 from training.trainer import Trainer, draw_patchout
 from traintest import validate
 from utilities.parallel import one_thread
-
-
-def rates(chosen, metrics, steps=1):
-    """The learning rate of every step, over epochs that reach these metrics."""
-    schedule, seen = Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], chosen.lr), chosen, steps * len(metrics)), []
-    for epoch, metric in enumerate(metrics, start=1):
-        for _ in range(steps):
-            schedule.start_step()
-            seen.append(schedule.current)
-        schedule.end_epoch(epoch, metric)
-    return seen
 
 
 def update(count=7, **changes):
@@ -51,42 +39,6 @@ def test_eight_clips_are_learned_by_heart(loss):
         evaluation = validate(model, [(fbanks, labels)], CPU, loss)
     assert losses[-1] < losses[0] / 10
     assert evaluation.predictions.argmax(axis=1).tolist() == list(range(8))
-
-
-@pytest.mark.parametrize('changes, epochs, expected', [
-    ({'lr': 1e-5}, 5, [1e-5, 1e-5, 5e-6, 2.5e-6, 1.25e-6]),
-    ({'lr': 5e-5, 'lrscheduler_start': 10, 'lrscheduler_step': 5}, 21,
-     [5e-5] * 10 + [2.5e-5] * 5 + [1.25e-5] * 5 + [6.25e-6]),
-    ({'lr': 1e-5, 'lrscheduler_start': 5, 'lrscheduler_decay': 0.85}, 25,
-     [1e-5] * 5 + [1e-5 * 0.85 ** n for n in range(1, 21)])], ids=['AudioSet', 'balanced AudioSet', 'ESC-50'])
-def test_epochs_run_at_the_published_rates(changes, epochs, expected):
-    seen = rates(settings(**changes), [0.5] * epochs)
-    assert seen == pytest.approx(expected, rel=1e-9)
-
-
-def test_epoch_22_of_esc50_runs_at_the_published_rate():
-    seen = rates(settings(lr=1e-5, lrscheduler_start=5, lrscheduler_decay=0.85), [0.5] * 22)
-    assert seen[-1] == pytest.approx(1e-5 * 0.85 ** 17)
-
-
-def test_warmup_rises_linearly_from_0_over_1000_steps():
-    seen = rates(settings(lr=1e-3, warmup=True), [0.5], steps=1200)
-    assert seen == pytest.approx([1e-3 * min(1, step / 1000) for step in range(1200)])
-
-
-def test_warmup_is_a_factor_on_the_schedule():
-    seen = rates(settings(lr=1e-3, warmup=True, lrscheduler_start=1), [0.5] * 3, steps=400)
-    assert (seen[399], seen[400], seen[800]) == pytest.approx((0.399e-3, 0.2e-3, 0.2e-3))
-
-
-def test_a_plateau_decays_the_rate_instead_of_the_epochs():
-    seen = rates(settings(lr=1e-3, lr_patience=1, lrscheduler_start=1), [0.1, 0.2, 0.3, 0.3, 0.2, 0.4, 0.5])
-    assert seen == pytest.approx([1e-3] * 5 + [5e-4] * 2)
-
-
-def test_a_plateau_under_warmup_decays_the_full_rate():
-    seen = rates(settings(lr=1e-3, lr_patience=1, warmup=True), [0.3, 0.2, 0.1, 0.1], steps=400)
-    assert (seen[800], seen[1100], seen[1200]) == pytest.approx((0.8e-3, 1e-3, 0.5e-3))
 
 
 def test_cross_entropy_takes_the_label_distribution_of_mixes():
@@ -166,17 +118,6 @@ def test_every_step_starts_from_a_fresh_gradient():
         trainer.step(data.fbanks, data.labels)
     torch.testing.assert_close(gradients[2], gradients[0])
     assert len(gradients) == 3
-
-
-def test_adam_has_the_published_constants():
-    optimizer = Trainer(LinearModel(), CPU, settings(optim='adam', lr=2e-4)).optimizer
-    assert isinstance(optimizer, torch.optim.Adam)
-    assert [optimizer.defaults[name] for name in ('lr', 'betas', 'weight_decay')] == [2e-4, (0.95, 0.999), 5e-7]
-
-
-def test_sgd_has_a_momentum_of_0_9():
-    optimizer = Trainer(LinearModel(), CPU, settings(optim='sgd')).optimizer
-    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults['momentum'] == 0.9
 
 
 @pytest.mark.parametrize('dtype, enabled', [(torch.float16, True), (torch.bfloat16, False), (None, False)])
