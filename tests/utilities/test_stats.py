@@ -10,9 +10,11 @@ import golden
 from utilities.stats import (
     calculate_stats,
     d_prime,
+    further_metrics,
     is_single_label,
-    single_label_scores,
+    macro_f1,
     summarise,
+    top5_accuracy,
 )
 
 SEEDS = (7, 8)
@@ -160,8 +162,8 @@ def test_negatives_count_in_ap_and_auc_and_not_in_accuracy():
     assert with_negatives[0]['AP'] == 0.5 and without[0]['AP'] == 1
     six = np.eye(6)[[0, 1, 2]]
     scores = np.random.default_rng(0).random((4, 6))
-    with_a_negative = np.vstack([six, np.zeros(6)])
-    assert single_label_scores(scores, with_a_negative) == single_label_scores(scores[:3], six)
+    with_negative = np.vstack([six, np.zeros(6)])
+    assert further_metrics(scores, with_negative) == further_metrics(scores[:3], six)
 
 
 def test_only_negatives_give_nan_for_the_accuracy_too():
@@ -196,15 +198,21 @@ def test_d_prime_is_the_normal_quantile_times_the_root_of_2(area, expected):
 
 def test_macro_f1_leaves_classes_out_that_do_not_occur():
     targets, predictions = np.eye(7)[[0, 0, 1, 2]], np.eye(7)[[0, 3, 1, 1]]
-    f1, _ = single_label_scores(predictions, targets)
-    assert f1 == pytest.approx(f1_score([0, 0, 1, 2], [0, 3, 1, 1], labels=[0, 1, 2],
-                                        average='macro'))
+    f1 = macro_f1(predictions, targets)
+    assert f1 == pytest.approx(f1_score([0, 0, 1, 2], [0, 3, 1, 1], labels=[0, 1, 2], average='macro'))
 
 
 def test_top_5_counts_labels_among_the_five_best_scores():
     predictions = np.tile(np.arange(7, 0, -1) / 10, (4, 1))
-    assert single_label_scores(predictions, np.eye(7)[[0, 4, 5, 6]])[1] == 0.5
-    assert math.isnan(single_label_scores(predictions[:, :5], np.eye(5)[[0, 1, 2, 3]])[1])
+    assert top5_accuracy(predictions, np.eye(7)[[0, 4, 5, 6]]) == 0.5
+    assert math.isnan(top5_accuracy(predictions[:, :5], np.eye(5)[[0, 1, 2, 3]]))
+
+
+def test_only_the_further_metrics_that_have_a_meaning_are_given():
+    scores, single = np.random.default_rng(0).random((7, 7)), np.eye(7)
+    assert list(further_metrics(scores, single)) == ['macro F1', 'top-5 accuracy']
+    assert list(further_metrics(scores[:, :3], single[:, :3])) == ['macro F1']
+    assert further_metrics(scores, np.ones((7, 7))) == {}
 
 
 def test_predictions_that_are_no_numbers_are_refused():
