@@ -10,25 +10,29 @@ import torch
 from torch.utils.data import DataLoader
 
 from audio.reading import AudioError
-from dataloader import AudiosetDataset
+from dataloader import AudioConf, AudiosetDataset
 from models import ASTModel, WeightsError
 from reports.pages import run_page
 from training import processes
-from training.batches import EpochSampler, WaveformDataset, make_loader
+from training.bad_audio import ReplaceUnreadable
 from training.checkpoint import CheckpointError
 from training.devices import choose_device, choose_precision, features_on_device
 from training.errors import TrainingError, explained
 from training.folder import ExperimentFolder
+from training.gpu_fbanks import WaveformDataset
 from training.interrupt import EXIT_CODE, Interrupt
+from training.loaders import make_loader
 from training.option_checks import check_files, check_options
 from training.processes import DistributedError, Place
+from training.sampler import EpochSampler
 from training.supervisor import Interrupted
 from traintest import Run
 from utilities.cli import exit_on, setup_logging
+from utilities.datafiles import Datafile
 from utilities.errors import DataError, warn_only
-from utilities.labels import Datafile, read_sample_weights, weight_file
 from utilities.parallel import limit_threads
 from utilities.texts import write_text
+from utilities.weight_files import read_sample_weights, weight_file
 
 MODELS = {'ast': ASTModel}  # --model
 FIRST_FEW = 10  # recordings of which one must be readable
@@ -96,7 +100,7 @@ def train_and_evaluate(args, model, device, loaders, folder, interrupt):
 
     On a signal, leave the mark `interrupted` and exit with 75.
     """
-    description = {'dataset': args.dataset, 'labels': asdict(loaders[0].dataset.labels),
+    description = {'dataset': args.dataset, 'labels': asdict(loaders[1].dataset.labels),
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss}
     try:
         with explained(), processes.catch_lost_processes(processes.LOST_SIGNS):
@@ -122,7 +126,7 @@ def train_and_evaluate(args, model, device, loaders, folder, interrupt):
 def make_loaders(args: argparse.Namespace, device: torch.device) -> list[DataLoader]:
     """Build the loaders of the training, the validation and, with --data_eval, the test set."""
     check_files(args)
-    train_set = make_dataset(args, args.data_train, 'train', device)
+    train_set = ReplaceUnreadable(make_dataset(args, args.data_train, 'train', device))
     weights = None
     if args.bal == 'bal':
         weights = read_sample_weights(weight_file(args.data_train), len(train_set))
@@ -144,10 +148,11 @@ def make_dataset(args, datafile, mode, device):
     Raises:
         DataError: if the datafile does not go with the options.
     """
-    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length,
-                  'mode': mode, 'mean': args.dataset_mean, 'std': args.dataset_std,
-                  'freqm': args.freqm, 'timem': args.timem, 'mixup': args.mixup,
-                  'noise': args.noise, 'dataset': args.dataset}
+    # Most fields of AudioConf are options of the same name: num_mel_bins, freqm, mixup, ...
+    audio_conf = {field.name: getattr(args, field.name) for field in fields(AudioConf)
+                  if hasattr(args, field.name)}
+    audio_conf |= {'target_length': args.audio_length, 'mode': mode, 'mean': args.dataset_mean,
+                   'std': args.dataset_std}
     kind = WaveformDataset if features_on_device(args.features, device) else AudiosetDataset
     dataset = kind(datafile, audio_conf, args.label_csv)
     check_labels(dataset.datafile, args.loss)
@@ -166,7 +171,7 @@ def check_labels(datafile: Datafile, loss: str) -> None:
                        'and accuracy on it are nan', datafile.path)
 
 
-def check_first_recordings(dataset: AudiosetDataset) -> None:
+def check_first_recordings(dataset: AudiosetDataset | ReplaceUnreadable) -> None:
     """Read the first recording; of a training set, one of the first few.
 
     A wrong path is better noticed now than in an hour.
@@ -174,7 +179,9 @@ def check_first_recordings(dataset: AudiosetDataset) -> None:
     Raises:
         AudioError: if none of them can be read.
     """
-    few = min(FIRST_FEW if dataset.conf.mode == 'train' else 1, len(dataset))
+    few = 1
+    if isinstance(dataset, ReplaceUnreadable):
+        few, dataset = min(FIRST_FEW, len(dataset)), dataset.dataset
     for index in range(few):
         try:
             dataset[index]

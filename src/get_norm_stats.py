@@ -2,39 +2,47 @@
 from pathlib import Path
 
 from utilities.cli import (
-    MAX_FRAMES,
-    MAX_MEL_BINS,
     OptionParser,
     add_num_workers,
     exit_on,
+    frames,
+    mel_bins,
     number,
     setup_logging,
-    whole,
 )
 
 
-def main(argv=None):
-    """Entry point."""
+def make_parser() -> OptionParser:
+    """Return the parser of get_norm_stats.py."""
     parser = OptionParser(prog='get_norm_stats.py', description=__doc__)
     add = parser.add_argument
     add('--data_train', required=True, help='datafile of the training set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--num_mel_bins', type=whole(16, MAX_MEL_BINS), default=128, help='mel bins of the fbank')
-    add('--audio_length', type=whole(1, MAX_FRAMES), default=1024, help='frames of each recording that count')
-    add('--mixup', type=number(0, 1), default=0, help='mix so many of the samples, as training would')
+    add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
+    add('--audio_length', type=frames, default=1024,
+        help='frames of each recording that count')
+    add('--mixup', type=number(0, 1), default=0,
+        help='share of the recordings that are mixed with another, as in training')
     add_num_workers(parser)
-    args = parser.parse_args(argv)
-    # After the options: see utilities/cli.py.
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    args = make_parser().parse_args(argv)
+    # Imported after the options, because torch takes seconds: see utilities/cli.py.
     from audio.reading import AudioError
     from dataloader import AudiosetDataset
     from training.errors import TrainingError, explained
     from training.norm_stats import norm_stats
     from utilities.errors import DataError
     setup_logging()
-    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length, 'mode': 'train',
-                  'mixup': args.mixup, 'skip_norm': True, 'dataset': Path(args.data_train).stem}
+    audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length,
+                  'mode': 'train', 'mixup': args.mixup, 'skip_norm': True,
+                  'dataset': Path(args.data_train).stem}
     with exit_on(AudioError, DataError, TrainingError), explained():
-        mean, std = norm_stats(AudiosetDataset(args.data_train, audio_conf, args.label_csv), args.num_workers)
+        dataset = AudiosetDataset(args.data_train, audio_conf, args.label_csv)
+        mean, std = norm_stats(dataset, args.num_workers)
     print(f'--dataset_mean {mean:.7f} --dataset_std {std:.7f}')
 
 

@@ -1,13 +1,15 @@
-"""Summarise a cross-validation: the best and the last epoch, accuracy by class, confusion matrix."""
+"""Summarise a cross-validation: best and last epoch, accuracy by class, confusion matrix."""
+from collections.abc import Sequence
 from pathlib import Path
 
 from utilities.cli import OptionParser, exit_on, setup_logging
 
 
-def main(argv=None):
-    """Entry point."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the options, write the summary and print the scores."""
     parser = OptionParser(prog='summarise_folds.py', description=__doc__)
-    parser.add_argument('--exp_dir', type=Path, required=True, help='directory with fold1, fold2, ...')
+    parser.add_argument('--exp_dir', type=Path, required=True,
+                        help='directory with fold1, fold2, ...')
     args = parser.parse_args(argv)
     # After the options: see utilities/cli.py.
     from reports.folds import summarise_folds

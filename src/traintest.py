@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models import ASTModel
-from models.files import remove_leftovers
+from models.atomic import remove_leftovers
 from training import processes
 from training.checkpoint import Checkpoint
 from training.devices import move

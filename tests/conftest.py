@@ -4,14 +4,15 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from http_server import Server
+from dataloader import AudiosetDataset
+from http_server import Server, running
+from small_dataset import CONF
 from utilities.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,10 @@ GOLDEN = ROOT / 'tests' / 'golden'
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """How many processes share the files of tests: one more than cores, as some wait a good deal; each wants memory."""
+    """Return how many processes share the files of tests.
+
+    One more than cores, since some wait a good deal; at most four, since each needs memory.
+    """
     return min(4, available_cores() + 1)
 
 
@@ -46,10 +50,14 @@ def golden_json():
 
 @pytest.fixture(autouse=True)
 def same_process():
-    """Put back what an entry point did to signals and to the root logger, whose stream ends with its test."""
+    """Put back what an entry point did to signals and to the root logger.
+
+    The logger's stream ends with its test.
+    """
     root_logger = logging.getLogger()
     handlers, level = root_logger.handlers[:], root_logger.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    signals = {number: signal.getsignal(number)
+               for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in signals.items():
         signal.signal(number, handler)
@@ -62,7 +70,8 @@ def make_labels(tmp_path):
     """Write a label file of n classes with mids /m/0, /m/1, ...; returns its path."""
     def make(n, name='labels.csv'):
         path = tmp_path / name
-        path.write_text('index,mid,display_name\n' + ''.join(f'{i},/m/{i},class {i}\n' for i in range(n)))
+        rows = ''.join(f'{i},/m/{i},class {i}\n' for i in range(n))
+        path.write_text(f'index,mid,display_name\n{rows}')
         return path
     return make
 
@@ -72,7 +81,8 @@ def make_datafile(tmp_path):
     """Write a datafile of (wav, labels) pairs; returns its path."""
     def make(entries, name='data.json'):
         path = tmp_path / name
-        path.write_text(json.dumps({'data': [{'wav': str(wav), 'labels': labels} for wav, labels in entries]}))
+        data = [{'wav': str(wav), 'labels': labels} for wav, labels in entries]
+        path.write_text(json.dumps({'data': data}))
         return path
     return make
 
@@ -87,6 +97,21 @@ def make_tone(tmp_path):
         soundfile.write(tmp_path / name, samples, rate)
         return tmp_path / name
     return make
+
+
+@pytest.fixture
+def make_dataset(make_labels, make_datafile):
+    """Make a dataset of (wav, labels) pairs with four classes; `conf` changes its audio_conf."""
+    def make(entries, kind=AudiosetDataset, **conf):
+        return kind(make_datafile(entries), {**CONF, **conf}, make_labels(4))
+    return make
+
+
+@pytest.fixture
+def tones(make_tone):
+    """Six recordings of 0.3 s at various rates, as (wav, labels) pairs."""
+    return [(make_tone(f'{i}.wav', 300 * (i + 1), seconds=0.3, rate=rate, seed=i), f'/m/{i % 4}')
+            for i, rate in enumerate((16000, 44100, 16000, 8000, 48000, 16000))]
 
 
 @pytest.fixture
@@ -113,12 +138,8 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def server(no_proxy):
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={'poll_interval': 0.05})
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    with running(Server()) as started:
+        yield started
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """A real HTTP server on this machine, with pages that a test makes."""
+import contextlib
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -6,7 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Page:
-    """What the server answers at a path. `length` overrides Content-Length; `may_answer` holds the answer back."""
+    """What the server answers at a path.
+
+    `length` overrides Content-Length; the answer waits for `may_answer`.
+    """
+
     body: bytes = b''
     length: int | None = None
     headers: dict = field(default_factory=dict)
@@ -16,12 +21,26 @@ class Page:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `pages` (path -> Page), 404 elsewhere; keeps the paths of the GET requests in `requests`."""
+    """Serves `pages` (path -> Page), and 404 elsewhere.
+
+    Keeps the paths of the GET requests in `requests`.
+    """
 
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Handler)
         self.pages, self.requests = {}, []
         self.address = f'http://127.0.0.1:{self.server_port}'
+
+
+@contextlib.contextmanager
+def running(server):
+    """Let a Server answer in a thread of its own."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,7 +59,8 @@ class Handler(BaseHTTPRequestHandler):
         if page.may_answer:
             page.may_answer.wait(60)
         self.send_response(page.status)
-        self.send_header('Content-Length', str(len(page.body) if page.length is None else page.length))
+        length = len(page.body) if page.length is None else page.length
+        self.send_header('Content-Length', str(length))
         for name, value in page.headers.items():
             self.send_header(name, value)
         self.end_headers()

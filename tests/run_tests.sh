@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Run the tests, in an environment that is made where there is none: ./tests/run_tests.sh [options of pytest, files]
-# Several processes share the files of tests; -n 0 runs one after the other.
-# ./tests/run_tests.sh gpu [options of pytest] runs the tests of tests/gpu alone, one after the other, and prints what a
-# report about a GPU needs.
+# Run the tests: ./tests/run_tests.sh [options of pytest, files]
+# If there is no environment yet, one is made. Several processes share the test files; -n 0 runs one
+# file after the other.
+# ./tests/run_tests.sh gpu [options of pytest] runs only the tests in tests/gpu, one after the
+# other, and prints what a report about a GPU needs.
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/egs/common.sh"

@@ -1,5 +1,6 @@
 """A model and data small enough to train in a blink, for the tests of training."""
 import argparse
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -7,8 +8,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from dataloader import SampleKey
-from training.batches import BadAudio, EpochSampler
+from training.bad_audio import BadAudio
 from training.options import make_parser
+from training.sampler import EpochSampler
 
 CPU = torch.device('cpu')
 CLASSES, FRAMES, BINS = 3, 4, 5
@@ -22,7 +24,8 @@ class LinearModel(nn.Module):
     def __init__(self, autocast_dtype=None):
         super().__init__()
         torch.manual_seed(0)
-        self.config, self.autocast_dtype = {'input_tdim': FRAMES}, autocast_dtype
+        self.config, self.autocast_dtype = SimpleNamespace(input_tdim=FRAMES), autocast_dtype
+        self.v = nn.Identity()
         self.layer = nn.Linear(FRAMES * BINS, CLASSES)
 
     def forward(self, x):

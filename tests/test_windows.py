@@ -78,7 +78,8 @@ def test_training_ends_and_leaves_no_temporary_file(used):
 
 def test_no_file_is_read_or_written_in_the_encoding_of_the_machine(used, root):
     warnings = [line for line in used[1].stderr.splitlines() if 'EncodingWarning' in line]
-    ours = [str(root / folder) for folder in ('src', 'egs', 'colab')]  # and not an environment in the repository
+    # And not an environment in the repository.
+    ours = [str(root / folder) for folder in ('src', 'egs', 'colab')]
     assert not [line for line in warnings if line.startswith(tuple(ours))]
 
 
@@ -114,4 +115,4 @@ def test_every_text_file_has_its_encoding_said(root):
 def test_a_path_into_a_shard_may_have_backslashes(monkeypatch, path, expected):
     windows = types.SimpleNamespace(path=ntpath, sep='\\', fspath=os.fspath)
     monkeypatch.setattr(shards, 'os', windows)
-    assert shards.split(path) == expected
+    assert shards.split_path(path) == expected

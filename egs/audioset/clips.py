@@ -1,87 +1,101 @@
 """Find the clips of AudioSet's segment lists among recordings, by the rules of prep_audioset.py."""
 import functools
+import gzip
 import io
 import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
-
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, load_waveform, measure
-from models.files import atomic_write
+from audio.info import read_duration
+from audio.reading import AudioError, load_waveform
+from copies import Copies, check_packed, clip_name, is_copy, suffix, write_flac
 from parquet_rows import Row, read_rows
-from utilities.archives import read_gzip
-from utilities.errors import DataError
 from utilities.parallel import parallel_map
-from utilities.segments import (
+from utilities.places import (
     TOLERANCE,
     Place,
     PlaceError,
     RecordingName,
-    Segment,
     find_place,
     is_short,
     parse_name,
 )
+from utilities.segments import Segment
 
 PROBE_SECONDS = 0.1  # of a recording, decoded to see whether it can be
-COPY_TOLERANCE = 0.1  # seconds by which a copy's length may differ
 
 
 class Candidate(NamedTuple):
-    """A recording that may hold a clip."""
-    path: str  # of a row of a parquet file, FILE.parquet/NAME
+    """A recording that may hold a clip.
+
+    Attributes:
+        path: of the file; of a row of a parquet file, FILE.parquet/NAME.
+        segments: how many segments of the list its name may mean.
+        row: None if it is a file.
+        audio: bytes of a row, once it is read.
+    """
+    path: str
     name: RecordingName
-    segments: int  # how many segments of the list the name may mean
+    segments: int
     row: Row | None = None
-    audio: bytes | None = None  # of a row, once it is read
+    audio: bytes | None = None
 
 
 @dataclass
 class Matches:
-    """Which recordings may hold which clips, by their names; clips are numbers in the list."""
-    candidates: dict[int, list[Candidate]] = field(default_factory=dict)  # the best first
-    # Paths of the others: of a listed video, but with another start, and of no listed video.
+    """Which recordings may hold which clips, by their names.
+
+    Attributes:
+        candidates: clip, its number in the list -> recordings, the best first.
+        other_start: paths of recordings of listed videos, but with another start.
+        unlisted: paths of recordings of no listed video.
+    """
+    candidates: dict[int, list[Candidate]] = field(default_factory=dict)
     other_start: list[str] = field(default_factory=list)
     unlisted: list[str] = field(default_factory=list)
 
 
 class Search(NamedTuple):
-    """A clip and where to look for it."""
+    """A clip and where to look for it. packed: paths of what shards hold of it already."""
     clip: int
     segment: Segment
     candidates: list[Candidate]
-    packed: list[str]  # paths of what shards hold of the clip already
-
-
-class Copies(NamedTuple):
-    """Where 16 kHz FLAC copies of clips go, if anywhere."""
-    folder: Path | None
-    of_all: bool  # otherwise, of the clips that are not files of their own
+    packed: list[str]
 
 
 class Found(NamedTuple):
-    """A recording that holds a clip, and where."""
+    """A recording that holds a clip, and where. is_cut: out of a longer recording."""
     path: str
     place: Place
-    is_cut: bool  # out of a longer recording
+    is_cut: bool
 
 
 class Problem(NamedTuple):
-    """Why a clip cannot be used."""
+    """Why a clip cannot be used.
+
+    Attributes:
+        is_elsewhere: whether its recordings can be read, but it is not in them, or nobody knows
+            where.
+    """
     text: str
-    is_elsewhere: bool  # its recordings can be read, but it is not in them, or nobody knows where
+    is_elsewhere: bool
 
 
 class ElsewhereError(AudioError):
     """A recording that does not hold a segment, or of which nobody can know where it does."""
 
 
-def match_recordings(segments: list[Segment], recordings: list[tuple[str, Row | None]]) -> Matches:
-    """Match recordings, paths and the rows of those in parquet files, with segments by name."""
-    clips = {}
+def match_recordings(segments: Sequence[Segment], recordings: Iterable[tuple[str, Row | None]]
+                     ) -> Matches:
+    """Match recordings with segments by name.
+
+    Args:
+        recordings: paths, and what they are in a parquet file if they are in one.
+    """
+    clips: dict[str, list[int]] = {}  # of each video
     for clip, segment in enumerate(segments):
         clips.setdefault(segment.video_id, []).append(clip)
     matches = Matches()
@@ -102,8 +116,8 @@ def match_recordings(segments: list[Segment], recordings: list[tuple[str, Row | 
     return matches
 
 
-def find_clips(segments: list[Segment], candidates: dict[int, list[Candidate]],
-               packed: dict[str, list[str]], copies: Copies) -> dict[int, Found | Problem]:
+def find_clips(segments: Sequence[Segment], candidates: Mapping[int, list[Candidate]],
+               packed: Mapping[str, list[str]], copies: Copies) -> dict[int, Found | Problem]:
     """Find every clip among its candidates, with all cores.
 
     Args:
@@ -124,42 +138,42 @@ def find_clips(segments: list[Segment], candidates: dict[int, list[Candidate]],
     find = functools.partial(find_clip, copies=copies)
     results = dict(parallel_map(find, searches, title, unit='clip'))
 
-    groups = {}  # of rows of parquet files, each read once
+    groups: dict[tuple[str, int], list[Search]] = {}  # of rows of parquet files, each read once
     for clip, among in candidates.items():
-        rows = [one for one in among if one.row]
+        rows = [(one, one.row) for one in among if one.row]
         if rows and not isinstance(results.get(clip), Found):
-            group = rows[0].row.path, rows[0].row.group
-            groups.setdefault(group, []).append(search(clip, rows[:1]))
-    find = functools.partial(find_in_rows, copies=copies)
-    for found in parallel_map(find, list(groups.items()), 'unpacking parquet files', unit='group',
-                              items_a_task=1):
+            candidate, row = rows[0]
+            groups.setdefault((row.path, row.group), []).append(search(clip, [candidate]))
+    find_rows = functools.partial(find_in_rows, copies=copies)
+    for found in parallel_map(find_rows, list(groups.items()), 'unpacking parquet files',
+                              unit='group', items_per_task=1):
         results.update(found)
     return dict(sorted(results.items()))
 
 
 def find_clip(search: Search, copies: Copies) -> tuple[int, Found | Problem]:
-    """Find a clip among its candidates, and copy it if it is to be.
+    """Find a clip among its candidates, and copy it if copies say so.
 
     Returns:
-        The clip, and Found or the Problem of its first candidate.
+        The clip, and the recording that holds it or the problem of its first candidate.
     """
-    places, problem = [], None
+    places, problems = [], []
     for candidate in search.candidates:
         try:
-            file = _open(candidate, copies)
+            file = open_candidate(candidate, copies)
             places.append((candidate, file, find_in(search.segment, candidate, file)))
         except AudioError as error:
-            problem = problem or Problem(str(error), isinstance(error, ElsewhereError))
+            problems.append(Problem(str(error), isinstance(error, ElsewhereError)))
     places.sort(key=lambda one: is_short(search.segment, one[2].seconds))
     for candidate, file, place in places:
         try:
-            return search.clip, _use(search, candidate, file, place, copies)
+            return search.clip, use_place(search, candidate, file, place, copies)
         except AudioError as error:
-            problem = problem or Problem(str(error), is_elsewhere=False)
-    return search.clip, problem
+            problems.append(Problem(str(error), is_elsewhere=False))
+    return search.clip, problems[0]
 
 
-def _open(candidate, copies):
+def open_candidate(candidate: Candidate, copies: Copies) -> str | bytes:
     """Return the path of a candidate, or its bytes if it is a row or packed with gzip."""
     if candidate.row:
         if candidate.audio is None:
@@ -170,14 +184,15 @@ def _open(candidate, copies):
     if copies.folder is None:
         raise AudioError(f'{candidate.path} is to be unpacked: give --flac_dir or --shards')
     try:
-        return read_gzip(candidate.path)
-    except DataError as error:
-        raise AudioError(str(error)) from None
+        with gzip.open(candidate.path) as file:
+            return file.read()
+    except (EOFError, OSError, zlib.error) as error:
+        raise AudioError(f'{candidate.path} cannot be unpacked: {error}') from None
 
 
 def find_in(segment: Segment, candidate: Candidate, file: str | bytes) -> Place:
     """Return where a candidate holds a segment. Raises AudioError."""
-    seconds = measure(_readable(file), candidate.path).seconds
+    seconds = read_duration(_readable(file), candidate.path).seconds
     try:
         return find_place(segment, seconds, candidate.name, candidate.segments > 1)
     except PlaceError as error:
@@ -188,15 +203,25 @@ def _readable(file):
     return io.BytesIO(file) if isinstance(file, bytes) else file
 
 
-def _use(search, candidate, file, place, copies):
-    """Return Found for a clip whose place in a candidate is known, and copy it if it is to be."""
+def use_place(search: Search, candidate: Candidate, file: str | bytes, place: Place,
+              copies: Copies) -> Found:
+    """Return the recording of a clip, a copy if copies say so.
+
+    Args:
+        file: of the candidate, by open_candidate.
+        place: where the candidate holds the clip.
+
+    Raises:
+        AudioError: the candidate cannot be read there.
+    """
     is_file = isinstance(file, str) and (place.is_all or copies.folder is None)
     to_copy = copies.of_all or not is_file
     name = clip_name(search.segment, '.flac' if to_copy else suffix(candidate.path))
-    packed = next((path for path in search.packed if os.path.basename(path) == name), None)
+    packed = find_packed(search, name)
     if not to_copy and not packed:
         load_waveform(file, start=place.start, seconds=PROBE_SECONDS)
-        return Found(file, place, is_cut=not place.is_all)
+        return Found(candidate.path, place, is_cut=not place.is_all)
+
     path, seconds = packed or str(copies.folder / name), place.seconds
     if not is_copy(path, seconds):
         waveform = load_waveform(_readable(file), name=candidate.path, start=place.start,
@@ -209,40 +234,23 @@ def _use(search, candidate, file, place, copies):
     return Found(path, Place(0.0, seconds, is_all=True), is_cut=not place.is_all)
 
 
-def is_copy(path: str, seconds: float, tolerance: float = COPY_TOLERANCE) -> bool:
-    """Return whether there is a recording of about this length at a path."""
-    try:
-        return abs(measure(path).seconds - seconds) <= tolerance
-    except AudioError:
-        return False
-
-
-def check_packed(path: str, seconds: float) -> None:
-    """Raise DataError if what a shard holds under a clip's name is not as long as the clip."""
-    if not is_copy(path, seconds):
-        folder = os.path.dirname(os.path.dirname(path))
-        raise DataError(f'{path} is not the clip of {seconds:.1f} s that is to have this name: '
-                        f'delete the folder {folder}, and the same line packs its clips again')
-
-
-def write_flac(path, waveform):
-    """Write a waveform as 16 kHz mono 16-bit FLAC."""
-    encoded = io.BytesIO()
-    soundfile.write(encoded, waveform.numpy(), SAMPLE_RATE, subtype='PCM_16', format='FLAC')
-    # A process that packs into the same shards removes their folder of copies once it is empty.
-    Path(path).parent.mkdir(exist_ok=True)
-    with atomic_write(path) as partial:
-        partial.write_bytes(encoded.getvalue())
+def find_packed(search: Search, name: str) -> str | None:
+    """Return the path of the file of this name that a shard holds of a clip, if one does."""
+    return next((path for path in search.packed if os.path.basename(path) == name), None)
 
 
 def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
                  ) -> dict[int, Found | Problem]:
-    """Find clips in a row group of a parquet file, (path, group), with a candidate each.
+    """Find clips in a row group of a parquet file.
 
     A clip that has a copy is not looked for.
+
+    Args:
+        work: the row group (path, group), and searches with one candidate each.
     """
     (path, group), searches = work
-    results, wanted = {}, {}  # wanted: row -> searches
+    results: dict[int, Found | Problem] = {}
+    wanted: dict[int, list[Search]] = {}  # of each row
     for search in searches:
         if copy := find_copy(search, copies):
             results[search.clip] = copy
@@ -253,25 +261,16 @@ def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
     for row, audio in read_rows(path, group, wanted):
         for search in wanted[row]:
             candidate = search.candidates[0]._replace(audio=audio)
-            results.update([find_clip(search._replace(candidates=[candidate]), copies)])
+            clip, found = find_clip(search._replace(candidates=[candidate]), copies)
+            results[clip] = found
     return results
 
 
 def find_copy(search: Search, copies: Copies) -> Found | None:
     """Return the copy of a whole segment that was made before, if there is one."""
     name = clip_name(search.segment, '.flac')
-    packed = [path for path in search.packed if os.path.basename(path) == name]
-    for path in [*packed, str(copies.folder / name)]:
+    packed = find_packed(search, name)
+    for path in filter(None, (packed, str(copies.folder / name))):
         if is_copy(path, search.segment.seconds, TOLERANCE):
             return Found(path, Place(0.0, search.segment.seconds, is_all=True), is_cut=False)
     return None
-
-
-def clip_name(segment: Segment, suffix: str = '') -> str:
-    """Return the name of a file that is this clip and no other."""
-    return f'{segment.video_id}_{segment.start_seconds:.3f}{suffix}'
-
-
-def suffix(path: str) -> str:
-    """Return the suffix of a recording, without the .gz that may follow it."""
-    return os.path.splitext(path.removesuffix('.gz'))[1].lower()

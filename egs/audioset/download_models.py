@@ -1,4 +1,7 @@
-"""Download published checkpoints to $TORCH_HOME, where it is set, or pretrained_models/; what is there is kept."""
+"""Download published checkpoints to $TORCH_HOME, if it is set, else to pretrained_models/.
+
+A checkpoint that is there already is not downloaded again.
+"""
 import logging
 import sys
 from pathlib import Path
@@ -11,20 +14,21 @@ SOURCES = {'auto': ('url', 'hub'), 'dropbox': ('url',), 'huggingface': ('hub',)}
 logger = logging.getLogger(__name__)
 
 
-def main(argv=None):
-    """Entry point."""
+def main(argv: list[str] | None = None) -> None:
+    """Download the checkpoints that the command line names. Print their paths."""
     parser = OptionParser(prog='download_models.sh', description=__doc__)
-    parser.add_argument('names', nargs='*', metavar='NAME', help='which, without names all; pretrained_models/README.md lists them')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='the checkpoints, without names '
+                        'all of them; pretrained_models/README.md lists them')
     parser.add_argument('--source', choices=list(SOURCES), default='auto',
-                        help='auto: Dropbox first, Hugging Face where that fails')
+                        help='auto: Dropbox first, and if that fails, Hugging Face')
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
     from models import WeightsError
     from models.weights import PUBLISHED, find_or_download, published_file
     setup_logging()
-    names = ', '.join(Path(file.name).stem for file in PUBLISHED)
     unknown = [name for name in args.names if not published_file(name)]
     if unknown:
+        names = ', '.join(Path(file.name).stem for file in PUBLISHED)
         parser.error(f'there is no published checkpoint {", ".join(unknown)}; there are {names}')
     failed = 0
     for file in map(published_file, args.names) if args.names else PUBLISHED:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Download the published checkpoints, all or by name: ./download_models.sh [--source dropbox|huggingface] [NAME ...]
+# Download the published checkpoints, all of them or those that you name:
+# ./download_models.sh [--source dropbox|huggingface] [NAME ...]
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../common.sh"

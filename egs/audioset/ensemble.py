@@ -1,37 +1,35 @@
-"""Evaluate checkpoints on one dataset, each alone and all together: an ensemble averages their outputs."""
+"""Evaluate checkpoints on one dataset, each alone and as an ensemble, the mean of their outputs."""
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import (
-    MAX_BATCH,
-    OptionParser,
-    add_checkpoint_options,
-    exit_on,
-    setup_logging,
-    whole,
-)
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging, whole
 
 HERE = Path(__file__).resolve().parent
 
 
-def make_parser():
+def make_parser() -> OptionParser:
     """Return the parser of all options."""
     parser = OptionParser(prog='ensemble.py', description=__doc__)
     add = parser.add_argument
     add('--data_eval', required=True, help='datafile of the evaluation set')
     add('--checkpoints', required=True, nargs='+', metavar='CHECKPOINT',
-        help='paths, names of published checkpoints, folders of transformers or ids on Hugging Face')
-    add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv', help='label file: index,mid,display_name')
-    add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble', help='where results and predictions go')
-    add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=24, help='samples in a batch')
-    add_checkpoint_options(parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are '
-                                        'also averaged without this option, as published')
+        help='paths, names of published checkpoints, folders of transformers or ids on Hugging '
+             'Face')
+    add('--label_csv', default=HERE / 'data' / 'class_labels_indices.csv',
+        help='label file: index,mid,display_name')
+    add('--exp_dir', type=Path, default=HERE / 'exp' / 'ensemble',
+        help='where results and predictions go')
+    add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
+    add_checkpoint_options(
+        parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are also averaged '
+                     'without this option, as published')
     return parser
 
 
-def main(argv=None):
-    """Entry point."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the options and evaluate the checkpoints."""
     parser = make_parser()
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
@@ -41,7 +39,7 @@ def main(argv=None):
     from training.devices import choose_device
     from training.errors import TrainingError
     from utilities.errors import DataError
-    from utilities.folders import making
+    from utilities.folders import output_folders
     setup_logging()
     try:
         choose_device(args.device)
@@ -49,7 +47,7 @@ def main(argv=None):
         parser.error(str(error))
     with exit_on(AudioError, DataError, TrainingError, WeightsError, OSError):
         try:
-            with making(args.exp_dir / 'predictions'):
+            with output_folders(args.exp_dir / 'predictions'):
                 ensemble(args)
         except KeyboardInterrupt:
             sys.exit('stopped; the same command goes on with the checkpoint that was under way')

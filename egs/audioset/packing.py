@@ -4,23 +4,24 @@ import contextlib
 import logging
 import os
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tqdm import tqdm
 
-from models.files import atomic_write, remove_leftovers
+from models.atomic import atomic_write, remove_leftovers
 from utilities.errors import DataError
-from utilities.preparation import only_one
+from utilities.preparation import locked_folder
 
 logger = logging.getLogger(__name__)
 
 
-def pack(files: dict[str, str | Path], folder: Path, shard_bytes: float,
+def pack(files: Mapping[str, str | Path], folder: Path, shard_bytes: float,
          scratch: Path | None = None) -> dict[str, str]:
-    """Pack files into the shards folder/0001.zip, 0002.zip, ..., but for those packed before.
+    """Pack files into the shards folder/0001.zip, 0002.zip, ..., except those packed before.
 
-    A shard appears when it is whole and was read back: after a broken-off run, the next packs what
-    is in none.
+    A shard appears once it is whole and was read back. If a run is interrupted, the next one packs
+    what is in no shard.
 
     Args:
         files: name in its shard -> path.
@@ -32,10 +33,10 @@ def pack(files: dict[str, str | Path], folder: Path, shard_bytes: float,
     Returns:
         name -> path into the shard, for all of them.
     """
-    with only_one(folder):
+    with locked_folder(folder):
         remove_leftovers(folder, '*.zip')
         packed, count = packed_before(folder)
-        _remove(packed.keys() & files, scratch)  # of a run that was killed before it could
+        _remove(packed.keys() & files, scratch)  # what a run left that was killed
         left = collections.deque((name, path) for name, path in files.items() if name not in packed)
         with tqdm(total=len(left), desc='packing shards', unit='clip', disable=None) as bar:
             while left:
@@ -53,15 +54,17 @@ def pack(files: dict[str, str | Path], folder: Path, shard_bytes: float,
     return {name: f'{packed[name]}/{name}' for name in files}
 
 
-def _remove(names, folder):
+def _remove(names: Iterable[str], folder: Path | None) -> None:
     """Remove files of these names from a folder, if there is one."""
-    for name in names if folder else ():
-        (folder / name).unlink(missing_ok=True)
+    if folder:
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
 
 
-def packed_before(folder):
-    """Return what the shards of a folder hold, name -> shard, and the highest number of one."""
-    packed, count = {}, 0
+def packed_before(folder: Path) -> tuple[dict[str, Path], int]:
+    """Return what the shards of a folder hold, name -> shard, and the highest number of a shard."""
+    packed: dict[str, Path] = {}
+    count = 0
     for shard in sorted(folder.glob('*.zip')):
         try:
             with zipfile.ZipFile(shard) as archive:
@@ -73,10 +76,16 @@ def packed_before(folder):
     return packed, count
 
 
-def write_shard(path, left, shard_bytes, bar):
-    """Move files from the front of a deque of (name, path) into a new zip of so many bytes.
+def write_shard(path: Path, left: collections.deque[tuple[str, str | Path]], shard_bytes: float,
+                bar: tqdm) -> list[str]:
+    """Write a zip of about so many bytes.
 
-    Return their names. Raises DataError for a file that cannot be read.
+    Args:
+        left: (name, path) of files; those that are written are removed from its front.
+        bar: counts the files.
+
+    Returns:
+        The names of the files that were written. Raises DataError for one that cannot be read.
     """
     names, size = [], 0
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as archive:
@@ -93,7 +102,7 @@ def write_shard(path, left, shard_bytes, bar):
     return names
 
 
-def check_shard(path):
+def check_shard(path: Path) -> None:
     """Read a shard back from the disk and check every file in it. Raises OSError."""
     with open(path, 'rb+') as file:  # Windows syncs no file that is open for reading alone
         os.fsync(file.fileno())

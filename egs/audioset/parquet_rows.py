@@ -16,10 +16,16 @@ BUFFER_BYTES = 2 ** 20  # read at once; without a buffer, the file of a row grou
 
 
 class Row(NamedTuple):
-    """Where in a parquet file a recording is, and what it is called."""
+    """Where in a parquet file a recording is, and what it is called.
+
+    Attributes:
+        path: of the parquet file.
+        group: number of the row group.
+        row: number in the row group.
+    """
     path: str
     group: int
-    row: int  # in its group
+    row: int
     name: str
 
 
@@ -38,8 +44,8 @@ def list_rows(path: str) -> list[Row]:
 def read_rows(path: str, group: int, wanted: Container[int]) -> Iterator[tuple[int, bytes | None]]:
     """Yield the number and the audio of the wanted rows of a row group.
 
-    Up to two row groups of audio are in memory: a page of a parquet file, which is decoded whole,
-    may be as large as that.
+    Up to two row groups of audio are in memory: a page of a parquet file is decoded whole, and may
+    be as large as a row group.
     """
     with _open(path) as file:
         batches = file.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=['audio.bytes'])
@@ -51,7 +57,7 @@ def read_rows(path: str, group: int, wanted: Container[int]) -> Iterator[tuple[i
 
 @contextlib.contextmanager
 def _open(path):
-    """Open a parquet file. What fails in it while it is open is a DataError."""
+    """Open a parquet file. Any failure in reading it becomes a DataError."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
@@ -72,6 +78,6 @@ def _open(path):
 
 
 def _name(video_id, path):
-    """Return the name of a recording's file; the id if that is not in it."""
+    """Return the name of a recording's file; ID.flac if the file's own name lacks the id."""
     name = os.path.basename(path or '')
     return name if str(video_id) in name else f'{video_id}.flac'

@@ -3,11 +3,11 @@
 #   stage 0  environment
 #   stage 1  weights for balanced sampling
 #   stage 2  train, average the weights, evaluate
-# The same line continues where it stopped. prep_audioset.py makes the datafiles, before, of your
-# audio. The defaults that --help lists are those of --set full; what balanced changes is listed in
-# this file, as BALANCED.
-#SBATCH --job-name=ast-audioset --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
-#SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+# The same command continues where it stopped. Make the datafiles of your audio first, with
+# prep_audioset.py. The defaults that --help lists are those of --set full; BALANCED in this file
+# lists what --set balanced changes.
+#SBATCH --job-name=ast-audioset --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000
+#SBATCH --output=./log_%j.txt --open-mode=append --requeue --signal=B:USR1@120
 # shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,15 +15,15 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run.sh in egs/audioset" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Its own options, with defaults and what they are; those of src/run.py come with them (--help).
+# The options of the recipe itself: name=default, help. --help lists those of src/run.py, too.
 OPTIONS="
 stage=0        first stage to run
 stop_stage=2   last stage to run
-set=full       full or balanced: which training set, and the settings that go with it
-data_train=    datafile of the training set; without it, data/datafiles/[balanced_]train_data.json
-data_val=      datafile of the evaluation set; without it, data/datafiles/eval_data.json
-label_csv=     label file; without it, AudioSet's, in data
-exp_dir=       where results go; without it, below exp, in a folder named after the settings
+set=full       full or balanced: the training set, and its settings
+data_train=    datafile of the training set; by default data/datafiles/[balanced_]train_data.json
+data_val=      datafile of the evaluation set; by default data/datafiles/eval_data.json
+label_csv=     label file; by default data/class_labels_indices.csv
+exp_dir=       folder of the results; by default one below exp, named after the settings
 "
 DEFAULTS=(--dataset audioset --imagenet_pretrain True --audioset_pretrain False
     --lr 1e-5 --n_epochs 5 --batch_size 12 --freqm 48 --timem 192 --mixup 0.5 --bal bal
@@ -34,7 +34,7 @@ DEFAULTS=(--dataset audioset --imagenet_pretrain True --audioset_pretrain False
 BALANCED=(--lr 5e-5 --n_epochs 25 --bal none --lrscheduler_start 10 --lrscheduler_step 5
     --wa_start 6 --wa_end 25)
 
-# Stop if a datafile is not there.
+# Stop if datafile $1 does not exist.
 need_datafile() {
     [ -f "$1" ] ||
         fail "the datafile $1 does not exist: make it with $HERE/prep_audioset.py, or name another"

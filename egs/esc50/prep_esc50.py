@@ -1,4 +1,4 @@
-"""Prepare ESC-50 (Piczak, ACM MM 2015): 16 kHz copies of the clips, a training and an evaluation datafile a fold."""
+"""Prepare ESC-50 (Piczak, ACM MM 2015): copies at 16 kHz, two datafiles for each of five folds."""
 import sys
 from pathlib import Path
 
@@ -8,12 +8,14 @@ from utilities.cli import OptionParser, exit_on, setup_logging
 HERE = Path(__file__).resolve().parent
 
 
-def main(argv=None):
-    """Entry point."""
+def main(argv: list[str] | None = None) -> None:
+    """Prepare the dataset as the command line says."""
     parser = OptionParser(prog='prep_esc50.py', description=__doc__)
     parser.add_argument('--data_dir', help="folder or zip in ESC-50's layout; without it, "
-                        'ESC-50-master in prep_dir, if the published code left it there, else a download')
-    parser.add_argument('--prep_dir', type=Path, default=HERE / 'data', help='where the prepared data go')
+                        'ESC-50-master in prep_dir if the published code left it there, else a '
+                        'download')
+    parser.add_argument('--prep_dir', type=Path, default=HERE / 'data',
+                        help='where the prepared data go')
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
     from concurrent.futures.process import BrokenProcessPool
@@ -21,11 +23,11 @@ def main(argv=None):
     from audio.reading import AudioError
     from esc50 import prepare
     from utilities.errors import DataError
-    from utilities.preparation import only_one
+    from utilities.preparation import locked_folder
     setup_logging()
     with exit_on(AudioError, BrokenProcessPool, DataError, OSError):
         out_dir = args.prep_dir.resolve()
-        with only_one(out_dir):
+        with locked_folder(out_dir):
             prepare(args.data_dir, out_dir)
 
 

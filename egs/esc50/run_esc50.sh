@@ -4,10 +4,11 @@
 #   stage 1  download and prepare the data
 #   stage 2  train and evaluate the folds
 #   stage 3  summarise
-# Stages and folds that are done are skipped, so the same line continues where it stopped.
-# Without network, GPU or weights, on synthetic sounds: ./run_esc50.sh --demo True
-#SBATCH --job-name=ast-esc50 --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
-#SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+# Stages and folds that are done are skipped, so the same command continues where it stopped.
+# The demo needs no network, GPU or weights, and trains on synthetic sounds:
+# ./run_esc50.sh --demo True
+#SBATCH --job-name=ast-esc50 --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000
+#SBATCH --output=./log_%j.txt --open-mode=append --requeue --signal=B:USR1@120
 # shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,17 +16,17 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run_esc50.sh in egs/esc50" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Its own options, with defaults and what they are; those of src/run.py come with them (--help).
+# The options of the recipe itself: name=default, help. --help lists those of src/run.py, too.
 OPTIONS="
 stage=0            first stage to run
 stop_stage=3       last stage to run
-demo=False         ten classes of synthetic sounds, a tiny model from scratch
+demo=False         train a tiny model from scratch on ten classes of synthetic sounds
 clips_per_fold=8   clips of each class, in the demo
-data_dir=          folder or zip in ESC-50's layout; without it, ESC-50 is downloaded
-prep_dir=          where prepared data go; without it, data, or data/demo in the demo
-exp_dir=           where results go; without it, below exp, in a folder named after the settings
+data_dir=          folder or zip in ESC-50's layout; by default ESC-50 is downloaded
+prep_dir=          folder of the prepared data; by default data, or data/demo in the demo
+exp_dir=           folder of the results; by default one below exp, named after the settings
 folds=1 2 3 4 5    folds to run
-lr=                learning rate; without it, 1e-5, or 1e-4 without AudioSet pretraining
+lr=                learning rate; by default 1e-5, or 1e-4 without AudioSet pretraining
 "
 DEFAULTS=(--dataset esc50 --imagenet_pretrain True --audioset_pretrain True
     --n_epochs 25 --batch_size 48 --freqm 24 --timem 96

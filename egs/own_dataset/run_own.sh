@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Fine-tune AST on a dataset of one's own: ./run_own.sh --data DIR_OR_CSV [--n_folds 5] ...
-# DIR has one folder per class, or train, val and perhaps test with such folders in each. A CSV has
-# the columns path and labels (several separated by ;) and, if you like, split or fold, and group
-# (never divided by a split).
+# Fine-tune AST on your own dataset: ./run_own.sh --data DIR_OR_CSV [--n_folds 5] ...
+# DIR has one folder per class. Or it has the folders train, val and perhaps test, with such folders
+# in each. A CSV has the columns path and labels (several are separated by ;). It may have a column
+# split or fold, and a column group: clips of one group stay in one part of a split.
 #   stage 0  environment
 #   stage 1  split the data
 #   stage 2  statistics (and weights) of the training data
 #   stage 3  train and evaluate
 #   stage 4  summarise
-# Stages and folds that are done are skipped, so the same line continues where it stopped.
-#SBATCH --job-name=ast-own --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
-#SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+# Stages and folds that are done are skipped, so the same command continues where it stopped.
+#SBATCH --job-name=ast-own --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000
+#SBATCH --output=./log_%j.txt --open-mode=append --requeue --signal=B:USR1@120
 # shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -18,67 +18,67 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run_own.sh in egs/own_dataset" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Its own options, with defaults and what they are; those of src/run.py come with them (--help).
+# The options of the recipe itself: name=default, help. --help lists those of src/run.py, too.
 OPTIONS="
 stage=0          first stage to run
 stop_stage=4     last stage to run
 data=            folder or CSV of the dataset
-prep_dir=        where prepared data go; without it, below data, under the dataset's name
-exp_dir=         where results go; without it, below exp, in a folder named after the settings
-label_csv=       label file that fixes the classes and their order; without it, made from the data
-val_share=0.2    share of the clips to validate on, if the data bring no split
-test_share=0.0   share of the clips to test on, if the data bring no split
-n_folds=0        above 0: cross-validate with so many folds instead
-split_seed=0     fixes the split, whatever the seed of the training is
-folds=           folds to run, as in '1 3'; without it, all
-dataset=         name of the dataset, in messages and plots; without it, that of --data
-dataset_mean=    mean of the fbank; without it, computed
-dataset_std=     standard deviation of the fbank; without it, computed
-audio_length=    frames of 10 ms of the input; without it, as 95 % of the clips need, at most 1024
-freqm=           widest frequency mask, in mel bins; without it, 3/8 of them
-timem=           widest time mask, in frames; without it, a fifth of the input
-metrics=         main metric; without it, acc if every clip has one label
-loss=            loss function; without it, CE if every clip has one label
-lr=1e-5          learning rate; without AudioSet pretraining take a higher one
+prep_dir=        folder of the prepared data; by default one below data, named after the dataset
+exp_dir=         folder of the results; by default one below exp, named after the settings
+label_csv=       label file that fixes the classes and their order; by default made from the data
+val_share=0.2    share of the clips to validate on, if the data have no split
+test_share=0.0   share of the clips to test on, if the data have no split
+n_folds=0        number of folds for cross-validation instead; 0 means none
+split_seed=0     seed of the split, apart from that of the training
+folds=           folds to run, as in '1 3'; by default all
+dataset=         name of the dataset in messages and plots; by default that of --data
+dataset_mean=    mean of the fbank; by default computed
+dataset_std=     standard deviation of the fbank; by default computed
+audio_length=    frames of 10 ms of the input; by default as long as 95 % of the clips, at most 1024
+freqm=           widest frequency mask, in mel bins; by default 3/8 of all
+timem=           widest time mask, in frames; by default a fifth of the input
+metrics=         main metric; by default acc if every clip has one label, else mAP
+loss=            loss function; by default CE if every clip has one label, else BCE
+lr=1e-5          learning rate; use a higher one without AudioSet pretraining
 "
 DEFAULTS=(--imagenet_pretrain True --audioset_pretrain True
     --n_epochs 25 --batch_size 12 --lrscheduler_start 5 --lrscheduler_decay 0.85)
 TRAINING_STAGE=3
 
-# The name of the folder or file at $1.
+# Print the name of the folder or file $1.
 dataset_name() {
     local name
     if [ -d "$1" ]; then
-        basename "$(cd "$1" && pwd)" # also of . and ..
+        basename "$(cd "$1" && pwd)" # $1 may be . or ..
     else
         name=$(basename "$1")
         echo "${name%.*}"
     fi
 }
 
-# The datafile of part $1 (train, val, test), of fold $2 if there are folds.
+# Print the path of the datafile of part $1 (train, val, test), of fold $2 if there are folds.
 datafile() { echo "$prep_dir/datafiles/$1_data${2:+_$2}.json"; }
 
-# Mean and standard deviation of the training data of fold $1 lie beside its datafile. They depend
-# on the input's size.
+# Print the path of the file with the mean and standard deviation of fold $1's training data. They
+# depend on the size of the input.
 stats_file() {
     local train_data
     train_data=$(datafile train "$1")
     echo "${train_data%.json}_stats_${num_mel_bins}x$audio_length.txt"
 }
 
-# What run_options.txt says about option $1.
+# Print what run_options.txt says about option $1.
 prepared_option() { sed -n "s/^--$1=//p" "$prep_dir/run_options.txt"; }
 
-# Take from the prepared data what the user left open, and list the folds in RUNS: those to run,
-# or '' for data without folds.
+# Set the options that the user left open to what the prepared data need, and RUNS to the folds to
+# run. Data without folds have one run, ''.
 read_prepared() {
     local name fold=1
     [ -f "$prep_dir/run_options.txt" ] || fail "$prep_dir is not prepared: run stage 1"
     for name in loss metrics audio_length; do
         [ -n "${!name}" ] || printf -v "$name" %s "$(prepared_option "$name")"
     done
-    # Arithmetic would run code that is in it.
+    # Only a number: bash runs code inside a value that it computes with.
     [[ $audio_length =~ ^[0-9]+$ ]] ||
         fail "$prep_dir/run_options.txt does not say --audio_length: remove it"
     : "${freqm:=$((num_mel_bins * 3 / 8))}" "${timem:=$((audio_length / 5))}"
@@ -95,7 +95,7 @@ read_prepared() {
         fail "there is nothing to run: --folds '$folds', and no such data in $prep_dir"
 }
 
-# Compute the statistics of fold $1, unless they are there.
+# Compute the statistics of fold $1, if there are none yet.
 compute_stats() {
     local stats train_data words
     stats=$(stats_file "$1") train_data=$(datafile train "$1")
@@ -125,14 +125,15 @@ train_fold() {
     train "$2" "${options[@]}"
 }
 
-# What exp_dir $1 holds of a training without folds: its best and its last epoch, and the test set.
+# Print the best and the last epoch of a training without folds in exp_dir $1, and the test results.
 summarise() {
+    local model="the best epoch's model: "
     awk -F, -v metric="$metrics" 'NR == 1 || $1 > best { best = $1; epoch = NR }
-        END { printf "epoch %d, the best: %s %.4f; epoch %d, the last: %.4f\n", epoch, metric, best, NR, $1 }' \
-        "$1/result.csv"
+        END { printf "epoch %d, the best: %s %.4f; ", epoch, metric, best
+            printf "epoch %d, the last: %.4f\n", NR, $1 }' "$1/result.csv"
     if [ -f "$1/eval_result.csv" ]; then
-        # shellcheck disable=SC2046 # four numbers, a line each
-        printf "the best epoch's model: $metrics %s, mAUC %s to validate; $metrics %s, mAUC %s to test\n" \
+        # shellcheck disable=SC2046 # the file has four numbers, one per line
+        printf "$model$metrics %s, mAUC %s to validate; $metrics %s, mAUC %s to test\n" \
             $(< "$1/eval_result.csv")
     fi
     echo "results and models are in $1"
@@ -145,7 +146,7 @@ exp_dir=$(default_exp_dir "$exp_dir")
 own_stats=True
 [ -z "$dataset_mean" ] || [ -z "$dataset_std" ] || own_stats=False
 
-in_stage 0 || in_stage 1 || read_prepared # a mistake is noticed at once
+in_stage 0 || in_stage 1 || read_prepared # report a mistake at once
 setup_environment
 check_device
 if in_stage 1; then
@@ -157,8 +158,8 @@ fi
 if in_stage 2; then
     for fold in "${RUNS[@]}"; do
         [ "$own_stats" = False ] || compute_stats "$fold"
-        [ "$bal" = none ] || "$PYTHON" "$ROOT/egs/audioset/gen_weight_file.py" "$(datafile train "$fold")" \
-            --label_csv "$prep_dir/labels.csv"
+        [ "$bal" = none ] || "$PYTHON" "$ROOT/egs/audioset/gen_weight_file.py" \
+            "$(datafile train "$fold")" --label_csv "$prep_dir/labels.csv"
     done
 fi
 if in_stage 3; then

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Fine-tune AST on Speech Commands V2, report the accuracy on its 35 words: ./run_sc.sh [--lr 1e-4] ...
+# Fine-tune AST on Speech Commands V2, and report the accuracy on its 35 words:
+# ./run_sc.sh [--lr 1e-4] ...
 #   stage 0  environment
 #   stage 1  download and prepare the data
-#   stage 2  train, evaluate the best epoch's model
-# Stages that are done are skipped, so the same line continues where it stopped.
-#SBATCH --job-name=ast-sc --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000 --output=./log_%j.txt
-#SBATCH --signal=B:USR1@120 --requeue --open-mode=append
+#   stage 2  train, and evaluate the best epoch's model
+# Stages that are done are skipped, so the same command continues where it stopped.
+#SBATCH --job-name=ast-sc --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000
+#SBATCH --output=./log_%j.txt --open-mode=append --requeue --signal=B:USR1@120
 # shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -13,13 +14,13 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run_sc.sh in egs/speechcommands" >&2; exit 1; }
 . "$HERE/../common.sh"
 
-# Its own options, with defaults and what they are; those of src/run.py come with them (--help).
+# The options of the recipe itself: name=default, help. --help lists those of src/run.py, too.
 OPTIONS="
 stage=0        first stage to run
 stop_stage=2   last stage to run
-data_dir=      folder or tar.gz in Speech Commands' layout; without it, it is downloaded
-prep_dir=      where prepared data go; without it, data
-exp_dir=       where results go; without it, below exp, in a folder named after the settings
+data_dir=      folder or tar.gz in Speech Commands' layout; by default it is downloaded
+prep_dir=      folder of the prepared data; by default data
+exp_dir=       folder of the results; by default one below exp, named after the settings
 "
 DEFAULTS=(--dataset speechcommands --imagenet_pretrain True --audioset_pretrain False
     --lr 2.5e-4 --n_epochs 30 --batch_size 128 --freqm 48 --timem 48 --mixup 0.6 --noise True
@@ -43,6 +44,7 @@ if in_stage 2; then
         --label_csv "$HERE/data/speechcommands_class_labels_indices.csv" --n_class 35
     [ "$dry_run" = False ] || exit 0
     echo "$exp_dir/eval_result.csv, the best epoch's model:"
-    # shellcheck disable=SC2046 # four numbers, a line each
-    printf "  validation $metrics %s, mAUC %s\n  test       $metrics %s, mAUC %s\n" $(< "$exp_dir/eval_result.csv")
+    # shellcheck disable=SC2046 # the file has four numbers, one per line
+    printf "  validation $metrics %s, mAUC %s\n  test       $metrics %s, mAUC %s\n" \
+        $(< "$exp_dir/eval_result.csv")
 fi

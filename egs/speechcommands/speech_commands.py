@@ -1,48 +1,60 @@
-"""Speech Commands (Warden, arXiv:1804.03209): read it, split it, write datafiles. prep_sc.py starts it."""
-import contextlib
+"""Speech Commands (Warden, arXiv:1804.03209): read it, split it, write the datafiles.
+
+prep_sc.py is the program for it.
+"""
 import gzip
 import logging
 import os
 import shutil
-import tarfile
-import zlib
+from collections.abc import Collection
 from pathlib import Path
 
-from tqdm import tqdm
-
-from models.files import Url, WriteError
-from utilities.archives import BLOCK, LimitedStream, extract_members
+from models.atomic import WriteError
+from models.downloads import Url
+from utilities.archives import read_to_end, unpack_tar
 from utilities.errors import DataError, error_reason
-from utilities.labels import read_labels
-from utilities.preparation import check_names, check_not_mixed, fetch, find_published, is_prepared
-from utilities.tables import read_text
-from utilities.texts import write_json
+from utilities.labels import Labels, read_labels
+from utilities.preparation import (
+    check_names,
+    download_dataset,
+    find_published,
+    is_prepared,
+    record_source,
+)
+from utilities.texts import read_text, write_json
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
-PUBLISHED_FOLDER = 'speech_commands_v0.02'  # in which the published recipe unpacks the dataset
+PUBLISHED_FOLDER = 'speech_commands_v0.02'  # the published recipe unpacks the dataset into it
 HERE = Path(__file__).resolve().parent
 LABEL_FILE = HERE / 'data' / 'speechcommands_class_labels_indices.csv'
-LISTS = {'valid': 'validation_list.txt', 'eval': 'testing_list.txt'}  # what neither lists is for training
+# The official lists of two splits. All other clips are for training.
+LISTS = {'valid': 'validation_list.txt', 'eval': 'testing_list.txt'}
 OFFICIAL_SIZES = {'train': 84843, 'valid': 9981, 'eval': 11005}
-# What tells other archives from the dataset: folders of the 12-class task's test archive, and the
-# words that version 1 lacks.
-TEST_ARCHIVE = ('_silence_', '_unknown_')
+TEST_ARCHIVE = ('_silence_', '_unknown_')  # folders of the test archive of the 12-class task
 NEW_IN_VERSION_2 = {'backward', 'follow', 'forward', 'learn', 'visual'}
-BACKGROUND = '_background_noise_'  # long recordings of no word
-SUFFIXES = ('.wav', '.ogg', '.flac')  # of a clip that is there in several formats, the last is taken
+BACKGROUND = '_background_noise_'  # a folder of long recordings without words
+SUFFIXES = ('.wav', '.ogg', '.flac')  # if a clip is there in several formats, the last one counts
 
 logger = logging.getLogger(__name__)
 
 
-def find_dataset(source, unpacked):
-    """The folder with the words and the official lists in `source`, a folder or a tar.gz, which is unpacked."""
+def find_root(source: Path, unpacked: Path) -> Path:
+    """Return the folder with the words and the official lists.
+
+    Args:
+        source: that folder, the folder above it, or a tar.gz.
+        unpacked: the folder into which a tar.gz is unpacked.
+
+    Raises:
+        DataError: if there is no dataset, or the tar.gz cannot be used.
+    """
     if not source.is_dir():
         unpack(source, unpacked)
         source = unpacked
-    for folder in (source, *sorted(entry for entry in source.iterdir() if entry.is_dir())):
+    folders = [source, *sorted(entry for entry in source.iterdir() if entry.is_dir())]
+    for folder in folders:
         if all((folder / name).is_file() for name in LISTS.values()):
             return folder
-    folders = (source, *source.iterdir())
     if any((folder / name).is_dir() for folder in folders for name in TEST_ARCHIVE):
         raise DataError(
             f'{source} is the test archive of the 12-class task (speech_commands_test_set: ten '
@@ -52,80 +64,65 @@ def find_dataset(source, unpacked):
                     f'{" and ".join(LISTS.values())} are needed beside the folders of the words')
 
 
-def unpack(archive, folder):
-    """Unpack a tar.gz into `folder`, which appears when it is whole; one that is there is kept."""
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar.gz, unless that is done. The folder appears when all of it is unpacked."""
     if folder.is_dir():
         return
     if not archive.exists():
         raise DataError(f'--data_dir {archive} does not exist')
     partial = folder.with_name(f'.{folder.name}.partial')
-    shutil.rmtree(partial, ignore_errors=True)  # of a start that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         partial.mkdir()
-        extract(archive, partial)
+        unpack_tar(archive, partial)
         partial.rename(folder)
     except OSError as error:
-        raise WriteError(f'cannot unpack {archive} into {folder}: {error.strerror or error}') from error
+        raise WriteError(f'cannot unpack {archive} into {folder}: '
+                         f'{error.strerror or error}') from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def extract(archive, folder):
-    """Write what a tar.gz holds into `folder`. Raises DataError if it is broken, or not to be trusted."""
-    if not hasattr(tarfile, 'data_filter'):
-        raise DataError(f'Python before 3.11.4 cannot unpack {archive} safely: unpack it yourself and give its folder '
-                        f'as --data_dir')
-    with whole_gzip(archive) as stream:
-        for _ in tqdm(extract_members(archive, stream, folder), desc='unpacking', unit='file', disable=None):
-            pass
+def check_gzip(path: Path) -> None:
+    """Raise an error if a gzip file is not whole."""
+    with gzip.open(path) as file:
+        read_to_end(file)
 
 
-@contextlib.contextmanager
-def whole_gzip(path):
-    """Give a stream of the contents of a gzip file, a tar. Raises DataError if it is not whole, or too much."""
-    try:
-        with gzip.open(path) as file:
-            stream = LimitedStream(path, file)
-            yield stream
-            while stream.read(BLOCK):  # to the end, where the checksum is
-                pass
-    except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
-        raise DataError(f'{path} is neither a folder nor a whole tar.gz ({error}): download it again') from None
-
-
-def check_download(path, _):
-    """Raise DataError if a download is not a whole gzip file."""
-    with whole_gzip(path):
-        pass
-
-
-def list_words(root, known):
-    """The folders in `root` that are named after known words, sorted; others are left out and named."""
+def list_words(root: Path, known: Collection[str]) -> list[str]:
+    """Return the known words that have a folder in root, sorted. Warn of other folders."""
     with os.scandir(root) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith('.'))
+        folders = sorted(entry.name for entry in entries
+                         if entry.is_dir() and not entry.name.startswith('.'))
     unknown = [folder for folder in folders if folder not in known and folder != BACKGROUND]
     if unknown:
-        logger.warning('left out, since they are none of the %d words: %s', len(known), ', '.join(unknown))
+        logger.warning('left out, since they are none of the %d words: %s', len(known),
+                       ', '.join(unknown))
     words = [folder for folder in folders if folder in known]
     if not words:
-        raise DataError(f'{root} has no folder named after one of the {len(known)} words: {", ".join(known)}')
+        raise DataError(f'{root} has no folder named after one of the {len(known)} words: '
+                        f'{", ".join(known)}')
     return words
 
 
-def list_clips(root, words):
-    """{word/name without suffix: path} of every clip of these words."""
+def list_clips(root: Path, words: list[str]) -> dict[str, str]:
+    """Return the path of every clip of these words, under the name word/file without suffix."""
     clips = {}
     for word in words:
         with os.scandir(root / word) as entries:
             files = [(Path(entry.name), entry.path) for entry in entries if entry.is_file()]
         for suffix in SUFFIXES:
-            clips.update((f'{word}/{name.stem}', path) for name, path in files
-                         if name.suffix.lower() == suffix and not name.name.startswith('.'))
+            for name, path in files:
+                if name.suffix.lower() == suffix and not name.name.startswith('.'):
+                    clips[f'{word}/{name.stem}'] = path
     return clips
 
 
-def read_list(path):
-    """The clips of an official list, lines like bed/0a1b_nohash_0.wav: a set of word/name without suffix."""
+def read_list(path: Path) -> set[str]:
+    """Return the clips in an official list, as word/file without suffix.
+
+    The list has lines like bed/0a1b_nohash_0.wav.
+    """
     listed = set()
     try:
         lines = read_text(path).split('\n')
@@ -139,79 +136,107 @@ def read_list(path):
     return listed - {''}
 
 
-def split_clips(clips, root):
-    """{'train', 'valid', 'eval': the clips of each, sorted} by the official lists in root."""
+def split_clips(clips: Collection[str], root: Path) -> dict[str, list[str]]:
+    """Split the names of clips by the official lists in root.
+
+    Returns:
+        The sorted names for 'train', 'valid' and 'eval'.
+
+    Raises:
+        DataError: if a clip is in both lists, or a split is empty.
+    """
     listed = {split: read_list(root / name) for split, name in LISTS.items()}
     if both := listed['valid'] & listed['eval']:
-        raise DataError(f'{len(both)} clips are in both {" and ".join(LISTS.values())} of {root}, {min(both)} for one')
-    listed_at_all = listed['valid'] | listed['eval']
-    if absent := listed_at_all - clips.keys():
-        print(f'{len(absent):,} of the {len(listed_at_all):,} listed clips are not there, as is normal for a subset')
-    splits = {'train': sorted(clips.keys() - listed_at_all),
-              **{split: sorted(names & clips.keys()) for split, names in listed.items()}}
+        raise DataError(f'{len(both)} clips are in both {" and ".join(LISTS.values())} of {root}, '
+                        f'for example {min(both)}')
+    in_lists, there = listed['valid'] | listed['eval'], set(clips)
+    if missing := in_lists - there:
+        print(f'{len(missing):,} of the {len(in_lists):,} listed clips are not there, as is normal '
+              f'for a subset')
+    splits = {'train': sorted(there - in_lists)}
+    splits |= {split: sorted(names & there) for split, names in listed.items()}
     for split, names in splits.items():
         if not names:
-            reason = f'no clip that {LISTS[split]} lists' if split in LISTS else 'no clip that neither list names'
+            reason = ('no clip that neither list names' if split == 'train' else
+                      f'no clip that {LISTS[split]} lists')
             raise DataError(f'{root} has {reason}: the {split} split would be empty')
     return splits
 
 
-def is_version_1(root, labels):
-    """Tell whether the official lists in root are version 1's: five words came with version 2."""
+def is_version_1(root: Path, labels: Labels) -> bool:
+    """Return whether the official lists are those of version 1, which lacks five words."""
     listed = set().union(*(read_list(root / name) for name in LISTS.values()))
-    return {name.partition('/')[0] for name in listed} == set(labels.names) - NEW_IN_VERSION_2
+    return {word_of(name) for name in listed} == set(labels.names) - NEW_IN_VERSION_2
 
 
-def report(splits, labels):
-    """Say how many clips of how many words there are, and whether that is the official dataset."""
+def word_of(name: str) -> str:
+    """Return the word of a clip, given its name word/file."""
+    return name.partition('/')[0]
+
+
+def report(splits: dict[str, list[str]], labels: Labels) -> None:
+    """Print how many clips and words there are, and whether that is the official dataset."""
     sizes = {split: len(names) for split, names in splits.items()}
-    words = {name.partition('/')[0] for names in splits.values() for name in names}
-    print(f'{describe(sizes)} of {len(words)} words')
+    words = {word_of(name) for names in splits.values() for name in names}
+    print(f'{sizes_text(sizes)} of {len(words)} words')
     if len(words) < len(labels):
         print(f'this is a subset: {len(words)} of {len(labels)} words')
     elif sizes == OFFICIAL_SIZES:
         print('these are the official numbers')
     else:
-        logger.warning('these are not the official numbers: expected %s, found %s', describe(OFFICIAL_SIZES),
-                       describe(sizes))
+        logger.warning('these are not the official numbers: expected %s, found %s',
+                       sizes_text(OFFICIAL_SIZES), sizes_text(sizes))
 
 
-def describe(sizes):
-    """The sizes of the splits in words."""
-    return f'{sizes["train"]:,} training, {sizes["valid"]:,} validation and {sizes["eval"]:,} test clips'
+def sizes_text(sizes: dict[str, int]) -> str:
+    """Return the sizes of the splits as text."""
+    return (f'{sizes["train"]:,} training, {sizes["valid"]:,} validation and {sizes["eval"]:,} '
+            f'test clips')
 
 
-def prepare(data_dir, out_dir):
-    """Write the datafiles of a dataset into out_dir, unless they are there.
+def prepare(data_dir: str | Path | None, out_dir: Path) -> None:
+    """Write the datafiles of a dataset, unless that is done.
 
-    It is the one at data_dir, else the one that the published recipe left in out_dir, else a
-    download.
+    Args:
+        data_dir: the dataset, a folder or a tar.gz. Without it, it is the one that the published
+            recipe left in out_dir, and if there is none, a download.
+        out_dir: folder for the datafiles, and for what a tar.gz holds.
+
+    Raises:
+        DataError: if the dataset cannot be used.
     """
     labels = read_labels(LABEL_FILE)
     out_dir.mkdir(parents=True, exist_ok=True)
-    archive, unpacked, datafile_dir = out_dir / SC_URL.rpartition('/')[2], out_dir / 'audio', out_dir / 'datafiles'
-    published = None if data_dir else find_published(out_dir, PUBLISHED_FOLDER, LISTS.values(),
-                                                     [archive, unpacked])
+    archive = out_dir / SC_URL.rpartition('/')[2]
+    unpacked, datafile_dir = out_dir / 'audio', out_dir / 'datafiles'
+    published = None
+    if not data_dir:
+        published = find_published(out_dir, PUBLISHED_FOLDER, LISTS.values(), [archive, unpacked])
     source = Path(data_dir or published or archive).resolve()
     check_names([source if source.is_dir() else unpacked])
-    check_not_mixed(out_dir, str(source), unpacked, datafile_dir)
-    datafiles = {split: datafile_dir / f'speechcommand_{split}_data.json' for split in OFFICIAL_SIZES}
+    record_source(out_dir, str(source), unpacked, datafile_dir)
+    datafiles = {split: datafile_dir / f'speechcommand_{split}_data.json'
+                 for split in OFFICIAL_SIZES}
     if is_prepared(datafiles.values()):
         print(f'{out_dir} is prepared already')
         return
     if published:
         print(f'taking Speech Commands from {published}, which was there before')
-    elif data_dir is None and not unpacked.is_dir():
-        fetch(Url(SC_URL, archive), check_download)
-    root = find_dataset(source, unpacked)
-    mids = dict(zip(labels.names, labels.mids))
+    elif not data_dir and not unpacked.is_dir():
+        download_dataset(Url(SC_URL, archive), check_gzip)
+    write_datafiles(find_root(source, unpacked), labels, datafiles)
+
+
+def write_datafiles(root: Path, labels: Labels, datafiles: dict[str, Path]) -> None:
+    """Write the datafile of each split, and say what is in them."""
+    mids = dict(zip(labels.names, labels.mids, strict=True))
     clips = list_clips(root, list_words(root, mids))
     check_names(clips.values())
     splits = split_clips(clips, root)
-    datafile_dir.mkdir(exist_ok=True)
     for split, names in splits.items():
-        write_json(datafiles[split], {'data': [{'wav': clips[name], 'labels': mids[name.partition('/')[0]]}
-                                               for name in names]})
+        datafiles[split].parent.mkdir(exist_ok=True)
+        entries = [{'wav': clips[name], 'labels': mids[word_of(name)]} for name in names]
+        write_json(datafiles[split], {'data': entries})
     report(splits, labels)
     if is_version_1(root, labels):
         logger.warning('this is version 1 of Speech Commands, with 30 words: five classes have no '

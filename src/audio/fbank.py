@@ -1,52 +1,80 @@
 """Compute log mel filterbank features (fbanks) of waveforms, as Kaldi does."""
 import contextlib
 import functools
+from collections.abc import Iterator
 
 import torch
 import torchaudio
 
-SAMPLE_RATE = 16000  # Hz; what the published weights were trained on
+SAMPLE_RATE = 16000  # Hz; the published weights were trained on it
 FRAME_LENGTH_MS = 25
 FRAME_SHIFT_MS = 10
-MIN_SAMPLES = SAMPLE_RATE * FRAME_LENGTH_MS // 1000  # one frame
+MIN_SAMPLES = SAMPLE_RATE * FRAME_LENGTH_MS // 1000  # of one frame
 SHIFT_SAMPLES = SAMPLE_RATE * FRAME_SHIFT_MS // 1000
-FFT_SAMPLES = 512  # the next power of two, as Kaldi pads a window
+FFT_SAMPLES = 512  # Kaldi pads a frame to the next power of two
 PREEMPHASIS = 0.97  # Kaldi's default
-FILTERS_A_PIECE = 32  # of 128 mel filters; see _fbank_tables
+LOWEST_HERTZ, HIGHEST_HERTZ = 20.0, 0.0  # Kaldi's defaults; 0 stands for half the sample rate
+VOCAL_TRACT = (100.0, -500.0, 1.0)  # no warping of the frequency axis, Kaldi's default
+FILTERS_A_PIECE = 32  # see _fbank_tables
 
 
-def fbank(waveform, num_mel_bins):
-    """Log mel filterbank energies of 16 kHz waveforms (..., samples), as Kaldi computes them.
+def fbank(waveform: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
+    """Return the log mel filterbank energies of 16 kHz waveforms, as Kaldi computes them.
 
-    25 ms Hanning windows every 10 ms, no dither; the waveform's mean is subtracted first. The same numbers as
-    torchaudio.compliance.kaldi.fbank to rounding, in a third of its time, on any device, for batches too.
-    Returns (..., frames, num_mel_bins), without any frames where the waveform is shorter than a window.
+    Hanning windows of 25 ms begin every 10 ms. There is no dither. The mean of the whole waveform
+    is subtracted first. The numbers are those of torchaudio.compliance.kaldi.fbank, up to
+    rounding. This function takes a third of its time, and works on any device and for batches.
+
+    Args:
+        waveform: (..., samples).
+        num_mel_bins: number of mel filters.
+
+    Returns:
+        (..., frames, num_mel_bins). There are no frames if the waveform is shorter than a window.
     """
     if waveform.shape[-1] < MIN_SAMPLES:
         return waveform.new_zeros(*waveform.shape[:-1], 0, num_mel_bins)
     window, filters = _fbank_tables(num_mel_bins, waveform.device)
+
     waveform = waveform - waveform.mean(dim=-1, keepdim=True)
-    frames = waveform.unfold(-1, MIN_SAMPLES, SHIFT_SAMPLES)  # (..., frames, samples of a window)
+    frames = waveform.unfold(-1, MIN_SAMPLES, SHIFT_SAMPLES)  # (..., frames, MIN_SAMPLES)
     frames = frames - frames.mean(dim=-1, keepdim=True)
+
+    # A Hanning window begins with 0, so the first sample of a frame needs no pre-emphasis. The
+    # product has no name, so that its memory is free for what follows: else this takes 1.5 times
+    # as long.
     padded = frames.new_zeros(*frames.shape[:-1], FFT_SAMPLES)
-    # A Hanning window begins with 0, so the first sample of a frame needs no pre-emphasis.
-    torch.mul(frames[..., 1:] - PREEMPHASIS * frames[..., :-1], window[1:], out=padded[..., 1:MIN_SAMPLES])
+    torch.mul(frames[..., 1:] - PREEMPHASIS * frames[..., :-1], window[1:],
+              out=padded[..., 1:MIN_SAMPLES])
+
     spectrum = torch.fft.rfft(padded)
     power = spectrum.real.square() + spectrum.imag.square()  # (..., frames, FFT bins)
     with _without_tf32() if power.is_cuda else contextlib.nullcontext():
-        energies = torch.cat([power[..., fft_bins] @ weights for fft_bins, weights in filters], dim=-1)
+        energies = torch.cat([power[..., fft_bins] @ weights for fft_bins, weights in filters],
+                             dim=-1)  # (..., frames, num_mel_bins)
     return energies.clamp_min_(torch.finfo(torch.float32).eps).log_()
 
 
 @contextlib.contextmanager
-def _without_tf32():
-    """Multiply float32 matrices as such on GPUs, too: TF32 keeps 10 bits, an error of 5e-4 in a logarithm."""
+def _without_tf32() -> Iterator[None]:
+    """Multiply float32 matrices in full precision on a GPU, whatever the caller has chosen.
+
+    TF32 keeps 10 bits of a number. In a logarithm, that would be an error of 5e-4.
+    """
     matmul = torch.backends.cuda.matmul
+    is_new_way = False
     try:
-        before, choose = torch.get_float32_matmul_precision(), torch.set_float32_matmul_precision
+        before = torch.get_float32_matmul_precision()
     except RuntimeError:  # the caller has chosen in PyTorch's newer way, and the two do not mix
-        before, choose = matmul.fp32_precision, lambda precision: setattr(matmul, 'fp32_precision', precision)
-    choose('highest' if before in ('highest', 'high', 'medium') else 'ieee')
+        is_new_way, before = True, matmul.fp32_precision
+
+    def choose(precision: str) -> None:
+        if is_new_way:
+            matmul.fp32_precision = precision
+        else:
+            torch.set_float32_matmul_precision(precision)
+
+    choose('ieee' if is_new_way else 'highest')
     try:
         yield
     finally:
@@ -54,38 +82,48 @@ def _without_tf32():
 
 
 @functools.lru_cache(maxsize=8)
-def _fbank_tables(num_mel_bins, device):
-    """The window (samples,) and the mel filters: pairs of a slice of FFT bins and weights (those bins, mel bins).
+def _fbank_tables(num_mel_bins: int, device: torch.device
+                  ) -> tuple[torch.Tensor, list[tuple[slice, torch.Tensor]]]:
+    """Return the window and the mel filters that `fbank` multiplies by.
 
-    Of the whole table of filters 1.5 % is not zero: it is cut into pieces of a few mel bins and the FFT bins they use.
+    Only 1.5 % of the whole table of filters is not zero. So it is cut into pieces of a few mel
+    bins, and each piece is only as wide as the FFT bins that its filters use.
+
+    Returns:
+        The window (MIN_SAMPLES,), and for each piece the slice of FFT bins that it uses and its
+        weights (those FFT bins, mel bins).
     """
     window = torch.hann_window(MIN_SAMPLES, periodic=False, device=device)
-    # Kaldi's defaults: from 20 Hz to half the sample rate (0.0), no warping of the vocal tract (the last three).
-    table, _ = torchaudio.compliance.kaldi.get_mel_banks(num_mel_bins, FFT_SAMPLES, SAMPLE_RATE, 20.0, 0.0,
-                                                         100.0, -500.0, 1.0)
+    table, _ = torchaudio.compliance.kaldi.get_mel_banks(
+        num_mel_bins, FFT_SAMPLES, SAMPLE_RATE, LOWEST_HERTZ, HIGHEST_HERTZ, *VOCAL_TRACT)
     filters = []
-    for piece in table.split(FILTERS_A_PIECE):
+    for piece in table.split(FILTERS_A_PIECE):  # (mel bins, FFT bins)
         used = piece.any(dim=0).nonzero()
-        fft_bins = slice(int(used.min()), int(used.max()) + 1) if len(used) else slice(0, 1)
-        filters.append((fft_bins, piece[:, fft_bins].T.contiguous().to(device)))
+        first, end = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 1)
+        filters.append((slice(first, end), piece[:, first:end].T.contiguous().to(device)))
     return window, filters
 
 
-def count_frames(samples):
-    """How many frames the fbank of so many samples at 16 kHz has."""
+def count_frames(samples: int) -> int:
+    """Return how many frames the fbank of so many samples at 16 kHz has."""
     return 0 if samples < MIN_SAMPLES else 1 + (samples - MIN_SAMPLES) // SHIFT_SAMPLES
 
 
-def fit_frames(fbank, target_frames):
-    """Cut (frames, bins) to its first target_frames, or append zero frames."""
-    return torch.nn.functional.pad(fbank, (0, 0, 0, target_frames - len(fbank)))  # a negative length cuts
-
-
-def window_samples(target_frames):
-    """How many samples at 16 kHz fill so many frames."""
+def window_samples(target_frames: int) -> int:
+    """Return how many samples at 16 kHz give so many frames."""
     return (target_frames - 1) * SHIFT_SAMPLES + MIN_SAMPLES
 
 
-def normalise(fbank, mean, std):
-    """(fbank - mean) / (2 * std): about zero mean and 0.5 standard deviation, as the published weights expect."""
+def fit_frames(fbank: torch.Tensor, target_frames: int) -> torch.Tensor:
+    """Cut an fbank (frames, bins) to its first target_frames, or append frames of zeros."""
+    missing = target_frames - len(fbank)
+    return torch.nn.functional.pad(fbank, (0, 0, 0, missing))  # a negative number cuts
+
+
+def normalise(fbank: torch.Tensor, mean: float, std: float) -> torch.Tensor:
+    """Return (fbank - mean) / (2 * std).
+
+    The result has a mean of about 0 and a standard deviation of about 0.5, as the published
+    weights expect.
+    """
     return (fbank - mean) / (2 * std)

@@ -1,187 +1,48 @@
-"""Recordings as waveforms: mono, at the rate of the model; how long they are, and how loud."""
+"""Read recordings as waveforms: mono, and at the sample rate of the model."""
 import contextlib
 import functools
 import logging
 import math
 import mmap
 import os
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 import torchaudio
 
 from audio.fbank import SAMPLE_RATE, window_samples
-from audio.formats import AudioError, open_audio
+from audio.formats import AudioError, AudioFile, open_audio
+from audio.reader import Reader
 
-# Elements of torchaudio's resampling kernel past which scipy resamples: near-coprime rates would
-# take gigabytes.
+# The largest kernel of torchaudio's resampler, in elements. Two rates that have no large common
+# divisor would take gigabytes; scipy resamples them.
 MAX_RESAMPLE_KERNEL = 10_000_000
 RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
 # Times full scale. Lossy codecs overshoot it by less, 16-bit numbers stored as floats by far more.
 TOO_LOUD = 4.0
 
 logger = logging.getLogger(__name__)
-_warned = mmap.mmap(-1, 1)  # of loud samples, 0 or 1: memory that forked workers share
+_warned_of_loudness = mmap.mmap(-1, 1)  # 0 or 1, in memory that forked workers share
 
 
-def _mono(block):
-    """Return what the model hears of a block (samples, channels): the mean of the channels."""
-    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
-
-
-class Survey(NamedTuple):
-    """What reading a recording whole has shown.
-
-    sample_rate: in Hz; samples: of each channel, as many as are really there; peak: the largest
-    absolute sample, 1 is full scale; heard: that of the mean of the channels, which the model
-    hears; NaN or infinite if there are such samples. incomplete_from: the second at which the
-    sound ends before its header says, or is damaged; None if it is whole.
-    """
-    sample_rate: int
-    channels: int
-    samples: int
-    peak: float
-    heard: float
-    incomplete_from: float | None
-
-    @property
-    def seconds(self) -> float:
-        """The duration."""
-        return self.samples / self.sample_rate
-
-
-def survey(file, name=None, start: float = 0.0, seconds: float = math.inf) -> Survey:
-    """Read a recording whole, a block at a time. Raises AudioError if it cannot be opened.
-
-    peak and heard are of what comes from `start` on, in at most so many seconds.
-    """
-    samples, peak, heard = 0, 0.0, 0.0
-    with open_audio(file, name) as audio:
-        first, end = start * audio.samplerate, (start + seconds) * audio.samplerate
-        for block in audio.blocks():
-            part = block[max(0, math.floor(first) - samples):
-                         None if end == math.inf else max(0, math.ceil(end) - samples)]
-            samples += len(block)
-            if len(part):
-                peak = float(np.maximum(peak, np.abs(part).max()))  # which keeps NaN
-                heard = float(np.maximum(heard, np.abs(_mono(part)).max()))
-        incomplete_from = samples / audio.samplerate if audio.ends_early(samples) else None
-    return Survey(audio.samplerate, audio.channels, samples, peak, heard, incomplete_from)
-
-
-class Length(NamedTuple):
-    """How long the sound of a recording really is; incomplete_from: as of a Survey."""
-    seconds: float
-    incomplete_from: float | None
-
-
-def measure(file, name=None, trust_header: bool = True) -> Length:
-    """Return how long a recording is.
+def load_waveform(file: AudioFile, sample_rate: int = SAMPLE_RATE,
+                  name: str | os.PathLike | None = None, start: float = 0.0,
+                  seconds: float | None = None) -> torch.Tensor:
+    """Read a recording as a mono waveform, to where its sound really ends.
 
     Args:
         file: a path or an open binary file.
-        name: what to call it in messages.
-        trust_header: whether the header is enough if the last sample that it promises is there.
-            libsndfile counts the samples of WAV and its like by the size of the file, and a FLAC
-            that was cut off has no last one; but damage in the middle of a FLAC does not show.
-
-    Raises:
-        AudioError: if nothing of it can be read.
-    """
-    if trust_header:
-        with open_audio(file, name) as audio:
-            if audio.seeks and audio.has_last_sample():
-                seconds = audio.frames / audio.samplerate
-                return Length(seconds, seconds if audio.ends_early(audio.frames) else None)
-    found = survey(file, name)
-    if not found.samples:
-        raise AudioError(f'the audio file {name or file} holds no samples')
-    return Length(found.seconds, found.incomplete_from)
-
-
-class WindowReader:
-    """Read windows of recordings, one after the other.
-
-    A recording in which seeking is not exact stays open for its next window: if they come in
-    ascending order, it is decoded once, in flat memory.
-    """
-
-    def __init__(self):
-        self._stack = contextlib.ExitStack()
-        self._file = self._audio = None  # what is open
-        self._first, self._tail = 0, np.zeros(0, np.float32)  # what was read last, mono, and where
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._stack.close()
-
-    def load(self, file, sample_rate=SAMPLE_RATE, name=None, start=0.0, seconds=None):
-        """Read a window as load_waveform does.
-
-        Returns (waveform (samples,), the second at which the recording ended in there, or None).
-        The waveform is empty if it ended before.
-        """
-        name = name or file
-        # Whole seconds begin with a sample at every rate; one before gives the resampler its past.
-        skipped = max(0, math.floor(start) - 1)
-        self._open(file, name, skipped)
-        with self._stack as opened:
-            audio, rate = self._audio, self._audio.samplerate
-            count = None if seconds is None else math.ceil((start - skipped + seconds) * rate)
-            mono = self._read(skipped * rate, count)
-            audio.check()
-            if not audio.seeks:
-                self._stack, self._file = opened.pop_all(), file
-        end = skipped + len(mono) / rate if count is None or len(mono) < count else None
-        if len(mono) <= (start - skipped) * rate:
-            return torch.zeros(0), end
-        _check_samples(name, mono)
-        waveform = resample(torch.from_numpy(mono), rate, sample_rate)
-        return waveform[round((start - skipped) * sample_rate):], end
-
-    def _open(self, file, name, skipped):
-        """Open a file, unless it is open and was not read further than so many seconds."""
-        if file != self._file or skipped * self._audio.samplerate < self._first:
-            self._stack.close()
-            self._audio = self._stack.enter_context(open_audio(file, name))
-            self._first, self._tail = 0, np.zeros(0, np.float32)
-        self._file = None  # until it was read without an error
-
-    def _read(self, first, count):
-        """Return `count` mono samples from this one on, fewer at the end; all if that is None."""
-        if self._audio.seeks:
-            self._audio.seek(first)
-        else:
-            self._audio.skip(first - self._first - len(self._tail))
-            self._tail = self._tail[first - self._first:]
-        if count is None:
-            pieces = [np.zeros(0, np.float32), *map(_mono, self._audio.blocks())]
-            new = np.concatenate(pieces)
-        else:
-            new = _mono(self._audio.read(max(0, count - len(self._tail))))
-        self._tail = np.concatenate([self._tail, new]) if len(self._tail) else new
-        self._first = first
-        return self._tail[:count]
-
-
-def load_waveform(file: str | os.PathLike | BinaryIO, sample_rate: int = SAMPLE_RATE, name=None,
-                  start: float = 0.0, seconds: float | None = None) -> torch.Tensor:
-    """Read an audio file: mono (mean of the channels), resampled, to where its sound really ends.
-
-    Args:
-        file: a path or an open binary file.
-        sample_rate: of the result, in Hz.
+        sample_rate: rate of the result in Hz, to which the recording is resampled.
         name: what to call the file in messages.
         start: seconds to skip.
-        seconds: read no more than so much from there; None for all.
+        seconds: read at most so much from there on; None for all.
+
     Returns:
-        (samples,) float32.
+        (samples,) float32, the mean of the channels. Full scale is 1.
+
     Raises:
-        AudioError: if the file is missing, not audio, empty (from there on), or holds NaN or
-            infinite samples.
+        AudioError: The file is missing, is not audio, holds no samples (from `start` on), or holds
+            NaN or infinite samples.
     """
     with WindowReader() as reader:
         waveform, _ = reader.load(file, sample_rate, name, start, seconds)
@@ -191,40 +52,133 @@ def load_waveform(file: str | os.PathLike | BinaryIO, sample_rate: int = SAMPLE_
     return waveform
 
 
-def load_window(file, target_frames: int, start: float = 0.0, seconds: float = math.inf
-                ) -> torch.Tensor:
-    """Return the waveform (samples,) of a window of target_frames from `start` on, and a second.
+def load_window(file: AudioFile, target_frames: int, start: float = 0.0,
+                seconds: float = math.inf) -> torch.Tensor:
+    """Read what target_frames of an fbank need of a recording, and one second more.
 
-    What follows the window gives the resampler its future. What comes more than `seconds` after
-    the start is not heard.
+    The resampler needs that second, because it looks at what follows a sample.
+
+    Args:
+        file: a path or an open binary file.
+        target_frames: frames of the fbank.
+        start: second at which the window begins.
+        seconds: read nothing that comes later than so many seconds after `start`.
+
+    Returns:
+        The waveform (samples,) at 16 kHz.
     """
     return load_waveform(file, start=start, seconds=min(window_seconds(target_frames), seconds))
 
 
 def window_seconds(target_frames: int) -> float:
-    """Return how many seconds of a recording are read for a window of target_frames."""
+    """Return how many seconds load_window reads."""
     return window_samples(target_frames) / SAMPLE_RATE + 1
 
 
+class WindowReader:
+    """Read windows of recordings, one after the other.
+
+    If seeking in a recording is not exact, it stays open for its next window. So if its windows
+    come in ascending order, it is decoded only once, in little memory.
+    """
+
+    def __init__(self) -> None:
+        self._opened = contextlib.ExitStack()  # closes the recording that is open
+        self._file: AudioFile | None = None  # the recording that is open
+        self._reader: Reader | None = None
+        # The mono samples of the last window, and the position of the first in the recording.
+        self._samples, self._first = np.zeros(0, np.float32), 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._opened.close()
+
+    def load(self, file: AudioFile, sample_rate: int = SAMPLE_RATE,
+             name: str | os.PathLike | None = None, start: float = 0.0,
+             seconds: float | None = None) -> tuple[torch.Tensor, float | None]:
+        """Read a window, with the arguments of load_waveform.
+
+        Returns:
+            The waveform (samples,), empty if the recording ends before `start`; and the second at
+            which the recording has ended, or None if it goes on after the window.
+        """
+        name = name or file
+        # Read from a whole second on, where a sample begins at every rate, and one second before
+        # `start`, because the resampler looks at what comes before a sample.
+        first_second = max(0, math.floor(start) - 1)
+        skipped = start - first_second  # seconds to cut off once they were resampled
+        reader = self._open(file, name, first_second)
+        rate = reader.samplerate
+        count = None if seconds is None else math.ceil((skipped + seconds) * rate)
+        with self._opened as opened:  # closed after this block, but for the last line in it
+            mono = self._read(reader, first_second * rate, count)
+            reader.raise_file_error()
+            if not reader.seek_is_exact:
+                self._opened, self._file = opened.pop_all(), file
+
+        has_ended = count is None or len(mono) < count
+        end = first_second + len(mono) / rate if has_ended else None
+        if len(mono) <= skipped * rate:
+            return torch.zeros(0), end
+        _check_samples(name, mono)
+        waveform = resample(torch.from_numpy(mono), rate, sample_rate)
+        return waveform[round(skipped * sample_rate):], end
+
+    def _open(self, file, name, first_second):
+        """Return the Reader of a file: the open one if it was not read past first_second."""
+        is_open = self._reader is not None and file == self._file
+        if not is_open or first_second * self._reader.samplerate < self._first:
+            self._opened.close()
+            self._reader = self._opened.enter_context(open_audio(file, name))
+            self._samples, self._first = np.zeros(0, np.float32), 0
+        self._file = None  # unless reading succeeds
+        return self._reader
+
+    def _read(self, reader, first, count):
+        """Return `count` mono samples from sample `first` on, fewer at the end; None for all."""
+        if reader.seek_is_exact:
+            reader.seek(first)
+            kept = self._samples[:0]
+        else:
+            reader.skip(first - self._first - len(self._samples))
+            kept = self._samples[first - self._first:]  # what the last window has read already
+
+        if count is None:
+            new = np.concatenate([kept[:0], *map(to_mono, reader.blocks())])
+        else:
+            new = to_mono(reader.read(max(0, count - len(kept))))
+        self._samples = np.concatenate([kept, new]) if len(kept) else new
+        self._first = first
+        return self._samples[:count]
+
+
+def to_mono(block: np.ndarray) -> np.ndarray:
+    """Return what the model hears of a block (samples, channels): the mean of the channels."""
+    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+
+
 def _check_samples(name, mono):
-    """Raise AudioError for NaN or infinite samples; warn once a run of those past full scale."""
-    peak = max(mono.max(), -mono.min())  # either is NaN if a sample is
+    """Raise AudioError for NaN or infinite samples. Warn once a run of samples past full scale."""
+    peak = max(mono.max(), -mono.min())  # NaN if a sample is
     if not np.isfinite(peak):
         raise AudioError(f'the audio file {name} holds NaN or infinite samples')
-    if peak > TOO_LOUD and not _warned[0]:
-        _warned[0] = 1
+    if peak > TOO_LOUD and not _warned_of_loudness[0]:
+        _warned_of_loudness[0] = 1
         logger.warning('the audio file %s has samples of %.3g times full scale, as if 16-bit '
                        'numbers were stored as floats: models are trained on samples from -1 to 1 '
                        '(src/check_data.py lists such files)', name, peak)
 
 
-def resample(waveform, old_rate, new_rate):
-    """Resample (samples,) float32 from old_rate to new_rate, both in Hz and whole."""
+def resample(waveform: torch.Tensor, old_rate: int, new_rate: int) -> torch.Tensor:
+    """Resample a waveform (samples,) float32 from old_rate to new_rate, both in Hz."""
     if old_rate == new_rate or not len(waveform):
         return waveform
     divisor = math.gcd(old_rate, new_rate)
     up, down = new_rate // divisor, old_rate // divisor
-    if up * (down + 2 * RESAMPLE_ZEROS * max(1, down // up)) > MAX_RESAMPLE_KERNEL:
+    kernel = up * (down + 2 * RESAMPLE_ZEROS * max(1, down // up))  # elements
+    if kernel > MAX_RESAMPLE_KERNEL:
         from scipy.signal import resample_poly  # slow to import, and rarely needed
         return torch.from_numpy(resample_poly(waveform.numpy(), up, down).astype(np.float32))
     return _resampler(old_rate, new_rate)(waveform)
@@ -232,5 +186,5 @@ def resample(waveform, old_rate, new_rate):
 
 @functools.lru_cache(maxsize=8)
 def _resampler(old_rate, new_rate):
-    """Return torchaudio's resampler, its kernel built once for a pair of rates."""
+    """Return torchaudio's resampler. Its kernel is built once for a pair of rates."""
     return torchaudio.transforms.Resample(old_rate, new_rate, lowpass_filter_width=RESAMPLE_ZEROS)

@@ -1,310 +1,369 @@
-"""ASTModel: a timm DeiT that reads spectrograms (Gong, Chung, Glass: AST, Interspeech 2021, arXiv:2104.01778)."""
+"""ASTModel: the Audio Spectrogram Transformer, a vision transformer that reads spectrograms.
+
+Yuan Gong, Yu-An Chung, James Glass: AST: Audio Spectrogram Transformer, Interspeech 2021,
+arXiv:2104.01778. This file is section 2.1, the architecture; pretrained.py is section 2.2.
+
+    spectrogram (batch, frames, mel bins)
+     -> overlapping patches of 16 x 16, each projected to a vector    v.patch_embed
+     -> [CLS] and [DIST] in front, positional embedding added         v.cls_token, v.dist_token,
+                                                                      v.pos_embed
+     -> transformer                                                   v.blocks, v.norm
+     -> mean of [CLS] and [DIST]                                      forward_features
+     -> layer norm and linear layer: logits (batch, classes)          mlp_head
+
+`v` is a DeiT of timm. This file also works alone, without pretrained weights and speed-ups.
+"""
 import contextlib
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import timm
 import torch
+from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
-from torch.nn import functional as F
 
 try:
     from .fast_blocks import forward_features
-except ImportError as missing:  # this file was copied alone: timm's own pass does
-    if missing.name not in (None, f'{__package__}.fast_blocks'):
+except ImportError as error:  # if this file was copied alone
+    if error.name not in (None, f'{__package__}.fast_blocks'):
         raise
 
-    def forward_features(v, x, wanted):
+    def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torch.Tensor:
+        """Return the tokens that timm's own pass computes."""
         return v.forward_features(x)
 
-PATCH_SIZE = 16  # mel bins and frames, AST paper, section 2.1
-DEIT = {
+PATCH_SIZE = 16  # mel bins and frames
+DEIT = {  # model_size -> timm's name
     'tiny224': 'deit_tiny_distilled_patch16_224',
     'small224': 'deit_small_distilled_patch16_224',
     'base224': 'deit_base_distilled_patch16_224',
     'base384': 'deit_base_distilled_patch16_384',
 }
-INIT_STD = 0.02  # of the truncated normal distribution that embeddings start from
-AUDIOSET_STRIDES = (10, 10)  # of the published AudioSet checkpoint
-# Two classifiers of DeiT that AST has no use for; the published checkpoints carry them along.
+MINIMUMS = {'label_dim': 1, 'fstride': 1, 'tstride': 1,
+            'input_fdim': PATCH_SIZE, 'input_tdim': PATCH_SIZE}
+INIT_STD = 0.02  # of the truncated normal distribution that [CLS] starts from
+# Two classifiers of DeiT that AST does not use. The published checkpoints still hold them.
 UNUSED_HEADS = ('v.head.weight', 'v.head.bias', 'v.head_dist.weight', 'v.head_dist.bias')
 
 logger = logging.getLogger(__name__)
 
 
-def patch_grid(fstride, tstride, input_fdim, input_tdim):
-    """Number of patches along (frequency, time) that fit input_fdim mel bins x input_tdim frames."""
+def patch_grid(fstride: int, tstride: int, input_fdim: int, input_tdim: int) -> tuple[int, int]:
+    """Return how many patches fit along (frequency, time), given mel bins and frames."""
     return (input_fdim - PATCH_SIZE) // fstride + 1, (input_tdim - PATCH_SIZE) // tstride + 1
 
 
-def interpolate_grid(grid, size):
-    """Bilinear interpolation of a grid of embeddings (1, dim, f, t) to size (f, t)."""
-    return F.interpolate(grid, size=size, mode='bilinear', align_corners=False)
+@dataclass(frozen=True)
+class ModelConfig:
+    """The settings of an ASTModel.
 
+    Args:
+        model_size: a key of DEIT.
+        label_dim: number of classes.
+        fstride, tstride: distance between neighbouring patches, in mel bins and in frames.
+        input_fdim, input_tdim: size of the input, in mel bins and in frames.
 
-def centre(old, new):
-    """The slice of an axis of length old that keeps its middle new entries."""
-    start = old // 2 - new // 2
-    return slice(start, start + new)
-
-
-def cut_or_interpolate(grid, size):
-    """Fit a grid (1, dim, f, t) to size (f, t), time first: cut the centre or interpolate, as each axis needs."""
-    f, t = size
-    old_f, old_t = grid.shape[2:]
-    grid = grid[:, :, :, centre(old_t, t)] if t <= old_t else interpolate_grid(grid, (old_f, t))
-    return grid[:, :, centre(old_f, f), :] if f <= old_f else interpolate_grid(grid, (f, t))
-
-
-def resample_pos_embed(pos_embed, old_grid, new_grid, resize=cut_or_interpolate):
-    """Fit a positional embedding to another patch grid: cut the centre of an axis that shrinks, else interpolate.
-
-    pos_embed: (1, 2 + old_f * old_t, dim), the first two rows for [CLS] and [DIST]. Grids are (f, t) in patches.
-    resize maps (1, dim, old_f, old_t) to (1, dim, new_f, new_t).
-    Returns (1, 2 + new_f * new_t, dim). Raises ValueError if pos_embed does not have old_grid's rows.
-    AST paper, section 2.2.
+    Raises:
+        ValueError: if a setting is out of range.
     """
-    old_f, old_t = old_grid
-    if pos_embed.shape[1] != 2 + old_f * old_t:
-        raise ValueError(f'positional embedding has {pos_embed.shape[1]} rows, a grid of {old_f} x {old_t} patches '
-                         f'and two tokens need {2 + old_f * old_t}')
-    tokens, patches = pos_embed[:, :2], pos_embed[:, 2:]
-    grid = patches.transpose(1, 2).reshape(1, -1, old_f, old_t)  # (1, dim, f, t)
-    grid = resize(grid, new_grid)
-    return torch.cat([tokens, grid.flatten(2).transpose(1, 2)], dim=1)  # (1, 2 + f * t, dim)
+    model_size: str
+    label_dim: int
+    fstride: int
+    tstride: int
+    input_fdim: int
+    input_tdim: int
+
+    def __post_init__(self) -> None:
+        if self.model_size not in DEIT:
+            raise ValueError(f'model_size must be one of {", ".join(DEIT)}, '
+                             f'got {self.model_size!r}')
+        for name, minimum in MINIMUMS.items():
+            value = getattr(self, name)
+            if value < minimum:
+                reason = ', the size of a patch' if minimum == PATCH_SIZE else ''
+                raise ValueError(f'{name} must be at least {minimum}{reason}, got {value}')
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of patches along (frequency, time)."""
+        return patch_grid(self.fstride, self.tstride, self.input_fdim, self.input_tdim)
 
 
-class Patchout(nn.Module):
-    """Structured Patchout (Koutini et al., PaSST, Interspeech 2022): in training, some of the patches are not seen.
+def build_transformer(config: ModelConfig) -> VisionTransformer:
+    """Build a DeiT of timm for spectrograms: one channel, overlapping patches, no classifier.
 
-    kept: indices (patches,) of those that are, or None for all of them.
+    Its weights are random.
     """
+    f, t = config.grid
+    # timm sizes the positional embedding for patches side by side: ask for an image with room for
+    # as many of those, then let them overlap.
+    v = timm.create_model(DEIT[config.model_size], pretrained=False, num_classes=0, in_chans=1,
+                          img_size=(f * PATCH_SIZE, t * PATCH_SIZE))
+    assert isinstance(v, VisionTransformer) and v.cls_token is not None
+    v.patch_embed.proj.stride = (config.fstride, config.tstride)
+    v.patch_embed.img_size = None  # ASTModel checks the size of the input
 
-    def __init__(self, prefix_tokens):
-        super().__init__()
-        self.prefix_tokens, self.kept = prefix_tokens, None
-
-    def forward(self, tokens):
-        """tokens: (B, prefix + f * t, dim), the positional embedding added. Returns (B, prefix + kept, dim)."""
-        if self.kept is None or not self.training:
-            return tokens
-        prefix, patches = tokens[:, :self.prefix_tokens], tokens[:, self.prefix_tokens:]
-        return torch.cat([prefix, patches.index_select(1, self.kept.to(tokens.device))], dim=1)
+    # timm 0.4.5, and so the published code, starts [CLS] like this. timm 1.x starts it at 1e-6,
+    # which costs a small model from scratch 12 points of accuracy in its first epochs.
+    nn.init.trunc_normal_(v.cls_token, std=INIT_STD)
+    v.add_module('patch_drop', Patchout(v.num_prefix_tokens))  # timm drops patches here, too
+    return v
 
 
 class ASTModel(nn.Module):
-    """Audio Spectrogram Transformer: spectrogram (batch, frames, mel bins) in, logits (batch, label_dim) out.
+    """Audio Spectrogram Transformer: spectrograms (batch, frames, mel bins) to logits.
 
-    The input is a log mel fbank, normalised to about zero mean and 0.5 standard deviation.
+    The input is a log mel filterbank, normalised to about zero mean and 0.5 standard deviation.
+    Set `autocast_dtype` (torch.bfloat16, torch.float16) for forward passes in mixed precision.
 
-    label_dim: number of classes. fstride, tstride: strides of the 16 x 16 patches, in mel bins and frames.
-    input_fdim, input_tdim: size of the input, in mel bins and frames; at least 16 each.
-    imagenet_pretrain: start from DeiT's ImageNet weights. audioset_pretrain: start from the 0.4593-mAP AudioSet
-    checkpoint, with a new head (base384 only, and imagenet_pretrain must be True, since the checkpoint began there).
-    model_size: tiny224, small224, base224 or base384. verbose: log a summary.
+    Args:
+        label_dim: number of classes.
+        fstride, tstride: distance between neighbouring patches, in mel bins and in frames.
+        input_fdim, input_tdim: size of the input, in mel bins and in frames; at least 16 each.
+        imagenet_pretrain: start from DeiT's ImageNet weights.
+        audioset_pretrain: start from the AudioSet checkpoint of 0.4593 mAP, with a new head.
+            Needs base384, and imagenet_pretrain=True: that checkpoint began there.
+        model_size: a key of DEIT.
+        verbose: log a summary.
 
-    Set `autocast_dtype` (torch.bfloat16, torch.float16) for a forward pass in mixed precision; None leaves it alone.
-    Raises ValueError for settings that contradict each other, WeightsError for weights that are missing or do not fit.
+    Raises:
+        ValueError: if settings are out of range or contradict each other.
+        WeightsError: if pretrained weights are missing or do not fit.
     """
 
-    def __init__(self, label_dim=527, fstride=10, tstride=10, input_fdim=128, input_tdim=1024,
-                 imagenet_pretrain=True, audioset_pretrain=False, model_size='base384', verbose=True):
+    def __init__(self, label_dim: int = 527, fstride: int = 10, tstride: int = 10,
+                 input_fdim: int = 128, input_tdim: int = 1024, imagenet_pretrain: bool = True,
+                 audioset_pretrain: bool = False, model_size: str = 'base384',
+                 verbose: bool = True) -> None:
         super().__init__()
-        check_settings(label_dim, fstride, tstride, input_fdim, input_tdim,
-                       imagenet_pretrain, audioset_pretrain, model_size)
-        self.config = {'model_size': model_size, 'label_dim': label_dim, 'fstride': fstride, 'tstride': tstride,
-                       'input_fdim': input_fdim, 'input_tdim': input_tdim}
-        self.autocast_dtype = None
-        self.grid = patch_grid(fstride, tstride, input_fdim, input_tdim)
-        self.v = build_transformer(model_size, self.grid, (fstride, tstride))
+        self.config = ModelConfig(model_size, label_dim, fstride, tstride, input_fdim, input_tdim)
+        check_pretraining(self.config, imagenet_pretrain, audioset_pretrain)
+        self.grid = self.config.grid  # patches along (frequency, time)
+        self.autocast_dtype: torch.dtype | None = None
+
+        self.v = build_transformer(self.config)
         dim = self.v.embed_dim
         self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, label_dim))
         self.register_load_state_dict_pre_hook(drop_unused_heads)
+
         if audioset_pretrain:
-            self._start_from_audioset()
+            import_pretrained().start_from_audioset(self)
         elif imagenet_pretrain:
-            self._start_from_imagenet()
+            import_pretrained().start_from_imagenet(self)
         if verbose:
             logger.info('%s', self.summary(imagenet_pretrain, audioset_pretrain))
 
-    def forward(self, x):
-        """x: (batch, frames, mel bins), normalised. Returns logits (batch, label_dim)."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Classify spectrograms x (batch, frames, mel bins). Return logits (batch, label_dim)."""
         embedding = self.forward_features(x)
         if self.autocast_dtype is None:
             return self.mlp_head(embedding)
-        # The head computes in its own float32: bfloat16 has so few values that scores of clips tie, which costs mAP.
+        # In mixed precision, too, the head computes in the precision of its weights, float32:
+        # bfloat16 has so few values that scores of different clips would tie, which costs mAP.
         first = [*self.mlp_head.children(), self.mlp_head][0]
         weight = getattr(first, 'weight', embedding)
         return self.mlp_head(embedding.to(weight.dtype)).float()
 
-    def forward_features(self, x):
-        """The embedding that the head classifies, the mean of the two tokens: (batch, dim). x: as forward."""
-        prefix = self.v.num_prefix_tokens
-        with self._precision(x):
-            tokens = forward_features(self.v, self._as_image(x), wanted=prefix)
-        return self._out_of_autocast(tokens[:, :prefix]).mean(dim=1)
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the embedding that the head classifies, the mean of [CLS] and [DIST].
 
-    def frame_features(self, x):
-        """Embeddings over time, the patch tokens averaged over frequency: (batch, t, dim). x: as forward."""
-        with self._precision(x):
+        Args:
+            x: spectrograms (batch, frames, mel bins).
+
+        Returns:
+            (batch, dim).
+        """
+        prefix = self.v.num_prefix_tokens  # [CLS] and [DIST]
+        with self._autocast(x):
+            tokens = forward_features(self.v, self._as_image(x), wanted=prefix)
+        return self._leave_autocast(tokens[:, :prefix]).mean(dim=1)
+
+    def frame_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return embeddings over time: the tokens of patches, averaged over frequency.
+
+        Args:
+            x: spectrograms (batch, frames, mel bins).
+
+        Returns:
+            (batch, t, dim), with one embedding per column of the patch grid.
+        """
+        with self._autocast(x):
             tokens = self.v.forward_features(self._as_image(x))
-        patches = self._out_of_autocast(tokens[:, self.v.num_prefix_tokens:])
+        patches = self._leave_autocast(tokens[:, self.v.num_prefix_tokens:])
         return patches.unflatten(1, self.grid).mean(dim=1)  # (B, f, t, dim) -> (B, t, dim)
 
-    def keep_patches(self, rows, columns):
-        """In training, let the transformer see only these rows and columns of the patch grid, two lists of indices."""
-        rows, columns = torch.as_tensor(rows), torch.as_tensor(columns)
-        self.v.patch_drop.kept = (rows[:, None] * self.grid[1] + columns).flatten()
-
     @torch.no_grad()
-    def attention(self, x):
-        """What [CLS] and [DIST] attend to in every block: softmax(q k^T / sqrt(d)), whose rows sum to 1. x: as forward.
+    def attention(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Compute what [CLS] and [DIST] attend to in every block: softmax(q k^T / sqrt(d)).
 
-        Returns a list with (batch, heads, 2, 2 + f * t) float32 a block: a row for each of the two tokens, over the
-        two tokens themselves and the patches. attention_maps lays the patches out as a picture.
+        Args:
+            x: spectrograms (batch, frames, mel bins).
+
+        Returns:
+            For each block a float32 tensor (batch, heads, prefix tokens, tokens). Each row sums
+            to 1. Prefix tokens are [CLS] and [DIST]; tokens are these and then the patches.
         """
-        rows = []
-        prefix = self.v.num_prefix_tokens
-        hooks = [block.attn.register_forward_pre_hook(
-            lambda attn, inputs: rows.append(_token_attention(attn, inputs[0], prefix))) for block in self.v.blocks]
+        rows: list[torch.Tensor] = []
+
+        def record(attn: Attention, inputs: tuple[torch.Tensor]) -> None:
+            rows.append(prefix_attention(attn, inputs[0], self.v.num_prefix_tokens))
+
+        hooks = [block.get_submodule('attn').register_forward_pre_hook(record)
+                 for block in self.v.blocks]
         try:
-            with self._precision(x):
+            with self._autocast(x):
                 self.v.forward_features(self._as_image(x))
         finally:
             for hook in hooks:
                 hook.remove()
         return rows
 
-    def attention_maps(self, x):
-        """Where in the spectrogram [CLS] and [DIST] look: for each block a pair of (batch, heads, f, t) float32."""
+    def attention_maps(self, x: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """Return what [CLS] and [DIST] attend to as maps over the spectrogram.
+
+        Args:
+            x: spectrograms (batch, frames, mel bins).
+
+        Returns:
+            For each block a pair of float32 tensors (batch, heads, f, t).
+        """
         prefix = self.v.num_prefix_tokens
         return [tuple(token.unflatten(2, self.grid) for token in rows[..., prefix:].unbind(2))
                 for rows in self.attention(x)]
 
-    def _precision(self, x):
-        """The context in which a forward pass runs."""
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        # Entered in here and not around the call: nn.DataParallel's threads do not inherit the caller's dtype.
-        return torch.autocast(x.device.type, dtype=self.autocast_dtype)
+    def keep_patches(self, rows: Sequence[int], columns: Sequence[int]) -> None:
+        """In training, give the transformer these rows and columns of the patch grid alone."""
+        places = torch.as_tensor(rows)[:, None] * self.grid[1] + torch.as_tensor(columns)
+        self.v.patch_drop.kept = places.flatten()
 
-    def _out_of_autocast(self, result):
-        return result if self.autocast_dtype is None else result.float()
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Tell timm.optim.param_groups_layer_decay the layers: those of `v`, then the head."""
+        def inside_v(pattern: str) -> str:
+            return r'v\.(?:' + pattern.replace('^', '') + ')'
 
-    def _as_image(self, x):
-        """(B, frames, mel bins) -> (B, 1, mel bins, frames), if it has this model's patch grid."""
-        frames, bins = self.config['input_tdim'], self.config['input_fdim']
-        strides = self.config['fstride'], self.config['tstride']
-        if x.dim() != 3 or x.shape[2] != bins or patch_grid(*strides, bins, x.shape[1]) != self.grid:
-            raise ValueError(f'ASTModel expects (batch, {frames} frames, {bins} mel bins), got {tuple(x.shape)}; '
-                             f'pad or cut the input, or build the model with that input_tdim and input_fdim')
-        return x.unsqueeze(1).transpose(2, 3)
+        layers: dict[str, Any] = {}
+        for name, patterns in self.v.group_matcher(coarse).items():
+            if isinstance(patterns, str):
+                layers[name] = inside_v(patterns)
+            else:
+                layers[name] = [(inside_v(pattern), suffix) for pattern, suffix in patterns]
+        return layers
 
-    def _start_from_imagenet(self):
-        """Load DeiT: colour channels summed, positional embedding fitted. AST paper, section 2.2."""
-        state_dicts, weights = import_weights()
-        size = self.config['model_size']
-        path = weights.find_or_download(weights.deit_file(DEIT[size]))
-        state = state_dicts.without(state_dicts.read_state_dict(path), state_dicts.DEIT_HEADS)
-        with state_dicts.naming(path):
-            state['patch_embed.proj.weight'] = state['patch_embed.proj.weight'].sum(dim=1, keepdim=True)
-            state['pos_embed'] = resample_pos_embed(state['pos_embed'], deit_grid(size), self.grid)
-        state_dicts.load_strictly(self.v, state, path)
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the embeddings, which weight decay leaves alone."""
+        return {f'v.{name}' for name in self.v.no_weight_decay()}
 
-    def _start_from_audioset(self):
-        """Load the 0.4593-mAP checkpoint but for its head, the positional embedding fitted to this model's grid."""
-        state_dicts, weights = import_weights()
-        path = weights.find_or_download(weights.AUDIOSET)
-        state = state_dicts.transformer_part(state_dicts.read_state_dict(path))
-        strides = self.config['fstride'], self.config['tstride']
-        size = weights.AUDIOSET_INPUT['input_fdim'], weights.AUDIOSET_INPUT['input_tdim']
-        with state_dicts.naming(path):
-            pos_embed, grid = state['pos_embed'], patch_grid(*AUDIOSET_STRIDES, *size)
-            if strides != AUDIOSET_STRIDES:
-                strided_grid = patch_grid(*strides, *size)
-                pos_embed, grid = resample_pos_embed(pos_embed, grid, strided_grid, interpolate_grid), strided_grid
-            state['pos_embed'] = resample_pos_embed(pos_embed, grid, self.grid)
-        state_dicts.load_strictly(self.v, state, path)
-
-    def summary(self, imagenet_pretrain, audioset_pretrain):
-        """One line: size, weights, input, patches, parameters."""
-        start = 'AudioSet' if audioset_pretrain else 'ImageNet' if imagenet_pretrain else 'random'
+    def summary(self, imagenet_pretrain: bool, audioset_pretrain: bool) -> str:
+        """Describe the model in one line: size, weights, input, patches, parameters."""
+        config = self.config
+        start = ('AudioSet' if audioset_pretrain else
+                 'ImageNet' if imagenet_pretrain else 'random')
         f, t = self.grid
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
-        return (f'AST {self.config["model_size"]} from {start} weights: input {self.config["input_tdim"]} frames x '
-                f'{self.config["input_fdim"]} mel bins, {f} x {t} = {f * t} patches at strides '
-                f'{self.config["fstride"]} x {self.config["tstride"]}, {self.config["label_dim"]} classes, '
+        return (f'AST {config.model_size} from {start} weights: input {config.input_tdim} frames '
+                f'x {config.input_fdim} mel bins, {f} x {t} = {f * t} patches at strides '
+                f'{config.fstride} x {config.tstride}, {config.label_dim} classes, '
                 f'{parameters:.1f} M parameters')
 
+    def _as_image(self, x: torch.Tensor) -> torch.Tensor:
+        """Turn spectrograms (B, frames, mel bins) into images (B, 1, mel bins, frames).
 
-def import_weights():
-    """Return the modules state_dicts and weights, which lie beside this file and are needed for pretrained weights."""
-    try:
-        from . import state_dicts, weights
-    except ImportError as error:
-        if error.name not in (None, __package__, f'{__package__}.state_dicts', f'{__package__}.weights'):
-            raise
-        raise ImportError('pretrained weights need the files beside ast_models.py: take all of src/models along, or '
-                          'build with imagenet_pretrain=False and load a state dict') from error
-    return state_dicts, weights
+        Raises ValueError if their patches are not a grid of the model's size.
+        """
+        config = self.config
+        bins, frames = config.input_fdim, config.input_tdim
+        if (x.dim() != 3 or x.shape[2] != bins or
+                patch_grid(config.fstride, config.tstride, bins, x.shape[1]) != self.grid):
+            raise ValueError(f'ASTModel expects (batch, {frames} frames, {bins} mel bins), got '
+                             f'{tuple(x.shape)}; pad or cut the input, or build the model with '
+                             f'that input_tdim and input_fdim')
+        return x.unsqueeze(1).transpose(2, 3)
+
+    def _autocast(self, x: torch.Tensor) -> contextlib.AbstractContextManager:
+        """Return the context for a forward pass: mixed precision, if it is wanted.
+
+        The model enters it itself, as the threads of nn.DataParallel do not inherit the dtype.
+        """
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(x.device.type, dtype=self.autocast_dtype)
+
+    def _leave_autocast(self, result: torch.Tensor) -> torch.Tensor:
+        """Return what was computed in mixed precision as float32."""
+        return result if self.autocast_dtype is None else result.float()
 
 
-def drop_unused_heads(model, state, prefix, *_):
-    """Take DeiT's two classifiers out of a state dict that is about to be loaded, as published checkpoints have them.
+class Patchout(nn.Module):
+    """Structured Patchout: in training, the transformer does not see some of the patches.
 
-    A hook of load_state_dict. prefix: of this model's names in the state dict.
+    Koutini et al.: Efficient Training of Audio Transformers with Patchout, Interspeech 2022.
+    `kept` has the numbers of the patches that it sees, or is None for all.
     """
-    own = model.state_dict()
-    for name in UNUSED_HEADS:
-        if name not in own:  # somebody may have given v a head of his own
-            state.pop(prefix + name, None)
+
+    def __init__(self, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
+        self.kept: torch.Tensor | None = None
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return (B, prefix + kept, dim) of tokens (B, prefix + f * t, dim)."""
+        if self.kept is None or not self.training:
+            return tokens
+        prefix = tokens[:, :self.num_prefix_tokens]
+        patches = tokens[:, self.num_prefix_tokens:]
+        return torch.cat([prefix, patches.index_select(1, self.kept.to(tokens.device))], dim=1)
 
 
-def _token_attention(attn, x, prefix_tokens):
-    """Attention of the first tokens in a timm Attention that is about to see x (B, tokens, dim), float32."""
+def prefix_attention(attn: Attention, x: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
+    """Compute the attention of the first tokens in a timm Attention that is given x.
+
+    Args:
+        x: (B, tokens, dim).
+
+    Returns:
+        (B, heads, prefix tokens, tokens), float32.
+    """
     qkv = attn.qkv(x).float().unflatten(2, (3, attn.num_heads, -1))  # (B, tokens, 3, heads, d)
-    query = attn.q_norm(qkv[:, :prefix_tokens, 0].transpose(1, 2))  # (B, heads, prefix tokens, d)
+    query = attn.q_norm(qkv[:, :num_prefix_tokens, 0].transpose(1, 2))  # (B, heads, prefix, d)
     key = attn.k_norm(qkv[:, :, 1].transpose(1, 2))  # (B, heads, tokens, d)
     with torch.autocast(x.device.type, enabled=False):
         return (attn.scale * query @ key.transpose(2, 3)).softmax(dim=-1)
 
 
-def check_settings(label_dim, fstride, tstride, input_fdim, input_tdim,
-                   imagenet_pretrain, audioset_pretrain, model_size):
-    """Raise ValueError if the settings of an ASTModel are out of range or contradict each other."""
-    if model_size not in DEIT:
-        raise ValueError(f'model_size must be one of {", ".join(DEIT)}, got {model_size!r}')
-    for name, value in (('label_dim', label_dim), ('fstride', fstride), ('tstride', tstride)):
-        if value < 1:
-            raise ValueError(f'{name} must be at least 1, got {value}')
-    for name, value in (('input_fdim', input_fdim), ('input_tdim', input_tdim)):
-        if value < PATCH_SIZE:
-            raise ValueError(f'{name} must be at least {PATCH_SIZE}, the size of a patch, got {value}')
+def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
+                      audioset_pretrain: bool) -> None:
+    """Raise ValueError if there are no such pretrained weights for a model."""
     if audioset_pretrain and not imagenet_pretrain:
         raise ValueError('audioset_pretrain=True needs imagenet_pretrain=True: '
                          'the AudioSet checkpoint was itself trained from ImageNet weights')
-    if audioset_pretrain and model_size != 'base384':
-        raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the AudioSet checkpoint, '
-                         f'got {model_size}')
+    if audioset_pretrain and config.model_size != 'base384':
+        raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the '
+                         f'AudioSet checkpoint, got {config.model_size}')
 
 
-def build_transformer(model_size, grid, strides):
-    """The timm DeiT of model_size without its heads, for one channel, `grid` patches and overlapping strides.
+def drop_unused_heads(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take DeiT's two classifiers out of a state dict that is about to be loaded.
 
-    grid: (f, t) in patches; strides: (frequency, time) in mel bins and frames. Random weights.
+    This is a hook of load_state_dict: published checkpoints load strictly. The prefix stands before
+    the model's names in the state dict.
     """
-    # timm sizes the positional embedding for patches that do not overlap, so ask for an image of that many patches.
-    v = timm.create_model(DEIT[model_size], pretrained=False, num_classes=0, in_chans=1,
-                          img_size=(grid[0] * PATCH_SIZE, grid[1] * PATCH_SIZE))
-    v.patch_embed.proj.stride = strides
-    v.patch_embed.img_size = None  # several sizes of input have this grid: ASTModel looks
-    # As timm 0.4.5 and with it the published code. timm 1.x starts [CLS] at 1e-6: 12 points of accuracy less after the
-    # first epochs of a small model from scratch.
-    nn.init.trunc_normal_(v.cls_token, std=INIT_STD)
-    v.patch_drop = Patchout(v.num_prefix_tokens)  # where timm drops patches too
-    return v
+    own = model.state_dict()
+    for name in UNUSED_HEADS:
+        if name not in own:  # somebody may have given v a head
+            state.pop(prefix + name, None)
 
 
-def deit_grid(model_size):
-    """(f, t) patches of the DeiT that model_size names, on the images it was trained with."""
-    _, height, width = timm.get_pretrained_cfg(DEIT[model_size]).input_size
-    return height // PATCH_SIZE, width // PATCH_SIZE
+def import_pretrained() -> ModuleType:
+    """Import pretrained.py, which lies beside this file and needs the rest of its folder."""
+    try:
+        from . import pretrained
+    except ImportError as error:
+        if error.name not in (None, __package__, f'{__package__}.pretrained'):
+            raise
+        raise ImportError('pretrained weights need the files beside ast_models.py: take all of '
+                          'src/models along, or build with imagenet_pretrain=False and load a '
+                          'state dict') from error
+    return pretrained

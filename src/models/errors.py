@@ -2,4 +2,4 @@
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had, cannot be read, or do not fit; the message says what to do."""
+    """Weights that are not there, cannot be read, or do not fit; the message says what to do."""

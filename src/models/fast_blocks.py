@@ -1,11 +1,12 @@
-"""Faster passes through the blocks of a timm ViT, which ASTModel takes in its own forward pass.
+"""Faster passes through the blocks of a timm ViT, for ASTModel's own forward pass.
 
 They return what timm's own pass returns, up to rounding. They call the parts of a block instead of
-the block itself. That is done only if the block, and every part that is not called as timm calls
-it, is timm's own and unchanged: not replaced, wrapped, hooked, quantised or parametrised. Otherwise
-timm's own pass runs.
+the block itself. So they run only if the block and its parts are timm's own and unchanged: not
+replaced, wrapped, hooked, quantised or parametrised. Otherwise timm's own pass runs, and whoever
+hooks or replaces a module sees every token.
 """
 from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from timm.layers import DropPath, LayerNorm, Mlp
@@ -17,31 +18,34 @@ from torch.nn.modules import module as module_globals
 
 MIN_TOKENS_BY_HEAD = 200  # with fewer, PyTorch's fused attention is as fast
 # Modules that compute every token by itself, so that the last block may leave some out.
-TOKENWISE = (nn.Linear, nn.LayerNorm, LayerNorm, nn.GELU, nn.Dropout, nn.Identity, Mlp, DropPath, LayerScale)
+TOKENWISE = (nn.Linear, nn.LayerNorm, LayerNorm, nn.GELU, nn.Dropout, nn.Identity, Mlp, DropPath,
+             LayerScale)
 # What a call of these modules runs, to notice if somebody replaces it for a whole class.
-FORWARDS = {kind: kind.forward for kind in (*TOKENWISE, nn.Sequential, Attention, Block)}
+FORWARDS: dict[type, Any] = {
+    kind: kind.forward for kind in (*TOKENWISE, nn.Sequential, Attention, Block)}
 FORWARD_FEATURES = VisionTransformer.forward_features
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
 def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torch.Tensor:
-    """Return v.forward_features(x), or only its first tokens if the others need not be computed.
+    """Return v.forward_features(x), or only its first tokens if the others are not needed.
 
     Args:
         v: a timm ViT.
         x: its input, (B, channels, height, width).
-        wanted: how many of the first tokens the caller looks at.
+        wanted: how many of the first tokens the caller uses.
 
     Returns:
         (B, tokens, dim), with at least the wanted tokens.
     """
-    if not _is_own_pass(v):
+    if not has_own_pass(v):
         return v.forward_features(x)
 
     x = v.norm_pre(v.patch_drop(v._pos_embed(v.patch_embed(x))))  # (B, tokens, dim)
     blocks = [partial(run_block, block) for block in v.blocks]
-    if has_tokenwise_end(v):
-        blocks[-1] = partial(run_block_for_first_tokens, v.blocks[-1], wanted)
+    last = v.blocks[-1]
+    if has_tokenwise_end(last, v.norm):
+        blocks[-1] = partial(run_block_for_first_tokens, last, wanted)
     if v.grad_checkpointing:
         x = checkpoint_seq(blocks, x)
     else:
@@ -51,30 +55,33 @@ def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torc
 
 
 def is_plain(module: nn.Module, *types: type) -> bool:
-    """Tell whether a module is exactly of one of these types, without hooks and with its own forward."""
+    """Tell whether a module is exactly of one of these types, unhooked, with its own forward."""
     kind = type(module)
     return (kind in types and kind.forward is FORWARDS[kind] and 'forward' not in module.__dict__
             and not any(getattr(module, name) for name in HOOKS))
 
 
-def _is_own_pass(v):
-    """Tell whether v has timm's own forward_features and v.blocks is a plain sequence."""
-    is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # as profilers do
+def has_own_pass(v: VisionTransformer) -> bool:
+    """Tell whether v has timm's own forward_features, and v.blocks is a plain sequence."""
+    is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # by profilers
     is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in v.__dict__
     return is_timms and not is_watched and is_plain(v.blocks, nn.Sequential)
 
 
-def has_tokenwise_end(v: VisionTransformer) -> bool:
+def has_tokenwise_end(block: nn.Module, norm: nn.Module) -> TypeGuard[Block]:
     """Tell whether all of the last block, and the norm after it, is timm's own."""
-    block = v.blocks[-1]
-    return (is_plain(block, Block) and has_plain_attention(block.attn) and is_plain(v.norm, *TOKENWISE)
-            and all(is_plain(module, *TOKENWISE) for child in block.children() if child is not block.attn
-                    for module in child.modules())
-            and all(is_plain(module, *TOKENWISE) for module in block.attn.children()))
+    if not (is_plain(block, Block) and has_plain_attention(block.get_submodule('attn'))
+            and is_plain(norm, *TOKENWISE)):
+        return False
+
+    attn = block.get_submodule('attn')
+    others = [module for child in block.children() if child is not attn
+              for module in child.modules()]
+    return all(is_plain(module, *TOKENWISE) for module in (*others, *attn.children()))
 
 
-def has_plain_attention(attn: nn.Module) -> bool:
-    """Tell whether an attention module computes softmax(q k^T / sqrt(d)) v as timm does, and nothing else."""
+def has_plain_attention(attn: Any) -> bool:
+    """Tell whether a module computes softmax(q k^T / sqrt(d)) v as timm does, and nothing else."""
     additions = (getattr(attn, name, None) for name in ('q_norm', 'k_norm', 'norm', 'gate'))
     return (is_plain(attn, Attention) and attn.fused_attn
             and all(one is None or is_plain(one, nn.Identity) for one in additions))
@@ -83,40 +90,57 @@ def has_plain_attention(attn: nn.Module) -> bool:
 def run_block_for_first_tokens(block: Block, wanted: int, x: torch.Tensor) -> torch.Tensor:
     """Compute the first tokens of a block; of the others, only keys and values are needed.
 
+    As the last of twelve blocks, this saves 7 % of all work.
+
     Args:
         x: (B, tokens, dim).
 
     Returns:
-        (B, wanted, dim). 7 % of all work is saved if it is the last of twelve blocks.
+        (B, wanted, dim).
     """
-    attn = block.attn
-    queries, keys, values = split_heads(attn, attn.qkv(block.norm1(x)))  # (B, heads, tokens, d) each
+    attn: Any = block.attn
+    queries, keys, values = split_heads(attn, attn.qkv(block.norm1(x)))  # (B, heads, tokens, d)
     heads = F.scaled_dot_product_attention(queries[:, :, :wanted], keys, values,
                                            dropout_p=attn.attn_drop.p if attn.training else 0.0)
     return add_branches(block, x[:, :wanted], join_heads(attn, heads))
 
 
 def run_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Return block(x), x (B, tokens, dim); in bfloat16 on a CPU, compute attention a head at a time.
+    """Return block(x), x (B, tokens, dim); on a CPU in bfloat16, by attention head by head.
 
-    The scores of one head stay in the processor's cache, which is 2.5 times as fast as PyTorch's
-    fused kernel at 1214 tokens. This keeps nothing for a backward pass, so it runs only without
-    gradients; and as it loops over the batch, it does not run while somebody exports or compiles.
+    The scores of one head stay in the processor's cache. At 1214 tokens this is 2.5 times as fast
+    as PyTorch's fused kernel.
     """
-    in_bf16 = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
-    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if (is_traced or not in_bf16 or x.device.type != 'cpu' or torch.is_grad_enabled()
-            or x.shape[1] < MIN_TOKENS_BY_HEAD or not is_plain(block, Block) or not has_plain_attention(block.attn)
-            or block.attn.training and block.attn.attn_drop.p):
+    if not can_attend_by_head(block, x):
         return block(x)
 
-    attn = block.attn
-    queries, keys, values = (part.flatten(0, 1) for part in split_heads(attn, attn.qkv(block.norm1(x))))
+    attn: Any = block.attn
+    parts = split_heads(attn, attn.qkv(block.norm1(x)))  # (3, B, heads, tokens, d)
+    queries, keys, values = parts.flatten(1, 2)  # (B * heads, tokens, d) each
     with torch.autocast('cpu', enabled=False):
-        heads = [(attn.scale * query @ key.T).softmax(dim=-1) @ value  # (tokens, tokens) @ (tokens, d)
-                 for query, key, value in zip(queries, keys, values)]
-    heads = torch.stack(heads).unflatten(0, (len(x), attn.num_heads))  # (B, heads, tokens, d)
-    return add_branches(block, x, join_heads(attn, heads))
+        heads = [(attn.scale * query @ key.T).softmax(dim=-1) @ value  # (tokens, d)
+                 for query, key, value in zip(queries, keys, values, strict=True)]
+    joined = torch.stack(heads).unflatten(0, (len(x), attn.num_heads))  # (B, heads, tokens, d)
+    return add_branches(block, x, join_heads(attn, joined))
+
+
+def can_attend_by_head(block: nn.Module, x: torch.Tensor) -> TypeGuard[Block]:
+    """Tell whether attention head by head is possible and faster, for a block's input x.
+
+    It keeps nothing for a backward pass, so it is for passes without gradients. It loops over the
+    batch, so it is not for passes that somebody exports or compiles.
+    """
+    in_bf16 = (torch.is_autocast_enabled('cpu')
+               and torch.get_autocast_dtype('cpu') == torch.bfloat16)
+    is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if is_traced or not in_bf16 or x.device.type != 'cpu' or torch.is_grad_enabled():
+        return False
+    if x.shape[1] < MIN_TOKENS_BY_HEAD:
+        return False
+    if not is_plain(block, Block):
+        return False
+    attn: Any = block.attn
+    return has_plain_attention(attn) and not (attn.training and attn.attn_drop.p)
 
 
 def split_heads(attn: Attention, qkv: torch.Tensor) -> torch.Tensor:

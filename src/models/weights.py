@@ -1,4 +1,4 @@
-"""The published weights: which there are, where they come from, where they are looked for."""
+"""The published weights: their names and addresses, and how to find or download them."""
 import hashlib
 import os
 import re
@@ -10,8 +10,8 @@ import timm
 import torch
 
 from .descriptions import AUDIOSET_INPUT, SPEECHCOMMANDS_INPUT, Description, read_json
+from .downloads import DownloadError, HubFile, MissingDownloadError, Url, download
 from .errors import WeightsError
-from .files import DownloadError, HubFile, MissingDownloadError, Url, download
 from .state_dicts import INDEX_SUFFIX, read_file, read_state_dict, shard_files
 
 DROPBOX = 'https://www.dropbox.com'
@@ -20,17 +20,14 @@ REPOSITORY_FOLDER = Path(__file__).resolve().parents[2] / 'pretrained_models'
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A published file of weights: its name below the weights' folder, and where it comes from.
-
-    One that was never put on Hugging Face has no hub_id.
-    """
-    name: str
+    """A published file of weights, and where it comes from."""
+    name: str  # its path below the folder for weights
     url: str
-    hub_id: str | None
+    hub_id: str | None  # None if it was never put on Hugging Face
 
     @property
     def hub_name(self) -> str:
-        """Name of the Hugging Face form: another file format, so another suffix."""
+        """The name of the same weights from Hugging Face, which have another file format."""
         return str(Path(self.name).with_suffix('.safetensors'))
 
 
@@ -39,8 +36,8 @@ def _published(name, dropbox_id, hub_name=None):
                        hub_name and f'MIT/ast-finetuned-{hub_name}')
 
 
-# Every checkpoint that the authors published. The mAP (of Speech Commands the accuracy) is in the
-# name.
+# Every checkpoint that the authors published. A name holds both strides and the mAP, for Speech
+# Commands the accuracy.
 PUBLISHED = (
     _published('audioset_10_10_0.4593.pth', 'ca0b1v2nlxzyeb4', 'audioset-10-10-0.4593'),
     _published('ensemble/audioset_10_10_0.4495.pth', '1tv0hovue1bxupk', 'audioset-10-10-0.450'),
@@ -52,94 +49,108 @@ PUBLISHED = (
     _published('speechcommands_10_10_0.9812.pth', 'q0tbqpwv44pquwy', 'speech-commands-v2'),
     _published('audioset_bal_10_10_0.3499.pth', 'u5i5v0bej24l47p'),
 )
-AUDIOSET = PUBLISHED[0]  # what audioset_pretrain starts from: full AudioSet, averaged over epochs
-# The beginning of the name of a checkpoint says the dataset and both strides.
+AUDIOSET = PUBLISHED[0]  # audioset_pretrain starts from it: full AudioSet, averaged over epochs
+# How the name of a checkpoint begins: dataset, frequency stride, time stride.
 NAME = re.compile(r'(audioset|speechcommands)(?:_bal)?_([1-9]\d*)_([1-9]\d*)_')
 
-# The names that transformers gives its weights, the best first.
+# The names that transformers gives its weights. If several are there, the first counts.
 TRANSFORMERS_FILES = ('model.safetensors', f'model.safetensors{INDEX_SUFFIX}', 'pytorch_model.bin',
                       f'pytorch_model.bin{INDEX_SUFFIX}')
-SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors', '.json')  # of no model's id
+SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors', '.json')  # of files, not of hub ids
 
 
 def deit_file(deit_name: str) -> WeightsFile:
-    """Return the ImageNet weights of a timm DeiT, under the name that their authors gave them."""
+    """Return the ImageNet weights of a DeiT, given timm's name of the model."""
     config = timm.get_pretrained_cfg(deit_name)
+    assert config is not None and isinstance(config.url, str)
     return WeightsFile(config.url.rsplit('/', 1)[1], config.url, config.hf_hub_id)
 
 
 def weights_folders() -> list[Path]:
-    """Return the folders that are for weights: $TORCH_HOME if it is set, pretrained_models/.
+    """Return the folders for weights: $TORCH_HOME, if it is set, then pretrained_models/.
 
-    Downloads go to the first.
+    Downloads go to the first of them.
     """
     torch_home = os.environ.get('TORCH_HOME')
     return ([Path(torch_home).expanduser()] if torch_home else []) + [REPOSITORY_FOLDER]
 
 
 def searched_folders() -> list[Path]:
-    """Return the folders in which weights are looked for: those for weights and torch.hub's.
+    """Return the folders to search for weights: the folders for weights and those of torch.hub.
 
-    The published code had timm download DeiT by torch.hub, which stores below $TORCH_HOME.
+    The published code downloaded DeiT with torch.hub, which stores files below $TORCH_HOME.
     """
-    folders = [where for folder in weights_folders()
-               for where in (folder, folder / 'hub' / 'checkpoints')]
-    return list(dict.fromkeys([*folders, Path(torch.hub.get_dir()) / 'checkpoints']))
+    folders = []
+    for folder in weights_folders():
+        folders += [folder, folder / 'hub' / 'checkpoints']
+    folders.append(Path(torch.hub.get_dir()) / 'checkpoints')
+    return list(dict.fromkeys(folders))  # without repetitions
 
 
 def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub')) -> Path:
-    """Return the path of a file of weights; download it if it is in none of searched_folders().
+    """Return the path of a file of weights. Download it if it is in none of searched_folders().
 
     Args:
-        sources: where to download from, the best first: 'url', 'hub' (Hugging Face).
+        file: the weights, for example an entry of PUBLISHED.
+        sources: 'url' and 'hub' (Hugging Face), in the order in which to try them.
 
     Raises:
-        WeightsError: if the file is nowhere and cannot be downloaded. Says which file to get, from
-            where, and where to put it.
+        WeightsError: if the file is nowhere and cannot be downloaded. The message says which file
+            to get, from where, and where to put it.
     """
     names = (file.name, Path(file.name).name, file.hub_name, Path(file.hub_name).name)
     for folder in searched_folders():
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    here = weights_folders()[0]
-    places = {'url': Url(file.url, here / file.name)}
+    target = weights_folders()[0]
+    places: dict[str, Url | HubFile] = {'url': Url(file.url, target / file.name)}
     if file.hub_id:
-        places['hub'] = HubFile(file.hub_id, here / file.hub_name)
+        places['hub'] = HubFile(file.hub_id, target / file.hub_name)
     chosen = [places[source] for source in sources if source in places]
     if not chosen:
         raise WeightsError(f'{file.name} was never put on Hugging Face: get it from {file.url}')
     try:
-        return download(chosen, check=check_download)
-    except DownloadError as error:
-        hub = f'https://huggingface.co/{file.hub_id}/resolve/main/model.safetensors'
-        by_hub = f', or from {hub} and put it at {here / file.hub_name}' if file.hub_id else ''
-        raise WeightsError(
-            f'{file.name} is not in {" or ".join(map(str, weights_folders()))} and could not be '
-            f'downloaded:\n{error}\nGet it on a machine with network, either from {file.url} and '
-            f'put it at {here / file.name}{by_hub}.') from None
+        return download(chosen, check=read_state_dict)
+    except OSError as error:
+        raise WeightsError(_download_advice(file, target, error)) from None
+
+
+def _download_advice(file, target, error):
+    """Say which file could not be downloaded, why, and how to get it by hand."""
+    folders = ' or '.join(map(str, weights_folders()))
+    advice = (f'{file.name} is not in {folders} and could not be downloaded:\n{error}\n'
+              f'Get it on a machine with network, either from {file.url} and put it at '
+              f'{target / file.name}')
+    if file.hub_id:
+        hub_url = f'https://huggingface.co/{file.hub_id}/resolve/main/model.safetensors'
+        advice += f', or from {hub_url} and put it at {target / file.hub_name}'
+    return f'{advice}.'
 
 
 def published_file(name: str | Path) -> WeightsFile | None:
-    """Return the published checkpoint that a name means, with or without folder and suffix."""
+    """Return the published checkpoint of a name, which may lack the folder and the suffix."""
     stem = Path(name).name.removesuffix('.pth').removesuffix('.safetensors')
     return next((file for file in PUBLISHED if Path(file.name).stem == stem), None)
 
 
 def published_on_hub(folder: Path) -> WeightsFile | None:
-    """Return the published checkpoint that a folder of transformers holds, by the folder's name.
+    """Return the published checkpoint in a folder of transformers, by the folder's name.
 
-    Knows the names that it gets here, from git and huggingface-cli, and in the hub's cache.
+    It knows the names that the folder gets from this code (MIT--NAME), from git and
+    huggingface-cli (NAME), and in the cache of huggingface_hub (models--MIT--NAME/snapshots/...).
     """
     parts = folder.absolute().parts
     names = {parts[-1].removeprefix('MIT--')}
     names |= {part.removeprefix('models--MIT--') for part in parts if part.startswith('models--')}
-    return next((file for file in PUBLISHED
-                 if file.hub_id and file.hub_id.removeprefix('MIT/') in names), None)
+    for file in PUBLISHED:
+        if file.hub_id and file.hub_id.removeprefix('MIT/') in names:
+            return file
+    return None
 
 
 def describe_name(name: str) -> Description:
-    """Return what the name of a checkpoint says: dataset and strides; {} if it says nothing."""
+    """Return the dataset and the strides that the name of a checkpoint says, or {}."""
     match = NAME.match(name)
     if not match:
         return {}
@@ -147,21 +158,24 @@ def describe_name(name: str) -> Description:
 
 
 def describe_dataset(dataset: str | None) -> Description:
-    """Return the input that the published models of a dataset take; AudioSet's by default."""
+    """Return the input size and the statistics of a dataset's published models.
+
+    Any dataset but Speech Commands has those of AudioSet.
+    """
     return dict(SPEECHCOMMANDS_INPUT if dataset == 'speechcommands' else AUDIOSET_INPUT)
 
 
 def describe_published(file: WeightsFile) -> Description:
-    """Return all that is known of a published checkpoint; each was trained with BCE."""
+    """Describe a published checkpoint. All of them were trained with BCE."""
     named = describe_name(Path(file.name).name)
     return {**describe_dataset(named['dataset']), **named, 'loss': 'BCE'}
 
 
 def locate(source: str | Path) -> Path:
-    """Return the file of a checkpoint; download it if need be.
+    """Return the path of a checkpoint. Download it if necessary.
 
     Args:
-        source: a path; a folder of `transformers`; the name of a published checkpoint
+        source: a file; a folder of `transformers`; the name of a published checkpoint
             (audioset_10_10_0.4593.pth); or the id of a model on Hugging Face
             (MIT/ast-finetuned-audioset-10-10-0.4593).
 
@@ -190,17 +204,18 @@ def locate(source: str | Path) -> Path:
 
 
 def find_transformers(folder: Path) -> Path | None:
-    """Return the weights in a folder of transformers, or the index of their parts."""
-    return next((folder / name for name in TRANSFORMERS_FILES if (folder / name).is_file()), None)
+    """Return the file of weights in a folder of transformers, or the index of their parts."""
+    paths = (folder / name for name in TRANSFORMERS_FILES)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def find_or_download_hub(hub_id: str) -> Path:
-    """Return the path of the weights of a model on Hugging Face, its description beside them.
+    """Return the path of the weights of a model on Hugging Face, with its description beside them.
 
-    They are looked for in weights_folders(), and downloaded to the first.
+    If they are in none of weights_folders(), download them to the first.
 
     Raises:
-        WeightsError: if they are in none and cannot be downloaded.
+        WeightsError: if they cannot be downloaded. The message says what to get, and from where.
     """
     folders = [folder / hub_id.replace('/', '--') for folder in weights_folders()]
     for folder in folders:
@@ -209,69 +224,47 @@ def find_or_download_hub(hub_id: str) -> Path:
     folder = folders[0]
     try:
         return _download_hub(hub_id, folder)
-    except DownloadError as error:
+    except OSError as error:
         raise WeightsError(f'{hub_id} could not be downloaded:\n{error}\nGet config.json, '
                            f'preprocessor_config.json and model.safetensors from '
                            f'https://huggingface.co/{hub_id} and put them into {folder}.') from None
 
 
 def _is_whole(path):
-    """Tell whether weights are there with all their parts."""
-    return not path.name.endswith(INDEX_SUFFIX) or all(
-        (path.parent / file).is_file() for file in shard_files(path))
+    """Return whether weights are there with all their parts."""
+    if not path.name.endswith(INDEX_SUFFIX):
+        return True
+    return all((path.parent / file).is_file() for file in shard_files(path))
 
 
 def _download_hub(hub_id, folder):
-    """Download a model of the hub into a folder, whichever form of weights it has.
+    """Download a model of Hugging Face into a folder, in the first form of weights that it has.
 
-    The weights come last: a folder that has them has what belongs to them.
+    The weights come last: if they are there, everything that belongs to them is there.
     """
     def fetch(name: str, check: Callable) -> Path:
         return download([HubFile(hub_id, folder / name, name)], check)
 
-    fetch('config.json', check_json)
+    fetch('config.json', read_json)
     try:
-        fetch('preprocessor_config.json', check_json)
+        fetch('preprocessor_config.json', read_json)
     except MissingDownloadError:
-        pass  # load_model says what it assumes instead
+        pass  # load_model then says which statistics it assumes
     for name in TRANSFORMERS_FILES:
         is_index = name.endswith(INDEX_SUFFIX)
         try:
-            path = fetch(name, check_index if is_index else check_download)
+            path = fetch(name, shard_files if is_index else read_state_dict)
         except MissingDownloadError as error:
             problem = error
             continue
-        for file in shard_files(path) if is_index else ():
-            fetch(file, check_shard)
+        for part in shard_files(path) if is_index else ():
+            fetch(part, read_file)
         return path
     raise DownloadError(f'  there are no weights in it: {str(problem).strip()}')
 
 
-def check_json(path: str | Path, _) -> None:
-    """Raise WeightsError if a fresh download is no JSON object."""
-    read_json(Path(path))
-
-
-def check_index(path: str | Path, _) -> None:
-    """Raise WeightsError if a fresh download is no index of sharded weights."""
-    shard_files(Path(path))
-
-
-def check_shard(path: str | Path, _) -> None:
-    """Raise WeightsError if a fresh download is no readable part of sharded weights."""
-    read_file(Path(path))
-
-
-def check_download(path: str | Path, source: Url | HubFile) -> None:
-    """Raise WeightsError if a fresh download is no state dict, or not the one that was named."""
-    digest = re.search(r'-([0-9a-f]{8,})\.pth', str(source))
-    if digest and not sha256(path).startswith(digest[1]):
-        raise WeightsError(f'the sha256 of the download does not start with {digest[1]}')
-    read_state_dict(path)
-
-
 def sha256(path: str | Path) -> str:
-    """Return the hexadecimal sha256 of a file; of sharded weights, of their parts together."""
+    """Return the hexadecimal sha256 of a file; for the index of sharded weights, of all parts."""
     path = Path(path)
     if path.name.endswith(INDEX_SUFFIX):
         parts = [sha256(path.parent / file) for file in shard_files(path)]

@@ -1,7 +1,13 @@
-"""Summarise the folds of a cross-validation: the best epoch of their mean and the last, by class, confusion matrix."""
+"""Summarise a cross-validation: the best epoch of the folds' mean and the last, by class."""
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
-from reports.pages import finished_folds, fold_page
+from reports.experiments import finished_folds, read_further_metrics
+from reports.pages import fold_page
 from training.results import (
     best_of,
     read_rows,
@@ -15,39 +21,15 @@ from utilities.stats import is_single_label
 from utilities.texts import read_json, write_text
 
 
-def read_predictions(folds, epoch):
-    """Predictions at an epoch and labels of every clip of the folds' evaluation sets, both (clips, classes)."""
-    return (np.concatenate([np.load(fold / 'predictions' / f'predictions_{epoch}.npy') for fold in folds]),
-            np.concatenate([np.load(fold / 'predictions' / 'target.npy') for fold in folds]))
+def summarise_folds(exp_dir: Path) -> list[str]:
+    """Write tables, pictures and report.html of the folds in exp_dir.
 
+    Returns:
+        Lines to print.
 
-def read_results(folds):
-    """The tables of the folds' epochs, (folds, epochs, columns). Raises DataError if one has fewer epochs."""
-    rows = [read_rows(fold / 'result.csv') for fold in folds]
-    for fold, own in zip(folds, rows):
-        if len(own) < max(map(len, rows)):
-            raise DataError(f'{fold / "result.csv"} has {len(own)} epochs, but that of another fold has '
-                            f'{max(map(len, rows))}: train that fold again with --resume none')
-    return np.stack(rows)
-
-
-def read_names(fold):
-    """The names of the classes. Raises DataError."""
-    path = fold / 'models' / 'best_audio_model.json'
-    try:
-        return read_json(path)['labels']['names']
-    except (KeyError, TypeError):
-        raise DataError(f'cannot read {path}: it does not name the classes') from None
-
-
-def describe(folds, scores, metric, title):
-    """A line with the folds' scores, their mean and standard deviation."""
-    each = ', '.join(f'{fold.name} {score:.4f}' for fold, score in zip(folds, scores))
-    return f'{title}: mean {metric} {scores.mean():.4f}, standard deviation {scores.std():.4f} ({each})'
-
-
-def summarise_folds(exp_dir):
-    """Write three CSVs, curves and, for single labels, confusion and accuracy by class; return lines to print."""
+    Raises:
+        DataError: there is no finished fold, or the folds do not belong together.
+    """
     folds, settings = finished_folds(exp_dir)
     metric = settings['metrics']
     rows = read_results(folds)
@@ -56,15 +38,76 @@ def summarise_folds(exp_dir):
     write_rows(exp_dir / 'result.csv', mean)
     write_rows(exp_dir / 'best_result.csv', mean[best])
     write_rows(exp_dir / 'acc_fold.csv', np.append(rows[:, best, 0], mean[best, 0]))
-    columns = dict(zip(result_columns(metric), mean.T))
-    from utilities.plots import plot_curves  # matplotlib
-    title = f'{settings["dataset"]}, mean of {len(folds)} folds'
-    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
-    lines = [describe(folds, rows[:, best, 0], metric, f'epoch {best + 1}, the best of the mean'),
-             describe(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
+    write_mean_metrics(exp_dir, folds)
+    draw_curves(exp_dir, mean, metric, f'{settings["dataset"]}, mean of {len(folds)} folds')
+    lines = [scores_line(folds, rows[:, best, 0], metric,
+                         f'epoch {best + 1}, the best of the mean'),
+             scores_line(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
     predictions, targets = read_predictions(folds, best + 1)
     if is_single_label(targets):
         lines.append(write_confusion(exp_dir, read_names(folds[0]), predictions, targets))
     with warn_only('report.html'):
         write_text(exp_dir / 'report.html', fold_page(exp_dir, folds))
     return lines
+
+
+def read_results(folds: Sequence[Path]) -> np.ndarray:
+    """Return result.csv of all folds, (folds, epochs, columns).
+
+    Raises:
+        DataError: a fold has fewer epochs than another.
+    """
+    rows = [read_rows(fold / 'result.csv') for fold in folds]
+    most = max(map(len, rows))
+    for fold, its_rows in zip(folds, rows):
+        if len(its_rows) < most:
+            raise DataError(f'{fold / "result.csv"} has {len(its_rows)} epochs, but that of '
+                            f'another fold has {most}: train that fold again with --resume none')
+    return np.stack(rows)
+
+
+def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
+    """Write metrics.csv, the mean of that of the folds, if they all have the same metrics."""
+    metrics = [read_further_metrics(fold) for fold in folds]
+    names = list(metrics[0])
+    if not names or any(list(one) != names for one in metrics):
+        return
+    tables = [list(zip(*one.values())) for one in metrics]  # (folds, epochs, metrics)
+    epochs = min(map(len, tables))
+    mean = np.mean([table[:epochs] for table in tables], axis=0)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(names)
+    writer.writerows([f'{value:.10g}' for value in row] for row in mean)
+    write_text(exp_dir / 'metrics.csv', text.getvalue())
+
+
+def draw_curves(exp_dir: Path, rows: np.ndarray, metric: str, title: str) -> None:
+    """Write curves.png of rows of result.csv, (epochs, columns)."""
+    from utilities.plots import plot_curves  # here, since matplotlib is slow to import
+    columns = dict(zip(result_columns(metric), rows.T))
+    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
+
+
+def scores_line(folds: Sequence[Path], scores: np.ndarray, metric: str, title: str) -> str:
+    """Return a line with the folds' scores (folds,), their mean and standard deviation."""
+    each = ', '.join(f'{fold.name} {score:.4f}' for fold, score in zip(folds, scores))
+    return (f'{title}: mean {metric} {scores.mean():.4f}, standard deviation {scores.std():.4f} '
+            f'({each})')
+
+
+def read_predictions(folds: Sequence[Path], epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return predictions of an epoch and labels of the clips of all folds, (clips, classes)."""
+    def read(name):
+        return np.concatenate([np.load(fold / 'predictions' / name) for fold in folds])
+
+    return read(f'predictions_{epoch}.npy'), read('target.npy')
+
+
+def read_names(fold: Path) -> list[str]:
+    """Return the names of the classes. Raises DataError."""
+    path = fold / 'models' / 'best_audio_model.json'
+    try:
+        return read_json(path)['labels']['names']
+    except (KeyError, TypeError):
+        raise DataError(f'cannot read {path}: it does not name the classes') from None

@@ -1,19 +1,25 @@
-"""A page of tables and sections as HTML that needs nothing else: no network, no script, no font."""
+"""Write a page of tables and sections as HTML that needs nothing else: no network, no script."""
 import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from html import escape
 from string import Template
+from typing import Any
 
 PAGE = Template('''<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>$title</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>$title</title>
 <style>
 :root { color-scheme: light; --line: #d7dce1; --soft: #5b6670; --blue: 0, 114, 178 }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff; max-width: 62rem; margin: 2.5rem auto;
-  padding: 0 1.5rem }
-h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem } h3 { font-size: 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff; max-width: 62rem;
+  margin: 2.5rem auto; padding: 0 1.5rem }
+h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem }
+h3 { font-size: 1rem }
 p { margin: .5rem 0 } .soft { color: var(--soft) } img { width: 100% } a { color: rgb(var(--blue)) }
 .wide { overflow-x: auto } .beside { display: flex; flex-wrap: wrap; gap: 0 3rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; line-height: 1.35 }
-th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem;
+  line-height: 1.35 }
+th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top;
+  overflow-wrap: anywhere }
 td { border-top: 1px solid var(--line); min-width: 6rem }
 th { font-weight: 600; vertical-align: bottom; overflow-wrap: normal }
 .n { text-align: right; padding: .25rem .9rem .25rem .3rem; white-space: nowrap; min-width: 0 }
@@ -21,9 +27,12 @@ tr.marked td { font-weight: 700; background: #eef5fa }
 table.matrix { line-height: 1 }
 .matrix td { border: 1px solid #eceff1; text-align: center; padding: 0; min-width: 1.6em;
   height: 1.8em; vertical-align: middle; overflow-wrap: normal; print-color-adjust: exact }
-.matrix th { font-weight: 400; text-align: right; padding: 0 .4rem; white-space: nowrap; vertical-align: middle }
-.matrix tr:first-child th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; padding: .4em 0 }
-.settings { columns: 2; column-gap: 3rem } .settings table { width: 100% } .settings .wide { overflow: visible }
+.matrix th { font-weight: 400; text-align: right; padding: 0 .4rem; white-space: nowrap;
+  vertical-align: middle }
+.matrix tr:first-child th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
+  padding: .4em 0 }
+.settings { columns: 2; column-gap: 3rem } .settings table { width: 100% }
+.settings .wide { overflow: visible }
 @media print {
   body { max-width: none; margin: 0; font-size: 11px } .wide { overflow: visible }
   h2, h3 { break-after: avoid } tr { break-inside: avoid } }
@@ -39,8 +48,8 @@ class Html(str):
     """Text that is HTML already."""
 
 
-def markup(value):
-    """A value as HTML: texts escaped, numbers to four decimals, nothing known as a dash."""
+def as_html(value: Any) -> str:
+    """Return a value as HTML: texts escaped, numbers to four decimals, None and NaN as a dash."""
     if isinstance(value, Html):
         return value
     if value is None or isinstance(value, float) and math.isnan(value):
@@ -50,26 +59,42 @@ def markup(value):
     return escape(str(value))
 
 
-def table(columns, rows, marked=()):
-    """An HTML table of rows of texts and numbers, numbers to the right; marked: the rows to print in bold."""
-    right = [' class="n"' if any(isinstance(row[i], (int, float)) for row in rows) else '' for i in range(len(columns))]
+def table(columns: Sequence[str], rows: Sequence[Sequence], marked: Collection[int] = ()) -> str:
+    """Return a table as HTML. Columns of numbers are aligned to the right.
 
-    def line(tag, values):
-        return ''.join(f'<{tag}{css}>{markup(value)}</{tag}>' for css, value in zip(right, values))
-    body = ''.join(f'<tr{" class=marked" * (i in marked)}>{line("td", row)}</tr>\n' for i, row in enumerate(rows))
-    head = f'<tr>{line("th", columns)}</tr>\n' if any(columns) else ''
+    Args:
+        columns: their names.
+        rows: texts and numbers.
+        marked: indices of the rows to print in bold.
+    """
+    has_numbers = [any(isinstance(row[i], (int, float)) for row in rows)
+                   for i in range(len(columns))]
+    css = [' class="n"' if numbers else '' for numbers in has_numbers]
+
+    def cells(tag, values):
+        return ''.join(f'<{tag}{its_css}>{as_html(value)}</{tag}>'
+                       for its_css, value in zip(css, values))
+
+    head = f'<tr>{cells("th", columns)}</tr>\n' if any(columns) else ''
+    body = ''.join(f'<tr{" class=marked" if i in marked else ""}>{cells("td", row)}</tr>\n'
+                   for i, row in enumerate(rows))
     return f'<div class="wide"><table>\n{head}{body}</table></div>\n'
 
 
-def section(title, make, *args):
-    """A heading and what make(*args) returns, or why there is nothing: what is missing must not take the rest away."""
+def section(title: str, make: Callable[..., str], *args: Any) -> str:
+    """Return a heading and what make(*args) returns.
+
+    If that fails, the section says why: what is missing must not take away the rest of the page.
+    """
     try:
         body = make(*args)
     except (AttributeError, IndexError, KeyError, OSError, TypeError, ValueError) as error:
-        body = f'<p class="soft">Not known: {escape(f"{type(error).__name__}: {error}")}</p>\n'
+        reason = escape(f'{type(error).__name__}: {error}')
+        body = f'<p class="soft">Not known: {reason}</p>\n'
     return f'<h2>{escape(title)}</h2>\n{body}'
 
 
-def page(title, lead, sections, time):
-    """The whole page; title, lead and time are texts, sections HTML."""
-    return PAGE.substitute(title=escape(title), lead=escape(lead), sections='\n'.join(sections), time=time)
+def page(title: str, lead: str, sections: Iterable[str], time: str) -> str:
+    """Return the whole page. title, lead and time are texts, sections are HTML."""
+    return PAGE.substitute(title=escape(title), lead=escape(lead), sections='\n'.join(sections),
+                           time=time)

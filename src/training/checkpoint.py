@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from models.files import atomic_write
+from models.atomic import atomic_write
 from models.state_dicts import load_tensors, reason_of
 from training.devices import out_of_memory
 from training.processes import main_process_only, on_main, rank

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from training import gpus
-from utilities.cgroups import memory_limit
 from utilities.cli import exit_on
 
 # The words of PyTorch's allocator and CUDA, and of cuBLAS and cuDNN, for a lack of memory.
@@ -113,15 +112,11 @@ def out_of_memory(error: BaseException) -> str | None:
 
 
 def memory_bytes() -> float:
-    """Return how much memory this process may use: the machine's, or less in a container.
-
-    Returns math.inf if the system does not say.
-    """
+    """Return how much memory this machine has; math.inf if the system does not say."""
     try:
-        machine = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     except (AttributeError, OSError, ValueError):
-        machine = math.inf
-    return min(machine, memory_limit())
+        return math.inf
 
 
 if __name__ == '__main__':  # as the recipes start it, before they prepare data

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from models.files import LockedError, hold_lock
+from models.locks import LockedError, hold_lock
 from training.environment import record_start
 from training.options import FREE_OPTIONS, STRUCTURE, make_parser
 from utilities.errors import DataError, warn_only
-from utilities.folders import making
+from utilities.folders import output_folders
 from utilities.texts import read_json, write_json
 
 # What a training leaves in its folder, for --resume none to remove.
@@ -45,9 +45,9 @@ class ExperimentFolder:
         Raises:
             DataError: if another process runs in it, or it cannot be written to.
         """
-        with making(self.path), contextlib.ExitStack() as held:
+        with output_folders(self.path), contextlib.ExitStack() as held:
             try:
-                held.enter_context(hold_lock(self.path / 'lock', wait=False, keep=lambda: False))
+                held.enter_context(hold_lock(self.path / 'lock', wait=False))
             except LockedError:
                 raise DataError(f'another process runs in {self.path}: wait for it, or choose '
                                 f'another --exp_dir') from None

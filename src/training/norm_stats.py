@@ -5,36 +5,49 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dataloader import SampleKey
-from training.batches import count_workers
+from audio.fbank import fbank
+from dataloader import AudiosetDataset, SampleKey
+from training.loaders import count_workers
 from utilities.errors import DataError
-from utilities.parallel import one_thread, worker_context
+from utilities.parallel import one_thread
+from utilities.workers import worker_context
+
+BATCH = 32  # recordings
 
 
 class FbankSums(Dataset):
-    """For each recording of an AudiosetDataset: how many values its real frames hold, their sum and sum of squares."""
+    """What statistics need to know of each recording of an AudiosetDataset.
 
-    def __init__(self, dataset):
+    An item is the number of values in its fbank, their sum and the sum of their squares, as (3,)
+    float64. Only real frames count, without padding and masks, and at most target_length of them.
+    If the dataset mixes recordings, the mix counts.
+    """
+
+    def __init__(self, dataset: AudiosetDataset):
         self.dataset = dataset
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index):
-        """Returns (3,) float64: no padding, no masks, at most target_length frames; mixed if the dataset mixes."""
-        augmentation = self.dataset.augmentation(SampleKey(index, seed=0, epoch=0, position=index))
-        with one_thread():
-            fbank = self.dataset.fbank(index, augmentation)[:self.dataset.conf.target_length].double()
-            return torch.stack([torch.tensor(fbank.numel(), dtype=torch.float64), fbank.sum(), fbank.square().sum()])
+    def __getitem__(self, index: int) -> torch.Tensor:
+        conf = self.dataset.conf
+        key = SampleKey(index, seed=0, epoch=0, position=index)
+        with one_thread():  # as in a worker: a sum over several threads rounds differently
+            waveform = self.dataset.load_waveform(index, self.dataset.draw_augmentation(key))
+            values = fbank(waveform, conf.num_mel_bins)[:conf.target_length].double()
+            count = torch.tensor(values.numel(), dtype=torch.float64)
+            return torch.stack([count, values.sum(), values.square().sum()])
 
 
-def norm_stats(dataset, num_workers=-1):
-    """Mean and standard deviation over all real frames and mel bins of an AudiosetDataset, exact up to rounding.
+def norm_stats(dataset: AudiosetDataset, num_workers: int = -1) -> tuple[float, float]:
+    """Compute mean and standard deviation of all real frames and mel bins of a dataset.
 
-    Raises DataError if no recording holds a whole frame, and AudioError for a missing or broken one.
+    Raises:
+        DataError: No recording holds a whole frame.
+        AudioError: A recording is missing or cannot be read.
     """
     workers = count_workers(num_workers)
-    loader = DataLoader(FbankSums(dataset), batch_size=32, num_workers=workers,
+    loader = DataLoader(FbankSums(dataset), batch_size=BATCH, num_workers=workers,
                         multiprocessing_context=worker_context() if workers else None)
     totals = torch.zeros(3, dtype=torch.float64)
     for sums in tqdm(loader, desc='fbank statistics', unit='batch', disable=None):

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from models.ast_models import check_settings, patch_grid
+from models.ast_models import ModelConfig, check_pretraining, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.processes import Place, own_device
 from utilities.errors import DataError
-from utilities.labels import WEIGHT_RULE, read_labels, weight_file
+from utilities.labels import read_labels
+from utilities.weight_files import WEIGHT_RULE, weight_file
 
 # The largest number of patches: the time of attention grows with its square. 128 bins x 1024
 # frames have 114,017 patches at strides of 1.
@@ -20,9 +21,9 @@ GB = 10 ** 9  # bytes
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, place: Place) -> None:
     """End the program with a sentence if options contradict each other or the machine."""
     try:
-        check_settings(args.n_class, args.fstride, args.tstride, args.num_mel_bins,
-                       args.audio_length, args.imagenet_pretrain, args.audioset_pretrain,
-                       args.model_size)
+        config = ModelConfig(args.model_size, args.n_class, args.fstride, args.tstride,
+                             args.num_mel_bins, args.audio_length)
+        check_pretraining(config, args.imagenet_pretrain, args.audioset_pretrain)
         device = own_device(place, choose_device(args.device))
     except ValueError as error:
         parser.error(str(error))
@@ -39,7 +40,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, pla
         parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
                      f'--audio_length')
     check_sizes(parser, args, place)
-    rows, columns = patch_grid(args.fstride, args.tstride, args.num_mel_bins, args.audio_length)
+    rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
                      f'{columns} columns')

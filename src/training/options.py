@@ -5,17 +5,15 @@ is imported, and a recipe can check a command line before there is an environmen
 from 3.8 on (egs/recipe_options.py). What needs torch or the files, option_checks.py checks.
 """
 from utilities.cli import (
-    MAX_BATCH,
-    MAX_FRAMES,
-    MAX_MEL_BINS,
-    MAX_MINUTES,
-    MAX_SEED,
     OptionParser,
     add_num_workers,
     boolean,
     fbank_mean,
     fbank_std,
+    frames,
+    mel_bins,
     number,
+    seed,
     whole,
 )
 
@@ -69,9 +67,8 @@ def add_data_options(group):
     add('--n_class', type=whole(1), default=527, help='number of classes, as in the label file')
     add('--dataset', default='audioset',
         help='name of the dataset, for messages, plots and the description of models')
-    add('--num_mel_bins', type=whole(16, MAX_MEL_BINS), default=128, help='mel bins of the fbank')
-    add('--audio_length', type=whole(16, MAX_FRAMES), default=1024,
-        help='frames of 10 ms of the input')
+    add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
+    add('--audio_length', type=frames, default=1024, help='frames of 10 ms of the input')
     add('--dataset_mean', type=fbank_mean, default=AUDIOSET_MEAN, help='mean of the fbank')
     add('--dataset_std', type=fbank_std, default=AUDIOSET_STD,
         help='standard deviation of the fbank')
@@ -113,8 +110,7 @@ def add_training_options(group):
     """Add the steps, their size, and what counts as good."""
     add = group.add_argument
     add('--n_epochs', type=whole(1), default=1, help='epochs to train')
-    add('-b', '--batch_size', type=whole(1, MAX_BATCH), default=12,
-        help='samples in a training batch')
+    add('-b', '--batch_size', type=whole(1), default=12, help='samples in a training batch')
     add('--loss', choices=LOSSES, default='BCE', help='loss function')
     add('--metrics', choices=['acc', 'mAP'], default='mAP', help='main metric')
     add('--optim', choices=['adam', 'sgd'], default='adam', help='optimizer')
@@ -134,8 +130,7 @@ def add_training_options(group):
         help='average the weights of several epochs at the end')
     add('--wa_start', type=whole(1), default=1, help='first epoch of the average')
     add('--wa_end', type=whole(1), default=5, help='last epoch of the average')
-    add('--seed', type=whole(0, MAX_SEED), default=0,
-        help='fixes the run: weights, order and augmentation')
+    add('--seed', type=seed, default=0, help='fixes the run: weights, order and augmentation')
 
 
 def add_machine_options(group):
@@ -152,7 +147,7 @@ def add_machine_options(group):
         help='pieces in which a batch goes through the model, to save memory')
     add('--grad_checkpointing', type=boolean, default=False,
         help='recompute activations, to save memory')
-    add('--timeout_minutes', type=number(above=0, maximum=MAX_MINUTES), default=30,
+    add('--timeout_minutes', type=number(above=0), default=30,
         help='how long one of several processes waits for the others before the run ends')
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from models.atomic import atomic_write
 
-from models.files import atomic_write
 from training.checkpoint import CheckpointError
 from training.errors import TrainingError
 from training.evaluation import Evaluation
@@ -18,13 +18,7 @@ from training.losses import NOT_FINITE_ADVICE
 from training.processes import is_main, main_process_only
 from utilities.errors import DataError, error_reason
 from utilities.labels import read_numbers
-from utilities.stats import (
-    calculate_stats,
-    classes_of,
-    further_metrics,
-    is_single_label,
-    summarise,
-)
+from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label, summarise
 from utilities.texts import write_text
 
 if TYPE_CHECKING:

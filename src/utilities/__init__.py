@@ -1,4 +1,4 @@
-"""Small tools that the training and the recipes share, one subject a file.
+"""Small tools that the training and the recipes share, one subject per file.
 
 `from utilities import *` gives the two names that scripts take from the published code.
 """
@@ -7,8 +7,8 @@ import importlib
 __all__ = ['calculate_stats', 'd_prime']
 
 
-def __getattr__(name):
-    # Only for who asks: the metrics load scipy and scikit-learn.
+def __getattr__(name: str) -> object:
+    # Imported only if somebody asks for them: the metrics load scipy.
     if name in __all__:
         return getattr(importlib.import_module('.stats', __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

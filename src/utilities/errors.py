@@ -7,11 +7,14 @@ logger = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
-    """A label file, datafile or setting of the data that cannot be used; the message names the file and the entry."""
+    """A label file, datafile or setting of the data that cannot be used.
+
+    The message names the file and the entry.
+    """
 
 
-def error_reason(error):
-    """What went wrong with a file that a message names already, on one line."""
+def error_reason(error: BaseException) -> str:
+    """Return on one line what went wrong with a file, for a message that names the file itself."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     if isinstance(error, KeyError):

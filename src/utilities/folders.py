@@ -1,21 +1,26 @@
-"""Folders: made for what is about to be written, removed again where nothing came of it, and walked for their files."""
+"""Folders: made for what a program writes, and walked for their files."""
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from utilities.errors import DataError
 
 
 @contextlib.contextmanager
-def making(*folders):
-    """Make folders, and those above them; in the end, those of them in which nothing came to be are removed again.
+def output_folders(*folders: str | Path) -> Iterator[None]:
+    """Make folders and the folders above them; at the end, remove those that stayed empty.
 
-    Raises DataError that names the first one that cannot be made.
+    Only folders that were made here are removed.
+
+    Raises:
+        DataError: if one cannot be made; names it.
     """
-    made = []
+    made: list[Path] = []
     try:
         for folder in map(Path, folders):
-            made += [one for one in (folder, *folder.parents) if not os.path.lexists(one) and one not in made]
+            new = (one for one in (folder, *folder.parents) if not os.path.lexists(one))
+            made += [one for one in new if one not in made]
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -23,27 +28,32 @@ def making(*folders):
         yield
     finally:
         for folder in sorted(made, key=lambda one: len(one.parts), reverse=True):
-            with contextlib.suppress(OSError):
-                folder.rmdir()  # where it is empty
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
-def files_below(folder):
-    """Yield the paths, as text, of all files in a folder and in those in it; hidden ones are left out.
+def files_below(folder: str | Path) -> Iterator[str]:
+    """Yield the paths of all files in a folder and in the folders in it.
 
-    Links are followed, and each folder is walked once. Raises DataError if one cannot be read.
+    Hidden files and folders are left out. Links are followed, and each folder is walked once.
+
+    Raises:
+        DataError: if a folder cannot be read.
     """
     seen = set()
-    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else _visible(folders)
-        if real not in seen:  # no link to where the walk has been
-            yield from (os.path.join(parent, name) for name in _visible(files))
+        if real in seen:  # a link leads back to it
+            folders.clear()
+            continue
         seen.add(real)
+        folders[:] = _visible(folders)
+        yield from (os.path.join(parent, name) for name in _visible(files))
 
 
 def _visible(names):
     return [name for name in names if not name.startswith('.')]
 
 
-def _refuse(error):
+def _raise_unreadable(error):
     raise DataError(f'cannot read the folder {error.filename}: {error.strerror}')

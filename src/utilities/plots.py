@@ -1,56 +1,74 @@
-"""Pictures: an experiment's curves over the epochs, confusion matrices, what was heard in a recording and when."""
+"""Draw curves over the epochs, confusion matrices, and what was heard in a recording and when."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torchaudio.compliance.kaldi import mel_scale_scalar
 
 from audio.fbank import FRAME_SHIFT_MS
-from models.ast_models import PATCH_SIZE
+from models.ast_models import PATCH_SIZE, ModelConfig
 from utilities.fonts import drawable_names, font_families, missing_characters
-from utilities.times import clock
+from utilities.formatting import clock
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 MEL_RANGE_HZ = (20, 8000)  # of Kaldi's mel bins at 16 kHz
 MEL_TICKS_KHZ = (0.25, 0.5, 1, 2, 4, 8)
-DB_A_NEPER = 10 / np.log(10)  # the fbank is the natural logarithm of a power
+DB_PER_NEPER = 10 / np.log(10)  # the fbank is the natural logarithm of a power
 DYNAMIC_RANGE_DB = 70  # below the loudest; what is softer has one colour
-TAG_ROWS, MIN_TAG_SCORE = 10, 0.01  # how many classes are drawn at most, and what all but the first must reach
+TAG_ROWS = 10  # classes that are drawn at most
+MIN_TAG_SCORE = 0.01  # what a class must reach to be drawn; the strongest is always drawn
 CELLS_WITH_NUMBERS = 12  # windows up to which their scores fit in as text
-TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)  # seconds from tick to tick
+# Seconds from tick to tick.
+TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MAX_TIME_TICKS = 13
 
+Line = tuple[str, str | None, str]  # name of a column, legend, colour
 
-def plain(text):
+
+def plain(text: str) -> str:
     """Return a text that matplotlib shows as it is, with ? for characters that no font has."""
     return plain_texts([text])[0]
 
 
-def plain_texts(texts):
-    """Return what `plain` does for each of several texts, for which fonts are looked through once.
-
-    Two dollar signs would make a formula.
-    """
+def plain_texts(texts: Sequence[str]) -> list[str]:
+    """Return what `plain` does for each text; fonts are searched once."""
     lost = dict.fromkeys(map(ord, missing_characters(''.join(texts))), '?')
+    # Two dollar signs would make a formula.
     return [text.translate(lost).replace('$', r'\$') for text in texts]
 
 
-def fonts_of(*texts):
+def readable_names(names: Sequence[str]) -> list[str]:
+    """Return names of classes as texts for matplotlib, with spaces for underscores."""
+    return plain_texts([name.replace('_', ' ') for name in names])
+
+
+def fonts_of(*texts: str) -> dict[str, Any]:
     """Return the argument of matplotlib's functions that draws texts in fonts that have them."""
     return {'family': list(font_families(''.join(texts)))}
 
 
-def plot_curves(columns, metric, title):
-    """Loss, main metric and its epoch ensemble, and learning rate over the epochs.
+def plot_curves(columns: Mapping[str, np.ndarray], metric: str, title: str) -> Figure:
+    """Draw loss, main metric and learning rate over the epochs.
 
-    columns: name -> (epochs,), with train_loss, valid_loss, <metric>, cum_<metric> and lr. Returns a Figure.
+    Args:
+        columns: name -> (epochs,), with train_loss, valid_loss, <metric>, cum_<metric> and lr.
+        metric: the main metric.
+        title: of the figure.
     """
     figure = Figure(figsize=(11, 3.4), layout='constrained')
     epochs = np.arange(1, len(columns['lr']) + 1)
-    panels = [('loss', [('train_loss', 'training', BLUE), ('valid_loss', 'validation', ORANGE)]),
-              ({'acc': 'accuracy'}.get(metric, metric), [(metric, 'single epoch', BLUE),
-                                                         (f'cum_{metric}', 'ensemble of the epochs so far', GREEN)]),
-              ('learning rate', [('lr', None, BLUE)])]
+    panels: list[tuple[str, list[Line]]] = [
+        ('loss', [('train_loss', 'training', BLUE),
+                  ('valid_loss', 'validation', ORANGE)]),
+        ('accuracy' if metric == 'acc' else metric,
+         [(metric, 'single epoch', BLUE),
+          (f'cum_{metric}', 'ensemble of the epochs so far', GREEN)]),
+        ('learning rate', [('lr', None, BLUE)])]
     for axes, (label, lines) in zip(figure.subplots(1, 3), panels):
         for name, legend, colour in lines:
             axes.plot(epochs, columns[name], color=colour, label=legend, marker='o', markersize=3)
@@ -65,17 +83,20 @@ def plot_curves(columns, metric, title):
     return figure
 
 
-def plot_confusion(matrix, names, title):
-    """Confusion matrix (classes, classes) of counts, rows the truth, coloured by share of the row; a Figure."""
+def plot_confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix (classes, classes) of counts, coloured by share of the row.
+
+    A row is a true class.
+    """
     size = max(5, 0.45 * len(names) + 2)
     figure = Figure(figsize=(size + 1, size), layout='constrained')
     axes = figure.subplots()
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
     for truth, predicted in zip(*np.nonzero(matrix)):
-        axes.text(predicted, truth, matrix[truth, predicted], ha='center', va='center', fontsize=8,
+        axes.text(predicted, truth, matrix[truth, predicted], ha='center', va='center', fontsize=7,
                   color='white' if share[truth, predicted] > 0.5 else 'black')
-    readable, fonts = plain_texts([name.replace('_', ' ') for name in names]), fonts_of(*names)
+    readable, fonts = readable_names(names), fonts_of(*names)
     axes.set_xticks(range(len(names)), readable, rotation=45, ha='right', rotation_mode='anchor',
                     **fonts)
     axes.set_yticks(range(len(names)), readable, **fonts)
@@ -85,72 +106,110 @@ def plot_confusion(matrix, names, title):
     return figure
 
 
-def plot_tags(spectrogram, seconds, starts, ends, scores, names, title):
-    """A recording's log mel spectrogram and below it, over the same time, the scores of its strongest classes.
+def plot_tags(spectrogram: np.ndarray, seconds: float, starts: np.ndarray, ends: np.ndarray,
+              scores: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Draw a recording's log mel spectrogram, and below it the scores of its strongest classes.
 
-    spectrogram: (frames, bins), natural logarithm of the power, from 0 to `seconds`; NaN stays blank. starts, ends:
-    (windows,) in seconds; scores: (windows, classes) from 0 to 1; names: of all classes. Where windows overlap, a
-    score is drawn up to the next one. The classes are those with the highest scores in any window. Returns a Figure.
+    The classes are those with the highest scores in any window. If windows overlap, a score is
+    drawn up to the next window.
+
+    Args:
+        spectrogram: (frames, bins), natural logarithm of the power, from 0 to `seconds`; NaN stays
+            blank.
+        seconds: how far the time axis goes.
+        starts, ends: of the windows, in seconds (windows,).
+        scores: from 0 to 1, (windows, classes).
+        names: of all classes.
+        title: of the figure.
     """
-    names, highest = drawable_names(tuple(names)), scores.max(axis=0)
-    strongest = np.argsort(-highest, kind='stable')[:TAG_ROWS]
-    strongest = strongest[:max(1, np.sum(highest[strongest] >= MIN_TAG_SCORE))]
-    figure = Figure(figsize=(11, 3.6 + 0.27 * len(strongest)), layout='constrained')
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 0.4 + 0.27 * len(strongest)])
+    strongest = strongest_classes(scores)
+    height = 0.27 * len(strongest)
+    figure = Figure(figsize=(11, 3.6 + height), layout='constrained')
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 0.4 + height])
     image = show_spectrogram(upper, spectrogram, seconds)
     upper.set_xlabel('')
     figure.colorbar(image, ax=upper, label='level (dB)', pad=0.01)
-    _draw_scores(figure, lower, starts, ends, scores[:, strongest], [names[k] for k in strongest])
-    step = next((step for step in TIME_STEPS if seconds / step < MAX_TIME_TICKS), seconds / MAX_TIME_TICKS)
-    lower.xaxis.set_major_locator(MultipleLocator(step))
-    if seconds >= 60:
-        lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
-    unit = 's' if seconds < 60 else 'm:ss' if seconds < 3600 else 'h:mm:ss'
-    lower.set(xlim=(0, seconds), xlabel=f'time ({unit})')
+    drawable = drawable_names(tuple(names))
+    _draw_scores(figure, lower, starts, ends, scores[:, strongest],
+                 [drawable[k] for k in strongest])
+    _set_time_axis(lower, seconds)
     upper.set_title(plain(title), **fonts_of(title))
     return figure
 
 
-def show_spectrogram(axes, spectrogram, seconds, cmap='magma'):
-    """Draw a log mel spectrogram (frames, bins) of so many seconds on matplotlib axes, in dB below its loudest.
+def strongest_classes(scores: np.ndarray) -> np.ndarray:
+    """Return the classes with the highest scores in any window, the strongest first.
+
+    scores: (windows, classes).
+    """
+    highest = scores.max(axis=0)
+    strongest = np.argsort(-highest, kind='stable')[:TAG_ROWS]
+    audible = int(np.sum(highest[strongest] >= MIN_TAG_SCORE))
+    return strongest[:max(1, audible)]
+
+
+def _set_time_axis(axes: Axes, seconds: float) -> None:
+    """Label the time axis in seconds, or as m:ss from a minute on."""
+    step = next((step for step in TIME_STEPS if seconds / step < MAX_TIME_TICKS),
+                seconds / MAX_TIME_TICKS)
+    axes.xaxis.set_major_locator(MultipleLocator(step))
+    if seconds >= 60:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
+    unit = 's' if seconds < 60 else 'm:ss' if seconds < 3600 else 'h:mm:ss'
+    axes.set(xlim=(0, seconds), xlabel=f'time ({unit})')
+
+
+def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: str = 'magma'
+                     ) -> AxesImage:
+    """Draw a log mel spectrogram (frames, bins) of so many seconds, in dB below its loudest.
 
     Frequencies are at their mel positions. Returns the image, for a colour bar.
     """
     low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
-    level = (spectrogram - np.nanmax(spectrogram)) * DB_A_NEPER
-    axes.set_yticks([mel_scale_scalar(1000 * khz) for khz in MEL_TICKS_KHZ], [f'{khz:g}' for khz in MEL_TICKS_KHZ])
+    level = (spectrogram - np.nanmax(spectrogram)) * DB_PER_NEPER
+    axes.set_yticks([mel_scale_scalar(1000 * khz) for khz in MEL_TICKS_KHZ],
+                    [f'{khz:g}' for khz in MEL_TICKS_KHZ])
     axes.set(xlabel='time (s)', ylabel='frequency (kHz)')
-    return axes.imshow(level.T, origin='lower', aspect='auto', cmap=cmap, vmin=-DYNAMIC_RANGE_DB, vmax=0,
-                       extent=(0, seconds, low, high), interpolation='nearest')
+    return axes.imshow(level.T, origin='lower', aspect='auto', cmap=cmap, vmin=-DYNAMIC_RANGE_DB,
+                       vmax=0, extent=(0, seconds, low, high), interpolation='nearest')
 
 
-def show_attention(axes, attention, config):
-    """Lay attention (f, t), one number a patch, over the spectrogram that show_spectrogram has drawn on axes.
+def show_attention(axes: Axes, attention: np.ndarray, config: ModelConfig) -> None:
+    """Lay attention over the spectrogram that show_spectrogram has drawn.
 
-    config: of the ASTModel. The brighter, the more; it ends where the last patch does.
+    The brighter, the more attention. It ends where the last patch does.
+
+    Args:
+        axes: those of the spectrogram.
+        attention: one number per patch, (f, t).
+        config: of the ASTModel.
     """
     low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
-    bins, frames = ((n - 1) * config[stride] + PATCH_SIZE
-                    for n, stride in zip(attention.shape, ('fstride', 'tstride')))
-    top = low + (high - low) * bins / config['input_fdim']
-    axes.imshow(attention, cmap='inferno', alpha=0.6, origin='lower', aspect='auto', interpolation='bilinear', vmin=0,
+    f, t = attention.shape
+    bins = (f - 1) * config.fstride + PATCH_SIZE
+    frames = (t - 1) * config.tstride + PATCH_SIZE
+    top = low + (high - low) * bins / config.input_fdim
+    axes.imshow(attention, cmap='inferno', alpha=0.6, origin='lower', aspect='auto',
+                interpolation='bilinear', vmin=0,
                 extent=(0, frames * FRAME_SHIFT_MS / 1000, low, top))
-    axes.set(xlim=(0, config['input_tdim'] * FRAME_SHIFT_MS / 1000), ylim=(low, high))
+    axes.set(xlim=(0, config.input_tdim * FRAME_SHIFT_MS / 1000), ylim=(low, high))
 
 
-def _draw_scores(figure, axes, starts, ends, scores, names):
-    """A heat map of scores (windows, rows) over time, and numbers in it where they are few."""
-    stops = np.minimum(ends, np.append(starts[1:], np.inf))
+def _draw_scores(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray,
+                 scores: np.ndarray, names: Sequence[str]) -> None:
+    """Draw a heat map of scores (windows, rows) over time, with numbers if they are few."""
+    stops = np.minimum(ends, np.append(starts[1:], np.inf))  # of overlapping windows, the next
     edges = np.unique(np.concatenate([starts, stops]))
     window = np.searchsorted(starts, edges[:-1], side='right') - 1
-    cells = np.where((edges[:-1] < stops[window])[:, None], scores[window], np.nan)  # a gap between windows is blank
+    is_heard = edges[:-1] < stops[window]  # a gap between windows is blank
+    cells = np.where(is_heard[:, None], scores[window], np.nan)
     image = axes.pcolormesh(edges, np.arange(len(names) + 1), cells.T, cmap='Blues', vmin=0, vmax=1)
     if len(starts) <= CELLS_WITH_NUMBERS:
         for (i, row), score in np.ndenumerate(scores):
-            axes.text((starts[i] + stops[i]) / 2, row + 0.5, f'{score:.2f}', ha='center', va='center', fontsize=8,
-                      color='white' if score > 0.5 else 'black', clip_on=True)
-    readable = plain_texts([name.replace('_', ' ') for name in names])
-    axes.set_yticks(np.arange(len(names)) + 0.5, readable, **fonts_of(*names))
+            axes.text((starts[i] + stops[i]) / 2, row + 0.5, f'{score:.2f}', ha='center',
+                      va='center', fontsize=8, color='white' if score > 0.5 else 'black',
+                      clip_on=True)
+    axes.set_yticks(np.arange(len(names)) + 0.5, readable_names(names), **fonts_of(*names))
     axes.tick_params(axis='y', length=0)
     axes.set_ylim(len(names), 0)
     figure.colorbar(image, ax=axes, label='score', pad=0.01)

@@ -1,7 +1,10 @@
-"""How far a loop is: a bar on a terminal, plain lines in a log file."""
+"""How far a loop is: a progress bar on a terminal, plain lines in a log file."""
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
@@ -9,20 +12,26 @@ LONG = 100  # parts of a batch, from which on they are shown
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar('Item')
 
-class Waiting:
-    """Iterate over batches, and note how long the loop waits for them; not for the first one, for which workers start.
 
-    seconds: waited so far; share: of the time since the first batch.
+class TimedBatches:
+    """Iterate over batches, and measure how long the loop waits for them.
+
+    The first batch does not count: workers start for it.
+
+    Attributes:
+        seconds: waited so far.
     """
 
-    def __init__(self, batches):
-        self.batches, self.seconds, self.start = batches, 0.0, None
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self.batches = batches
+        self.seconds = 0.0
+        self.start: float | None = None  # when the first batch came
 
-    def __iter__(self):
-        iterator = iter(self.batches)
+    def __iter__(self) -> Iterator[Any]:
         asked = time.monotonic()
-        for batch in iterator:
+        for batch in self.batches:
             now = time.monotonic()
             if self.start is None:
                 self.start = now
@@ -32,52 +41,64 @@ class Waiting:
             asked = time.monotonic()
 
     @property
-    def share(self):
-        """From 0 to 1."""
-        return self.seconds / (time.monotonic() - self.start) if self.seconds else 0.0
+    def share(self) -> float:
+        """The share of the time since the first batch that was spent waiting, from 0 to 1."""
+        if self.start is None or not self.seconds:
+            return 0.0
+        return self.seconds / (time.monotonic() - self.start)
 
 
 class Progress:
-    """Count batches and the samples in them; `report` shows values, samples per second and the time left.
+    """Count batches and their samples; `report` shows values, speed and the time left.
 
-    title: what is under way; batches: how many there are; done: how many of them an earlier start has done; unit:
-    what they are called. Use as a context manager.
+    Use it as a context manager.
+
+    Args:
+        title: what is under way.
+        batches: how many there are.
+        done: how many of them an earlier start has done.
+        unit: what they are called.
     """
 
-    def __init__(self, title, batches, done=0, unit='batch'):
-        self.title, self.batches, self.before = title, batches, done
-        self.done, self.samples = done, 0
+    def __init__(self, title: str, batches: int, done: int = 0, unit: str = 'batch') -> None:
+        self.title, self.batches = title, batches
+        self.before = self.done = done
+        self.samples = 0
         self.start = time.monotonic()
-        quiet = not logger.isEnabledFor(logging.INFO)  # of several processes, one shows a bar
+        # Of several processes only the main one logs at this level, and shows a bar.
+        is_quiet = not logger.isEnabledFor(logging.INFO)
         self.bar = tqdm(total=batches, desc=title, unit=unit, initial=done, leave=False,
-                        disable=quiet or None)  # None: only on a terminal
+                        disable=is_quiet or None)  # None: show it on a terminal only
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 traceback: TracebackType | None) -> None:
         self.bar.close()
 
-    def advance(self, samples):
+    def advance(self, samples: int) -> None:
         """Note that a batch of so many samples is done."""
         self.done += 1
         self.samples += samples
         self.bar.update()
 
-    def within(self, items, count, name):
-        """Yield items, and show how many of `count` are done if the batch under way is long."""
+    def within(self, items: Iterable[Item], count: int, name: str) -> Iterator[Item]:
+        """Yield the items of a batch, and show how many of `count` are done if it is a long one."""
         for index, item in enumerate(items, 1):
             if count >= LONG and not self.bar.disable:
                 self.bar.set_postfix_str(f'{name} {index} of {count}' if index < count else '')
             yield item
 
-    def report(self, **values):
-        """Show values (name -> text) beside the speed."""
+    def report(self, **values: str) -> None:
+        """Show values (name=text) and the speed: beside the bar, or as a line of the log."""
         seconds = time.monotonic() - self.start
         text = ', '.join(f'{name} {value}' for name, value in values.items())
         speed = f'{self.samples / max(seconds, 1e-9):.1f} samples/s'
         if not self.bar.disable:
             self.bar.set_postfix_str(f'{text}, {speed}')
             return
-        left = timedelta(seconds=round(seconds / (self.done - self.before) * (self.batches - self.done)))
-        logger.info('%s, step %d of %d: %s, %s, %s left', self.title, self.done, self.batches, text, speed, left)
+        per_batch = seconds / (self.done - self.before)
+        left = timedelta(seconds=round(per_batch * (self.batches - self.done)))
+        logger.info('%s, step %d of %d: %s, %s, %s left', self.title, self.done, self.batches,
+                    text, speed, left)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-# The published results thinned every curve to each 1000th point, and report the middle of what is left.
+# The published results thinned every curve to each 1000th point, and report the middle of the rest.
 CURVE_STEP = 1000
 
 
@@ -62,10 +62,16 @@ def classes_of(output: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
-    """Compute AP, auc and the thinned curves of one class: scores and labels (samples,)."""
+    """Compute AP, auc and the thinned curves of one class.
+
+    Args:
+        scores: (samples,).
+        labels: (samples,) of 0 and 1.
+    """
     if not labels.any():
         curves = ('precisions', 'recalls', 'fpr', 'fnr')
         return {'AP': math.nan, 'auc': math.nan, **{name: np.empty(0) for name in curves}}
+
     tps, fps = counts_at_thresholds(scores, labels)
     recall = tps / tps[-1]
     precision = tps / (tps + fps)
@@ -74,8 +80,9 @@ def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
     area = math.nan
     if negatives:
         area = float(np.trapezoid(np.r_[0, recall], np.r_[0, fps / negatives]))
-    # scikit-learn ended the curve at the first full recall when the results were published; it
-    # runs on since 1.1.
+
+    # When the results were published, scikit-learn ended the curve at the first full recall. Since
+    # version 1.1 the curve runs on.
     end = np.searchsorted(tps, tps[-1]) + 1
     fpr, fnr = roc_curve(tps, fps)
     return {'AP': average_precision, 'auc': area,
@@ -85,15 +92,19 @@ def class_stats(scores: np.ndarray, labels: np.ndarray) -> dict:
 
 
 def roc_curve(tps: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return false positive and false negative rates, from counts as counts_at_thresholds has them.
+    """Return false positive and false negative rates, from counts of counts_at_thresholds.
 
-    The curve begins where nothing counts as positive, and keeps its corners alone, as that of
-    scikit-learn does; every 1000th point is then that of the published results. Without negatives,
-    the false positive rate is NaN.
+    The curve begins at the threshold above all scores. It keeps only its corners, as scikit-learn's
+    curve does, so that every 1000th point is that of the published results. Without negatives, the
+    false positive rate is NaN.
     """
-    # A point on the straight line between its neighbours is no corner: both counts go on as before.
-    corners = np.r_[True, (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0), True]
-    tps, fps = (np.r_[0, counts[corners] if len(counts) > 2 else counts] for counts in (tps, fps))
+    if len(tps) > 2:
+        # A point on the straight line between its neighbours is no corner: both counts go on as
+        # before.
+        is_corner = (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0)
+        corners = np.r_[True, is_corner, True]
+        tps, fps = tps[corners], fps[corners]
+    tps, fps = np.r_[0, tps], np.r_[0, fps]
     fpr = fps / fps[-1] if fps[-1] else np.full(len(fps), math.nan)
     return fpr, 1 - tps / tps[-1]
 

@@ -1,4 +1,4 @@
-"""Audio that nobody has listened to: every kind of broken file is classified, and training lives through a few."""
+"""Broken files of every kind: each is classified, and training lives through a few of them."""
 import ctypes
 import io
 import json
@@ -14,34 +14,33 @@ import pytest
 import soundfile
 import torch
 
-import check_data
 import run
-from audio.formats import MAX_RATE
+from audio import MAX_RATE
 from audio.reading import AudioError
+from checks.recordings import Excerpt, check_recordings, examine
 from dataloader import AudiosetDataset, SampleKey
-from utilities.labels import WHOLE_RECORDING
 from utilities.parallel import one_thread
 
 SAMPLES = np.random.default_rng(0).uniform(-0.5, 0.5, 32000)
 GIGABYTE = 2 ** 30
-CAPABILITIES = 0x20080522  # version 3 of Linux's capset, which takes three words of each of two halves
+CAPABILITIES = 0x20080522  # version 3 of Linux's capset, which takes two times three words
 
 
 def encoded(suffix, samples=SAMPLES, rate=16000, subtype=None):
-    """The bytes of an audio file."""
+    """Return the bytes of an audio file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=suffix[1:].upper(), subtype=subtype)
     return file.getvalue()
 
 
 def cut(suffix, share):
-    """The first share of an audio file's bytes."""
+    """Return the first share of the bytes of an audio file."""
     data = encoded(suffix)
     return data[:int(share * len(data))]
 
 
 def with_field(offset, form, value):
-    """A WAV file with another number in its header."""
+    """Return the bytes of a WAV file with another number in its header."""
     data = bytearray(encoded('.wav'))
     struct.pack_into(form, data, offset, value)
     return bytes(data)
@@ -58,24 +57,29 @@ KINDS = {
        for suffix, problems in {'.wav': ('unreadable', 'incomplete', 'incomplete', 'incomplete'),
                                 '.flac': ('unreadable', 'incomplete', 'incomplete', 'incomplete'),
                                 '.ogg': ('unreadable', 'empty', 'incomplete', 'incomplete')}.items()
-       for share, problem in zip((0.0005, 0.3, 0.7, 0.99), problems)},
-    'no bytes.wav': (b'', 'unreadable'), 'no bytes.flac': (b'', 'unreadable'), 'zeros.wav': (bytes(5000), 'unreadable'),
+       for share, problem in zip((0.0005, 0.3, 0.7, 0.99), problems, strict=True)},
+    'no bytes.wav': (b'', 'unreadable'), 'no bytes.flac': (b'', 'unreadable'),
+    'zeros.wav': (bytes(5000), 'unreadable'),
     'announces more.wav': (with_field(*DATA_SIZE, 10 ** 6), 'incomplete'),
     'announces less.wav': (with_field(*DATA_SIZE, 32000), None),
     'announces nothing.wav': (with_field(*DATA_SIZE, 0), None),
     'streamed.wav': (with_field(*DATA_SIZE, 2 ** 32 - 1), None),
-    'text.wav': (b'this is no audio\n' * 100, 'unreadable'), 'text.mp3': (b'this is no audio\n' * 100, 'unreadable'),
+    'text.wav': (b'this is no audio\n' * 100, 'unreadable'),
+    'text.mp3': (b'this is no audio\n' * 100, 'unreadable'),
     'nan.wav': (encoded('.wav', FLOATS, subtype='FLOAT'), 'non_finite'),
     'infinite.wav': (encoded('.wav', INFINITE, subtype='DOUBLE'), 'non_finite'),
     'no channels.wav': (with_field(*CHANNELS, 0), 'unreadable'),
     '32 channels.wav': (encoded('.wav', SAMPLES.reshape(-1, 32)), None),
-    '0 Hz.wav': (with_field(*RATE, 0), 'unreadable'), '1 Hz.wav': (with_field(*RATE, 1), 'unreadable'),
-    '100 Hz.wav': (with_field(*RATE, 100), None), '384 kHz.wav': (encoded('.wav', rate=384000), None),
+    '0 Hz.wav': (with_field(*RATE, 0), 'unreadable'),
+    '1 Hz.wav': (with_field(*RATE, 1), 'unreadable'),
+    '100 Hz.wav': (with_field(*RATE, 100), None),
+    '384 kHz.wav': (encoded('.wav', rate=384000), None),
     'near-coprime.wav': (with_field(*RATE, MAX_RATE - 1), None),
     'too fast.wav': (with_field(*RATE, MAX_RATE + 1), 'unreadable'),
     'too slow.flac': (encoded('.flac', rate=50), 'unreadable'),
     'fastest.wav': (with_field(*RATE, 2 ** 31 - 1), 'unreadable'),
-    'one sample.wav': (encoded('.wav', SAMPLES[:1]), 'too_short'), 'empty.wav': (encoded('.wav', SAMPLES[:0]), 'empty'),
+    'one sample.wav': (encoded('.wav', SAMPLES[:1]), 'too_short'),
+    'empty.wav': (encoded('.wav', SAMPLES[:0]), 'empty'),
 }
 USABLE = {None, 'incomplete', 'too_short'}
 
@@ -97,19 +101,21 @@ def kind(request, tmp_path):
 
 
 def limited():
-    """Let this process, forked from one of any size, have a gigabyte more, no threads, and no privileges of root."""
+    """Leave this forked process a gigabyte more memory, one thread and no privileges of root."""
     torch.set_num_threads(1)
     used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTE, resource.RLIM_INFINITY))
-    assert ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(CAPABILITIES), (ctypes.c_uint32 * 6)()) == 0
+    header, none = (ctypes.c_uint32 * 2)(CAPABILITIES), (ctypes.c_uint32 * 6)()
+    assert ctypes.CDLL(None).capset(header, none) == 0
 
 
 def use(path, datafile, labels):
-    """What check_data.py finds in a file; the shape of its sample in training, or the error in place of one."""
-    sample = check_data.Sample(path, *WHOLE_RECORDING)
-    problems, _ = check_data.check_recordings({sample: check_data.examine(path)}, audio_length=32)
+    """Return what check_data.py finds in a file, the shape of its sample, and the error if none."""
+    excerpt = Excerpt(path)
+    problems = check_recordings({excerpt: examine(excerpt)})
     found = [name for name, items in problems.items() if items]
-    dataset = AudiosetDataset(datafile, {'num_mel_bins': 32, 'target_length': 220, 'mode': 'evaluation'}, labels)
+    conf = {'num_mel_bins': 32, 'target_length': 220, 'mode': 'evaluation'}
+    dataset = AudiosetDataset(datafile, conf, labels)
     try:
         fbank, _ = dataset[SampleKey(0, 0, 1, 0)]
     except AudioError as error:
@@ -118,20 +124,23 @@ def use(path, datafile, labels):
     return found, tuple(fbank.shape), ''
 
 
-@pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='the memory of a process is limited on Linux only')
+@pytest.mark.skipif(not Path('/proc/self/statm').exists(),
+                    reason='the memory of a process is limited on Linux only')
 def test_every_kind_is_classified_and_a_sample_or_an_error(kind, make_datafile, make_labels):
     path, problem = kind
     start = time.monotonic()
     with ProcessPoolExecutor(1, multiprocessing.get_context('fork'), limited) as pool:
-        problems, shape, error = pool.submit(use, str(path), make_datafile([(path, '/m/0')]), make_labels(2)).result(60)
+        done = pool.submit(use, str(path), make_datafile([(path, '/m/0')]), make_labels(2))
+        problems, shape, error = done.result(60)
     assert time.monotonic() - start < 30
     assert problems == ([problem] if problem else [])
     assert shape == (220, 32) if problem in USABLE else path.name in error
 
 
 @pytest.mark.parametrize('bad, stops', [(1, False), (10, True)])
-def test_training_with_one_bad_file_of_200_finishes_and_with_ten_stops(tmp_path, make_tone, make_labels, capsys, bad,
-                                                                      stops):
+def test_training_with_one_bad_file_of_200_finishes_and_with_ten_stops(tmp_path, make_tone,
+                                                                       make_labels, capsys, bad,
+                                                                       stops):
     good = [str(make_tone(f'{i}.wav', 300 * (i + 1), seconds=0.3)) for i in range(5)]
     wavs = [good[i % 5] for i in range(200)]
     broken = [name for name, (_, problem) in KINDS.items() if problem not in USABLE]
@@ -141,10 +150,11 @@ def test_training_with_one_bad_file_of_200_finishes_and_with_ten_stops(tmp_path,
     for name, paths in (('train', wavs), ('val', good)):
         entries = [{'wav': wav, 'labels': f'/m/{i % 2}'} for i, wav in enumerate(paths)]
         (tmp_path / f'{name}.json').write_text(json.dumps({'data': entries}))
-    options = ('--n_class 2 --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 '
-               '--imagenet_pretrain False --batch_size 20 --lr 1e-4 --num_workers 0 --device cpu --mixup 0.2').split()
-    options += ['--data_train', tmp_path / 'train.json', '--data_val', tmp_path / 'val.json', '--label_csv',
-                make_labels(2), '--exp_dir', tmp_path / 'exp']
+    options = ('--n_class 2 --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 '
+               '--model_size tiny224 --imagenet_pretrain False --batch_size 20 --lr 1e-4 '
+               '--num_workers 0 --device cpu --mixup 0.2').split()
+    options += ['--data_train', tmp_path / 'train.json', '--data_val', tmp_path / 'val.json',
+                '--label_csv', make_labels(2), '--exp_dir', tmp_path / 'exp']
     with one_thread():
         if stops:
             with pytest.raises(SystemExit, match='more than --max_bad_audio 0.01 of an epoch'):

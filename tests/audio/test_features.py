@@ -11,6 +11,7 @@ import golden
 from audio.augmentation import (
     MAX_NOISE,
     Augmentation,
+    AugmentationConf,
     add_noise_and_roll,
     draw_augmentation,
     draw_noise,
@@ -23,30 +24,32 @@ BINS, FRAMES = 128, 1024
 
 
 def golden_waveform(name, seconds):
-    """A waveform of golden.py as a reader of its 16-bit file gets it."""
+    """Return a waveform of golden.py as a reader of its 16-bit file gets it."""
     return torch.from_numpy(golden.waveform(name, seconds)).float() / 32768
 
 
 def tone(hertz, seconds, rate):
-    """A sine of amplitude 0.4, (samples,)."""
+    """Return a sine (samples,) of amplitude 0.4."""
     return 0.4 * torch.sin(2 * torch.pi * hertz * torch.arange(int(seconds * rate)) / rate)
 
 
 def draw(seed=0, **changes):
-    """An Augmentation drawn from a seed, everything on."""
-    settings = {'samples': 10, 'mixup': 0.5, 'freqm': 48, 'timem': 192, 'noise': True, 'num_mel_bins': BINS,
-                'target_frames': FRAMES}
-    return draw_augmentation(np.random.default_rng(seed), **{**settings, **changes})
+    """Draw an Augmentation from a seed, with everything on, but for the changes."""
+    settings = {'num_mel_bins': BINS, 'target_length': FRAMES, 'mixup': 0.5, 'freqm': 48,
+                'timem': 192, 'noise': True}
+    conf = AugmentationConf(**{**settings, **changes})
+    return draw_augmentation(np.random.default_rng(seed), conf, samples=10)
 
 
 def draws(**changes):
-    """Two thousand Augmentations."""
+    """Draw two thousand Augmentations."""
     return [draw(seed, **changes) for seed in range(2000)]
 
 
 def test_fbank_ignores_a_constant_offset():
     waveform = golden_waveform('w05', 0.5)
-    torch.testing.assert_close(fbank(waveform + 0.25, BINS), fbank(waveform, BINS), atol=0.02, rtol=0)
+    moved = fbank(waveform + 0.25, BINS)
+    torch.testing.assert_close(moved, fbank(waveform, BINS), atol=0.02, rtol=0)
     assert fbank(waveform, 64).shape == (48, 64)
 
 
@@ -63,7 +66,8 @@ def test_frames_are_cut_or_filled_up_with_zeros(frames):
 
 
 def test_normalising_gives_zero_mean_and_half_a_standard_deviation():
-    values = normalise(torch.randn(2000, 32, generator=torch.Generator().manual_seed(0)) * 4.5 - 4.2, -4.2, 4.5)
+    noise = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
+    values = normalise(noise * 4.5 - 4.2, -4.2, 4.5)
     assert float(values.mean()) == pytest.approx(0, abs=0.01)
     assert float(values.std()) == pytest.approx(0.5, abs=0.01)
 
@@ -90,7 +94,8 @@ def test_mixup_pads_or_cuts_the_partner_after_removing_its_mean(length):
 
 
 def test_a_mix_has_no_mean():
-    assert float(mix(torch.rand(100) + 1, torch.rand(30) - 5, 0.4).mean()) == pytest.approx(0, abs=1e-6)
+    mixed = mix(torch.rand(100) + 1, torch.rand(30) - 5, 0.4)
+    assert float(mixed.mean()) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_same_generator_draws_the_same_augmentation():
@@ -98,20 +103,22 @@ def test_the_same_generator_draws_the_same_augmentation():
     assert len({draw(seed) for seed in range(20)}) == 20
 
 
-def test_nothing_is_drawn_where_nothing_is_asked_for():
+def test_nothing_is_drawn_if_nothing_is_asked_for():
     nothing = draw(mixup=0, freqm=0, timem=0, noise=False)
     frames = torch.rand(FRAMES, BINS)
     assert (nothing.partner, nothing.lam) == (None, 1.0)
-    assert torch.equal(add_noise_and_roll(spec_augment(frames, nothing), None, nothing.roll), frames)
+    masked = spec_augment(frames, nothing)
+    assert torch.equal(add_noise_and_roll(masked, None, nothing.roll), frames)
 
 
 def test_partners_are_uniform_and_as_frequent_as_mixup_says():
     partners = [a.partner for a in draws(mixup=0.3) if a.partner is not None]
     assert len(partners) == pytest.approx(600, abs=80)
-    assert np.bincount(partners, minlength=10) == pytest.approx(np.full(10, len(partners) / 10), rel=0.5)
+    expected = np.full(10, len(partners) / 10)
+    assert np.bincount(partners, minlength=10) == pytest.approx(expected, rel=0.5)
 
 
-def test_lambda_follows_beta_10_10_where_a_sample_is_mixed_and_is_1_elsewhere():
+def test_lambda_follows_beta_10_10_if_a_sample_is_mixed_and_is_1_if_not():
     drawn = draws(mixup=0.5)
     lams = [a.lam for a in drawn if a.partner is not None]
     assert {a.lam for a in drawn if a.partner is None} == {1.0}
@@ -128,7 +135,7 @@ def test_masks_stay_within_their_limit_and_reach_both_edges(kind, limit, size):
 
 
 def test_a_mask_is_no_wider_than_the_input():
-    assert all(a.time_mask[1] <= 32 for a in draws(timem=500, target_frames=32))
+    assert all(a.time_mask[1] <= 32 for a in draws(timem=500, target_length=32))
 
 
 def test_masks_fill_one_band_and_one_stretch_with_zero():
@@ -149,10 +156,12 @@ def test_noise_and_roll_stay_within_their_ranges():
 
 
 def test_noise_is_uniform_up_to_its_loudness():
-    noise = draw_noise(Augmentation(noise=0.08, noise_seed=1), (200, 100))
+    conf = AugmentationConf(target_length=200, num_mel_bins=100)
+    noise = draw_noise(Augmentation(noise=0.08, noise_seed=1), conf)
+    assert noise.shape == (200, 100)
     assert 0 <= float(noise.min()) and float(noise.max()) < 0.08
     assert float(noise.mean()) == pytest.approx(0.04, abs=0.001)
-    assert not torch.equal(noise, draw_noise(Augmentation(noise=0.08, noise_seed=2), (200, 100)))
+    assert not torch.equal(noise, draw_noise(Augmentation(noise=0.08, noise_seed=2), conf))
     frames = torch.rand(200, 100)
     assert torch.equal(add_noise_and_roll(frames, noise, 0), frames + noise)
 
@@ -169,8 +178,9 @@ def test_rolling_moves_frames_around_the_end(roll):
                                    torch.zeros(16000), 0.3 + 1e-4 * torch.arange(4001) % 7])
 def test_fbank_is_that_of_torchaudio(sound, bins):
     expected = torchaudio.compliance.kaldi.fbank(
-        (sound - sound.mean()).unsqueeze(0), htk_compat=True, sample_frequency=SAMPLE_RATE, use_energy=False,
-        window_type='hanning', num_mel_bins=bins, dither=0.0, frame_length=25, frame_shift=10)
+        (sound - sound.mean()).unsqueeze(0), htk_compat=True, sample_frequency=SAMPLE_RATE,
+        use_energy=False, window_type='hanning', num_mel_bins=bins, dither=0.0, frame_length=25,
+        frame_shift=10)
     torch.testing.assert_close(fbank(sound, bins), expected, atol=1e-5, rtol=0)
 
 

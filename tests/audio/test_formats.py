@@ -15,20 +15,21 @@ import pytest
 import soundfile
 import torch
 
-import check_data
 import formats
 import inference
-import prep_own
+import own_dataset
+import tagging
 from audio import reading as audio
 from audio.augmentation import Augmentation
 from audio.fbank import SAMPLE_RATE, count_frames
-from audio.reading import AudioError, WindowReader, load_waveform, measure, survey
+from audio.info import inspect_audio, read_duration
+from audio.reading import AudioError, WindowReader, load_waveform
+from checks.recordings import Excerpt, check_recordings, count_recordings, examine
 from dataloader import AudiosetDataset
 from formats import KINDS, SOUND
 from models import ASTModel, save_checkpoint
-from tagging import tagger as tagging
+from tagging.windows import window_starts
 from training.norm_stats import FbankSums
-from utilities.labels import WHOLE_RECORDING
 from utilities.parallel import one_thread
 
 BINS = 32
@@ -92,10 +93,12 @@ def test_the_sound_is_the_right_one_for_its_whole_length(kind):
 def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labels, make_datafile,
                                                          tmp_path):
     name, path = kind
-    found = survey(path)
+    found = inspect_audio(path)
     assert (found.incomplete_from is None) is KINDS[name].whole
-    examined = {check_data.Sample(str(path), *WHOLE_RECORDING): check_data.examine(path)}
-    problems, facts = check_data.check_recordings(examined, audio_length=1024)
+    excerpt = Excerpt(str(path))
+    findings = {excerpt: examine(excerpt)}
+    problems = check_recordings(findings)
+    facts = count_recordings(findings.values(), audio_length=1024)
     problems = [problem for problem, items in problems.items() if items]
     assert problems == ([] if KINDS[name].whole else ['incomplete'])
     assert facts['seconds']['max'] == pytest.approx(found.seconds)
@@ -103,22 +106,24 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     with zipfile.ZipFile(tmp_path / '1.zip', 'w') as shard:
         shard.write(path, path.name)
     packed = tmp_path / '1.zip' / path.name
-    assert survey(packed) == found and torch.equal(load_waveform(packed), load_waveform(path))
+    assert inspect_audio(packed) == found
+    assert torch.equal(load_waveform(packed), load_waveform(path))
     expected = found.seconds, found.incomplete_from
-    assert prep_own.read_length(path) == measure(packed, trust_header=False) == expected
+    assert own_dataset.read_length(path) == read_duration(packed, trust_header=False) == expected
     if name != 'damaged.flac':  # of which the header and the last sample tell nothing
-        assert measure(path) == expected
+        assert read_duration(path) == expected
     datafile = make_datafile([(path, '/m/0'), (packed, '/m/0')])
     dataset = AudiosetDataset(datafile, make_conf(), make_labels(1))
     frames = count_frames(len(load_waveform(path)))
-    assert [len(dataset.fbank(i, Augmentation())) for i in (0, 1)] == [frames, frames]
+    lengths = [count_frames(len(dataset.load_waveform(i, Augmentation()))) for i in (0, 1)]
+    assert lengths == [frames, frames]
     assert [FbankSums(dataset)[i][0] for i in (0, 1)] == [frames * BINS] * 2
     for result in tagging.tag(tagger, [path, packed], num_workers=0):
         assert result.error is None
         assert result.incomplete_from == pytest.approx(found.incomplete_from, abs=0.02)
         assert result.seconds == pytest.approx(found.seconds, abs=0.02)
         assert result.ends[-1] == result.seconds
-        assert list(result.starts) == list(tagging.window_starts(result.seconds, 1.5, 1.5))
+        assert list(result.starts) == list(window_starts(result.seconds, 1.5, 1.5))
 
 
 def make_conf():
@@ -129,7 +134,7 @@ def make_conf():
 def test_a_window_anywhere_is_a_piece_of_the_whole(kind):
     _, path = kind
     whole = load_waveform(path)
-    tolerance = 0 if survey(path).sample_rate == SAMPLE_RATE else 1e-3  # of resampling
+    tolerance = 0 if inspect_audio(path).sample_rate == SAMPLE_RATE else 1e-3  # of resampling
     with WindowReader() as reader:
         for start in (0.0, 0.5, 1.03, 1.7):
             window = load_waveform(path, start=start, seconds=0.6)[:8000]
@@ -142,7 +147,7 @@ def test_a_window_anywhere_is_a_piece_of_the_whole(kind):
 @pytest.mark.parametrize('format', (
     'WAV AIFF AU CAF W64 FLAC RF64 WAVEX NIST SVX VOC IRCAM PAF PVF AVR MAT4 MAT5 SDS HTK XI WVE '
     'MPC2K').split())
-def test_wherever_reading_seeks_it_finds_the_very_samples(format):
+def test_if_seeking_is_exact_it_finds_the_very_samples(format):
     if format not in soundfile.available_formats():
         pytest.skip(f'this libsndfile knows no {format}')
     for subtype in soundfile.available_subtypes(format):
@@ -154,7 +159,7 @@ def test_wherever_reading_seeks_it_finds_the_very_samples(format):
         file.seek(0)
         with audio.open_audio(file) as opened:
             whole = np.concatenate(list(opened.blocks()))
-            for sample in (1, 20011, 3, 60000) if opened.seeks else ():
+            for sample in (1, 20011, 3, 60000) if opened.seek_is_exact else ():
                 opened.seek(sample)
                 assert np.array_equal(opened.read(500), whole[sample:sample + 500]), subtype
 
@@ -174,7 +179,7 @@ def test_a_recording_without_seeking_is_decoded_once_for_all_its_windows(folder,
 @pytest.fixture
 def infer(tagger, tmp_path, monkeypatch, capsys):
     """Run the command line with the small tagger; returns the text, the JSON and the CSV's rows."""
-    monkeypatch.setattr(inference, 'load_tagger', lambda *_, **__: tagger)
+    monkeypatch.setattr('tagging.command.load_tagger', lambda *_, **__: tagger)
 
     def run(*files):
         words = (f'--checkpoint model.pth --num_workers 0 --device cpu --hop_seconds 0.75 '
@@ -189,7 +194,7 @@ def infer(tagger, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('name', ['cut.flac', 'cut.mp3', 'cut.m4a', 'damaged.flac'])
 def test_what_can_be_read_is_tagged_and_marked_as_incomplete(infer, folder, name):
     text, [entry, other], rows = infer(folder / f'a {name}', folder / 'a wav')
-    end = survey(folder / f'a {name}').incomplete_from
+    end = inspect_audio(folder / f'a {name}').incomplete_from
     assert f'incomplete: what follows {end:.2f} s is missing or damaged' in text
     assert text.count('incomplete') == 1
     assert entry['incomplete_from'] == entry['seconds'] == pytest.approx(end, abs=0.02)
@@ -200,11 +205,11 @@ def test_what_can_be_read_is_tagged_and_marked_as_incomplete(infer, folder, name
     assert entry['windows'][-1]['end'] == entry['seconds'] and len(entry['windows']) == len(marks)
 
 
-def test_recordings_cut_off_are_named_where_a_dataset_is_prepared(folder, tmp_path, capsys, caplog):
+def test_recordings_cut_off_are_named_while_a_dataset_is_prepared(folder, tmp_path, capsys, caplog):
     names = 'cut.flac', 'cut.mp3', 'm4a', 'mkv', 'wav', 'size 0.wav'
     lines = [f'{folder}/a {name},{i % 2}' for i, name in enumerate(names)]
     (tmp_path / 'list.csv').write_text('\n'.join(['path,labels', *lines]))
-    prep_own.prepare(tmp_path / 'list.csv', tmp_path / 'prep')
+    own_dataset.prepare(tmp_path / 'list.csv', tmp_path / 'prep')
     assert '2 audio files end before their header says, or are damaged' in caplog.text
     assert 'the first: ' in caplog.text and 'a cut.flac' in caplog.text
     assert '6 clips of 2 classes, 2.30 to 4.03 s long' in capsys.readouterr().out
@@ -231,15 +236,16 @@ def test_a_playlist_leads_to_no_other_file(tmp_path, folder):
 
 def test_sound_that_changes_its_channels_is_read_on(folder):
     mono, stereo = (formats.encode('aac', 'adts', layout=layout) for layout in ('mono', 'stereo'))
-    found = survey(io.BytesIO(mono + stereo))
+    found = inspect_audio(io.BytesIO(mono + stereo))
     assert found.channels == 1
-    assert found.seconds == pytest.approx(2 * survey(folder / 'a aac').seconds, abs=0.1)
+    assert found.seconds == pytest.approx(2 * inspect_audio(folder / 'a aac').seconds, abs=0.1)
     heard, _, _ = aligned(load_waveform(io.BytesIO(mono + stereo)).numpy()[60000:])
     assert np.abs(heard).max() > 0.2
 
 
 def test_without_pyav_other_formats_are_refused_with_what_to_do(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, 'av', None)
+    monkeypatch.delitem(sys.modules, 'audio.ffmpeg', raising=False)  # which has imported it
     assert len(load_waveform(folder / 'a flac')) == len(load_waveform(folder / 'a wav')) == 64000
     for name in ('m4a', 'mp3', 'size 0.wav'):
         with pytest.raises(AudioError, match=f'a {name}: libsndfile cannot .*pip install av$'):
@@ -256,7 +262,7 @@ def test_a_rate_beyond_the_limits_is_refused_in_every_container(tmp_path):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_sound_of_16_bit_size_in_floats_is_warned_of_once_a_run(tagger, tmp_path, capfd,
                                                                 monkeypatch, workers):
-    monkeypatch.setattr(audio, '_warned', audio.mmap.mmap(-1, 1))
+    monkeypatch.setattr(audio, '_warned_of_loudness', audio.mmap.mmap(-1, 1))
     handler = logging.StreamHandler(os.fdopen(os.dup(2), 'w'))  # workers write to the same file
     logging.getLogger().addHandler(handler)  # conftest.py takes it away again
     paths = [tmp_path / f'{i}.wav' for i in range(8)]

@@ -12,12 +12,12 @@ RATES = (8000, 22050, 44100, 48000)
 
 
 def tone(hertz, seconds, rate):
-    """A sine of amplitude 0.4, (samples,)."""
+    """Return a sine (samples,) of amplitude 0.4."""
     return 0.4 * torch.sin(2 * torch.pi * hertz * torch.arange(int(seconds * rate)) / rate)
 
 
 def peak_hertz(waveform):
-    """The frequency of a 16 kHz waveform that carries most energy."""
+    """Return the frequency of a 16 kHz waveform that carries most energy."""
     spectrum = torch.fft.rfft(waveform * torch.hann_window(len(waveform))).abs()
     return float(spectrum.argmax()) * SAMPLE_RATE / len(waveform)
 
@@ -26,11 +26,13 @@ def peak_hertz(waveform):
 @pytest.mark.parametrize('rate', RATES)
 @pytest.mark.parametrize('suffix', ['wav', 'flac', 'ogg'])
 def test_a_tone_keeps_pitch_length_and_loudness_in_any_format(make_tone, suffix, rate, channels):
-    waveform = load_waveform(make_tone(f'tone.{suffix}', 1000, seconds=0.5, rate=rate, channels=channels))
+    path = make_tone(f'tone.{suffix}', 1000, seconds=0.5, rate=rate, channels=channels)
+    waveform = load_waveform(path)
     assert waveform.dtype == torch.float32 and waveform.dim() == 1
     assert len(waveform) == pytest.approx(0.5 * SAMPLE_RATE, abs=2)
     assert peak_hertz(waveform) == pytest.approx(1000, abs=4)
-    assert float(waveform.std()) == pytest.approx(0.4 / 2 ** 0.5, rel=0.2)  # 5.1 Vorbis has a bass channel
+    # Not closer, because one channel of 5.1 Vorbis is for the bass.
+    assert float(waveform.std()) == pytest.approx(0.4 / 2 ** 0.5, rel=0.2)
 
 
 def test_an_open_file_is_read_as_its_path_is(make_tone):
@@ -45,21 +47,24 @@ def test_nothing_is_resampled_to_nothing():
 
 def test_a_silent_channel_halves_the_waveform(tmp_path):
     sound = tone(440, 0.5, SAMPLE_RATE).numpy()
-    soundfile.write(tmp_path / 'stereo.wav', np.stack([sound, np.zeros_like(sound)], axis=1), SAMPLE_RATE, 'FLOAT')
+    channels = np.stack([sound, np.zeros_like(sound)], axis=1)
+    soundfile.write(tmp_path / 'stereo.wav', channels, SAMPLE_RATE, 'FLOAT')
     np.testing.assert_allclose(load_waveform(tmp_path / 'stereo.wav'), sound / 2, atol=1e-7)
     assert len(sound) == 8000
 
 
 def test_opposite_channels_cancel(tmp_path):
     sound = tone(440, 0.5, SAMPLE_RATE).numpy()
-    soundfile.write(tmp_path / 'stereo.wav', np.stack([sound, -sound], axis=1), SAMPLE_RATE, 'FLOAT')
+    channels = np.stack([sound, -sound], axis=1)
+    soundfile.write(tmp_path / 'stereo.wav', channels, SAMPLE_RATE, 'FLOAT')
     assert not load_waveform(tmp_path / 'stereo.wav').any()
 
 
 @pytest.mark.parametrize('rate', [*RATES, 44099])
 def test_resampling_gives_what_recording_at_16_khz_would_have_given(rate):
     edge = 200  # samples that the filter's ends disturb
-    resampled, recorded = resample(tone(1000, 1, rate), rate, SAMPLE_RATE), tone(1000, 1, SAMPLE_RATE)
+    resampled = resample(tone(1000, 1, rate), rate, SAMPLE_RATE)
+    recorded = tone(1000, 1, SAMPLE_RATE)
     assert len(resampled) == len(recorded)
     assert float((resampled - recorded)[edge:-edge].abs().max()) < 0.005
 
@@ -105,8 +110,9 @@ def leave_out(path):
 
 
 @pytest.mark.parametrize('write, reason', [
-    (leave_out, '(?i)no such file|does not exist|not found'), (write_text, None), (lambda path: path.mkdir(), None),
-    (write_nothing, 'no samples'), (write_nan, 'NaN'), (write_infinite, 'infinite')],
+    (leave_out, '(?i)no such file|does not exist|not found'), (write_text, None),
+    (lambda path: path.mkdir(), None), (write_nothing, 'no samples'), (write_nan, 'NaN'),
+    (write_infinite, 'infinite')],
     ids=['missing', 'text', 'directory', 'empty', 'nan', 'infinite'])
 def test_an_unusable_recording_is_named_with_the_reason(tmp_path, write, reason):
     path = tmp_path / 'recording.wav'

@@ -1,4 +1,4 @@
-"""Audio inside zip archives: every process reads what was packed, and errors name shard and member."""
+"""Audio inside zip archives: all processes read what was packed; errors name shard and member."""
 import errno
 import gc
 import io
@@ -22,7 +22,7 @@ from audio.reading import AudioError, load_waveform
 
 @pytest.fixture
 def make_shard(tmp_path):
-    """Pack names and bytes into a zip, or wherever `how` says otherwise; returns its path as text."""
+    """Pack members (name -> bytes) into a zip archive. Returns its path as text."""
     def make(members, name='0001.zip', compression=zipfile.ZIP_STORED, **how):
         path = tmp_path / name
         with zipfile.ZipFile(path, 'w', compression, **how) as archive:
@@ -34,20 +34,20 @@ def make_shard(tmp_path):
 
 @pytest.fixture
 def many(make_shard):
-    """A shard of 200 members whose bytes tell them apart: its path, and the bytes by name."""
+    """A shard of 200 members of random bytes: its path, and name -> bytes."""
     rng = np.random.default_rng(0)
     members = {f'{i}.bin': rng.bytes(rng.integers(1, 20_000)) for i in range(200)}
     return make_shard(members), members
 
 
 def read(shard, member):
-    """All bytes of a member."""
-    with shards.read(shard, member) as file:
+    """Return all bytes of a member."""
+    with shards.open_member(shard, member) as file:
         return file.read()
 
 
 def read_often(shard, members, seed, rounds=1000):
-    """Read members in random order; returns how many of the reads gave other bytes than were packed."""
+    """Read members in random order; return how many reads gave other bytes than were packed."""
     names = np.random.default_rng(seed).choice(list(members), rounds)
     return sum(read(shard, name) != members[name] for name in names)
 
@@ -57,13 +57,16 @@ def test_audio_in_a_shard_is_the_audio_of_the_file(make_shard, make_tone, suffix
     path = make_tone(f'tone.{suffix}', seconds=2.0, rate=44100, channels=2)
     packed = f'{make_shard({"other": b"x", "tone": path.read_bytes()})}/tone'
     assert torch.equal(load_waveform(packed), load_waveform(path))
-    assert torch.equal(load_waveform(packed, start=1.0, seconds=0.5), load_waveform(path, start=1.0, seconds=0.5))
+    window = {'start': 1.0, 'seconds': 0.5}
+    assert torch.equal(load_waveform(packed, **window), load_waveform(path, **window))
 
 
 def test_members_in_folders_and_with_any_name_are_found(make_shard):
-    members = {'a/b c/d.wav': b'1', 'ä/日本.wav': b'22', 'x.zip/y.wav': b'333', 'n' * 300: b'4444'}
+    members = {'a/b c/d.wav': b'1', 'ä/日本.wav': b'22', 'x.zip/y.wav': b'333',
+               'n' * 300: b'4444'}
     shard = make_shard({**members, 'empty/': b''})
-    assert all(read(*shards.split(f'{shard}/{name}')) == data for name, data in members.items())
+    for name, data in members.items():
+        assert read(*shards.split_path(f'{shard}/{name}')) == data
     assert not shards.is_file(f'{shard}/empty')
 
 
@@ -71,14 +74,16 @@ def test_a_folder_called_zip_is_a_folder(tmp_path, make_tone, make_shard):
     (tmp_path / 'clips.zip' / 'more.zip').mkdir(parents=True)
     tone = make_tone('clips.zip/more.zip/tone.wav')
     shard = make_shard({'tone.wav': tone.read_bytes()}, 'clips.zip/0001.zip')
-    assert shards.split(tone) is None and shards.split(f'{shard}/tone.wav') == (shard, 'tone.wav')
+    assert shards.split_path(tone) is None
+    assert shards.split_path(f'{shard}/tone.wav') == (shard, 'tone.wav')
     assert torch.equal(load_waveform(f'{shard}/tone.wav'), load_waveform(tone))
 
 
 @pytest.mark.skipif(not shutil.which('zip'), reason='there is no zip')
 def test_an_archive_made_by_zip_is_a_shard(tmp_path, make_tone):
     tones = [make_tone(f'{i}.wav', hertz=300 * (i + 1)) for i in range(3)]
-    subprocess.run(['zip', '-0', '-q', 'made.zip', *(tone.name for tone in tones)], cwd=tmp_path, check=True)
+    names = [tone.name for tone in tones]
+    subprocess.run(['zip', '-0', '-q', 'made.zip', *names], cwd=tmp_path, check=True)
     for tone in tones:
         assert torch.equal(load_waveform(tmp_path / 'made.zip' / tone.name), load_waveform(tone))
 
@@ -126,7 +131,8 @@ def test_a_long_recording_is_the_audio_of_the_file(make_shard, make_tone, monkey
     path = make_tone(f'tone.{suffix}', seconds=2.0)
     packed = f'{make_shard({"tone": path.read_bytes()})}/tone'
     assert torch.equal(load_waveform(packed), load_waveform(path))
-    assert torch.equal(load_waveform(packed, start=1.0, seconds=0.5), load_waveform(path, start=1.0, seconds=0.5))
+    window = {'start': 1.0, 'seconds': 0.5}
+    assert torch.equal(load_waveform(packed, **window), load_waveform(path, **window))
 
 
 @pytest.fixture(params=['flac', 'ogg', 'wav'])
@@ -139,7 +145,8 @@ def long_recording(request, make_shard, make_tone, monkeypatch):
 
 
 @pytest.mark.parametrize('window', [{}, {'start': 3.0, 'seconds': 0.5}])
-def test_a_read_error_within_a_long_recording_is_named_once(long_recording, window, monkeypatch, capfd):
+def test_a_read_error_within_a_long_recording_is_named_once(long_recording, window, monkeypatch,
+                                                            capfd):
     path, size = long_recording
     load_waveform(path)
     pread = os.pread
@@ -149,7 +156,8 @@ def test_a_read_error_within_a_long_recording_is_named_once(long_recording, wind
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pread(descriptor, count, offset)
     monkeypatch.setattr(os, 'pread', fail)
-    with pytest.raises(AudioError, match=f'cannot read the audio file {path}: cannot read the shard .*output error'):
+    named = f'cannot read the audio file {path}: cannot read the shard .*output error'
+    with pytest.raises(AudioError, match=named):
         load_waveform(path, **window)
     assert capfd.readouterr().err == ''
 
@@ -157,11 +165,12 @@ def test_a_read_error_within_a_long_recording_is_named_once(long_recording, wind
 def test_a_shard_cut_off_within_a_long_recording_is_named(long_recording):
     path, size = long_recording
     load_waveform(path)
-    os.truncate(shards.split(path)[0], size // 2)
-    with pytest.raises(AudioError, match=f'cannot read the audio file {path}: the shard .* ends within tone'):
+    os.truncate(shards.split_path(path)[0], size // 2)
+    named = f'cannot read the audio file {path}: the shard .* ends within tone'
+    with pytest.raises(AudioError, match=named):
         load_waveform(path)
     with pytest.raises(shards.ShardError, match='ends within tone'):
-        shards.verify(*shards.split(path))
+        shards.verify_checksum(*shards.split_path(path))
 
 
 def test_workers_forked_after_a_shard_was_opened_read_it_at_once(many):
@@ -178,8 +187,9 @@ def test_workers_forked_after_a_shard_was_opened_read_it_at_once(many):
 def test_threads_read_a_shard_at_once(many):
     shard, members = many
     wrong = []
-    threads = [threading.Thread(target=lambda seed=seed: wrong.append(read_often(shard, members, seed, 300)))
-               for seed in range(4)]
+    threads = [threading.Thread(
+        target=lambda seed=seed: wrong.append(read_often(shard, members, seed, 300)))
+        for seed in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -189,18 +199,28 @@ def test_threads_read_a_shard_at_once(many):
 
 def test_a_process_opens_a_shard_once(root, many):
     shard, members = many
-    code = ('import sys; sys.path.insert(0, "src"); from audio import shards; opened = []\n'
-            'sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)\n'
-            'for i in range(200): shards.read(sys.argv[1], f"{i}.bin")\n'
-            'print(opened.count(sys.argv[1]))')
-    assert subprocess.check_output([sys.executable, '-c', code, shard], cwd=root, text=True) == '1\n'
+    code = """if True:
+        import sys
+        sys.path.insert(0, 'src')
+        from audio import shards
+        opened = []
+        sys.addaudithook(lambda event, args: event == 'open' and opened.append(args[0]))
+        for i in range(200):
+            shards.open_member(sys.argv[1], f'{i}.bin')
+        print(opened.count(sys.argv[1]))"""
+    said = subprocess.check_output([sys.executable, '-c', code, shard], cwd=root, text=True)
+    assert said == '1\n'
 
 
 def test_more_shards_than_files_may_be_open_are_read(root, make_shard):
     paths = [make_shard({'a': str(i).encode()}, f'{i}.zip') for i in range(100)]
-    code = ('import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))\n'
-            'sys.path.insert(0, "src"); from audio import shards\n'
-            'for _ in range(2): print(*(shards.read(path, "a").read().decode() for path in sys.argv[1:]))')
+    code = """if True:
+        import resource, sys
+        resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+        sys.path.insert(0, 'src')
+        from audio import shards
+        for _ in range(2):
+            print(*(shards.open_member(path, 'a').read().decode() for path in sys.argv[1:]))"""
     said = subprocess.check_output([sys.executable, '-c', code, *paths], cwd=root, text=True)
     assert said == 2 * (' '.join(map(str, range(100))) + '\n')
 
@@ -208,7 +228,7 @@ def test_more_shards_than_files_may_be_open_are_read(root, make_shard):
 def test_what_is_read_from_a_shard_that_was_put_aside_is_still_read(make_shard, monkeypatch):
     monkeypatch.setattr(shards, 'MAX_WHOLE', 10)
     shard = make_shard({'a': b'much to read'})
-    with shards.read(shard, 'a') as file:
+    with shards.open_member(shard, 'a') as file:
         shards._open.cache_clear()
         gc.collect()
         assert file.read() == b'much to read'
@@ -216,7 +236,7 @@ def test_what_is_read_from_a_shard_that_was_put_aside_is_still_read(make_shard, 
 
 def test_the_index_of_two_million_clips_fits_into_every_worker(make_shard):
     shard = make_shard({f'some/folder/{i:011d}_30.000.flac': b'' for i in range(20_000)})
-    shards.split(f'{shard}/x')
+    shards.split_path(f'{shard}/x')
     tracemalloc.start()
     shards.is_file(f'{shard}/x')
     gc.collect()
@@ -231,7 +251,8 @@ def test_the_index_of_two_million_clips_fits_into_every_worker(make_shard):
     ('cut.zip/a.wav', 'the shard .*cut.zip is cut off or no zip archive'),
     ('shard.zip/b.wav', 'the shard .*shard.zip holds no b.wav'),
     ('shard.zip/noise.wav', 'noise.wav: neither libsndfile .Format not recognised. nor FFmpeg'),
-    ('deflated.zip/a.wav', 'a.wav in the shard .*deflated.zip is compressed: .*zip -0 or prep_audioset.py --shards')])
+    ('deflated.zip/a.wav', 'a.wav in the shard .*deflated.zip is compressed: .*zip -0 or '
+                           'prep_audioset.py --shards')])
 def test_what_cannot_be_read_is_named(tmp_path, make_shard, make_tone, path, message):
     tone = make_tone('a.wav').read_bytes()
     shard = make_shard({'a.wav': tone, 'noise.wav': b'no audio'}, 'shard.zip')
@@ -250,7 +271,7 @@ def test_an_encrypted_member_is_named(make_shard):
         file.seek(6)
         file.write(b'\1')
     with pytest.raises(shards.ShardError, match=f'a in the shard {shard} is encrypted'):
-        shards.read(shard, 'a')
+        shards.open_member(shard, 'a')
 
 
 def test_a_shard_cut_off_or_overwritten_after_it_was_opened_is_named(make_shard):
@@ -258,11 +279,12 @@ def test_a_shard_cut_off_or_overwritten_after_it_was_opened_is_named(make_shard)
     read(shard, 'a')
     os.truncate(shard, 500)
     with pytest.raises(shards.ShardError, match=f'the shard {shard} ends within b'):
-        shards.read(shard, 'b')
+        shards.open_member(shard, 'b')
     with open(shard, 'r+b') as file:
         file.write(bytes(500))
-    with pytest.raises(shards.ShardError, match=f'the shard {shard} is damaged, or was written anew'):
-        shards.read(shard, 'a')
+    named = f'the shard {shard} is damaged, or was written anew'
+    with pytest.raises(shards.ShardError, match=named):
+        shards.open_member(shard, 'a')
 
 
 def test_a_member_with_a_wrong_checksum_is_found(make_shard):
@@ -270,9 +292,9 @@ def test_a_member_with_a_wrong_checksum_is_found(make_shard):
     with open(shard, 'r+b') as file:
         file.seek(open(shard, 'rb').read().index(b'damaged'))
         file.write(b'D')
-    shards.verify(shard, 'a')
+    shards.verify_checksum(shard, 'a')
     with pytest.raises(shards.ShardError, match=f'b in the shard {shard} is damaged'):
-        shards.verify(shard, 'b')
+        shards.verify_checksum(shard, 'b')
 
 
 def test_no_damage_of_a_shard_ends_in_another_error(make_shard, tmp_path):
@@ -286,6 +308,6 @@ def test_no_damage_of_a_shard_ends_in_another_error(make_shard, tmp_path):
         path.write_bytes(damaged[:rng.integers(1, len(whole) + 1)] if i % 3 == 0 else damaged)
         for member in '024':
             try:
-                shards.read(str(path), member)
+                shards.open_member(str(path), member)
             except shards.ShardError as error:
                 assert str(path) in str(error)

@@ -37,10 +37,10 @@ from published import PublishedDataset, PublishedEpochs, PublishedTrainer
 from published import calculate_stats as published_stats
 from published import fbank as published_fbank
 from published import make_model as published_model
-from tagging.tagger import load_tagger, tag
-from training.batches import WaveformDataset
-from training.results import Results, write_array
+from tagging import load_tagger, tag
+from training.gpu_fbanks import WaveformDataset
 from training.losses import LOSSES
+from training.results import Results, write_array
 from traintest import Evaluation
 from utilities.stats import calculate_stats
 

@@ -24,7 +24,9 @@ from audio.reading import load_window
 from dataloader import AudiosetDataset
 from measure import HEADER, faster, machine, seconds_of
 from packing import pack
-from training.batches import EpochSampler, make_loader
+from training.bad_audio import ReplaceUnreadable
+from training.loaders import make_loader
+from training.sampler import EpochSampler
 
 CONF = {'num_mel_bins': 128, 'target_length': 100, 'mode': 'train', 'mixup': 0.5, 'freqm': 48, 'timem': 20,
         'noise': True}
@@ -87,7 +89,7 @@ def batches(dataset, workers=0, samples=None):
     """Batches of an epoch of balanced sampling, or of its last samples."""
     sampler = EpochSampler(len(dataset), 0, np.linspace(1, 2, len(dataset)))
     sampler.set_epoch(1, 0 if samples is None else max(0, len(dataset) - samples))
-    return make_loader(dataset, BATCH, workers, pin_memory=False, sampler=sampler)
+    return make_loader(ReplaceUnreadable(dataset), BATCH, workers, pin_memory=False, sampler=sampler)
 
 
 def digest(dataset, workers):

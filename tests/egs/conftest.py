@@ -13,18 +13,25 @@ import soundfile
 
 @pytest.fixture(scope='session', autouse=True)
 def python_of_recipes():
-    """Recipes take this very Python without a look at its packages, which saves seconds; AST_PYTHON='' undoes it."""
+    """Let recipes take this very Python and not look at its packages, which would take seconds.
+
+    AST_PYTHON='' in a recipe's environment undoes it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         yield patch.setenv('AST_PYTHON', sys.executable)
 
 
 @pytest.fixture(scope='session')
 def terminal():
-    """The environment of a user's terminal, with this very Python as `python`, and what is given; a function."""
+    """Return a function that makes the environment of a user's terminal.
+
+    In it, `python` is this very Python. The function takes further variables.
+    """
     def environment(**given):
         clean = {name: value for name, value in os.environ.items()
                  if not name.startswith('SLURM') and name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
-        return {**clean, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', **given}
+        return {**clean, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+                **given}
     return environment
 
 
@@ -32,8 +39,8 @@ def terminal():
 def run_shell(tmp_path, terminal):
     """Run a command as a user would in a terminal; returns the finished process."""
     def run(command, cwd=tmp_path, **environment):
-        return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True,
-                              env=terminal(**environment))
+        return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True,
+                              text=True, env=terminal(**environment))
     return run
 
 
@@ -43,16 +50,19 @@ def shown_defaults(run_shell):
     def show(recipe):
         said = run_shell([recipe, '--help'], COLUMNS='80')
         assert said.returncode == 0 and not said.stderr
-        shown = re.findall(r'--(\w+),? (?:(?!\n  -).)*?\(default:\s+(.*?)\)', said.stdout, re.DOTALL)
+        shown = re.findall(r'--(\w+),? (?:(?!\n  -).)*?\(default:\s+(.*?)\)', said.stdout,
+                           re.DOTALL)
         return {name: ' '.join(default.split()) for name, default in shown}
     return show
 
 
-@pytest.fixture
-def make_esc(tmp_path):
-    """Make a dataset in ESC-50's layout: two classes told apart by ear, one clip of each a fold; returns its folder."""
-    def make(name='esc', suffixes=('.wav', '.ogg', '.flac'), rate=22050, seconds=0.4):
-        folder = tmp_path / name
+@pytest.fixture(scope='session')
+def write_esc():
+    """Write a dataset in ESC-50's layout into a folder, and return the folder.
+
+    It has two classes told apart by ear, and one clip of each in every fold.
+    """
+    def write(folder, suffixes=('.wav', '.ogg', '.flac'), rate=22050, seconds=0.4):
         (folder / 'meta').mkdir(parents=True)
         (folder / 'audio').mkdir()
         rng = np.random.default_rng(0)
@@ -65,6 +75,13 @@ def make_esc(tmp_path):
             soundfile.write(folder / 'audio' / filename, 0.1 * (noise if target else tone), rate)
             rows.append([filename, fold, target, category, True, i, 'A'])
         with open(folder / 'meta' / 'esc50.csv', 'w', newline='') as file:
-            csv.writer(file).writerows([['filename', 'fold', 'target', 'category', 'esc10', 'src_file', 'take'], *rows])
+            columns = ['filename', 'fold', 'target', 'category', 'esc10', 'src_file', 'take']
+            csv.writer(file).writerows([columns, *rows])
         return folder
-    return make
+    return write
+
+
+@pytest.fixture
+def make_esc(tmp_path, write_esc):
+    """Write a dataset as write_esc does, into a folder below tmp_path; return the folder."""
+    return lambda name='esc', **kwargs: write_esc(tmp_path / name, **kwargs)

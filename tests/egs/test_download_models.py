@@ -1,7 +1,8 @@
-"""Download of the published checkpoints, from a server on this machine that stands in for Dropbox and the hub."""
+"""Download of the published checkpoints, from a server that stands in for Dropbox and the hub."""
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from models import weights as weights_module
 def weights(tmp_path_factory):
     """The bytes of a small checkpoint."""
     path = tmp_path_factory.mktemp('weights') / 'a.pth'
-    save_checkpoint(ASTModel(2, input_fdim=16, input_tdim=16, imagenet_pretrain=False, model_size='tiny224'), path)
+    model = ASTModel(2, input_fdim=16, input_tdim=16, imagenet_pretrain=False, model_size='tiny224')
+    save_checkpoint(model, path)
     return path.read_bytes()
 
 
@@ -25,7 +27,7 @@ def weights(tmp_path_factory):
 def dropbox(server, monkeypatch):
     """Files of PUBLISHED come from this machine's server; returns their paths there."""
     def moved(file):
-        return type(file)(file.name, file.url.replace('https://www.dropbox.com', server.address), file.hub_id)
+        return replace(file, url=file.url.replace('https://www.dropbox.com', server.address))
     here = tuple(map(moved, weights_module.PUBLISHED))
     monkeypatch.setattr('models.weights.PUBLISHED', here)
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
@@ -41,8 +43,9 @@ def test_one_is_fetched_by_name_and_not_twice(server, dropbox, weights, torch_ho
     assert capsys.readouterr().out.split() == [str(path)] * 2
 
 
-def test_without_names_all_are_fetched_and_what_fails_is_counted(server, dropbox, weights, torch_home, capsys,
-                                                                 monkeypatch):
+def test_without_names_all_are_fetched_and_what_fails_is_counted(
+    server, dropbox, weights, torch_home, capsys, monkeypatch
+):
     for name, path in dropbox.items():
         if name != 'audioset_bal_10_10_0.3499':
             server.pages[path] = Page(weights)
@@ -51,7 +54,9 @@ def test_without_names_all_are_fetched_and_what_fails_is_counted(server, dropbox
     assert len(capsys.readouterr().out.split()) == 8
 
 
-def test_a_truncated_file_is_refused_after_three_attempts(server, dropbox, weights, torch_home, monkeypatch):
+def test_a_truncated_file_is_refused_after_three_attempts(
+    server, dropbox, weights, torch_home, monkeypatch
+):
     monkeypatch.setattr('time.sleep', lambda seconds: None)
     path = dropbox['speechcommands_10_10_0.9812']
     server.pages[path] = Page(weights[:len(weights) // 2], length=len(weights))
@@ -71,13 +76,20 @@ def hub_page(server):
     return body
 
 
-def test_where_dropbox_fails_hugging_face_delivers(root, server, torch_home, hub_page):
-    code = ('import sys; sys.path[:0] = ["src", "egs/audioset"]; import models.weights as w, download_models; '
-            'import dataclasses; '
-            f'here = tuple(dataclasses.replace(f, url="{server.address}/nothing") for f in w.PUBLISHED); '
-            'w.PUBLISHED = here; download_models.main(["speechcommands_10_10_0.9812"])')
-    done = subprocess.run([sys.executable, '-c', code], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, 'HF_ENDPOINT': server.address, 'TORCH_HOME': str(torch_home)})
+WITHOUT_DROPBOX = """
+import dataclasses, sys
+sys.path[:0] = ['src', 'egs/audioset']
+import download_models
+from models import weights
+weights.PUBLISHED = tuple(dataclasses.replace(f, url=sys.argv[1]) for f in weights.PUBLISHED)
+download_models.main(['speechcommands_10_10_0.9812'])
+"""
+
+
+def test_if_dropbox_fails_hugging_face_delivers(root, server, torch_home, hub_page):
+    environment = {**os.environ, 'HF_ENDPOINT': server.address, 'TORCH_HOME': str(torch_home)}
+    done = subprocess.run([sys.executable, '-c', WITHOUT_DROPBOX, f'{server.address}/nothing'],
+                          cwd=root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == hub_page
 
@@ -85,12 +97,14 @@ def test_where_dropbox_fails_hugging_face_delivers(root, server, torch_home, hub
 def test_an_unknown_name_lists_those_there_are(capsys):
     with pytest.raises(SystemExit):
         download_models.main(['audioset_9_9'])
-    assert 'no published checkpoint audioset_9_9' in (said := capsys.readouterr().err) and 'audioset_16_16' in said
+    said = capsys.readouterr().err
+    assert 'no published checkpoint audioset_9_9' in said and 'audioset_16_16' in said
 
 
 def test_the_shell_script_fetches_too(root, run_shell, server, torch_home, hub_page):
-    done = run_shell([root / 'egs' / 'audioset' / 'download_models.sh', '--source', 'huggingface',
-                      'speechcommands_10_10_0.9812'], HF_ENDPOINT=server.address, TORCH_HOME=str(torch_home))
+    recipe = root / 'egs' / 'audioset' / 'download_models.sh'
+    done = run_shell([recipe, '--source', 'huggingface', 'speechcommands_10_10_0.9812'],
+                     HF_ENDPOINT=server.address, TORCH_HOME=str(torch_home))
     assert done.returncode == 0, done.stderr
     assert (torch_home / 'speechcommands_10_10_0.9812.safetensors').read_bytes() == hub_page
 

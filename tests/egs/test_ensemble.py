@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 import ensemble
 import run
 from models import ASTModel, load_model, save_checkpoint
+from utilities.parallel import one_thread
 
 RUN = ('--n_class 3 --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --lr 1e-4 '
        '--batch_size 4 --num_workers 0 --device cpu --dataset_mean -6 --dataset_std 3').split()
@@ -21,21 +22,32 @@ RUN = ('--n_class 3 --model_size tiny224 --imagenet_pretrain False --num_mel_bin
 
 @pytest.fixture
 def data(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
-    """Work in a folder with twelve recordings of three classes, some of them with two."""
+    """Work on one thread in a folder with twelve recordings of three classes, some with two."""
     monkeypatch.chdir(tmp_path)
     make_labels(3)
     labels = ['/m/0', '/m/1,/m/2', '/m/2', '/m/1']  # which the sounds do not tell
     make_datafile([(make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i), labels[i * i % 7 % 4])
                    for i in range(12)])
-    return tmp_path
+    with one_thread():
+        yield tmp_path
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder for runs that several tests use. The first test trains them."""
+    return tmp_path_factory.mktemp('trained')
 
 
 @pytest.fixture
-def checkpoints(data):
+def checkpoints(data, trained):
     """Best models of three tiny runs of different strides."""
     for stride in (8, 12, 16):
-        run.main([*RUN, '--data_train', 'data.json', '--data_val', 'data.json', '--label_csv', 'labels.csv',
-                  '--exp_dir', f'run{stride}', '--fstride', str(stride), '--tstride', str(stride)])
+        exp_dir = trained / f'run{stride}'
+        if not (exp_dir / 'finished').exists():
+            run.main([*RUN, '--data_train', 'data.json', '--data_val', 'data.json',
+                      '--label_csv', 'labels.csv', '--exp_dir', str(exp_dir),
+                      '--fstride', str(stride), '--tstride', str(stride)])
+        os.symlink(exp_dir, exp_dir.name)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     return [f'run{stride}/models/best_audio_model.pth' for stride in (8, 12, 16)]
@@ -75,7 +87,8 @@ def test_single_and_ensemble_numbers_are_those_of_scikit_learn(data, checkpoints
 
 def test_an_ensemble_that_was_killed_goes_on(root, data, checkpoints, capsys):
     command = [sys.executable, root / 'egs' / 'audioset' / 'ensemble.py', *options(*checkpoints)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
     for line in process.stdout:
         if line.startswith('run8'):
             break

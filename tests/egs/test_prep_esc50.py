@@ -1,4 +1,4 @@
-"""Preparation of ESC-50: from a folder, a zip or a download to 16 kHz copies and the datafiles of five folds."""
+"""Preparation of ESC-50, from a folder, a zip or a download: 16 kHz copies, datafiles of folds."""
 import json
 import os
 import shutil
@@ -28,8 +28,11 @@ def test_every_form_of_the_dataset_gives_the_same_folds(make_esc, tmp_path, form
     folder = make_esc('above/ESC-50-master')
     source = {'folder': folder, 'folder above': folder.parent, 'zip': zipped(folder)}[form]
     prep.prepare(source, tmp_path / 'out')
-    evaluated = [entry['wav'] for fold in range(1, 6) for entry in read(tmp_path / 'out', f'esc_eval_data_{fold}.json')]
-    assert len(set(evaluated)) == 10
+    evaluated = set()
+    for fold in range(1, 6):
+        entries = read(tmp_path / 'out', f'esc_eval_data_{fold}.json')
+        evaluated |= {entry['wav'] for entry in entries}
+    assert len(evaluated) == 10
     for fold in range(1, 6):
         held_out = read(tmp_path / 'out', f'esc_eval_data_{fold}.json')
         trained = read(tmp_path / 'out', f'esc_train_data_{fold}.json')
@@ -80,12 +83,16 @@ def test_a_clip_that_is_cut_off_is_not_converted(make_esc, tmp_path):
     source = make_esc()
     clip = next((source / 'audio').glob('*.flac'))
     os.truncate(clip, clip.stat().st_size // 2)
-    with pytest.raises(AudioError, match=f'{clip.name} ends after 0.[0-9]* s, before its header says'):
+    with pytest.raises(
+        AudioError, match=f'{clip.name} ends after 0.[0-9]* s, before its header says'
+    ):
         prep.prepare(source, tmp_path / 'out')
 
 
-@pytest.mark.parametrize('row', ['a.wav,6,0,dog', 'a.wav,1,0,rain', 'a.wav,1,50,dog', 'a.wav,one,0,dog',
-                                 '../a.wav,1,0,dog'])
+@pytest.mark.parametrize(
+    'row',
+    ['a.wav,6,0,dog', 'a.wav,1,0,rain', 'a.wav,1,50,dog', 'a.wav,one,0,dog', '../a.wav,1,0,dog'],
+)
 def test_a_row_that_contradicts_the_label_file_is_named(make_esc, tmp_path, row):
     source = make_esc()
     (source / 'meta' / 'esc50.csv').write_text(f'filename,fold,target,category\n{row}\n')
@@ -98,11 +105,13 @@ def test_a_table_that_a_spreadsheet_saved_with_semicolons_in_utf_16_is_read(make
     meta = source / 'meta' / 'esc50.csv'
     meta.write_text(meta.read_text().replace(',', ';'), encoding='utf-16')
     prep.prepare(source, tmp_path / 'out')
-    assert len(json.loads((tmp_path / 'out' / 'datafiles' / 'esc_eval_data_1.json').read_text())['data']) == 2
+    assert len(read(tmp_path / 'out', 'esc_eval_data_1.json')) == 2
 
 
-@pytest.mark.parametrize('source, reason', [('nowhere', 'does not exist'), ('text.zip', 'nor a whole zip'),
-                                            ('empty', 'layout')])
+@pytest.mark.parametrize(
+    'source, reason',
+    [('nowhere', 'does not exist'), ('text.zip', 'nor a usable zip'), ('empty', 'layout')],
+)
 def test_something_else_than_the_dataset_is_refused(tmp_path, source, reason):
     (tmp_path / 'text.zip').write_text('not a zip')
     (tmp_path / 'empty').mkdir()
@@ -119,7 +128,9 @@ def test_a_folder_for_the_copies_whose_name_is_not_utf8_is_named(make_esc, tmp_p
 
 def test_without_a_data_dir_the_zip_is_downloaded(make_esc, tmp_path, monkeypatch):
     zipped(make_esc('site/ESC-50-master'))
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / 'site'))
+    server = ThreadingHTTPServer(
+        ('127.0.0.1', 0), partial(SimpleHTTPRequestHandler, directory=tmp_path / 'site')
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     monkeypatch.setattr(prep, 'ESC50_URL', f'http://127.0.0.1:{server.server_port}/archive.zip')
@@ -134,11 +145,12 @@ def no_download(monkeypatch):
     """Any download is an error."""
     def fail(*_):
         raise AssertionError('nothing is to be downloaded')
-    monkeypatch.setattr(prep, 'fetch', fail)
+    monkeypatch.setattr(prep, 'download_dataset', fail)
 
 
-def test_without_a_data_dir_the_folder_of_the_published_recipe_is_taken_and_named(make_esc, tmp_path, no_download,
-                                                                                 capsys, monkeypatch):
+def test_without_a_data_dir_the_folder_of_the_published_recipe_is_taken_and_named(
+    make_esc, tmp_path, no_download, capsys, monkeypatch
+):
     folder = make_esc('out/ESC-50-master')
     shutil.copytree(folder / 'audio', folder / 'audio_16k')
     (tmp_path / 'out' / 'datafiles').mkdir()
@@ -152,7 +164,8 @@ def test_without_a_data_dir_the_folder_of_the_published_recipe_is_taken_and_name
     prep.prepare(None, tmp_path / 'out')
     assert f'taking ESC-50 from {folder}' in capsys.readouterr().out
     entries = read(tmp_path / 'out', 'esc_train_data_1.json')
-    assert len(entries) == 8 and all(os.path.isabs(entry['wav']) and os.path.exists(entry['wav']) for entry in entries)
+    wavs = [entry['wav'] for entry in entries]
+    assert len(wavs) == 8 and all(os.path.isabs(wav) and os.path.exists(wav) for wav in wavs)
     assert sorted(folder.rglob('*')) == before
     prep.prepare(None, tmp_path / 'out')
     assert 'prepared already' in capsys.readouterr().out
@@ -162,10 +175,13 @@ def test_a_data_dir_goes_before_the_folder_of_the_published_recipe(make_esc, tmp
     make_esc('out/ESC-50-master')
     prep.prepare(make_esc('mine'), tmp_path / 'out')
     assert 'taking' not in capsys.readouterr().out
-    assert json.loads((tmp_path / 'out' / 'source.json').read_text())['source'] == str(tmp_path / 'mine')
+    marker = json.loads((tmp_path / 'out' / 'source.json').read_text())
+    assert marker['source'] == str(tmp_path / 'mine')
 
 
-def test_a_prepared_download_stays_prepared_beside_such_a_folder(make_esc, tmp_path, no_download, capsys):
+def test_a_prepared_download_stays_prepared_beside_such_a_folder(
+    make_esc, tmp_path, no_download, capsys
+):
     source = make_esc('site/ESC-50-master')
     (tmp_path / 'out').mkdir()
     archive = tmp_path / 'out' / 'ESC-50-master.zip'

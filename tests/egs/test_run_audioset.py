@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-import prep_audioset
-from check_data import check
+import audioset
+from checks.datafiles import check
 from utilities.labels import read_labels
 
 # Real labels, of Google's list.
@@ -72,7 +72,7 @@ def planned(folder, run_shell, tmp_path):
 def test_clips_and_a_list_become_an_averaged_model(folder, run_shell, clips, tmp_path, which, published):
     (segments, audio), labels = clips, folder / 'data' / 'class_labels_indices.csv'
     datafile = tmp_path / 'data' / 'all.json'
-    prep_audioset.prepare([segments], audio, datafile, flac_dir=None, label_csv=labels)
+    audioset.prepare([segments], audio, datafile, flac_dir=None, label_csv=labels)
     checked = check([datafile], read_labels(labels), audio_length=64)
     assert checked['would_train'] and checked['datafiles'][0]['samples'] == 24
 
@@ -145,7 +145,7 @@ def test_a_missing_label_file_is_named(folder, run_shell, datafiles):
 
 
 @pytest.mark.parametrize('words, reason', [(['--set', 'unbalanced'], 'full or balanced, not unbalanced'),
-                                           (['--bogus', '1'], 'unknown option: --bogus'),
+                                           (['--bogus', '1'], 'unrecognized arguments: --bogus'),
                                            (['--te_data', 'a.json'], '--te_data is called --data_val here')])
 def test_a_wrong_option_is_one_sentence(folder, run_shell, words, reason):
     done = run_shell([folder / 'run.sh', *words])

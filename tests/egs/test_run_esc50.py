@@ -85,13 +85,13 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, mak
 
 
 @pytest.mark.parametrize('words, reason', [
-    (['--bogus', '1'], 'unknown option: --bogus'),
-    (['--HERE', '/tmp'], 'unknown option: --HERE'),
-    (['--path;touch x', '1'], 'unknown option: --path;touch x'),
-    (['--batch', '8'], 'unknown option: --batch'),
+    (['--bogus', '1'], 'unrecognized arguments: --bogus'),
+    (['--HERE', '/tmp'], 'unrecognized arguments: --HERE'),
+    (['--path;touch x', '1'], 'unrecognized arguments: --path;touch x'),
+    (['--batch', '8'], 'unrecognized arguments: --batch'),
     (['--lr'], 'argument --lr/--learning_rate: expected one argument'),
     (['--lr', 'fast'], "expected a number above 0, got 'fast'"),
-    (['5'], 'unexpected argument: 5'), (['--demo', 'maybe'], "expected True or False, got 'maybe'"),
+    (['5'], 'unrecognized arguments: 5'), (['--demo', 'maybe'], "expected True or False, got 'maybe'"),
     (['--stage', 'two'], "argument --stage: expected a whole number of at least 0, got 'two'"),
     (['--loss', 'MSE'], 'argument --loss: invalid choice'),
     (['--exp_dir', ''], 'argument --exp_dir: expected some text'),

@@ -1,5 +1,6 @@
-"""The recipe on a real Slurm: submitted from its directory, preempted in mid-training, queued again, finished."""
+"""The recipe on a real Slurm: submitted, preempted while it trains, queued again, finished."""
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 
 PROGRAMS = ('sbatch', 'munged', 'slurmctld', 'slurmd', 'scontrol', 'scancel', 'sinfo')
-pytestmark = pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)),
-                                reason='Slurm is not installed (Debian: apt-get install slurm-wlm munge)')
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, PROGRAMS)),
+    reason='Slurm is not installed (Debian: apt-get install slurm-wlm munge)')
 
 CONFIGURATION = '''
 ClusterName=sandbox
@@ -49,15 +51,27 @@ MinJobAge=600
 GresTypes=gpu
 SlurmdParameters=config_overrides
 EnforcePartLimits=ALL
-NodeName={host} NodeAddr=127.0.0.1 CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 \
-RealMemory=1000000 Gres=gpu:4 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 \
+ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:4 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+'''
+
+
+# A job in which common.sh starts four processes that say what they may use.
+SHARE = '''#!/bin/bash
+. {root}/egs/common.sh
+"${{SRUN[@]}}" --nodes=1 --ntasks=4 --ntasks-per-node=4 bash -c 'echo "process $SLURM_PROCID of \
+$SLURM_STEP_NUM_TASKS: GPUs ${{CUDA_VISIBLE_DEVICES:-}}, $SLURM_CPUS_ON_NODE cores"'
+echo ended with $?
 '''
 
 
 @pytest.fixture(scope='module')
 def slurm():
-    """A cluster of one node on this machine, four pretended GPUs included; returns the environment to use it in."""
+    """Start a cluster of one node on this machine; return the environment in which to use it.
+
+    The node pretends to have four GPUs.
+    """
     folder = Path(tempfile.mkdtemp(prefix='slurm'))  # Unix sockets need a short path
     folder.chmod(0o755)  # munge refuses a socket that not everybody can reach
     host = socket.gethostname()
@@ -70,19 +84,22 @@ def slurm():
     key.chmod(0o600)
     user = subprocess.check_output(['id', '-un'], text=True).strip()
     (folder / 'slurm.conf').write_text(CONFIGURATION.format(host=host, user=user, folder=folder))
-    (folder / 'gres.conf').write_text(f'NodeName={host} Name=gpu File={folder}/fakedev/nvidia[0-3]\n')
+    gpus = f'NodeName={host} Name=gpu File={folder}/fakedev/nvidia[0-3]\n'
+    (folder / 'gres.conf').write_text(gpus)
     environment = {**os.environ, 'SLURM_CONF': str(folder / 'slurm.conf'),
                    'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
-    munge = [f'--{name}={folder}/munge/munged.{end}' for name, end in (('pid-file', 'pid'), ('log-file', 'log'),
-                                                                       ('seed-file', 'seed'))]
-    commands = [['munged', '-F', f'--key-file={key}', f'--socket={folder}/munge/munge.sock', *munge],
+    munge = [f'--{name}-file={folder}/munge/munged.{name}' for name in ('pid', 'log', 'seed')]
+    commands = [['munged', '-F', f'--key-file={key}', f'--socket={folder}/munge/munge.sock',
+                 *munge],
                 ['slurmctld', '-D', '-c', '-f', folder / 'slurm.conf'],
                 ['slurmd', '-D', '-N', host, '-f', folder / 'slurm.conf']]
     daemons = []
     for command in commands:
-        daemons.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        daemons.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL,
+                                        stderr=subprocess.DEVNULL))
         time.sleep(0.5)
-    wait_for(lambda: ask(environment, 'sinfo', '-h', '-o', '%t').startswith('idle'), 30, 'the node to be idle')
+    wait_for(lambda: ask(environment, 'sinfo', '-h', '-o', '%t').startswith('idle'), 30,
+             'the node to be idle')
     yield environment
     ask(environment, 'scancel', '--user', user)
     wait_for(lambda: not ask(environment, 'squeue', '-h'), 30, 'jobs to end')
@@ -93,8 +110,9 @@ def slurm():
 
 
 def ask(environment, *command):
-    """What a Slurm command prints."""
-    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
+    """Return what a Slurm command prints."""
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True,
+                          text=True)
     return done.stdout.strip()
 
 
@@ -109,68 +127,95 @@ def wait_for(condition, seconds, what):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """Where the recipe's runs, disturbed or not, leave their results, and find the same data."""
+    """The folder in which all runs share their data, and leave their results."""
     return tmp_path_factory.mktemp('runs')
 
 
 @pytest.fixture(scope='module')
 def undisturbed(root, terminal, folder):
-    """The results of the recipe in one process that nobody disturbed."""
-    done = subprocess.run([root / 'egs' / 'esc50' / 'run_esc50.sh', *demo(folder, 'undisturbed')], capture_output=True,
-                          text=True, env=terminal())
+    """The folder with the results of the recipe in one process that nobody disturbed."""
+    recipe = root / 'egs' / 'esc50' / 'run_esc50.sh'
+    done = subprocess.run([recipe, *demo(folder, 'undisturbed')], capture_output=True, text=True,
+                          env=terminal())
     assert done.returncode == 0, done.stderr
     return folder / 'undisturbed'
 
 
 def demo(folder, exp_dir):
-    """The options of a short demo, on data that all runs share."""
-    return ['--demo', 'True', '--n_epochs', '3', '--folds', '1 2', '--n_print_steps', '1', '--clips_per_fold', '2',
-            '--prep_dir', folder / 'prep', '--exp_dir', folder / exp_dir, '--num_workers', '0', '--amp', 'off',
-            '--device', 'cpu']
+    """Return the options of a short demo, on data that all runs share."""
+    return ['--demo', 'True', '--n_epochs', '3', '--folds', '1 2', '--n_print_steps', '1',
+            '--clips_per_fold', '2', '--prep_dir', folder / 'prep', '--exp_dir', folder / exp_dir,
+            '--num_workers', '0', '--amp', 'off', '--device', 'cpu']
 
 
 def preempt(slurm, root, folder, exp_dir, *options):
-    """Submit the recipe, preempt it in the second epoch, wait until it was queued again and has ended; returns its log.
+    """Submit the recipe, preempt it in the second epoch, wait until it has ended; return its log.
 
-    options: of sbatch, then, after the name of the recipe, the recipe's own.
+    Args:
+        options: options of sbatch, the name of the recipe, and further options of the recipe.
     """
     log = folder / f'{exp_dir}.txt'
-    words = ['sbatch', '--parsable', f'--output={log}', *options, *demo(folder, exp_dir)]
-    job = subprocess.check_output([str(word) for word in words], cwd=root / 'egs' / 'esc50', env=slurm,
-                                  text=True).strip()
-    wait_for(lambda: log.exists() and 'epoch 2 of 3, step' in log.read_text(), 180, 'the second epoch')
+    recipe = options.index('run_esc50.sh') + 1
+    words = ['sbatch', '--parsable', f'--output={log}', *options[:recipe], *demo(folder, exp_dir),
+             *options[recipe:]]
+    job = subprocess.check_output([str(word) for word in words], cwd=root / 'egs' / 'esc50',
+                                  env=slurm, text=True).strip()
+    wait_for(lambda: log.exists() and 'epoch 2 of 3, step' in log.read_text(), 180,
+             'the second epoch')
     ask(slurm, 'scancel', '--batch', '--signal=USR1', job)
     wait_for(lambda: 'queued again' in log.read_text(), 60, 'the job to be queued again')
     assert (folder / exp_dir / 'fold1' / 'checkpoint.pth').exists()
-    wait_for(lambda: 'PENDING' in ask(slurm, 'squeue', '-h', '-o', '%T', '-j', job), 60, 'the job to be pending')
+    wait_for(lambda: 'PENDING' in ask(slurm, 'squeue', '-h', '-o', '%T', '-j', job), 60,
+             'the job to be pending')
     time.sleep(3)  # slurmd takes no job back in the second in which it let it go
-    ask(slurm, 'scontrol', 'update', f'JobId={job}', 'StartTime=now')  # instead of Slurm's two minutes
-    wait_for(lambda: any(state in ask(slurm, 'scontrol', 'show', 'job', job) for state in ('COMPLETED', 'FAILED')), 240,
+    # Otherwise Slurm waits for two minutes.
+    ask(slurm, 'scontrol', 'update', f'JobId={job}', 'StartTime=now')
+    wait_for(lambda: re.search('COMPLETED|FAILED', ask(slurm, 'scontrol', 'show', 'job', job)), 240,
              'the job to end')
     assert 'going on in epoch' in log.read_text()
     return log.read_text()
 
 
-def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed(slurm, root, folder, undisturbed):
+def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed(slurm, root, folder,
+                                                                    undisturbed):
     preempt(slurm, root, folder, 'job', '--gres=gpu:1', '-c', '2', 'run_esc50.sh')
     for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
         assert (folder / 'job' / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
-def test_a_job_of_two_tasks_trains_in_two_processes_and_is_queued_again_like_any_other(slurm, root, folder,
-                                                                                        undisturbed):
-    said = preempt(slurm, root, folder, 'tasks', '--gres=gpu:1', '--ntasks-per-node=2', '-c', '1', 'run_esc50.sh',
-                   '--launcher', 'slurm')
+def test_a_job_of_two_tasks_trains_in_two_processes_and_is_queued_again_like_any_other(
+        slurm, root, folder, undisturbed):
+    said = preempt(slurm, root, folder, 'tasks', '--gres=gpu:1', '--ntasks-per-node=2', '-c', '1',
+                   'run_esc50.sh', '--launcher', 'slurm', '--stage', '2', '--folds', '1')
     assert 'in each of 2 processes' in said and 'Traceback' not in said
-    for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
-        results, expected = (np.loadtxt(runs / name, delimiter=',') for runs in (folder / 'tasks', undisturbed))
+    expected = np.loadtxt(undisturbed / 'fold1' / 'result.csv', delimiter=',')
+    for name in ('result.csv', 'fold1/result.csv'):  # the mean of one fold is that fold
+        results = np.loadtxt(folder / 'tasks' / name, delimiter=',')
         np.testing.assert_allclose(results, expected, atol=1e-5)
 
 
 def test_a_job_whose_gpu_pytorch_cannot_use_ends_before_any_work(slurm, root, folder):
     log = folder / 'gpu.txt'
-    words = ['sbatch', '--parsable', '--wait', f'--output={log}', '--gres=gpu:1', 'run_esc50.sh', '--demo', 'True',
-             '--prep_dir', folder / 'nothing', '--exp_dir', folder / 'nothing']
-    done = subprocess.run([str(word) for word in words], cwd=root / 'egs' / 'esc50', env=slurm, capture_output=True)
+    words = ['sbatch', '--parsable', '--wait', f'--output={log}', '--gres=gpu:1', 'run_esc50.sh',
+             '--demo', 'True', '--prep_dir', folder / 'nothing', '--exp_dir', folder / 'nothing']
+    done = subprocess.run([str(word) for word in words], cwd=root / 'egs' / 'esc50', env=slurm,
+                          capture_output=True)
     assert done.returncode == 1 and not (folder / 'nothing').exists()
-    assert 'asks for a GPU, but PyTorch' in log.read_text() and '--device cpu goes on without' in log.read_text()
+    said = log.read_text()
+    assert 'asks for a GPU, but PyTorch' in said and '--device cpu goes on without' in said
+
+
+@pytest.mark.parametrize('asked_for, gpus, cores', [
+    ('', 4, 16), ('-c 2', 4, 2), ('--gres=none --gpus-per-task=4', 4, 16),
+    ('--gres=none --gpus=3', 3, 16), ('--gres=none -c 1', 0, 1)])
+def test_processes_share_what_the_job_has_however_it_was_asked_for(
+        slurm, root, folder, asked_for, gpus, cores):
+    script, log = folder / 'share.sh', folder / 'share.txt'
+    script.write_text(SHARE.format(root=root))
+    header = '--gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000'.split()  # of the recipes
+    log.unlink(missing_ok=True)
+    ask(slurm, 'sbatch', f'--output={log}', *header, *asked_for.split(), script)
+    wait_for(lambda: log.exists() and 'ended with' in log.read_text(), 30, 'the job')
+    visible = ','.join(map(str, range(gpus)))
+    seen = sorted(line for line in log.read_text().split('\n') if line.startswith('process'))
+    assert seen == [f'process {i} of 4: GPUs {visible}, {cores} cores' for i in range(4)]

@@ -11,7 +11,7 @@ from models import save_checkpoint
 from models.state_dicts import load_tensors
 from small_model import CLASSES, CPU, settings
 from tagging.tagger import Classifier, Tagger
-from training.batches import Pending, WaveformDataset
+from training.gpu_fbanks import WaveformDataset
 from training.trainer import Trainer
 from traintest import validate
 from utilities.labels import Labels
@@ -66,15 +66,14 @@ def test_fbanks_are_computed_on_the_gpu_that_the_waveforms_are_on():
 
 @pytest.fixture
 def make_batch(make_tone, make_labels, make_datafile):
-    """Make a batch (Pending, labels) of recordings, augmented if its dataset trains."""
+    """Make a batch (WaveformBatch, labels) of recordings, augmented if its dataset trains."""
     def make(mode, kind=WaveformDataset):
         clips = [(make_tone(f'{i}.wav', seconds=0.2 + 0.2 * i), '/m/0') for i in range(BATCH)]
         conf = {'num_mel_bins': BINS, 'target_length': FRAMES, 'mode': mode, 'freqm': 9, 'timem': 9,
                 'mixup': 0.5, 'noise': True}
         dataset = kind(make_datafile(clips), conf, make_labels(CLASSES))
         samples = [dataset[SampleKey(i, 0, 1, i)] for i in range(BATCH)]
-        batch, labels, _ = dataset.collate(samples)
-        return (Pending(dataset, batch) if kind is WaveformDataset else batch), labels
+        return dataset.collate(samples)
     return make
 
 

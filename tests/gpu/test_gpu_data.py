@@ -8,7 +8,9 @@ from audio.fbank import fbank
 from dataloader import AudiosetDataset, SampleKey
 from kit import on_a_gpu_only
 from small_model import CLASSES
-from training.batches import EpochSampler, WaveformDataset, Waveforms, make_loader
+from training.gpu_fbanks import WaveformBatch, WaveformDataset
+from training.loaders import make_loader
+from training.sampler import EpochSampler
 
 BINS, FRAMES, CLIPS, BATCH = 64, 40, 7, 3
 TOLERANCE = 1e-3  # of a normalised fbank
@@ -85,7 +87,7 @@ def test_batches_wait_for_a_gpu_in_pinned_memory(make_dataset, device, kind, wor
         if kind is AudiosetDataset:
             parts = [fbanks, labels]
         else:
-            parts = [fbanks.batch.waveforms, fbanks.batch.noise, labels]
+            parts = [fbanks.waveforms, fbanks.noise, labels]
         assert all(part.is_pinned() for part in parts)
 
 
@@ -95,15 +97,15 @@ def test_pinning_changes_nothing_else_of_a_batch(make_dataset, monkeypatch, kind
     monkeypatch.setattr(torch.Tensor, 'pin_memory',
                         lambda one, *_: pinned.append(one) or one.clone())
     dataset = make_dataset(kind, **AUGMENTED)
-    batch, labels, _ = dataset.collate([dataset[SampleKey(i, 0, 1, i)] for i in range(BATCH)])
-    its_batch, its_labels, its_reasons = pin_memory((batch, labels, [['a reason'], []]))
+    batch, labels = dataset.collate([dataset[SampleKey(i, 0, 1, i)] for i in range(BATCH)])
+    (its_batch, its_labels), its_reasons = pin_memory(((batch, labels), [['a reason'], []]))
     assert its_reasons == [['a reason'], []]
     assert any(one is labels for one in pinned) and torch.equal(its_labels, labels)
     if kind is AudiosetDataset:
         assert any(one is batch for one in pinned) and torch.equal(its_batch, batch)
         return
-    assert isinstance(its_batch, Waveforms)
+    assert isinstance(its_batch, WaveformBatch)
     assert {id(one) for one in pinned} == {id(batch.waveforms), id(batch.noise), id(labels)}
     assert its_batch.frames == batch.frames and its_batch.augmentations == batch.augmentations
-    torch.testing.assert_close(dataset.features(its_batch, torch.device('cpu')),
-                               dataset.features(batch, torch.device('cpu')), rtol=0, atol=0)
+    torch.testing.assert_close(its_batch.to(torch.device('cpu')), batch.to(torch.device('cpu')),
+                               rtol=0, atol=0)

@@ -9,7 +9,7 @@ import inference
 from kit import BINS, FRAMES, LOGITS, each_precision, on_a_gpu_only, require_precision
 from models import ASTModel, save_checkpoint
 from small_model import CLASSES
-from tagging.tagger import load_tagger, tag
+from tagging import load_tagger, tag
 
 AMP = {None: 'off', torch.bfloat16: 'bf16', torch.float16: 'fp16'}
 NAMES = ['dog', 'rain', 'siren']

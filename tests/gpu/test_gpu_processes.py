@@ -89,7 +89,8 @@ def test_the_launcher_starts_a_process_a_gpu(data, root, device, processes):
     require_gpus(processes)
     name, place = f'launched{processes}', str(device) if processes == 1 else device.type
     done = subprocess.run(
-        [sys.executable, root / 'egs' / 'launch.py', '--processes', str(processes), '--', *OPTIONS,
+        [sys.executable, root / 'egs' / 'torchrun.py', '--standalone', '--local-addr', 'localhost',
+         '--nproc-per-node', str(processes), root / 'src' / 'run.py', *OPTIONS,
          '--device', place, '--exp_dir', name],
         cwd=data, env={**os.environ, **EXACT}, capture_output=True, text=True, timeout=2 * START)
     assert done.returncode == 0, done.stderr

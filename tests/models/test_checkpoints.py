@@ -1,4 +1,4 @@
-"""Checkpoints: saved and loaded in the published layouts, refused where they are something else, averaged."""
+"""Checkpoints: saved and loaded in the published layouts, refused if they do not fit, averaged."""
 import io
 import json
 import os
@@ -35,7 +35,8 @@ def published(tiny):
 
 def same_weights(model, other):
     mine, theirs = model.state_dict(), other.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    return mine.keys() == theirs.keys() and all(torch.equal(value, theirs[name])
+                                                for name, value in mine.items())
 
 
 def test_a_saved_checkpoint_loads_into_the_same_model(tiny, make_tiny, tmp_path):
@@ -53,9 +54,11 @@ def test_a_checkpoint_is_saved_in_the_published_layout(tiny, tmp_path):
 
 
 def test_the_json_beside_a_checkpoint_describes_the_model(tiny, tmp_path):
-    save_checkpoint(tiny, tmp_path / 'audio_model.5.pth', labels=['dog', 'cat'], mean=-4.25, std=4.5, loss='BCE')
+    save_checkpoint(tiny, tmp_path / 'audio_model.5.pth', labels=['dog', 'cat'], mean=-4.25,
+                    std=4.5, loss='BCE')
     assert json.loads((tmp_path / 'audio_model.5.json').read_text()) == {
-        'model_size': 'tiny224', 'label_dim': 5, 'fstride': 10, 'tstride': 10, 'input_fdim': 32, 'input_tdim': 64,
+        'model_size': 'tiny224', 'label_dim': 5, 'fstride': 10, 'tstride': 10, 'input_fdim': 32,
+        'input_tdim': 64,
         'labels': ['dog', 'cat'], 'mean': -4.25, 'std': 4.5, 'loss': 'BCE'}
 
 
@@ -66,15 +69,18 @@ def test_saving_leaves_the_checkpoint_and_its_json_and_nothing_else(tiny, tmp_pa
 
 
 @pytest.mark.parametrize('prefix', ['module.', ''])
-@pytest.mark.parametrize('wrap', [lambda state: state, lambda state: {'model': state}], ids=['bare', 'under-model'])
+@pytest.mark.parametrize('wrap', [lambda state: state, lambda state: {'model': state}],
+                         ids=['bare', 'under-model'])
 def test_a_checkpoint_loads_with_and_without_prefix(prefix, wrap, tiny, make_tiny, tmp_path):
-    torch.save(wrap({prefix + name: value for name, value in tiny.state_dict().items()}), tmp_path / 'model.pth')
+    torch.save(wrap({prefix + name: value for name, value in tiny.state_dict().items()}),
+               tmp_path / 'model.pth')
     fresh = make_tiny()
     load_checkpoint(fresh, tmp_path / 'model.pth')
     assert same_weights(fresh, tiny)
 
 
-def test_a_published_file_loads_although_it_has_two_unused_heads(published, tiny, make_tiny, tmp_path):
+def test_a_published_file_loads_although_it_has_two_unused_heads(published, tiny, make_tiny,
+                                                                 tmp_path):
     torch.save(published, tmp_path / 'model.pth')
     fresh = make_tiny()
     load_checkpoint(fresh, tmp_path / 'model.pth')
@@ -92,8 +98,8 @@ def test_a_published_file_loads_although_it_has_two_unused_heads(published, tiny
     (lambda state: state.update({'module.v.pos_embed': torch.zeros(1, 1214, 192)}),
      r'v\.pos_embed has shape \(1, 1214, 192\), expected \(1, 12, 192\)'),
 ], ids=['missing', 'missing-head', 'thirteenth-block', 'unknown', 'other-classes', 'other-input'])
-def test_a_checkpoint_that_does_not_fit_is_refused_by_file_and_entry(damage, expected, published, tiny, make_tiny,
-                                                                     tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_refused_by_file_and_entry(damage, expected, published,
+                                                                     tiny, tmp_path):
     damage(published)
     torch.save(published, tmp_path / 'model.pth')
     with pytest.raises(WeightsError, match=expected) as error:
@@ -117,7 +123,7 @@ def saved(state, zipped=True):
 
 
 def refused(path):
-    """The message with which a file is refused; fails where it is read, or ends in another error."""
+    """Return the message with which a file is refused."""
     with pytest.raises(WeightsError) as error:
         read_state_dict(path)
     return str(error.value)
@@ -128,7 +134,8 @@ def refused(path):
 @pytest.mark.parametrize('form', ['.pth', 'legacy.pth', '.safetensors'])
 def test_a_truncated_checkpoint_is_refused_by_name(form, kept, tmp_path):
     path = tmp_path / f'model{form}'
-    state = {'module.v.cls_token': torch.rand(1, 1, 192), 'module.v.pos_embed': torch.rand(1, 12, 192)}
+    state = {'module.v.cls_token': torch.rand(1, 1, 192),
+             'module.v.pos_embed': torch.rand(1, 12, 192)}
     content = save(state) if form == '.safetensors' else saved(state, zipped=form == '.pth')
     path.write_bytes(content[:kept])
     assert f'{path} is not a readable checkpoint' in refused(path)
@@ -136,8 +143,10 @@ def test_a_truncated_checkpoint_is_refused_by_name(form, kept, tmp_path):
 
 @pytest.mark.filterwarnings('ignore:.*pickle')
 @pytest.mark.parametrize('content', [
-    b'<!DOCTYPE html>\n<html lang="en">\n', b'{"error": "not found"}\n', b'hello world\n', b'epoch,loss\n1,0.5\n',
-    b'a page about something\n', b'try again later\n', b'error: file not found\n', b'service unavailable\n',
+    b'<!DOCTYPE html>\n<html lang="en">\n', b'{"error": "not found"}\n', b'hello world\n',
+    b'epoch,loss\n1,0.5\n',
+    b'a page about something\n', b'try again later\n', b'error: file not found\n',
+    b'service unavailable\n',
     b'RIFF\x24\x00\x00\x00WAVEfmt ', b'PK\x03\x04', b'\x00' * 100, b'\x80\x02}q\x00.',
 ])
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -147,9 +156,11 @@ def test_a_file_of_another_kind_is_refused_by_name(content, suffix, tmp_path):
     assert str(path) in refused(path)
 
 
-@pytest.mark.parametrize('value', [torch.zeros(2), [1, 2], {}, {'model': {}}, {'state': {}, 'param_groups': []},
+@pytest.mark.parametrize('value', [torch.zeros(2), [1, 2], {}, {'model': {}},
+                                   {'state': {}, 'param_groups': []},
                                    {'epoch': 3, 'weight': torch.zeros(2)}, {0: torch.zeros(2)}],
-                         ids=['tensor', 'list', 'empty', 'empty-model', 'optimizer', 'mixed', 'numbered'])
+                         ids=['tensor', 'list', 'empty', 'empty-model', 'optimizer', 'mixed',
+                              'numbered'])
 def test_a_checkpoint_of_something_else_is_refused_by_name(value, tmp_path):
     torch.save(value, tmp_path / 'model.pth')
     assert f'{tmp_path / "model.pth"} holds no state dict' in refused(tmp_path / 'model.pth')
@@ -184,14 +195,16 @@ def test_a_checkpoint_that_does_not_exist_is_refused_by_name(name, tmp_path):
 
 @pytest.fixture(scope='module')
 def make_hub_model():
-    """Build a tiny ASTForAudioClassification of `transformers` with weights of golden.py, in eval mode."""
+    """Build a tiny ASTForAudioClassification of transformers with weights of golden.py."""
     transformers = pytest.importorskip('transformers')
 
     def make(**settings):
         model = golden.fill(transformers.ASTForAudioClassification(transformers.ASTConfig(
-            hidden_size=192, num_attention_heads=3, intermediate_size=768, num_hidden_layers=12, num_labels=5,
+            hidden_size=192, num_attention_heads=3, intermediate_size=768, num_hidden_layers=12,
+            num_labels=5,
             layer_norm_eps=1e-6, **settings))).eval()
-        model.classifier.layernorm.eps = 1e-5  # transformers has one eps for all; AST's head was trained with torch's
+        # transformers has one eps for all; AST's head was trained with torch's.
+        model.classifier.layernorm.eps = 1e-5
         return model
     return make
 
@@ -221,15 +234,18 @@ def test_weights_from_transformers_give_the_logits_of_transformers(hub_model, ma
     'audio_spectrogram_transformer.encoder.layer.3.attention.attention.value.bias',
     'classifier.dense.weight',
 ])
-def test_weights_from_transformers_that_lack_an_entry_are_refused_by_name(entry, hub_model, tiny, tmp_path):
+def test_weights_from_transformers_that_lack_an_entry_are_refused_by_name(entry, hub_model, tiny,
+                                                                          tmp_path):
     path = tmp_path / 'model.safetensors'
-    save_file({name: value for name, value in load_file(hub_model[1]).items() if name != entry}, path)
+    save_file({name: value for name, value in load_file(hub_model[1]).items() if name != entry},
+              path)
     with pytest.raises(WeightsError, match='is missing') as error:
         load_checkpoint(tiny, path)
     assert str(path) in str(error.value)
 
 
-def test_weights_from_transformers_with_an_unknown_entry_are_refused_by_name(hub_model, tiny, tmp_path):
+def test_weights_from_transformers_with_an_unknown_entry_are_refused_by_name(hub_model, tiny,
+                                                                             tmp_path):
     path = tmp_path / 'model.safetensors'
     extra = 'audio_spectrogram_transformer.encoder.layer.3.attention.attention.rotary.weight'
     save_file({**load_file(hub_model[1]), extra: torch.zeros(1)}, path)
@@ -247,21 +263,24 @@ def save_published(model, path):
 @pytest.mark.parametrize('stride, f, t', [(10, 12, 101), (12, 10, 85), (14, 9, 73), (16, 8, 64)])
 def test_a_published_checkpoint_tells_its_strides_by_its_name(stride, f, t, make_tiny, tmp_path):
     model = make_tiny(fstride=stride, tstride=stride, input_fdim=128, input_tdim=1024)
-    loaded, description = load_model(save_published(model, tmp_path / f'audioset_{stride}_{stride}_0.4467.pth'))
+    path = save_published(model, tmp_path / f'audioset_{stride}_{stride}_0.4467.pth')
+    loaded, description = load_model(path)
     assert loaded.grid == (f, t) and same_weights(loaded, model) and not loaded.training
     assert description['mean'] == -4.2677393 and description['loss'] == 'BCE'
 
 
 def test_the_published_speech_commands_checkpoint_has_128_frames(make_tiny, tmp_path):
     model = make_tiny(input_fdim=128, input_tdim=128, label_dim=35)
-    loaded, description = load_model(save_published(model, tmp_path / 'speechcommands_10_10_0.9812.pth'))
+    path = save_published(model, tmp_path / 'speechcommands_10_10_0.9812.pth')
+    loaded, description = load_model(path)
     assert loaded.grid == (12, 12) and description['mean'] == -6.845978
 
 
 def test_a_saved_checkpoint_tells_all_about_itself(make_tiny, tmp_path):
     labels = {'mids': ['a', 'b'], 'names': ['A', 'B']}
     model = make_tiny(fstride=16, tstride=12, label_dim=2)
-    save_checkpoint(model, tmp_path / 'best.pth', labels=labels, mean=-1.5, std=2.5, loss='CE', dataset='mine')
+    save_checkpoint(model, tmp_path / 'best.pth', labels=labels, mean=-1.5, std=2.5, loss='CE',
+                    dataset='mine')
     loaded, description = load_model(tmp_path / 'best.pth')
     assert loaded.config == model.config and same_weights(loaded, model)
     assert (description['labels'], description['mean'], description['loss']) == (labels, -1.5, 'CE')
@@ -277,8 +296,11 @@ def test_a_folder_of_transformers_gives_its_logits_and_labels(hub_model):
 
 
 @pytest.mark.parametrize('stride', [10, 12, 14, 16])
-def test_both_published_layouts_of_every_stride_give_the_logits_of_transformers(stride, make_hub_model, tmp_path):
-    theirs = make_hub_model(max_length=1024, num_mel_bins=128, frequency_stride=stride, time_stride=stride)
+def test_both_published_layouts_of_every_stride_give_the_logits_of_transformers(stride,
+                                                                                make_hub_model,
+                                                                                tmp_path):
+    theirs = make_hub_model(max_length=1024, num_mel_bins=128, frequency_stride=stride,
+                            time_stride=stride)
     theirs.save_pretrained(tmp_path / 'hub')
     state = read_state_dict(tmp_path / 'hub' / 'model.safetensors')
     path = tmp_path / f'audioset_{stride}_{stride}_0.4467.pth'
@@ -295,15 +317,23 @@ def test_settings_help_out_where_a_checkpoint_does_not_say_them(make_tiny, tmp_p
     path = save_published(make_tiny(fstride=16, input_fdim=64), tmp_path / 'mine.pth')
     with pytest.raises(WeightsError, match='--fstride and --tstride'):
         load_model(path)
-    with pytest.raises(WeightsError, match=r'mine\.pth has a positional embedding of 22 x 192, but strides \[10, 10\]'):
+    with pytest.raises(WeightsError, match=r'mine\.pth has a positional embedding of 22 x 192, '
+                                           r'but strides \[10, 10\]'):
         load_model(path, fstride=10, tstride=10, input_fdim=64, input_tdim=64)
-    assert load_model(path, fstride=16, tstride=10, input_fdim=64, input_tdim=64)[0].config['fstride'] == 16
+    loaded, _ = load_model(path, fstride=16, tstride=10, input_fdim=64, input_tdim=64)
+    assert loaded.config.fstride == 16
 
 
 def test_a_checkpoint_that_is_no_ast_is_refused(tmp_path):
     torch.save({'weight': torch.zeros(1)}, tmp_path / 'audioset_10_10_x.pth')
     with pytest.raises(WeightsError, match='is no AST: .*v.pos_embed.* is missing'):
         load_model(tmp_path / 'audioset_10_10_x.pth')
+
+
+def test_embeddings_of_a_dimension_that_no_size_has_are_refused(tiny, tmp_path):
+    torch.save({**tiny.state_dict(), 'v.pos_embed': torch.zeros(1, 12, 200)}, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match='12 x 200, expected 192, 384, 768 dimensions'):
+        load_model(tmp_path / 'a.pth', fstride=10, tstride=10)
 
 
 def test_a_broken_description_is_named(tiny, tmp_path):

@@ -11,19 +11,20 @@ SIZES = ['tiny224', 'small224', 'base224', 'base384']
 
 
 @pytest.fixture
-def case(make_tiny):
+def case(make_golden):
     """A model with weights of golden.py, and an input."""
     def make(size='tiny224', **settings):
-        return golden.fill(make_tiny(model_size=size, **settings)), golden.spectrogram('inside', 2, 64, 32)
+        return make_golden(model_size=size, **settings), golden.spectrogram('inside', 2, 64, 32)
     return make
 
 
 def explicit_attention(model, x):
-    """The attention matrices (batch, heads, tokens, tokens) that timm computes where it may not fuse them."""
+    """Return the attention (batch, heads, tokens, tokens) that timm computes without fusing it."""
     seen = []
     for block in model.v.blocks:
         block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        block.attn.attn_drop.register_forward_hook(
+            lambda module, inputs, output: seen.append(output))
     with torch.no_grad():
         model(x)
     return seen
@@ -35,7 +36,7 @@ def test_attention_is_the_softmax_that_a_model_without_fused_attention_computes(
     rows = model.attention(x)
     explicit = explicit_attention(model, x)
     assert len(rows) == len(explicit) == 12
-    for ours, theirs in zip(rows, explicit):
+    for ours, theirs in zip(rows, explicit, strict=True):
         assert torch.allclose(ours, theirs[:, :, :2], rtol=0, atol=1e-5)
         assert torch.allclose(ours.sum(dim=-1), torch.ones(()), atol=1e-5)
 
@@ -45,7 +46,7 @@ def test_attention_maps_are_laid_out_as_the_spectrogram(case):
     rows, maps = model.attention(x), model.attention_maps(x)
     f, t = model.grid
     assert (f, t) == (3, 5)
-    for block, (cls, dist) in zip(rows, maps):
+    for block, (cls, dist) in zip(rows, maps, strict=True):
         assert cls.shape == dist.shape == (2, model.v.blocks[0].attn.num_heads, f, t)
         assert torch.equal(cls[1, 2, 1, 3], block[1, 2, 0, 2 + 1 * t + 3])
         assert torch.equal(dist[0, 0, 2, 4], block[0, 0, 1, 2 + 2 * t + 4])
@@ -54,7 +55,8 @@ def test_attention_maps_are_laid_out_as_the_spectrogram(case):
 def test_forward_still_calls_the_fused_attention_once_a_block(case):
     model, x = case()
     model.attention(x)
-    with mock.patch.object(F, 'scaled_dot_product_attention', wraps=F.scaled_dot_product_attention) as fused:
+    with mock.patch.object(F, 'scaled_dot_product_attention',
+                           wraps=F.scaled_dot_product_attention) as fused:
         model(x)
     assert fused.call_count == 12
 
@@ -84,4 +86,5 @@ def test_in_mixed_precision_they_stay_near_the_exact_ones(case):
     model.autocast_dtype = torch.bfloat16
     mixed = model.attention(x)[0]
     assert mixed.dtype == model.forward_features(x).dtype == torch.float32
-    assert (mixed - exact).abs().max() < 0.05 and torch.allclose(mixed.sum(dim=-1), torch.ones(()), atol=1e-5)
+    assert (mixed - exact).abs().max() < 0.05
+    assert torch.allclose(mixed.sum(dim=-1), torch.ones(()), atol=1e-5)

@@ -9,11 +9,12 @@ from argparse import Namespace
 
 import pytest
 
-from models import files
-from models.files import LockedError, Url, download, hold_lock
+from models import locks
+from models.downloads import Url, download
+from models.locks import LockedError, hold_lock
 from training.folder import ExperimentFolder
 from utilities.errors import DataError
-from utilities.preparation import only_one
+from utilities.preparation import locked_folder
 
 # What flock raises on some of Lustre, NFS, 9p and FUSE.
 WITHOUT_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP]
@@ -33,18 +34,18 @@ def test_a_lock_keeps_a_second_one_out_until_it_is_released(tmp_path):
     with hold_lock(tmp_path / 'lock'):
         with pytest.raises(LockedError), hold_lock(tmp_path / 'lock', wait=False):
             pass
-    with hold_lock(tmp_path / 'lock', wait=False, keep=lambda: False):
+    with hold_lock(tmp_path / 'lock', wait=False):
         pass
     assert os.listdir(tmp_path) == []
 
 
-def test_a_lock_whose_holder_removes_the_file_is_held_by_one_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, 'LOCK_POLL_SECONDS', 0.001)
+def test_a_lock_whose_file_comes_and_goes_is_held_by_one_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, 'POLL_SECONDS', 0.001)
     inside, most, rounds = [], [], 25
 
     def work():
         for _ in range(rounds):
-            with hold_lock(tmp_path / 'lock', keep=lambda: False):
+            with hold_lock(tmp_path / 'lock'):
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.001)
@@ -60,7 +61,7 @@ def test_a_lock_whose_holder_removes_the_file_is_held_by_one_alone(tmp_path, mon
 
 HOLD = """
 import os, sys, time
-from files import hold_lock
+from locks import hold_lock
 with hold_lock(sys.argv[1]):
     if os.fork() == 0:
         print(os.getpid(), flush=True)
@@ -98,10 +99,11 @@ def test_without_locks_the_work_goes_on_and_the_log_warns(tmp_path, number, floc
 def test_all_that_takes_a_lock_goes_on_without(tmp_path, flock_raises, server, caplog):
     flock_raises(errno.ENOLCK)
     (tmp_path / 'weights.pth').touch()
-    with ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp')).lock(), only_one(tmp_path / 'data'):
+    folder = ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp'))
+    with folder.lock(), locked_folder(tmp_path / 'data'):
         download([Url(f'{server.address}/none', tmp_path / 'weights.pth')], None)
     assert caplog.text.count('this file system has no locks') == 3
-    assert sorted(os.listdir(tmp_path)) == ['weights.pth', 'weights.pth.lock']
+    assert sorted(os.listdir(tmp_path)) == ['weights.pth']
 
 
 def test_another_error_of_a_lock_is_an_error(tmp_path, flock_raises):

@@ -1,4 +1,4 @@
-"""What people do with a model besides calling it: hooks, adapters, pruning, quantisation, export, copying the file.
+"""What people do with a model besides calling it: hooks, adapters, pruning, export, copying.
 
 The model's own pass saves work; nobody else may notice.
 """
@@ -22,9 +22,9 @@ PARTS = ('', 'norm1', 'attn', *LINEARS, 'norm2', 'mlp', 'ls1', 'drop_path2')
 
 
 @pytest.fixture
-def model(make_tiny):
+def model(make_golden):
     """A model with weights of golden.py and a grid of 3 x 7 patches."""
-    return golden.fill(make_tiny(fstride=8, tstride=8))
+    return make_golden(fstride=8, tstride=8)
 
 
 @pytest.fixture
@@ -37,15 +37,19 @@ def image(x):
     return x.unsqueeze(1).transpose(2, 3)
 
 
-def test_the_models_own_pass_computes_what_the_head_looks_at_and_nothing_changes(model, x, monkeypatch):
-    with mock.patch.object(F, 'scaled_dot_product_attention', wraps=F.scaled_dot_product_attention) as attention:
+def test_the_models_own_pass_computes_what_the_head_looks_at_and_nothing_changes(model, x,
+                                                                                 monkeypatch):
+    with mock.patch.object(F, 'scaled_dot_product_attention',
+                           wraps=F.scaled_dot_product_attention) as attention:
         logits = model(x)
         gradient = torch.autograd.grad(logits.sum(), model.v.pos_embed)[0]
-    assert [call.args[0].shape[2] for call in attention.call_args_list] == [TOKENS] * 11 + [2]  # queries
-    monkeypatch.setattr(fast_blocks, 'has_tokenwise_end', lambda v: False)
+    queries = [call.args[0].shape[2] for call in attention.call_args_list]
+    assert queries == [TOKENS] * 11 + [2]
+    monkeypatch.setattr(fast_blocks, 'has_tokenwise_end', lambda *_: False)
     whole = model(x)
     torch.testing.assert_close(logits, whole, rtol=0, atol=1e-6)
-    torch.testing.assert_close(gradient, torch.autograd.grad(whole.sum(), model.v.pos_embed)[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient, torch.autograd.grad(whole.sum(), model.v.pos_embed)[0],
+                               rtol=1e-4, atol=1e-5)
 
 
 def test_a_loop_over_the_blocks_by_hand_sees_every_token(model, x):
@@ -58,14 +62,16 @@ def test_a_loop_over_the_blocks_by_hand_sees_every_token(model, x):
         assert torch.equal(tokens, model.v.forward_features(image(x)))
         patches = tokens[:, 2:].unflatten(1, model.grid).mean(dim=1)
         torch.testing.assert_close(patches, model.frame_features(x))
-        torch.testing.assert_close(model.mlp_head(tokens[:, :2].mean(dim=1)), model(x), rtol=0, atol=1e-6)
+        logits = model.mlp_head(tokens[:, :2].mean(dim=1))
+        torch.testing.assert_close(logits, model(x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('part', PARTS)
 def test_a_hook_on_any_part_of_any_block_sees_every_token(model, x, part):
     logits, seen = model(x).detach(), []
     for block in model.v.blocks:
-        block.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+        block.get_submodule(part).register_forward_hook(
+            lambda module, inputs, output: seen.append(output.shape[1]))
     torch.testing.assert_close(model(x).detach(), logits, rtol=0, atol=1e-6)
     assert seen == [TOKENS] * 12
 
@@ -74,15 +80,19 @@ def test_a_hook_on_any_part_of_any_block_sees_every_token(model, x, part):
 @pytest.mark.parametrize('kind', ['register_forward_hook', 'register_forward_pre_hook'])
 def test_a_hook_on_the_transformer_sees_every_token(model, x, part, kind):
     seen = []
-    getattr(model.v.get_submodule(part), kind)(lambda module, inputs, *_: seen.append(inputs[0].shape[1]))
+    register = getattr(model.v.get_submodule(part), kind)
+    register(lambda module, inputs, *_: seen.append(inputs[0].shape[1]))
     model(x)
     assert seen == [TOKENS]
 
 
 def test_a_hook_for_all_modules_sees_every_token(model, x):
     seen = []
-    hook = nn.modules.module.register_module_forward_hook(
-        lambda module, inputs, output: seen.append(output.shape[1]) if module is model.v.norm else None)
+
+    def look(module, inputs, output):
+        if module is model.v.norm:
+            seen.append(output.shape[1])
+    hook = nn.modules.module.register_module_forward_hook(look)
     try:
         model(x)
     finally:
@@ -95,11 +105,12 @@ def test_grad_cam_on_the_last_block_has_a_gradient_for_every_patch(model, x, tar
     kept = {}
     module = model.v.blocks[-1].get_submodule(target)
     module.register_forward_hook(lambda module, inputs, output: kept.update(activation=output))
-    module.register_full_backward_hook(lambda module, inputs, outputs: kept.update(gradient=outputs[0]))
+    module.register_full_backward_hook(
+        lambda module, inputs, outputs: kept.update(gradient=outputs[0]))
     model(x)[:, 1].sum().backward()
     assert kept['activation'].shape == kept['gradient'].shape == (2, TOKENS, 192)
     of_patches = kept['gradient'][:, 2:].abs().sum(dim=(0, 2))
-    # What comes after the attention of the last block acts on the tokens that the head looks at alone.
+    # After the attention of the last block, only the tokens count that the head looks at.
     assert (of_patches > 0).all() if target == 'norm1' else (of_patches == 0).all()
     weights = (kept['activation'] * kept['gradient']).sum(dim=2)[:, 2:]
     assert weights.unflatten(1, model.grid).shape == (2, 3, 7)
@@ -137,7 +148,8 @@ def test_an_adapter_in_place_of_any_linear_layer_counts_and_learns(model, x, num
 
 def test_the_adapters_of_peft_count_and_learn(model, x):
     before = model(x).detach()
-    inject_adapter_in_model(LoraConfig(target_modules=['qkv', 'proj', 'fc1', 'fc2'], r=2, init_lora_weights=False),
+    inject_adapter_in_model(LoraConfig(target_modules=['qkv', 'proj', 'fc1', 'fc2'], r=2,
+                                       init_lora_weights=False),
                             model.v)
     assert (model(x) - before).abs().max() > 1e-3
     model(x).sum().backward()
@@ -146,7 +158,8 @@ def test_the_adapters_of_peft_count_and_learn(model, x):
     assert all(parameter.grad.abs().sum() > 0 for parameter in adapters.values())
 
 
-@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a compiler')
+@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')),
+                    reason='torch.compile needs a compiler')
 def test_an_adapter_counts_in_a_compiled_model(model, x):
     model.v.blocks[-1].attn.qkv = Lora(model.v.blocks[-1].attn.qkv)
     expected = model(x).detach()
@@ -185,7 +198,8 @@ def test_a_parametrised_layer_of_the_last_block_counts(model, x, name):
 def test_a_forward_that_somebody_set_on_a_module_is_called(model, x, part):
     module, called = model.v.blocks[-1].get_submodule(part), []
     forward = module.forward
-    module.forward = lambda *args, **kwargs: called.append(1) or forward(*args, **kwargs)  # as accelerate does
+    # As accelerate does.
+    module.forward = lambda *args, **kwargs: called.append(1) or forward(*args, **kwargs)
     model(x)
     assert called == [1]
 
@@ -203,20 +217,22 @@ def test_linear_layers_quantise_dynamically(model, x):
 
 
 @pytest.mark.parametrize('dtype', [None, torch.bfloat16])
-def test_an_exported_model_takes_batches_of_any_size(make_tiny, dtype):
-    model = golden.fill(make_tiny(input_tdim=512, fstride=8, tstride=8))  # enough tokens for the fast attention
+def test_an_exported_model_takes_batches_of_any_size(make_golden, dtype):
+    # Enough tokens for the fast attention.
+    model = make_golden(input_tdim=512, fstride=8, tstride=8)
     model.autocast_dtype = dtype
     batches = {'x': {0: torch.export.Dim('batch', min=1, max=64)}}
     with torch.no_grad():
-        exported = torch.export.export(model, (torch.rand(2, 512, 32),), dynamic_shapes=batches).module()
+        exported = torch.export.export(model, (torch.rand(2, 512, 32),),
+                                       dynamic_shapes=batches).module()
         x = golden.spectrogram('export', 5, 512, 32)
         assert (exported(x) - model(x)).abs().max() < (1e-4 if dtype is None else 0.05)
 
 
 @pytest.fixture
-def fast(make_tiny):
+def fast(make_golden):
     """A model in bfloat16 with enough tokens for the fast attention of a CPU, and an input."""
-    model = golden.fill(make_tiny(input_tdim=512, fstride=8, tstride=8))
+    model = make_golden(input_tdim=512, fstride=8, tstride=8)
     model.autocast_dtype = torch.bfloat16
     return model, golden.spectrogram('fast', 2, 512, 32)
 
@@ -230,15 +246,21 @@ def test_the_fast_attention_of_a_cpu_leaves_hooked_and_replaced_modules_alone(fa
     with torch.no_grad():
         quick = model(x)
     assert len(called) == 12
-    assert (quick - model(x).detach()).abs().max() < 0.05  # with a graph, PyTorch's own attention computes
+    with_graph = model(x).detach()  # by PyTorch's own attention
+    assert (quick - with_graph).abs().max() < 0.05
 
 
-@pytest.mark.parametrize('kind, name', [(fast_blocks.Attention, 'forward'), (fast_blocks.Block, 'forward'),
+@pytest.mark.parametrize('kind, name', [(fast_blocks.Attention, 'forward'),
+                                        (fast_blocks.Block, 'forward'),
                                         (fast_blocks.VisionTransformer, 'forward_features')])
 def test_what_somebody_replaced_for_all_modules_of_a_class_is_called(fast, monkeypatch, kind, name):
     model, x = fast
     called, original = [], getattr(kind, name)
-    monkeypatch.setattr(kind, name, lambda self, *args, **kwargs: called.append(1) or original(self, *args, **kwargs))
+
+    def replacement(self, *args, **kwargs):
+        called.append(1)
+        return original(self, *args, **kwargs)
+    monkeypatch.setattr(kind, name, replacement)
     with torch.no_grad():
         model(x)
     assert len(called) == (1 if name == 'forward_features' else 12)
@@ -265,18 +287,22 @@ def test_a_model_whose_weights_are_of_a_small_precision_runs_in_autocast(model, 
 
 @pytest.mark.parametrize('wrap', ['DataParallel', 'compile', 'DataParallel of compile', 'none'])
 def test_a_published_file_loads_strictly_as_people_load_it(model, wrap):
-    state = {**model.state_dict(), **{f'v.{head}.{leaf}': torch.zeros(1) for head in ('head', 'head_dist')
-                                      for leaf in ('weight', 'bias')}}
+    heads = {f'v.{head}.{leaf}': torch.zeros(1)
+             for head in ('head', 'head_dist') for leaf in ('weight', 'bias')}
+    state = {**model.state_dict(), **heads}
     fresh = ASTModel(5, 8, 8, 32, 64, imagenet_pretrain=False, model_size='tiny224', verbose=False)
     wrapped, prefix = {
         'none': lambda: (fresh, ''), 'DataParallel': lambda: (nn.DataParallel(fresh), 'module.'),
         'compile': lambda: (torch.compile(fresh), '_orig_mod.'),
-        'DataParallel of compile': lambda: (nn.DataParallel(torch.compile(fresh)), 'module._orig_mod.')}[wrap]()
+        'DataParallel of compile': lambda: (nn.DataParallel(torch.compile(fresh)),
+                                            'module._orig_mod.')}[wrap]()
     result = wrapped.load_state_dict({prefix + name: value for name, value in state.items()})
     assert not result.missing_keys and not result.unexpected_keys
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in fresh.state_dict().items())
+    assert all(torch.equal(value, model.state_dict()[name])
+               for name, value in fresh.state_dict().items())
     with pytest.raises(RuntimeError, match='Unexpected key.*v.head_extra.weight'):
-        wrapped.load_state_dict({prefix + name: value for name, value in {**state, 'v.head_extra.weight': 0}.items()})
+        state['v.head_extra.weight'] = 0
+        wrapped.load_state_dict({prefix + name: value for name, value in state.items()})
 
 
 def test_a_head_that_somebody_gave_the_transformer_is_not_dropped(model):
@@ -289,8 +315,8 @@ def test_a_head_that_somebody_gave_the_transformer_is_not_dropped(model):
 ALONE = '''
 import torch
 from ast_models import ASTModel
-model = ASTModel(label_dim=5, input_fdim=32, input_tdim=64, fstride=8, tstride=8, imagenet_pretrain=False,
-                 model_size='tiny224')
+model = ASTModel(label_dim=5, input_fdim=32, input_tdim=64, fstride=8, tstride=8,
+                 imagenet_pretrain=False, model_size='tiny224')
 model.load_state_dict(torch.load('weights.pth', weights_only=True))
 model.autocast_dtype = torch.bfloat16
 model.eval()(torch.rand(1, 64, 32))
@@ -312,7 +338,8 @@ def test_the_model_file_alone_builds_loads_and_runs(model, x, root, tmp_path, ru
     torch.testing.assert_close(torch.load(tmp_path / 'logits.pt'), model(x), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize('frames, fits', [(1015, False), (1016, True), (1020, True), (1025, True), (1026, False)])
+@pytest.mark.parametrize('frames, fits', [(1015, False), (1016, True), (1020, True), (1025, True),
+                                          (1026, False)])
 def test_an_input_with_the_same_patch_grid_runs(make_tiny, frames, fits):
     model = make_tiny(input_tdim=1024, fstride=16, tstride=10)
     x = golden.spectrogram('frames', 1, frames, 32)

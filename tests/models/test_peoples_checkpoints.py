@@ -1,4 +1,4 @@
-"""Checkpoints in the forms in which people have them: prefixes, dicts around them, names of transformers."""
+"""Checkpoints as people have them: prefixes, dicts around them, names of transformers."""
 import argparse
 import collections
 import itertools
@@ -25,9 +25,9 @@ SAID = {**SIZES, 'mean': 0.0, 'std': 1.0, 'loss': 'BCE'}
 
 
 @pytest.fixture(scope='module')
-def tiny(make_tiny):
+def tiny(make_golden):
     """A tiny model that tests read and leave as it is."""
-    return golden.fill(make_tiny())
+    return make_golden()
 
 
 def same_weights(model, other):
@@ -79,7 +79,8 @@ def test_a_checkpoint_of_lightning_loads(tiny, tmp_path):
     weights = prefixed(tiny.state_dict(), 'model.')
     optimizer = torch.optim.Adam(tiny.parameters())
     torch.save({'epoch': 1, 'global_step': 10, 'pytorch-lightning_version': '2.5.0',
-                'state_dict': collections.OrderedDict(weights), 'loops': {'fit_loop': {'state': {}}},
+                'state_dict': collections.OrderedDict(weights),
+                'loops': {'fit_loop': {'state': {}}},
                 'callbacks': {}, 'optimizer_states': [optimizer.state_dict()], 'lr_schedulers': [],
                 'hparams_name': 'kwargs', 'hyper_parameters': {'lr': 1e-4}}, tmp_path / 'a.ckpt')
     assert same_weights(load_model(tmp_path / 'a.ckpt', **SAID)[0], tiny)
@@ -87,7 +88,8 @@ def test_a_checkpoint_of_lightning_loads(tiny, tmp_path):
 
 @pytest.mark.parametrize('wrap', [
     lambda model: torch.compile(model), lambda model: nn.DataParallel(torch.compile(model)),
-    lambda model: torch.compile(nn.DataParallel(model)), lambda model: nn.ModuleDict({'ast': model})],
+    lambda model: torch.compile(nn.DataParallel(model)),
+    lambda model: nn.ModuleDict({'ast': model})],
     ids=['compiled', 'parallel-compiled', 'compiled-parallel', 'within-a-module'])
 def test_what_wrapped_models_save_loads(wrap, make_tiny, tmp_path):
     model = make_tiny()
@@ -106,7 +108,8 @@ def test_a_model_with_compiled_blocks_loads(make_tiny, tmp_path):
 
 
 @pytest.mark.parametrize('prefix', ['', 'model.', 'module._orig_mod.'])
-def test_the_four_unused_heads_are_dropped_behind_any_prefix_and_nothing_else(prefix, tiny, tmp_path):
+def test_the_four_unused_heads_are_dropped_behind_any_prefix_and_nothing_else(prefix, tiny,
+                                                                              tmp_path):
     heads = {f'v.{head}.{leaf}': torch.zeros(1000, 192)[:, 0 if leaf == 'bias' else slice(None)]
              for head in ('head', 'head_dist') for leaf in ('weight', 'bias')}
     torch.save(prefixed({**tiny.state_dict(), **heads}, prefix), tmp_path / 'a.pth')
@@ -137,12 +140,15 @@ def test_a_head_elsewhere_is_not_put_onto_the_model(tiny, tmp_path):
     assert 'under the prefix backbone.' in said and 'mlp_head.0.weight beside it' in said
 
 
-@pytest.mark.parametrize('prefixes', [('student.', 'teacher.'), ('', 'ema.'), ('model.', 'model.ema.')])
+@pytest.mark.parametrize('prefixes', [('student.', 'teacher.'), ('', 'ema.'),
+                                      ('model.', 'model.ema.')])
 def test_two_models_in_one_state_dict_are_refused_by_their_prefixes(prefixes, tiny, tmp_path):
     said = refused({name: value for prefix in prefixes
-                    for name, value in prefixed(tiny.state_dict(), prefix).items()}, tmp_path / 'a.pth')
+                    for name, value in prefixed(tiny.state_dict(), prefix).items()},
+                    tmp_path / 'a.pth')
     assert 'more than one AST' in said
-    assert all((f'the prefix {prefix}' if prefix else 'without a prefix') in said for prefix in prefixes)
+    for prefix in prefixes:
+        assert (f'the prefix {prefix}' if prefix else 'without a prefix') in said
 
 
 @pytest.mark.parametrize('keys', [('model', 'model_ema'), ('state_dict', 'state_dict_ema'),
@@ -154,14 +160,15 @@ def test_two_models_in_two_dicts_are_refused_by_their_keys(keys, tiny, tmp_path)
 
 
 def test_weights_beside_a_nested_model_are_refused_by_name(tiny, tmp_path):
-    said = refused({'model': tiny.state_dict(), 'projector.weight': torch.ones(2)}, tmp_path / 'a.pth')
+    said = refused({'model': tiny.state_dict(), 'projector.weight': torch.ones(2)},
+                   tmp_path / 'a.pth')
     assert 'a model under model' in said and 'projector.weight beside it' in said
 
 
 def test_what_holds_no_model_is_refused_by_its_keys(tmp_path):
     optimizer = torch.optim.Adam([nn.Parameter(torch.zeros(2))]).state_dict()
     said = refused({'optimizer': optimizer, 'epoch': 3}, tmp_path / 'a.pth')
-    assert 'holds no state dict' in said and 'its keys are optimizer, epoch' in said
+    assert 'holds no state dict' in said and 'optimizer, epoch are no tensors' in said
 
 
 def test_another_model_is_refused_by_an_entry_of_it(tmp_path):
@@ -170,17 +177,9 @@ def test_another_model_is_refused_by_an_entry_of_it(tmp_path):
 
 
 def test_pickled_arguments_are_refused_as_ever(tiny, tmp_path):
-    said = refused({'model': tiny.state_dict(), 'args': argparse.Namespace(lr=1)}, tmp_path / 'a.pth')
+    said = refused({'model': tiny.state_dict(), 'args': argparse.Namespace(lr=1)},
+                   tmp_path / 'a.pth')
     assert 'it holds code (argparse.Namespace), which was not run' in said
-
-
-def test_a_dict_that_holds_itself_ends(tiny, tmp_path):
-    loop = {}
-    loop['model'] = loop
-    assert 'holds no state dict' in refused(loop, tmp_path / 'a.pth')
-    loop['state_dict'] = tiny.state_dict()
-    torch.save(loop, tmp_path / 'b.pth')
-    assert same_weights(load_model(tmp_path / 'b.pth', **SAID)[0], tiny)
 
 
 @pytest.fixture(scope='module')
@@ -210,7 +209,8 @@ def test_both_names_of_transformers_load_behind_any_prefix(names, prefix, hub_mo
     assert logits_agree(load_model(tmp_path / 'a.pth', **SAID)[0], hub_model)
 
 
-def test_the_eps_of_transformers_is_assumed_of_weights_without_a_config(hub_model, make_tiny, tmp_path,
+def test_the_eps_of_transformers_is_assumed_of_weights_without_a_config(hub_model, make_tiny,
+                                                                        tmp_path,
                                                                        caplog):
     torch.save(hub_model.state_dict(), tmp_path / 'a.pth')
     loaded, description = load_model(tmp_path / 'a.pth', **SAID)
@@ -221,7 +221,8 @@ def test_the_eps_of_transformers_is_assumed_of_weights_without_a_config(hub_mode
     assert load_model(tmp_path / 'b.pth')[0].v.norm.eps == 1e-12 and not caplog.records
 
 
-def test_the_state_dict_of_transformers_beside_its_config_is_described_by_it(hub_model, tmp_path, caplog):
+def test_the_state_dict_of_transformers_beside_its_config_is_described_by_it(hub_model, tmp_path,
+                                                                             caplog):
     hub_model.save_pretrained(tmp_path)
     (tmp_path / 'model.safetensors').unlink()
     torch.save(hub_model.state_dict(), tmp_path / 'mine.pth')
@@ -255,7 +256,8 @@ def test_every_tensor_of_a_model_is_in_its_state_dict(tiny):
 
 
 def test_half_precision_weights_become_float32(tiny, tmp_path):
-    torch.save({name: value.half() for name, value in tiny.state_dict().items()}, tmp_path / 'a.pth')
+    torch.save({name: value.half() for name, value in tiny.state_dict().items()},
+               tmp_path / 'a.pth')
     loaded, _ = load_model(tmp_path / 'a.pth', **SAID)
     assert all(torch.equal(value, tiny.state_dict()[name].half().float())
                for name, value in loaded.state_dict().items())
@@ -265,12 +267,13 @@ def test_half_precision_weights_become_float32(tiny, tmp_path):
 def test_a_checkpoint_is_written_in_the_format_of_its_suffix_and_read_back_bit_for_bit(
         suffix, tiny, make_tiny, tmp_path):
     path = tmp_path / f'best{suffix}'
-    save_checkpoint(tiny, path, mean=-1.5, std=2.5, loss='CE', labels={'mids': ['a'] * 5, 'names': []})
+    save_checkpoint(tiny, path, mean=-1.5, std=2.5, loss='CE',
+                    labels={'mids': ['a'] * 5, 'names': []})
     loaded, description = load_model(path)
     fresh = make_tiny()
     load_checkpoint(fresh, path)
     assert same_weights(loaded, tiny) and same_weights(fresh, tiny)
-    assert (description['mean'], description['loss'], list(description['assumed'])) == (-1.5, 'CE', [])
+    assert (description['mean'], description['loss'], description['assumed']) == (-1.5, 'CE', {})
     if suffix == '.safetensors':
         assert list(load_file(path)) == sorted(f'module.{name}' for name in tiny.state_dict())
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(['best.json', path.name])
@@ -322,7 +325,8 @@ def test_a_checkpoint_that_describes_itself_is_loaded_without_a_word(tiny, tmp_p
 def test_a_description_without_statistics_and_loss_says_so(tiny, tmp_path, caplog):
     save_checkpoint(tiny, tmp_path / 'a.pth')
     _, description = load_model(tmp_path / 'a.pth')
-    assert list(description['assumed']) == ['loss', 'mean', 'std'] and '--dataset_mean' in assumed(caplog)
+    assert list(description['assumed']) == ['loss', 'mean', 'std']
+    assert '--dataset_mean' in assumed(caplog)
 
 
 def test_a_published_name_needs_no_word_and_one_like_it_does(make_tiny, tmp_path, caplog):
@@ -342,7 +346,7 @@ def test_what_was_assumed_is_not_written_as_if_it_were_known(tiny, tmp_path):
     model, description = load_model(tmp_path / 'mine.pth', **SIZES, loss='CE')
     save_checkpoint(model, tmp_path / 'again.safetensors', **description)
     written = json.loads((tmp_path / 'again.json').read_text())
-    assert written == {**model.config, 'loss': 'CE'}
+    assert written == {**vars(model.config), 'loss': 'CE'}
     assert load_model(tmp_path / 'again.safetensors')[1]['assumed'].keys() == {'mean', 'std'}
 
 

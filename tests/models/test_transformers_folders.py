@@ -1,4 +1,5 @@
-"""Folders of transformers: what their two JSON files say is honoured or refused, and parts are joined."""
+"""Folders of transformers: their two JSON files are honoured or refused, parts are joined."""
+import functools
 import inspect
 import json
 import os
@@ -27,11 +28,21 @@ TINY = {'hidden_size': 192, 'num_attention_heads': 3, 'intermediate_size': 768,
 X = golden.spectrogram('folders', 3, FRAMES, BINS)
 
 
-def save_folder(folder, extractor=None, save=None, **config):
-    """Write a model as transformers does; extractor: settings of its ASTFeatureExtractor, or None."""
-    model = transformers.ASTForAudioClassification(transformers.ASTConfig(**{**TINY, **config}))
-    golden.fill(model.eval())
+@functools.cache
+def build(config):
+    """Build the model of transformers of a config, as a JSON text; tests leave it as it is."""
+    config = transformers.ASTConfig(**{**TINY, **json.loads(config)})
+    model = golden.fill(transformers.ASTForAudioClassification(config).eval())
     model.classifier.layernorm.eps = 1e-5  # AST's head was trained with torch's default
+    return model
+
+
+def save_folder(folder, extractor=None, save=None, **config):
+    """Write a model as transformers does.
+
+    extractor: settings of its ASTFeatureExtractor, or None for none.
+    """
+    model = build(json.dumps(config))
     model.save_pretrained(folder, **(save or {}))
     if extractor is not None:
         sizes = {'num_mel_bins': BINS, 'max_length': FRAMES}
@@ -77,7 +88,8 @@ def change_folder(saved, tmp_path):
 
 def change_json(path, changes):
     values = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+    kept = {name: value for name, value in values.items() if value is not None}
+    path.write_text(json.dumps(kept))
 
 
 def logits_agree(ours, theirs):
@@ -106,7 +118,8 @@ def test_the_eps_of_the_config_is_that_of_the_transformer(eps, make_folder, make
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_a_checkpoint_made_of_such_a_model_carries_the_eps(suffix, make_folder, make_tiny, tmp_path):
+def test_a_checkpoint_made_of_such_a_model_carries_the_eps(suffix, make_folder, make_tiny,
+                                                           tmp_path):
     folder, theirs = make_folder(layer_norm_eps=0.5)
     ours, description = load_model(folder)
     for i, said in enumerate((description, {'mean': -1.0})):
@@ -133,7 +146,8 @@ def test_a_config_without_eps_means_what_transformers_makes_of_it(change_folder)
 
 
 @pytest.mark.parametrize('change, word', [
-    ({'hidden_act': 'gelu_new'}, 'hidden_act gelu_new'), ({'hidden_act': 'relu'}, 'hidden_act relu'),
+    ({'hidden_act': 'gelu_new'}, 'hidden_act gelu_new'),
+    ({'hidden_act': 'relu'}, 'hidden_act relu'),
     ({'hidden_act': 'quick_gelu'}, 'hidden_act quick_gelu'),
     ({'num_attention_heads': 6}, 'num_attention_heads 6'),
     ({'num_attention_heads': None}, 'num_attention_heads 12'),  # transformers' default
@@ -177,7 +191,8 @@ def test_a_folder_gives_the_logits_of_transformers_or_is_refused(config, make_fo
 
 
 @pytest.mark.parametrize('extractor', [{}, {'mean': -1.5, 'std': 2.5},
-                                       {'do_normalize': False}, {'do_normalize': False, 'mean': 3.0}])
+                                       {'do_normalize': False},
+                                       {'do_normalize': False, 'mean': 3.0}])
 def test_inputs_are_normalised_as_the_extractor_does_it(extractor, change_folder):
     _, description = load_model(change_folder(extractor=extractor))
     made = transformers.ASTFeatureExtractor(num_mel_bins=BINS, max_length=FRAMES, **extractor)
@@ -188,7 +203,8 @@ def test_inputs_are_normalised_as_the_extractor_does_it(extractor, change_folder
 
 
 @pytest.mark.parametrize('extractor, word', [
-    ({'sampling_rate': 8000}, 'sampling_rate 8000'), ({'sampling_rate': 44100}, 'sampling_rate 44100'),
+    ({'sampling_rate': 8000}, 'sampling_rate 8000'),
+    ({'sampling_rate': 44100}, 'sampling_rate 44100'),
     ({'num_mel_bins': 64}, 'num_mel_bins 64, but config.json says 32'),
     ({'max_length': 1024}, 'max_length 1024, but config.json says 64')])
 def test_an_extractor_of_other_inputs_is_refused_by_its_field(extractor, word, change_folder):
@@ -197,7 +213,8 @@ def test_an_extractor_of_other_inputs_is_refused_by_its_field(extractor, word, c
 
 
 @pytest.mark.parametrize('change, word', [
-    ({'do_normalize': 'no'}, 'do_normalize no'), ({'sampling_rate': '16000'}, 'sampling_rate 16000'),
+    ({'do_normalize': 'no'}, 'do_normalize no'),
+    ({'sampling_rate': '16000'}, 'sampling_rate 16000'),
     ({'feature_extractor_type': 'Wav2Vec2FeatureExtractor'}, 'feature_extractor_type Wav2Vec2'),
     ({'mean': 'x'}, 'mean'), ({'std': 0}, 'std')])
 def test_an_extractor_that_says_what_cannot_be_is_refused_by_its_field(change, word, change_folder):
@@ -223,7 +240,8 @@ def softmax_or_sigmoid(model, x):
         pytest.skip('this version of transformers takes softmax whatever the problem_type')
     with torch.no_grad():
         found = pipeline.postprocess(model(x[:1]), top_k=model.config.num_labels)
-    return [one['score'] for one in sorted(found, key=lambda one: model.config.label2id[one['label']])]
+    found.sort(key=lambda one: model.config.label2id[one['label']])
+    return [one['score'] for one in found]
 
 
 @pytest.mark.parametrize('problem, loss', [
@@ -279,7 +297,8 @@ def test_sharded_weights_load(sharded, make_tiny):
     assert len(list(folder.glob('model-*-of-*.safetensors'))) > 2 and locate(folder) == index
     own = make_tiny()
     load_checkpoint(own, index)
-    assert logits_agree(load_model(folder)[0], theirs) and logits_agree(load_model(index)[0], theirs)
+    for source in (folder, index):
+        assert logits_agree(load_model(source)[0], theirs)
     with torch.no_grad():
         assert torch.allclose(own(X), theirs(X).logits, atol=1e-4)
     assert mean_state_dict([index]).keys() == read_state_dict(folder / index.name).keys()
@@ -294,7 +313,8 @@ def test_older_weights_load_whole_and_sharded(make_folder):
             path.unlink()
         index = folder / 'model.safetensors.index.json'
         if index.exists():
-            text = index.read_text().replace('model-', 'pytorch_model-').replace('.safetensors', '.bin')
+            text = index.read_text().replace('model-', 'pytorch_model-')
+            text = text.replace('.safetensors', '.bin')
             index.with_name('pytorch_model.bin.index.json').write_text(text)
             index.unlink()
         assert locate(folder).name.startswith('pytorch_model.bin')
@@ -328,21 +348,22 @@ def test_an_entry_that_no_part_holds_and_one_that_two_hold_are_refused_by_name(s
     assert f'{name} is there twice' in refused(folder)
 
 
-@pytest.mark.parametrize('file', ['../a.safetensors', '/etc/passwd', 'b/a.safetensors', 'a.pkl', 3,
-                                  '.hidden.safetensors', None])
+@pytest.mark.parametrize('file', ['../a.safetensors', '/etc/passwd', 'b/a.safetensors'])
 def test_an_index_that_leads_out_of_its_folder_is_refused(file, sharded):
     folder, _ = sharded
     index = folder / 'model.safetensors.index.json'
     index.write_text(json.dumps({'weight_map': {'a': file}}))
     said = refused(folder)
-    assert str(index) in said and 'expected the name of a .safetensors or .bin file' in said
+    assert said == f'{index} lists {file}, which is not beside it'
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{}', '{"weight_map": []}', '{"weight_map": {}}'])
-def test_an_index_that_is_none_is_refused_by_name(text, sharded):
+@pytest.mark.parametrize('text, problem', [
+    ('', 'is no JSON'), ('[]', 'is no JSON object'), ('{}', 'lists no parts'),
+    ('{"weight_map": []}', 'lists no parts'), ('{"weight_map": {}}', 'lists no parts')])
+def test_an_index_that_is_none_is_refused_by_name(text, problem, sharded):
     folder, _ = sharded
     (folder / 'model.safetensors.index.json').write_text(text)
-    assert 'lists' in refused(folder)
+    assert problem in refused(folder)
 
 
 def test_the_digest_of_sharded_weights_is_that_of_their_parts(sharded):

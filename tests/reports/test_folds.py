@@ -50,6 +50,16 @@ def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(make_fo
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_further_metrics_are_averaged_over_the_folds(make_fold, tmp_path):
+    for fold in (1, 2):
+        make_fold(fold, [0.5, 0.6])
+        rows = f'{fold},0.5\n{2 * fold},0.25\n'
+        (tmp_path / f'fold{fold}' / 'metrics.csv').write_text('F1,calibration error\n' + rows)
+    summarise_folds(tmp_path)
+    assert (tmp_path / 'metrics.csv').read_text() == 'F1,calibration error\n1.5,0.5\n3,0.25\n'
+    assert '>calibration error</th>' in (tmp_path / 'report.html').read_text()
+
+
 def test_negatives_are_left_out_of_the_confusions(make_fold, tmp_path):
     make_fold(1, [0.5], predicted=(0, 1, 0))
     targets = np.eye(50)[[0, 1, 2]]

@@ -13,6 +13,7 @@ import report
 import run
 from reports import pages
 from reports.folds import summarise_folds
+from reports.predictions import read_wavs
 from training import environment
 from training.options import make_parser
 from training.results import write_rows
@@ -99,6 +100,20 @@ def test_the_page_holds_the_numbers_of_every_epoch(single):
     assert {'cum_acc', 'valid_loss', 'best epoch (2)', 'Finished: 3 of 3 epochs.'} <= set(texts)
 
 
+def test_further_metrics_are_shown_under_the_names_that_their_file_gives_them(single):
+    (single / 'metrics.csv').write_text('epoch,calibration error,F1\n'
+                                        '1,0.1234,0.2345\n2,0.3456,0.4567\n3,0.5678,0.6789\n')
+    page = pages.run_page(single)
+    results, _, epochs = page.partition('<h2>Epochs</h2>')
+    assert 'Not known' not in results
+    for name in ('calibration error', 'F1'):
+        assert f'>{name}</th>' in results and f'>{name}</th>' in epochs
+    best, last = re.findall(r'<tr[^>]*><td>(?:best|last) epoch.*</tr>', results)
+    assert '0.3456' in best and '0.4567' in best and '0.5678' in last
+    for number in ('0.1234', '0.2345', '0.3456', '0.4567', '0.5678', '0.6789'):
+        assert number in epochs
+
+
 def test_names_and_paths_are_shown_as_they_are(make_experiment):
     names = ('<b>dog</b>', '"cat" & \'co\'', 'hen', 'cow')
     experiment = make_experiment(one_label([0, 1]), one_label([1, 0]), names=names, wav='/a "b"/<{}>&amp;.wav',
@@ -142,7 +157,7 @@ def test_an_entry_with_a_start_is_shown_with_it(single):
     (single / 'val.json').write_text(json.dumps(data))
     mids = [f'/m/{k}' for k in range(4)]
     targets = np.load(single / 'predictions' / 'target.npy')
-    wavs = pages.read_wavs(single / 'val.json', mids, targets)
+    wavs = read_wavs(single / 'val.json', mids, targets)
     assert wavs[0] == 'clip0.wav from 30 s'
 
 
@@ -306,7 +321,7 @@ def test_a_report_that_fails_does_not_fail_the_run(start, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError('no page today')
     monkeypatch.setattr(experiment, 'run_page', fail)
-    monkeypatch.setattr(experiment, 'record_start', fail)
+    monkeypatch.setattr('training.folder.record_start', fail)
     exp_dir = start()
     assert (exp_dir / 'finished').exists() and not (exp_dir / 'report.html').exists()
     assert 'report.html was not written: RuntimeError: no page today' in capsys.readouterr().err

@@ -22,7 +22,7 @@ from ranks import (
     write_data,
 )
 from training import processes
-from training.batches import EpochSampler, SharedBatches, count_workers
+from training.loaders import count_workers
 from training.processes import (
     LOST_SIGNS,
     DelayedSum,
@@ -32,6 +32,7 @@ from training.processes import (
     exit_without_waiting,
     find_place,
 )
+from training.sampler import DistributedBatchSampler, EpochSampler
 from utilities.parallel import available_cores
 
 TORCHRUN = {'RANK': '1', 'WORLD_SIZE': '4', 'LOCAL_RANK': '1', 'LOCAL_WORLD_SIZE': '2', 'MASTER_ADDR': 'here',
@@ -206,7 +207,7 @@ def test_processes_share_the_batches_of_one_order(be_process):
         be_process(rank, size)
         sampler = EpochSampler(9, seed=3)
         sampler.set_epoch(2)
-        shared = SharedBatches(sampler, 4)
+        shared = DistributedBatchSampler(sampler, 4)
         return list(shared), list(shared.sizes())
     whole, _ = batches(0, 1)
     (first, first_sizes), (second, second_sizes) = batches(0, 2), batches(1, 2)

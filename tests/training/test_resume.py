@@ -11,10 +11,10 @@ import torch
 from torch.utils.data import Dataset
 
 import run
-from models.files import hold_lock
-from training.batches import end_workers, make_loader
+from models.locks import hold_lock
 from training.errors import TrainingError, explained
 from training.interrupt import Interrupt
+from training.loaders import end_workers, make_loader
 
 BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 --dataset demo '
         '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '

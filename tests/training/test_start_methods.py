@@ -16,11 +16,12 @@ import run
 from dataloader import AudiosetDataset
 from models import ASTModel, save_checkpoint
 from ranks import make_context
-from tagging.tagger import load_tagger, tag
+from tagging import load_tagger, tag
 from training import norm_stats
-from training.batches import count_workers, end_workers
-from utilities import parallel
-from utilities.parallel import may_start_processes, one_thread, parallel_map, starts_by_fork
+from training.loaders import count_workers, end_workers
+from utilities import workers
+from utilities.parallel import one_thread, parallel_map
+from utilities.workers import may_start_processes, starts_by_fork
 
 BASE = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 '
         '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 '
@@ -62,9 +63,9 @@ def start_method():
 
 def test_training_does_not_depend_on_how_workers_start(start_method, data):
     start_method('forkserver')
-    for workers in '0', '2':
-        run.main([*BASE, '--num_workers', workers, '--exp_dir', workers])
-    alone, spread = (np.loadtxt(data / workers / 'result.csv', delimiter=',') for workers in '02')
+    for count in '0', '2':
+        run.main([*BASE, '--num_workers', count, '--exp_dir', count])
+    alone, spread = (np.loadtxt(data / count / 'result.csv', delimiter=',') for count in '02')
     assert np.array_equal(alone, spread)
 
 
@@ -123,7 +124,7 @@ def test_the_snippet_of_the_readme_works_in_a_script_without_a_guard(start_metho
     assert all(str(script) in message for message in about_the_guard)
 
 
-MAY = 'from utilities.parallel import may_start_processes as may\n'
+MAY = 'from utilities.workers import may_start_processes as may\n'
 
 
 @pytest.mark.parametrize('lines, expected', [
@@ -158,8 +159,8 @@ def test_what_a_test_or_a_module_calls_may_start_processes(start_method):
     (['spawn', 'fork'], 'darwin', False), (['spawn'], 'win32', False)])
 def test_without_a_choice_of_the_user_linux_forks_and_nothing_is_fixed(start_method, monkeypatch, methods, platform,
                                                                        forked):
-    monkeypatch.setattr(parallel.sys, 'platform', platform)
+    monkeypatch.setattr(workers.sys, 'platform', platform)
     start_method(None)
-    monkeypatch.setattr(parallel.multiprocessing, 'get_all_start_methods', lambda: methods)
+    monkeypatch.setattr(workers.multiprocessing, 'get_all_start_methods', lambda: methods)
     assert starts_by_fork() is forked
     assert multiprocessing.get_start_method(allow_none=True) is None

@@ -3,23 +3,28 @@ import os
 
 import pytest
 
-from models.files import Url
+from models.downloads import Url
 from utilities.errors import DataError
 from utilities.preparation import (
     check_names,
-    check_not_mixed,
-    fetch,
+    download_dataset,
     find_published,
     is_prepared,
-    only_one,
+    locked_folder,
+    record_source,
 )
 
 
-@pytest.mark.parametrize('text', ['', '{"data": [', '[1]', '{}', '{"data": 3}', '{"data": [3]}', '{"data": [{}]}',
-                                  '{"data": [{"wav": "\\ud800"}]}', '\xff'])
+@pytest.mark.parametrize(
+    'text',
+    ['', '{"data": [', '[1]', '{}', '{"data": 3}', '{"data": [3]}', '{"data": [{}]}',
+     '{"data": [{"wav": "\\ud800"}]}', '\xff'],
+)
 def test_a_damaged_datafile_is_named_with_what_to_do(tmp_path, text):
     (tmp_path / 'train.json').write_text(text, encoding='latin-1')
-    with pytest.raises(DataError, match='cannot read .*train.json: .*; delete it .*--prep_dir') as error:
+    with pytest.raises(
+        DataError, match='cannot read .*train.json: .*; delete it .*--prep_dir'
+    ) as error:
         is_prepared([tmp_path / 'train.json'])
     assert '\n' not in str(error.value)
 
@@ -34,15 +39,15 @@ def test_a_damaged_mark_of_the_source_is_named_with_what_to_do(tmp_path, text):
     (tmp_path / 'source.json').write_text(text, encoding='latin-1')
     (tmp_path / 'audio').mkdir()
     with pytest.raises(DataError, match='--prep_dir, or remove .*audio and .*source.json') as error:
-        check_not_mixed(tmp_path, 'here', tmp_path / 'audio')
+        record_source(tmp_path, 'here', tmp_path / 'audio')
     assert '\n' not in str(error.value)
 
 
 def test_a_download_that_fails_leaves_no_folder(tmp_path, server):
     out = tmp_path / 'deep' / 'out'
-    with pytest.raises(DataError, match='--data_dir'), only_one(out):
-        check_not_mixed(out, 'a download')
-        fetch(Url(f'{server.address}/none.zip', out / 'none.zip'), None)
+    with pytest.raises(DataError, match='--data_dir'), locked_folder(out):
+        record_source(out, 'a download')
+        download_dataset(Url(f'{server.address}/none.zip', out / 'none.zip'), None)
     assert not os.listdir(tmp_path)
 
 
@@ -75,7 +80,7 @@ def test_a_folder_of_the_published_recipe_is_taken_unless_a_download_is_or_was_i
         made.touch()
         assert find() is None
         made.unlink()
-    check_not_mixed(tmp_path, str(archive))
+    record_source(tmp_path, str(archive))
     assert find() is None
-    check_not_mixed(tmp_path, str(folder))
+    record_source(tmp_path, str(folder))
     assert find() == folder

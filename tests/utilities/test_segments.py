@@ -4,35 +4,32 @@ import logging
 import pytest
 
 from utilities.errors import DataError
-from utilities.segments import (
-    PlaceError,
-    RecordingName,
-    Segment,
-    find_place,
-    parse_name,
-    read_segment_lists,
-    read_segments,
-)
+from utilities.segments import Segment, read_segment_lists, read_segments
 
 MIDS = {'/m/0': 0, '/m/1': 1}
-AWKWARD = 'Yid_-30_-ab'  # an id that begins as prefixes do, and contains what separates
 
 
 @pytest.mark.parametrize('text', [
-    '# Segments csv created Sun Mar  5\n# num\n# YTID, start_seconds\n--PJHxphWEs, 30.000, 40.000, "/m/0,/m/1"\n',
+    '# Segments csv created Sun Mar  5\n# num\n# YTID, start_seconds\n'
+    '--PJHxphWEs, 30.000, 40.000, "/m/0,/m/1"\n',
     '--PJHxphWEs,30,40,"/m/0,/m/1"', '--PJHxphWEs, 30.0, 40.0, /m/0, /m/1\r\n',
     '"--PJHxphWEs", "30", "40", "/m/0, /m/1" \n',
-    '\n\n--PJHxphWEs, 30, 40, "/m/0,/m/1"\n# the end\n\n', '\ufeff# first\n--PJHxphWEs, 30, 40, "/m/0,/m/1,/m/0"\n'],
+    '\n\n--PJHxphWEs, 30, 40, "/m/0,/m/1"\n# the end\n\n',
+    '\ufeff# first\n--PJHxphWEs, 30, 40, "/m/0,/m/1,/m/0"\n'],
     ids=['official', 'no blanks', 'no quotes', 'all quotes', 'blank lines', 'BOM'])
 def test_every_spelling_of_a_list_is_read(write, text):
-    assert read_segments(write(text), MIDS) == [Segment('--PJHxphWEs', 30.0, 40.0, ('/m/0', '/m/1'))]
+    expected = Segment('--PJHxphWEs', 30.0, 40.0, ('/m/0', '/m/1'))
+    assert read_segments(write(text), MIDS) == [expected]
 
 
 @pytest.mark.parametrize('line, reason', [
-    ('aaaaaaaaaaa, 0, 10', 'four columns'), ('aaaaaaaaaa, 0, 10, "/m/0"', '11 letters.*aaaaaaaaaa'),
-    ('aaaaaaaaaa., 0, 10, "/m/0"', '11 letters'), ('aaaaaaaaaaa, zero, 10, "/m/0"', "'zero' and '10'"),
+    ('aaaaaaaaaaa, 0, 10', 'four columns'),
+    ('aaaaaaaaaa, 0, 10, "/m/0"', '11 letters.*aaaaaaaaaa'),
+    ('aaaaaaaaaa., 0, 10, "/m/0"', '11 letters'),
+    ('aaaaaaaaaaa, zero, 10, "/m/0"', "'zero' and '10'"),
     ('aaaaaaaaaaa, 10, 10, "/m/0"', 'later end'), ('aaaaaaaaaaa, nan, 10, "/m/0"', 'later end'),
-    ('aaaaaaaaaaa, -5, 10, "/m/0"', 'later end'), ('aaaaaaaaaaa, 0, 10, "/m/9"', "'/m/9' is not in the label file"),
+    ('aaaaaaaaaaa, -5, 10, "/m/0"', 'later end'),
+    ('aaaaaaaaaaa, 0, 10, "/m/9"', "'/m/9' is not in the label file"),
     ('aaaaaaaaaaa;0,5;10;"/m/0"', "'0,5' and '10'"), ('aaaaaaaaaaa, 0, 10, ","', 'no labels'),
     ('aaaaaaaaaaa, 0, 10, "/m/0', 'expected YTID')])
 def test_a_bad_line_is_named_with_the_reason(write, line, reason):
@@ -41,27 +38,32 @@ def test_a_bad_line_is_named_with_the_reason(write, line, reason):
         read_segments(path, MIDS)
 
 
-@pytest.mark.parametrize('content, reason', [('', 'lists no segments'), ('# only\n# comments\n', 'lists no segments'),
-                                             (b'\xff\xfe\x00', 'cannot read')])
+@pytest.mark.parametrize('content, reason', [
+    ('', 'lists no segments'), ('# only\n# comments\n', 'lists no segments'),
+    (b'\xff\xfe\x00', 'cannot read')])
 def test_a_list_without_segments_is_refused(write, content, reason):
     with pytest.raises(DataError, match=reason):
         read_segments(write(content), MIDS)
 
 
-@pytest.mark.parametrize('text', ['--PJHxphWEs;30.000;40.000;"/m/0,/m/1"\n', '"--PJHxphWEs"\t30\t40\t/m/0,/m/1\n',
-                                  '"# a, b",,\n--PJHxphWEs;30;40;/m/0;/m/1\n'])
+@pytest.mark.parametrize('text', [
+    '--PJHxphWEs;30.000;40.000;"/m/0,/m/1"\n', '"--PJHxphWEs"\t30\t40\t/m/0,/m/1\n',
+    '"# a, b",,\n--PJHxphWEs;30;40;/m/0;/m/1\n'])
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-16'])
 def test_lists_that_a_spreadsheet_has_saved_are_read(write, text, encoding):
-    assert read_segments(write(text.encode(encoding)), MIDS) == [Segment('--PJHxphWEs', 30.0, 40.0, ('/m/0', '/m/1'))]
+    assert read_segments(write(text.encode(encoding)), MIDS) == [
+        Segment('--PJHxphWEs', 30.0, 40.0, ('/m/0', '/m/1'))]
 
 
 @pytest.mark.parametrize('cell', ['""', ''])
 def test_an_empty_cell_of_labels_is_a_negative(write, cell):
-    assert read_segments(write(f'aaaaaaaaaaa,0,10,{cell}\n'), MIDS) == [Segment('aaaaaaaaaaa', 0.0, 10.0, ())]
+    segments = read_segments(write(f'aaaaaaaaaaa,0,10,{cell}\n'), MIDS)
+    assert segments == [Segment('aaaaaaaaaaa', 0.0, 10.0, ())]
 
 
 def test_a_list_in_code_page_1252_is_refused_with_a_remedy(write):
-    with pytest.raises(DataError, match='line 1, character 4 is not UTF-8.*iconv -f WINDOWS-1252 -t UTF-8'):
+    with pytest.raises(DataError,
+                       match='line 1, character 4 is not UTF-8.*iconv -f WINDOWS-1252 -t UTF-8'):
         read_segments(write('# Möwen\naaaaaaaaaaa, 0, 10, "/m/0"\n'.encode('cp1252')), MIDS)
 
 
@@ -74,7 +76,8 @@ def test_a_repeated_segment_is_kept_once_with_a_warning(write, caplog):
     with caplog.at_level(logging.WARNING):
         segments = read_segments(write('aaaaaaaaaaa, 0, 10, "/m/0"\naaaaaaaaaaa, 20, 30, "/m/0"\n'
                                        '# comment\naaaaaaaaaaa, 0.000, 10, "/m/1"\n'), MIDS)
-    assert [(segment.start_seconds, segment.labels) for segment in segments] == [(0, ('/m/0',)), (20, ('/m/0',))]
+    found = [(segment.start_seconds, segment.labels) for segment in segments]
+    assert found == [(0, ('/m/0',)), (20, ('/m/0',))]
     assert 'line 4' in caplog.text and 'line 1 already' in caplog.text
 
 
@@ -82,58 +85,6 @@ def test_several_lists_are_read_as_one(write, caplog):
     lists = [write('aaaaaaaaaaa, 0, 10, "/m/0"\n', 'a.csv'),
              write('bbbbbbbbbbb, 0, 10, "/m/0"\naaaaaaaaaaa, 0, 10, "/m/1"\n', 'b.csv')]
     segments = read_segment_lists(lists, MIDS)
-    assert [(segment.video_id[0], segment.labels) for segment in segments] == [('a', ('/m/0',)), ('b', ('/m/0',))]
+    found = [(segment.video_id[0], segment.labels) for segment in segments]
+    assert found == [('a', ('/m/0',)), ('b', ('/m/0',))]
     assert 'b.csv: 1 of its segments' in caplog.text
-
-
-@pytest.mark.parametrize('name, start, end', [
-    ('{}.wav', None, None), ('Y{}.wav', None, None), ('id_{}.m4a', None, None),
-    ('a/b.zip/{}.p0.mp3', None, None), ('{}.f140.m4a', None, None),
-    ('{}_30.000.wav.gz', '30.000', None), ('Y{}_30000_40000.flac', '30000', '40000'),
-    ('{}-30-40.wav', '30', '40'), ('Title [live] - 2 [{}].m4a', None, None),
-    ('T [{}]_30.5.webm', '30.5', None), ('Title-{}.webm', None, None),
-    ('A-[b] 1-2-{}_30.webm', '30', None)])
-def test_a_name_is_read_as_downloaders_write_it(name, start, end):
-    for video_id in (AWKWARD, '--PJHxphWEs', '-----------', '0123456789_'):
-        read = parse_name(name.format(video_id), {video_id, 'other______'})
-        assert read == RecordingName(video_id, start, end)
-
-
-@pytest.mark.parametrize('name', ['{}x.wav', 'x{}.wav', 'Title {}.wav', '{}_a.wav',
-                                  '[{}] title.wav', '{}.p1.wav'])
-def test_a_name_that_means_something_else_is_not_read(name):
-    assert parse_name(name.format('--PJHxphWEs'), {'--PJHxphWEs'}) is None
-    assert parse_name('--PJHxphWEs.wav', {'other______'}) is None
-
-
-BARE, AT_30, TO_60 = ((start, end) for start, end in ((None, None), ('30', None), ('30', '60')))
-
-
-@pytest.mark.parametrize('seconds, name, place', [
-    # The segment; the video; the video that ends early; longer and shorter cuts; who knows.
-    (10, BARE, (0, 10, True)), (9.1, BARE, (0, 9.1, True)), (10.9, AT_30, (0, 10.9, True)),
-    (60, BARE, (30, 10, False)), (40, AT_30, (30, 10, False)), (39.5, AT_30, (30, 9.5, False)),
-    (35, BARE, (30, 5, False)), (30, TO_60, (0, 10, False)), (4, AT_30, (0, 4, True)),
-    (4, BARE, None), (20, BARE, None), (30.5, BARE, None), (20, AT_30, None), (35, AT_30, None)])
-def test_the_length_of_a_recording_tells_where_its_segment_is(seconds, name, place):
-    segment, name = Segment('-----------', 30.0, 40.0, ()), RecordingName('-----------', *name)
-    if place:
-        assert find_place(segment, seconds, name, of_several=False) == place
-    else:
-        with pytest.raises(PlaceError, match='neither the segment from 30 to 40 s nor a video'):
-            find_place(segment, seconds, name, of_several=False)
-
-
-@pytest.mark.parametrize('seconds', [0.2, 20, 29.9])
-def test_a_segment_of_less_than_a_second_is_not_found_in_what_misses_it(seconds):
-    segment = Segment('-----------', 30.0, 30.5, ())
-    with pytest.raises(PlaceError, match='neither the segment'):
-        find_place(segment, seconds, RecordingName('-----------'), of_several=False)
-
-
-def test_at_the_beginning_of_a_video_no_recording_is_too_short_to_place():
-    segment, name = Segment('-----------', 0.0, 10.0, ()), RecordingName('-----------')
-    assert find_place(segment, 3, name, of_several=False) == (0, 3, True)
-    with pytest.raises(PlaceError, match='several of its clips are listed: name it ID_START'):
-        find_place(segment, 3, name, of_several=True)
-    assert find_place(segment, 60, name, of_several=True) == (0, 10, False)

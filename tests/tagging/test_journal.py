@@ -9,23 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 import inference
-from models import ASTModel, save_checkpoint
-from models.files import hold_lock
-from tagging.tagger import load_tagger, tag
+from audio.info import read_duration
+from models.locks import hold_lock
+from small_tagger import save_model, tag_here
+from tagging import load_tagger, tag
+from tagging.command import find_audio
+from tagging.journal import Job
+from tagging.outputs import Csv
 from utilities import parallel
 from utilities.parallel import one_thread
 
 FILES = 300
-OUTPUTS = ['out.json', 'out.csv', 'out.npz']
-LABELS = {'mids': ['/m/0', '/m/1'], 'names': ['dog', 'rain']}
+OUTPUTS = {'--json': 'out.json', '--csv': 'out.csv', '--embeddings': 'out.npz'}
 
 
 @pytest.fixture(scope='module')
 def job(tmp_path_factory):
-    """A folder with 300 short recordings, of which some are broken or longer, and a checkpoint."""
+    """Make a folder with 300 short recordings, some of them broken or longer, and a checkpoint."""
     folder = tmp_path_factory.mktemp('job')
     rng = np.random.default_rng(0)
     (folder / 'in').mkdir()
@@ -36,14 +38,6 @@ def job(tmp_path_factory):
         (folder / 'in' / f'{i:03}.wav').write_text('not audio')
     save_model(folder / 'model.pth')
     return folder
-
-
-def save_model(path, seed=0):
-    """Write a checkpoint with windows of 0.32 s."""
-    torch.manual_seed(seed)
-    model = ASTModel(2, 16, 16, 16, 32, imagenet_pretrain=False, model_size='tiny224')
-    torch.nn.init.normal_(model.mlp_head[1].weight, std=0.1)
-    save_checkpoint(model, path, labels=LABELS, mean=-6.0, std=3.0, loss='BCE')
 
 
 @pytest.fixture
@@ -58,10 +52,10 @@ def folder(job, tmp_path, monkeypatch):
 
 
 def words(folder, *more, files=('in',)):
-    """The command line of a job whose outputs are in a folder."""
-    outputs = [word for name in OUTPUTS for word in
-               (f'--{dict(json="json", csv="csv", npz="embeddings")[name[4:]]}', f'{folder}/{name}')]
-    return [*files, '--checkpoint', 'model.pth', '--device', 'cpu', '--amp', 'off', *outputs, *more]
+    """Return the command line of a job whose outputs go into a folder."""
+    outputs = [word for option, name in OUTPUTS.items() for word in (option, f'{folder}/{name}')]
+    return [*files, '--checkpoint', 'model.pth', '--device', 'cpu', '--amp', 'off', *outputs,
+            *more]
 
 
 def run(*line):
@@ -77,22 +71,23 @@ def break_off(monkeypatch):
     """Run inference, and stop it before the journal tells of one more recording than so many."""
     def start(count, *line):
         with monkeypatch.context() as patch:
-            note = inference.Results._note
+            note = Job._note
 
-            def note_or_stop(results, state):
+            def note_or_stop(job, state):
                 if state.files > count:
                     raise KeyboardInterrupt
-                note(results, state)
-            patch.setattr(inference.Results, '_note', note_or_stop)
+                note(job, state)
+            patch.setattr(Job, '_note', note_or_stop)
             assert run(*line) == 'stopped'
     return start
 
 
 def same_outputs(one, other):
-    """Whether two folders hold the same outputs, and nothing else."""
-    assert sorted(path.name for path in Path(one).iterdir()) == sorted(OUTPUTS)
-    assert sorted(path.name for path in Path(other).iterdir()) == sorted(OUTPUTS)
-    return all((Path(one) / name).read_bytes() == (Path(other) / name).read_bytes() for name in OUTPUTS)
+    """Return whether two folders hold the same outputs, and nothing else."""
+    first, second = ({path.name: path.read_bytes() for path in Path(folder).iterdir()}
+                     for folder in (one, other))
+    assert set(first) == set(second) == set(OUTPUTS.values())
+    return first == second
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='processes are forked, to start quickly')
@@ -122,7 +117,7 @@ def test_outputs_do_not_depend_on_where_the_job_was_broken_off(folder, break_off
 def test_files_grow_as_recordings_are_done(folder, break_off):
     break_off(40, *words('out'))
     assert sorted(path.name for path in Path('out').iterdir()) == sorted(
-        [*(f'{name}.partial' for name in OUTPUTS), 'out.json.progress'])
+        [*(f'{name}.partial' for name in OUTPUTS.values()), 'out.json.progress'])
     with open('out/out.csv.partial', newline='') as file:
         rows = list(csv.DictReader(file))
     assert {'in/000.wav', 'in/039.wav'} <= {row['path'] for row in rows}
@@ -175,10 +170,10 @@ def test_a_job_that_has_done_nothing_leaves_nothing(folder, break_off):
 def test_a_kill_while_names_are_given_loses_nothing(folder, monkeypatch):
     run(*words('whole'))
     with monkeypatch.context() as patch:
-        patch.setattr(inference.Csv, 'publish', lambda self: os.kill(os.getpid(), 2))
+        patch.setattr(Csv, 'publish', lambda self: os.kill(os.getpid(), 2))
         assert run(*words('out')) == 'stopped'
     assert Path('out/out.json').exists() and not Path('out/out.csv').exists()
-    monkeypatch.setattr(inference.Csv, 'piece', None)  # nothing is tagged again
+    monkeypatch.setattr(Csv, 'piece', None)  # nothing is tagged again
     run(*words('out'))
     assert same_outputs('whole', 'out')
 
@@ -189,7 +184,7 @@ def test_two_processes_do_not_write_the_same_files(folder):
 
 
 def test_pictures_of_finished_recordings_are_not_drawn_again(folder, break_off):
-    line = ['in/000.wav', 'in/001.wav', 'in/002.wav', '--checkpoint', 'model.pth', '--plot', 'plots']
+    line = [*(f'in/00{i}.wav' for i in range(3)), '--checkpoint', 'model.pth', '--plot', 'plots']
     break_off(2, *line)
     (folder / 'plots' / '000.wav.png').write_text('drawn')
     run(*line)
@@ -200,16 +195,18 @@ def test_pictures_of_finished_recordings_are_not_drawn_again(folder, break_off):
 
 
 def test_two_outputs_of_one_name_are_refused(folder):
-    assert 'two outputs have one name' in run('in', '--checkpoint', 'model.pth', '--json', 'a', '--csv', 'a')
+    said = run('in', '--checkpoint', 'model.pth', '--json', 'a', '--csv', 'a')
+    assert 'two outputs have one name' in said
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for 64 KiB; its path, and a function that makes it large."""
+    """Mount a file system with room for 64 KiB; its path, and a function that makes it large."""
     path = tmp_path / 'small'
     path.mkdir()
     mount = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(path)]
-    if sys.platform != 'linux' or os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+    may_mount = sys.platform == 'linux' and not os.geteuid()
+    if not may_mount or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip('only root can make a small file system')
     yield path, lambda: subprocess.run(['mount', '-o', 'remount,size=8m', str(path)], check=True)
     subprocess.run(['umount', str(path)], check=True)
@@ -228,9 +225,13 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(folder, smal
 
 def test_files_are_examined_as_they_are_needed(folder, monkeypatch):
     asked = []
-    measure = inference.tag.__globals__['measure']
-    monkeypatch.setattr('tagging.tagger.measure', lambda path: asked.append(path) or measure(path))
-    taggings = tag(load_tagger('model.pth', 'cpu', 'off'), inference.find_audio(['in']), num_workers=0)
+
+    def spy(path):
+        asked.append(path)
+        return read_duration(path)
+
+    monkeypatch.setattr('tagging.windows.read_duration', spy)
+    taggings = tag(load_tagger('model.pth', 'cpu', 'off'), find_audio(['in']), num_workers=0)
     assert not asked
     next(taggings)
     assert len(asked) < 2 * parallel.ITEMS_AHEAD < FILES
@@ -240,4 +241,5 @@ def test_files_are_examined_as_they_are_needed(folder, monkeypatch):
 def test_files_that_are_all_broken_are_reported_without_the_model(folder, monkeypatch):
     tagger = load_tagger('model.pth', 'cpu', 'off')
     monkeypatch.setattr(type(tagger), '__call__', None)
-    assert all(tagging.error for tagging in tag(tagger, ['a.wav', 'in/003.wav'] * 10, num_workers=0))
+    taggings = tag_here(tagger, ['a.wav', 'in/003.wav'] * 10)
+    assert len(taggings) == 20 and all(tagging.error for tagging in taggings)

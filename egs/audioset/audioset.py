@@ -1,0 +1,146 @@
+"""Make a datafile of AudioSet: find the clips of the segment lists among recordings.
+
+The rules by which a recording holds a clip are in prep_audioset.py.
+"""
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from audio.formats import AUDIO_SUFFIXES
+from clip_report import (
+    NO_AUDIO,
+    OTHER_START,
+    UNLISTED,
+    found_clips,
+    missing_table,
+    nothing_found,
+    print_examples,
+    print_report,
+    short_table,
+)
+from clips import Found, find_clips, match_recordings
+from copies import Copies, clip_name, suffix
+from packing import pack, packed_before
+from parquet_rows import Row, list_rows
+from utilities.errors import DataError
+from utilities.folders import files_below, output_folders
+from utilities.labels import read_labels
+from utilities.parallel import parallel_map
+from utilities.preparation import check_names
+from utilities.segments import Segment, read_segment_lists
+from utilities.texts import write_json, write_text
+
+Recording = tuple[str, Row | None]  # a path, and what it is in a parquet file if it is in one
+Paths = Mapping[int, str]  # clip, its number in the list -> path
+
+
+def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
+            flac_dir: Path | None, label_csv: str | Path,
+            shards_dir: Path | None = None, shard_bytes: float = 10 ** 9) -> None:
+    """Write the datafile of the clips that are there, and tables of the others beside it.
+
+    Args:
+        lists: segment lists.
+        audio_dir: folder that has the recordings.
+        out: the datafile.
+        flac_dir: where 16 kHz FLAC copies of all clips go, or None.
+        label_csv: label file.
+        shards_dir: where the recordings are packed, or None.
+        shard_bytes: size of a shard, about.
+
+    Raises:
+        DataError: no clip can be used, or arguments contradict each other or what is there.
+    """
+    segments = read_segment_lists(lists, read_labels(label_csv).index())
+    check_paths(audio_dir, out, flac_dir)
+    copies = Copies(flac_dir or (shards_dir and shards_dir / 'copies'), of_all=bool(flac_dir))
+    with output_folders(out.parent, *filter(None, (copies.folder, shards_dir))):
+        found = find_listed(segments, audio_dir, out, copies, shards_dir)
+        paths = {clip: one.path for clip, one in found.items()}
+        if shards_dir:
+            scratch = None if copies.of_all else copies.folder
+            paths = pack_clips(segments, paths, shards_dir, shard_bytes, scratch)
+        entries = [make_entry(segments[clip], path, found[clip]) for clip, path in paths.items()]
+        write_json(out, {'data': entries})
+        print(f'the datafile is {out}')
+
+
+def check_paths(audio_dir: Path, out: Path, flac_dir: Path | None) -> None:
+    """Raise DataError if folders and datafile contradict each other, or what is there."""
+    if not audio_dir.is_dir():
+        raise DataError(f'--audio_dir {audio_dir} is not a folder')
+    if flac_dir and flac_dir.resolve() == audio_dir.resolve():
+        raise DataError('--flac_dir must be another folder than --audio_dir')
+    if out.is_dir():
+        raise DataError(f'--out {out} is a folder: give the datafile that is to be written')
+
+
+def find_listed(segments: list[Segment], audio_dir: Path, out: Path, copies: Copies,
+                shards_dir: Path | None) -> dict[int, Found]:
+    """Find the listed clips below a folder. Write and print what is left out, and why.
+
+    Returns:
+        The clips that were found. Raises DataError if there are none.
+    """
+    recordings, others = list_recordings(audio_dir)
+    if copies.folder is None and any(row for _, row in recordings):
+        raise DataError(f'{audio_dir} holds parquet files, which are to be unpacked: give '
+                        '--flac_dir or --shards')
+    matches = match_recordings(segments, recordings)
+    candidates = itertools.chain.from_iterable(matches.candidates.values())
+    check_names([*filter(None, (copies.folder, shards_dir)), *(one.path for one in candidates)])
+    results = find_clips(segments, matches.candidates, packed_clips(shards_dir), copies)
+    found = found_clips(results)
+    stem = str(out).removesuffix('.json')
+    write_text(Path(f'{stem}_missing.csv'), missing_table(segments, results))
+    write_text(Path(f'{stem}_short.csv'), short_table(segments, found))
+    print_report(segments, results, stem)
+    print_examples(matches.other_start, OTHER_START)
+    print_examples(matches.unlisted, UNLISTED)
+    print_examples(others, NO_AUDIO)
+    if not found:
+        raise DataError(nothing_found(audio_dir, segments, results))
+    return found
+
+
+def list_recordings(audio_dir: Path) -> tuple[list[Recording], list[str]]:
+    """Return all recordings below a folder, and the paths of the other files there."""
+    files, parquet, others = [], [], []
+    for path in files_below(audio_dir):
+        if suffix(path) in AUDIO_SUFFIXES:
+            files.append(path)
+        elif path.endswith('.parquet'):
+            parquet.append(path)
+        else:
+            others.append(path)
+    listed = parallel_map(list_rows, parquet, 'reading parquet files')
+    rows = itertools.chain.from_iterable(listed)
+    recordings: list[Recording] = [(path, None) for path in files]
+    return recordings + [(f'{row.path}/{row.name}', row) for row in rows], others
+
+
+def packed_clips(shards_dir: Path | None) -> dict[str, list[str]]:
+    """Return what shards hold already: clip_name without suffix -> paths into the shards."""
+    clips: dict[str, list[str]] = {}
+    for name, shard in (packed_before(shards_dir)[0] if shards_dir else {}).items():
+        clips.setdefault(name.removesuffix(suffix(name)), []).append(f'{shard}/{name}')
+    return clips
+
+
+def pack_clips(segments: Sequence[Segment], paths: Paths, shards_dir: Path, shard_bytes: float,
+               scratch: Path | None) -> dict[int, str]:
+    """Pack the files of clips into shards. Return their paths in the shards.
+
+    scratch: a folder whose files are removed once they are packed, or None.
+    """
+    names = {clip: clip_name(segments[clip], suffix(path)) for clip, path in paths.items()}
+    packed = pack({name: paths[clip] for clip, name in names.items()}, shards_dir, shard_bytes,
+                  scratch=scratch)
+    return {clip: packed[name] for clip, name in names.items()}
+
+
+def make_entry(segment: Segment, path: str, found: Found) -> dict:
+    """Return a clip's entry in the datafile."""
+    place = found.place
+    window = {} if place.is_all else {'start': place.start, 'seconds': round(place.seconds, 3)}
+    return {'video_id': segment.video_id, 'wav': path, 'labels': ','.join(segment.labels), **window}

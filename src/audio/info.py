@@ -1,0 +1,86 @@
+"""Find out about recordings: how long they are, how loud, and whether they are whole."""
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from audio.formats import AudioError, AudioFile, open_audio
+from audio.reading import to_mono
+
+
+class AudioInfo(NamedTuple):
+    """What reading a whole recording has shown."""
+    sample_rate: int  # Hz
+    channels: int
+    samples: int  # of each channel, as many as are really there
+    peak: float  # largest absolute sample; 1 is full scale; NaN or infinite if a sample is
+    mono_peak: float  # the same of the mean of the channels, which is what the model hears
+    # The second at which the sound ends before its header says, or is damaged. None if it is whole.
+    incomplete_from: float | None
+
+    @property
+    def seconds(self) -> float:
+        """The duration."""
+        return self.samples / self.sample_rate
+
+
+def inspect_audio(file: AudioFile, name: str | os.PathLike | None = None, start: float = 0.0,
+                  seconds: float = math.inf) -> AudioInfo:
+    """Read a whole recording, a block at a time, and return what there is to know about it.
+
+    Args:
+        file: a path or an open binary file.
+        name: what to call the file in messages.
+        start: second from which on the peaks count.
+        seconds: how long from there on they count.
+
+    Raises:
+        AudioError: The file cannot be opened.
+    """
+    samples, peak, mono_peak = 0, 0.0, 0.0
+    with open_audio(file, name) as reader:
+        first = math.floor(start * reader.samplerate)
+        end = (start + seconds) * reader.samplerate
+        for block in reader.blocks():
+            last = None if end == math.inf else max(0, math.ceil(end) - samples)
+            part = block[max(0, first - samples):last]
+            samples += len(block)
+            if len(part):
+                peak = float(np.maximum(peak, np.abs(part).max()))  # np.maximum keeps NaN
+                mono_peak = float(np.maximum(mono_peak, np.abs(to_mono(part)).max()))
+        incomplete_from = samples / reader.samplerate if reader.is_incomplete(samples) else None
+    return AudioInfo(reader.samplerate, reader.channels, samples, peak, mono_peak, incomplete_from)
+
+
+class Duration(NamedTuple):
+    """How long the sound of a recording really is."""
+    seconds: float
+    incomplete_from: float | None  # as in AudioInfo
+
+
+def read_duration(file: AudioFile, name: str | os.PathLike | None = None,
+                  trust_header: bool = True) -> Duration:
+    """Return how long a recording is.
+
+    Args:
+        file: a path or an open binary file.
+        name: what to call the file in messages.
+        trust_header: believe the header if seeking is exact and the last sample that it promises is
+            there; else read the whole recording. libsndfile counts the samples of WAV and its like
+            by the size of the file, and a FLAC that was cut off has no last sample. But damage in
+            the middle of a FLAC does not show.
+
+    Raises:
+        AudioError: None of it can be read.
+    """
+    if trust_header:
+        with open_audio(file, name) as reader:
+            if reader.seek_is_exact and reader.frames and reader.has_last_sample():
+                seconds = reader.frames / reader.samplerate
+                is_incomplete = reader.is_incomplete(reader.frames)
+                return Duration(seconds, seconds if is_incomplete else None)
+    info = inspect_audio(file, name)
+    if not info.samples:
+        raise AudioError(f'the audio file {name or file} holds no samples')
+    return Duration(info.seconds, info.incomplete_from)

@@ -1,0 +1,182 @@
+"""Read recordings with libsndfile: WAV, FLAC, Ogg and their like."""
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+
+from audio.reader import BLOCK_SAMPLES, Reader
+
+# Samples that are read at once to find where damage begins. The frames of a FLAC are multiples.
+SALVAGE_SAMPLES = 64
+
+# Codecs in which every sample stands for itself, and FLAC, in which every frame does. Only there,
+# seeking is exact. In others, a decoder that begins in the middle gives other samples, or none.
+SEEKABLE = re.compile('PCM_|FLOAT|DOUBLE|ULAW|ALAW')
+UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says if the header does not
+
+# libsndfile's log says so if a file has less audio than its header announces; the second line is
+# for RF64.
+SHORTER = (
+    re.compile(r'^ *(?:data|SSND|BODY|Data Size|riff) *: (?P<said>\d+) '
+               r'\(should be (?P<found>\d+)\)', re.MULTILINE),
+    re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk "
+               r"of (?P<said>\d+)"))
+# Programs that write to a pipe do not know the size: they announce about the largest that fits.
+STREAMED = 2 ** 31 - 2 ** 16  # bytes
+NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'  # in the log of an Ogg
+
+# If a recorder loses power, the header of its WAV counts only some of the samples, or none.
+# libsndfile takes the rest for a chunk of another kind, and its log says where that begins.
+AFTER_DATA = re.compile(r'(?:Unknown chunk|Have 0) marker.* at position (0x[0-9A-F]+|\d+)')
+FILE_LENGTH = re.compile(r'^Length : (\d+)', re.MULTILINE)
+MAX_JUNK = 2 ** 12  # bytes after the data that are no sound: some editors append tags
+
+OGG_PAGE = b'OggS'  # the beginning of a page
+OGG_SERIAL = slice(14, 18)  # where a page has the number of its stream
+MAX_OGG_PAGE = 2 ** 16  # bytes
+
+
+class _ForwardSoundFile(soundfile.SoundFile):
+    """A SoundFile that does not seek after every read, as soundfile does: some codecs cannot."""
+
+    def seekable(self):
+        return False
+
+
+class SndfileReader(Reader):
+    """A recording that libsndfile reads.
+
+    Args:
+        source: a path or an open file.
+
+    Raises:
+        soundfile.LibsndfileError: libsndfile does not know the format.
+    """
+
+    def __init__(self, source: str | BinaryIO):
+        self.source = source
+        self.file = _ForwardSoundFile(source)
+        self.samplerate, self.channels = self.file.samplerate, self.file.channels
+        self.frames = self.file.frames if self.file.frames < UNKNOWN_LENGTH else None
+        is_exact = SEEKABLE.match(self.file.subtype) is not None
+        self.seek_is_exact = self.frames is not None and is_exact
+        self.position = 0
+
+    def close(self):
+        self.file.close()
+
+    def reads_to_the_end(self) -> bool:
+        """Return whether libsndfile reads this file to where its sound ends.
+
+        It takes the length of an MP3 from a header that may be missing. It takes the length of a
+        WAV from a header that a recorder could not correct when it lost power. If several Ogg
+        streams follow each other, as radio stations send them, it reads the first one only.
+        """
+        if self.file.format == 'MP3' or self.frames == 0:
+            return False
+        if self.file.format == 'OGG':
+            return not self._has_several_streams()
+        if self.file.format in ('WAV', 'WAVEX', 'RF64'):
+            return not self._has_sound_after_data()
+        return True
+
+    def _has_sound_after_data(self):
+        """Return whether a WAV has more after its data than tags."""
+        log = self.file.extra_info
+        after, length = AFTER_DATA.search(log), FILE_LENGTH.search(log)
+        if after is None or length is None or int(length[1]) - int(after[1], 0) <= MAX_JUNK:
+            return False
+        with self._raw_file() as file:
+            file.seek(int(after[1], 0))
+            blocks = iter(lambda: file.read(MAX_JUNK), b'')
+            return any(block.strip(b'\0') for block in blocks)  # zeros may be padding
+
+    def _has_several_streams(self):
+        """Return whether the last page of an Ogg belongs to another stream than the first."""
+        with self._raw_file() as file:
+            file.seek(0)
+            first = file.read(OGG_SERIAL.stop)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(-min(MAX_OGG_PAGE, size), os.SEEK_END)
+            _, mark, rest = file.read(MAX_OGG_PAGE).rpartition(OGG_PAGE)
+        last = mark + rest
+        return len(last) >= OGG_SERIAL.stop and last[OGG_SERIAL] != first[OGG_SERIAL]
+
+    @contextlib.contextmanager
+    def _raw_file(self) -> Iterator[BinaryIO]:
+        """Open the file to read its bytes. Afterwards, libsndfile goes on from where it was."""
+        if isinstance(self.source, str):
+            with open(self.source, 'rb') as file:
+                yield file
+        else:
+            position = self.source.tell()
+            yield self.source
+            self.source.seek(position)
+
+    def has_last_sample(self):
+        try:
+            self.file.seek(self.frames - 1)
+            return len(self.file.read(1)) == 1
+        except soundfile.LibsndfileError:
+            return False
+
+    def seek(self, sample):
+        self.position = min(sample, self.frames)
+        try:
+            self.file.seek(self.position)
+        except soundfile.LibsndfileError:  # after damage in a FLAC, it does not find every sample
+            with contextlib.suppress(soundfile.LibsndfileError):
+                self._read_from_the_beginning(self.position)
+
+    def read(self, size):
+        if self.damaged:
+            size = 0
+        elif self.frames is not None:
+            size = max(0, min(size, self.frames - self.position))
+        block = np.empty((size, self.channels), np.float32)
+        try:
+            block = self.file.read(out=block)
+        except soundfile.LibsndfileError as error:
+            if 'System error' in error.error_string:  # of the disk or the network, not of the file
+                raise
+            self.damaged = True
+            block = self._salvage(block)
+        self.position += len(block)
+        return block
+
+    def _salvage(self, block):
+        """Return the part of a block that comes before the damage that reading it has met.
+
+        libsndfile reports damage only after it has filled the block with what follows it. So the
+        block is read again in small pieces, up to the one that fails.
+        """
+        good = 0
+        with contextlib.suppress(soundfile.LibsndfileError):
+            self._read_from_the_beginning(self.position)
+            size = SALVAGE_SAMPLES - self.position % SALVAGE_SAMPLES
+            while piece := len(self.file.read(out=block[good:good + size])):
+                good, size = good + piece, SALVAGE_SAMPLES
+        return block[:good]
+
+    def _read_from_the_beginning(self, sample):
+        """Open the file again and read up to a sample: libsndfile cannot seek after an error."""
+        self.file.close()
+        if not isinstance(self.source, str):
+            self.source.seek(0)
+        self.file = _ForwardSoundFile(self.source)
+        whole_blocks, rest = divmod(sample, BLOCK_SAMPLES)
+        for size in [BLOCK_SAMPLES] * whole_blocks + [rest]:
+            self.file.read(size)
+
+    def is_incomplete(self, samples):
+        if self.damaged or samples < (self.frames or 0):
+            return True
+        log = self.file.extra_info
+        for pattern in SHORTER:
+            if shorter := pattern.search(log):
+                return int(shorter['found']) < int(shorter['said']) < STREAMED
+        return any(words in log for words in NO_END)

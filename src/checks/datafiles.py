@@ -1,0 +1,85 @@
+"""Check datafiles and everything that they list."""
+import itertools
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from checks.entries import (
+    Entry,
+    check_entries,
+    check_weights,
+    count_labels,
+    excerpts_of,
+    find_leaks,
+    repeated,
+    video_id,
+)
+from checks.problems import BAD_AUDIO, PROBLEMS, STOPS
+from checks.recordings import Excerpt, Finding, check_recordings, count_recordings, examine, within
+from checks.segments import check_segments
+from utilities.datafiles import read_entries
+from utilities.errors import DataError
+from utilities.labels import Labels
+from utilities.parallel import available_cores, parallel_map
+from utilities.segments import Segment
+
+logger = logging.getLogger(__name__)
+
+
+def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
+          segments: list[Segment] | None = None) -> dict[str, Any]:
+    """Check datafiles and everything that they list.
+
+    Args:
+        datafiles: paths.
+        labels: of the label file.
+        audio_length: frames of the model's input.
+        segments: a list to compare the entries with.
+
+    Returns:
+        A dict for JSON. `would_train` says whether nothing stops training, if bad audio stays
+        within --max_bad_audio of an epoch. `stops` says what would stop it, and `bad_audio` which
+        datafiles list recordings that cannot be used.
+    """
+    entries_of, reports, stops, bad_audio = {}, [], [], []
+    for path in dict.fromkeys(map(str, datafiles)):
+        try:
+            entries_of[path] = read_entries(path)
+        except DataError as error:
+            stops.append(str(error))
+    excerpts = list(dict.fromkeys(itertools.chain(*map(excerpts_of, entries_of.values()))))
+    logger.info('reading %d recordings with %d cores', len(excerpts), available_cores())
+    findings = dict(zip(excerpts, parallel_map(examine, excerpts, 'reading recordings')))
+    for path, entries in entries_of.items():
+        report = check_datafile(path, entries, findings, labels, audio_length, segments)
+        reports.append(report)
+        stops += count_problems(report, STOPS)
+        bad_audio += count_problems(report, BAD_AUDIO)
+    return {'would_train': not stops, 'stops': stops, 'bad_audio': bad_audio,
+            'audio_length': audio_length, 'datafiles': reports, 'leaks': find_leaks(entries_of)}
+
+
+def check_datafile(path: str, entries: list[Entry], findings: Mapping[Excerpt, Finding],
+                   labels: Labels, audio_length: int, segments: list[Segment] | None
+                   ) -> dict[str, Any]:
+    """Return everything about one datafile, for JSON. The arguments are those of `check`."""
+    entry_problems, unknown_mids = check_entries(entries, labels.index())
+    excerpts = excerpts_of(entries)
+    heard = {excerpt: within(findings[excerpt], excerpt) for excerpt in excerpts}
+    problems = {**entry_problems, **check_recordings(heard),
+                'repeated_wavs': repeated(map(str, excerpts)),
+                'repeated_video_ids': repeated(map(video_id, entries))}
+    if segments is not None:
+        problems |= check_segments(entries, segments, findings)
+    return {'path': str(path), 'samples': len(entries),
+            **count_recordings(heard.values(), audio_length), **count_labels(entries, labels),
+            'unknown_mids': unknown_mids, 'weight_file': check_weights(path, len(entries)),
+            'segments': len(segments) if segments is not None else None, 'problems': problems}
+
+
+def count_problems(report: Mapping[str, Any], severity: str) -> list[str]:
+    """Return how many problems of a severity a datafile has: a list of one sentence, or empty."""
+    counts = [f'{len(report["problems"][name])} {what}'
+              for name, (its_severity, what) in PROBLEMS.items()
+              if its_severity == severity and report['problems'].get(name)]
+    return [f'{report["path"]} has {", ".join(counts)}'] if counts else []

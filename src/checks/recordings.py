@@ -1,0 +1,127 @@
+"""Check recordings: read each from the first to the last sample, and say what is wrong or odd."""
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from audio import shards
+from audio.fbank import SAMPLE_RATE, count_frames
+from audio.info import AudioInfo, inspect_audio
+from audio.reading import TOO_LOUD, AudioError
+from checks.problems import SILENCE, no_problems
+from utilities.datafiles import WHOLE_RECORDING
+
+LATE_SECONDS = 0.1  # by which an entry may end after its recording: rounding
+
+
+class Excerpt(NamedTuple):
+    """The part of a recording that an entry lists: from `start` on, at most so many seconds."""
+    wav: str  # an absolute path
+    start: float = WHOLE_RECORDING[0]
+    seconds: float = WHOLE_RECORDING[1]
+
+    def __str__(self) -> str:
+        return f'{self.wav} from {self.start:.10g} s' if self.start else self.wav
+
+
+class Unusable(NamedTuple):
+    """A recording that cannot be used.
+
+    Attributes:
+        problem: why not, a key of PROBLEMS that is BAD_AUDIO.
+        reason: more about it.
+    """
+    problem: str
+    reason: str = ''
+
+
+Finding = AudioInfo | Unusable  # what reading a recording has shown
+
+
+def examine(excerpt: Excerpt) -> Finding:
+    """Read a recording whole. How loud it is, is judged by the excerpt alone."""
+    try:
+        if not shards.is_file(excerpt.wav):
+            return Unusable('missing')
+    except shards.ShardError as error:
+        return Unusable('shards', str(error))
+    try:
+        if place := shards.split_path(excerpt.wav):
+            shards.verify_checksum(*place)
+        found = inspect_audio(excerpt.wav, start=excerpt.start, seconds=excerpt.seconds)
+    except (AudioError, shards.ShardError) as error:
+        return Unusable('unreadable', str(error))
+    if not found.samples:
+        return Unusable('empty')
+    if not math.isfinite(found.heard):
+        return Unusable('non_finite')
+    return found
+
+
+def within(finding: Finding, excerpt: Excerpt) -> Finding:
+    """Return what a finding about a recording says about an excerpt of it."""
+    if isinstance(finding, Unusable) or (excerpt.start, excerpt.seconds) == WHOLE_RECORDING:
+        return finding
+    end = excerpt.start + excerpt.seconds
+    samples = math.ceil((min(finding.seconds, end) - excerpt.start) * finding.sample_rate)
+    if samples <= 0:
+        return Unusable('past_end')
+    ends_early = finding.incomplete_from is not None and finding.incomplete_from < end
+    incomplete_from = finding.incomplete_from if ends_early else None
+    return finding._replace(samples=samples, incomplete_from=incomplete_from)
+
+
+def frames_of(found: AudioInfo) -> int:
+    """Return how many frames the fbank of a recording has."""
+    return count_frames(math.ceil(found.samples * SAMPLE_RATE / found.sample_rate))
+
+
+def check_recordings(findings: Mapping[Excerpt, Finding]) -> dict[str, list[str]]:
+    """Return the paths of recordings by what is wrong with them, a key of PROBLEMS."""
+    problems = no_problems('shards', 'missing', 'unreadable', 'empty', 'non_finite', 'past_end',
+                           'shortened', 'incomplete', 'too_loud', 'cancelling', 'silent',
+                           'too_short')
+    for excerpt, finding in findings.items():
+        if isinstance(finding, Unusable):
+            problems[finding.problem].append(finding.reason or str(excerpt))
+        else:
+            for problem, text in _oddities(excerpt, finding):
+                problems[problem].append(text)
+    # A shard is listed once, however many recordings it has.
+    problems['shards'] = [f'{reason} ({count} recordings)'
+                          for reason, count in Counter(problems['shards']).items()]
+    return problems
+
+
+def _oddities(excerpt, found):
+    """Yield what is odd about a recording that can be used: a key of PROBLEMS and a text."""
+    path = str(excerpt)
+    if math.isfinite(excerpt.seconds) and found.seconds < excerpt.seconds - LATE_SECONDS:
+        yield 'shortened', f'{path} ({found.seconds:.2f} s are there)'
+    if found.incomplete_from is not None:
+        yield 'incomplete', f'{path} (from {found.incomplete_from:.2f} s on)'
+    if found.heard > TOO_LOUD:
+        yield 'too_loud', path
+    if found.heard < SILENCE:
+        yield ('silent' if found.peak < SILENCE else 'cancelling'), path
+    if not frames_of(found):
+        yield 'too_short', path
+
+
+def count_recordings(findings: Iterable[Finding], audio_length: int) -> dict[str, Any]:
+    """Count recordings by rate, channels and length. audio_length: frames of the model's input."""
+    listed = list(findings)
+    usable = [finding for finding in listed if not isinstance(finding, Unusable)]
+    rates = Counter(found.sample_rate for found in usable)
+    channels = Counter(found.channels for found in usable)
+    seconds = [found.seconds for found in usable]
+    frames = [frames_of(found) for found in usable]
+    return {
+        'recordings': len(listed),
+        'sample_rates': dict(sorted(rates.items())),
+        'channels': dict(sorted(channels.items())),
+        'seconds': {'min': min(seconds), 'median': statistics.median(seconds),
+                    'max': max(seconds)} if seconds else None,
+        'shorter_than_window': sum(count < audio_length for count in frames),
+        'longer_than_window': sum(count > audio_length for count in frames)}

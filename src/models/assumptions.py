@@ -1,0 +1,111 @@
+"""What a checkpoint says of itself, and what is assumed of the rest."""
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .descriptions import FIELDS, Description, check_description, read_json
+from .errors import WeightsError
+from .transformers_format import CONFIG_DEFAULTS, describe_transformers
+from .weights import (
+    TRANSFORMERS_FILES,
+    describe_dataset,
+    describe_name,
+    describe_published,
+    published_file,
+    published_on_hub,
+)
+
+MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
+LAYER_NORM_EPS = 1e-6  # of an ASTModel's transformer
+# What sets what a checkpoint may leave out, in the order of messages: options of programs.
+OPTIONS = {'loss': '--loss', 'mean': '--dataset_mean', 'std': '--dataset_std',
+           'fstride': '--fstride', 'tstride': '--tstride', 'input_fdim': '--num_mel_bins',
+           'input_tdim': '--audio_length', 'layer_norm_eps': 'layer_norm_eps in a .json beside it'}
+SCORES = {'BCE': 'BCE (sigmoid scores)', 'CE': 'CE (softmax scores)'}
+
+logger = logging.getLogger(__name__)
+
+
+def describe(path: str | Path, is_transformers: bool = False,
+             fields: Iterable[str] = tuple(FIELDS)) -> Description:
+    """Return what is known of a checkpoint besides its weights.
+
+    It is known from the .json beside it that save_checkpoint writes, from its name if that is a
+    published one, or from the config.json that transformers puts beside its weights.
+
+    Args:
+        is_transformers: whether the weights have the names of transformers.
+        fields: those that the caller uses; the others of the .json are not checked.
+
+    Raises:
+        WeightsError: if a .json is none, says what cannot be, or asks for what AST does not do.
+    """
+    path = Path(path)
+    beside = path.with_suffix('.json')
+    if beside != path and beside.is_file():
+        return check_description(read_json(beside), beside, fields)
+    if file := published_file(path):
+        return describe_published(file)
+    is_transformers = is_transformers or path.name in TRANSFORMERS_FILES
+    if is_transformers and (path.parent / 'config.json').is_file():
+        # The configs of the published models have no problem_type; they were trained with BCE.
+        file = published_on_hub(path.parent)
+        return {**(describe_published(file) if file else {}), **describe_transformers(path.parent)}
+    return {}
+
+
+def assumed_eps(path: Path, is_transformers: bool) -> float:
+    """Return the eps of LayerNorms in a checkpoint that does not say it.
+
+    The published checkpoints are ours in both formats.
+    """
+    if is_transformers and not published_file(path):
+        return CONFIG_DEFAULTS['layer_norm_eps']
+    return LAYER_NORM_EPS
+
+
+def complete_description(path: Path, is_transformers: bool, label_dim: int,
+                         settings: dict[str, Any], given: dict[str, Any]) -> Description:
+    """Describe a checkpoint in full. Log in one line what was assumed.
+
+    Args:
+        label_dim: number of its classes.
+        settings: MODEL_SETTINGS for a checkpoint that does not say them, or None.
+        given: mean, std and loss, whatever the checkpoint says, or None.
+
+    Raises:
+        WeightsError: if strides are not known.
+    """
+    settings = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    said = describe(path, is_transformers)
+    named = {} if said else describe_name(path.name)
+
+    # What transformers makes of a missing problem_type; of one class, softmax is always 1.
+    loss = 'CE' if is_transformers and label_dim > 1 else 'BCE'
+    defaults = {**describe_dataset(named.get('dataset')), 'loss': loss}
+    eps = assumed_eps(path, is_transformers)
+    if eps != LAYER_NORM_EPS:
+        defaults['layer_norm_eps'] = eps
+
+    description = {**defaults, **settings, **named, **said, **given}
+    if missing := [name for name in MODEL_SETTINGS if name not in description]:
+        options = ' and '.join(OPTIONS[name] for name in missing)
+        raise WeightsError(f'{path} does not say its {" and ".join(missing)}, and no .json beside '
+                           f'it does: give {options}')
+    known = {**settings, **said, **given}
+    assumed = {name: description[name] for name in OPTIONS
+               if name in defaults and name not in known}
+    if assumed:
+        logger.warning('%s', _assumption(path, assumed, named))
+    return {**description, 'assumed': assumed}
+
+
+def _assumption(path: Path, assumed: Description, named: Description) -> str:
+    """Return the sentence that says what was assumed of a checkpoint, and how to set it."""
+    by_name = (f'; its name says {named["dataset"]}, strides {named["fstride"]} x '
+               f'{named["tstride"]}' if named else '')
+    what = [f'{name} {SCORES[value] if name == "loss" else value} ({OPTIONS[name]})'
+            for name, value in assumed.items()]
+    return f'{path} does not describe itself in full{by_name}; assumed: {", ".join(what)}'

@@ -1,0 +1,86 @@
+"""Read what experiments leave: settings, further metrics, time, and which folds belong together."""
+import csv
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from training.options import FREE_OPTIONS
+from training.results import read_rows
+from utilities.errors import DataError
+from utilities.texts import read_json
+
+NEEDED = ('dataset', 'metrics', 'model_size', 'n_epochs')  # settings that every page shows
+# Settings in which folds of one experiment may differ.
+OF_ONE_FOLD = ('data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
+               *FREE_OPTIONS)
+
+Settings = dict[str, Any]  # name of an option of run.py -> value
+
+logger = logging.getLogger(__name__)
+
+
+def read_settings(exp_dir: Path) -> Settings:
+    """Return the settings of an experiment.
+
+    Raises:
+        DataError: they cannot be read, or lack what pages need.
+    """
+    path = exp_dir / 'args.json'
+    settings = read_json(path)
+    for name in NEEDED:
+        if name not in settings:
+            raise DataError(f'cannot read {path}: there is no {name!r} among the settings of the '
+                            f'experiment')
+    return settings
+
+
+def read_further_metrics(exp_dir: Path) -> dict[str, list[float]]:
+    """Return the columns of metrics.csv, {name: values of the epochs}; {} if there is no file.
+
+    The file's first line has the names. So a new metric needs no change here.
+    """
+    path = exp_dir / 'metrics.csv'
+    if not path.exists():
+        return {}
+    with open(path, newline='', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name != 'epoch'] if rows else []
+    return {name: [float(row[name]) for row in rows] for name in names}
+
+
+def read_seconds(exp_dir: Path) -> float | None:
+    """Return the time that a finished experiment took, or None."""
+    path = exp_dir / 'finished'
+    return read_json(path)['seconds'] if path.exists() else None
+
+
+def state_of(exp_dir: Path, settings: Settings) -> str:
+    """Return how far an experiment has come, as a sentence."""
+    table = exp_dir / 'result.csv'
+    epochs = len(read_rows(table)) if table.exists() else 0
+    is_finished = (exp_dir / 'finished').exists()
+    state = 'Finished' if is_finished else 'Not finished, under way or broken off'
+    return f'{state}: {epochs} of {settings["n_epochs"]} epochs.'
+
+
+def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
+    """Return the folders fold1, fold2, ... of finished runs, and the settings of the first.
+
+    Raises:
+        DataError: there is none, or their settings differ in more than the data.
+    """
+    folds = sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
+                   key=lambda path: int(path.name.removeprefix('fold')))
+    finished = [fold for fold in folds if (fold / 'finished').exists()]
+    if not finished:
+        raise DataError(f'there is no finished fold in {exp_dir}')
+    for fold in folds:
+        if fold not in finished:
+            logger.warning('%s is not finished and is left out', fold)
+    first, *others = map(read_settings, finished)
+    for name in first.keys() - set(OF_ONE_FOLD):
+        if any(other.get(name) != first[name] for other in others):
+            raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong '
+                            f'together')
+    return finished, first

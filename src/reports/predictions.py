@@ -1,0 +1,195 @@
+"""Sections of a report about predictions: confusions, classes, and the most confident mistakes."""
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import logit, softmax
+
+from reports.experiments import Settings
+from reports.html import as_html, table
+from utilities.datafiles import read_datafile, split_labels
+from utilities.errors import DataError
+from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label
+from utilities.texts import read_json
+
+PAGE_MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
+LISTED = 20  # classes, or mistakes
+SMALLEST = 1e-9  # distance of a sigmoid from 0 and 1, of which the logits are infinite
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluated(NamedTuple):
+    """Clips and their predictions.
+
+    Attributes:
+        names: of the classes.
+        clips: what to call each clip: its path.
+        scores: (clips, classes), as inference.py shows them.
+        targets: labels (clips, classes).
+    """
+    names: list[str]
+    clips: list[str]
+    scores: np.ndarray
+    targets: np.ndarray
+
+    def only(self, chosen: np.ndarray) -> 'Evaluated':
+        """Return the clips for which `chosen` (clips,) is true."""
+        clips = list(itertools.compress(self.clips, chosen))
+        return self._replace(clips=clips, scores=self.scores[chosen], targets=self.targets[chosen])
+
+
+def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions: str,
+                   targets: str) -> Evaluated:
+    """Read predictions of an experiment.
+
+    Args:
+        exp_dir: its directory.
+        settings: its settings.
+        datafile: name of the setting that has the datafile: data_val or data_eval.
+        predictions, targets: names of the files in exp_dir/predictions, without .npy.
+    """
+    labels = read_json(exp_dir / 'models' / 'best_audio_model.json')['labels']
+    scores, truth = (np.load(exp_dir / 'predictions' / f'{name}.npy')
+                     for name in (predictions, targets))
+    if settings.get('loss') == 'CE':  # the files have sigmoids, as those of the published code
+        logits = logit(scores.astype(np.float64).clip(SMALLEST, 1 - SMALLEST))
+        scores = softmax(logits, axis=1)
+    try:
+        clips = read_wavs(settings[datafile], labels['mids'], truth)
+    except DataError as error:
+        logger.warning('the report has numbers in place of paths: %s', error)
+        clips = [f'entry {i} of {settings[datafile]} (not found from here, or changed)'
+                 for i in range(len(truth))]
+    return Evaluated(labels['names'], clips, scores, truth)
+
+
+def read_wavs(datafile: str | Path, mids: Sequence[str], targets: np.ndarray) -> list[str]:
+    """Return the paths in a datafile, with the start if an entry has one.
+
+    Raises:
+        DataError: the datafile is not the one that the targets (clips, classes) came from.
+    """
+    index = {mid: k for k, mid in enumerate(mids)}
+    data = read_datafile(datafile, index)
+    if len(data) != len(targets) or any(
+            {index[mid] for mid in split_labels(labels)} != set(np.flatnonzero(row))
+            for labels, row in zip(data.labels, targets)):
+        raise DataError(f'the datafile {datafile} is not the one that was evaluated: its samples '
+                        f'differ')
+    if data.windows is None:
+        return data.wavs.tolist()
+    return [f'{wav} from {start:.10g} s' for wav, start in zip(data.wavs, data.windows[:, 0])]
+
+
+def predictions_section(found: Evaluated) -> str:
+    """Return how good predictions are, class by class, and the worst mistakes, as HTML."""
+    if not is_single_label(found.targets):
+        return class_tables(found) + absent_labels(found)
+    labelled = found.only(np.any(found.targets, axis=1))
+    truth, predicted = classes_of(found.scores, found.targets)
+    accuracy = float(np.mean(truth == predicted))
+    metrics = {'accuracy': accuracy, **further_metrics(found.scores, found.targets)}
+    listed = ', '.join(f'{name} {as_html(value)}' for name, value in metrics.items())
+    text = f'<p>{len(truth)} clips: {listed}.</p>\n'
+    classes = np.union1d(truth, predicted)
+    if len(classes) <= PAGE_MATRIX_CLASSES:
+        text += confusions(found.names, classes, truth, predicted)
+    else:
+        text += class_tables(found)
+    return text + mistakes(labelled, truth, predicted) + negatives(found)
+
+
+def negatives(found: Evaluated) -> str:
+    """Return a section about clips without a label, which the accuracy leaves out, if any."""
+    negative = ~np.any(found.targets, axis=1)
+    if not negative.any():
+        return ''
+    return (f'<p>{negative.sum()} more clips are negatives: none of the classes is heard. They '
+            'count in loss, AP and AUC, not in the accuracy and the confusions.</p>\n'
+            + absent_labels(found.only(negative)))
+
+
+def confusions(names: Sequence[str], classes: np.ndarray, truth: np.ndarray, predicted: np.ndarray
+               ) -> str:
+    """Return the confusion matrix as HTML, coloured by share of the row.
+
+    Args:
+        names: of all classes.
+        classes: the ones to show.
+        truth, predicted: classes (clips,).
+    """
+    from sklearn.metrics import confusion_matrix
+    matrix = confusion_matrix(truth, predicted, labels=classes)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shown = [escape(names[k]) for k in classes]
+    letter_size = max(0.6, min(0.85, 30 / len(classes)))  # rem; 50 classes fit the page
+
+    def cell(i, j):
+        if not matrix[i, j]:
+            return '<td></td>'
+        colour = '#fff' if share[i, j] > 0.5 else '#000'
+        return (f'<td title="{shown[i]} taken for {shown[j]}" style="background:rgba(var(--blue), '
+                f'{share[i, j]:.2f});color:{colour}">{matrix[i, j]}</td>')
+
+    def row(i):
+        accuracy = as_html(float(share[i, i])) if matrix[i].any() else '–'
+        cells = ''.join(cell(i, j) for j in range(len(classes)))
+        return f'<tr><th>{shown[i]}</th>{cells}<th>{accuracy}</th></tr>\n'
+
+    head = ''.join(f'<th>{name}</th>' for name in (*shown, 'accuracy'))
+    rows = ''.join(map(row, range(len(classes))))
+    return ('<p class="soft">Rows: the true class. Columns: the class with the highest score.</p>\n'
+            f'<div class="wide"><table class="matrix" style="font-size: {letter_size:.2f}rem">\n'
+            f'<tr><th></th>{head}</tr>\n{rows}</table></div>\n')
+
+
+def class_tables(found: Evaluated) -> str:
+    """Return the average precision of the best and the worst classes as HTML tables."""
+    names, targets = found.names, found.targets
+    stats, positives = calculate_stats(found.scores, targets), targets.sum(axis=0)
+    rows = [(names[k], int(positives[k]), stats[k]['AP'], stats[k]['auc'])
+            for k in np.flatnonzero(positives)]
+    rows.sort(key=lambda row: -row[2])
+    lists: Mapping[str, Sequence] = {'all': rows}
+    if len(rows) > 2 * LISTED:
+        lists = {'best': rows[:LISTED], 'worst': rows[:-LISTED - 1:-1]}
+    tables = ''.join(f'<div><h3>{title.capitalize()} classes</h3>'
+                     f'{table(["class", "positives", "AP", "AUC"], part)}</div>\n'
+                     for title, part in lists.items())
+    negative = int((~targets.any(axis=1)).sum())
+    text = f'{len(targets)} clips' + (f', {negative} of them negatives' if negative else '')
+    return (f'<p>{text}; {len(names) - len(rows)} of {len(names)} classes have no positives.</p>\n'
+            f'<div class="beside">{tables}</div>\n')
+
+
+def mistakes(found: Evaluated, truth: np.ndarray, predicted: np.ndarray) -> str:
+    """Return the clips with the highest scores of a wrong class as an HTML table.
+
+    truth, predicted: classes (clips,).
+    """
+    wrong = np.flatnonzero(truth != predicted)
+    confidence = found.scores[wrong, predicted[wrong]]
+    worst = wrong[np.argsort(-confidence, kind='stable')][:LISTED]
+    rows = [(found.clips[i], found.names[predicted[i]], float(found.scores[i, predicted[i]]),
+             found.names[truth[i]], float(found.scores[i, truth[i]])) for i in worst]
+    return (f'<h3>Most confident mistakes, of {len(wrong)}</h3>\n'
+            + table(['clip', 'predicted class', 'its score', 'true class', 'its score'], rows))
+
+
+def absent_labels(found: Evaluated) -> str:
+    """Return the labels with the highest scores that clips do not have as an HTML table."""
+    names = found.names
+    scores = np.where(found.targets == 0, found.scores, -1).ravel()  # (clips * classes,)
+    highest = np.argpartition(-scores, min(LISTED, scores.size) - 1)[:LISTED]
+    highest = highest[np.argsort(-scores[highest], kind='stable')]
+    rows = []
+    for clip, k in (divmod(i, len(names)) for i in highest if scores[i] >= 0):
+        labels = ', '.join(names[j] for j in np.flatnonzero(found.targets[clip]))
+        rows.append((found.clips[clip], names[k], float(found.scores[clip, k]), labels))
+    return ('<h3>Most confident mistakes: absent labels with the highest scores</h3>\n'
+            + table(['clip', 'absent label', 'its score', 'the labels it has'], rows))

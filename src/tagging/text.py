@@ -1,0 +1,51 @@
+"""What inference prints about a recording."""
+from tagging.result import Tagging
+from utilities.formatting import clock
+
+TIMELINE_SCORE = 0.1  # the least score of a class in the timeline; the best class is always there
+
+
+def as_text(tagging: Tagging, top_k: int) -> str:
+    """Return a Tagging for people: the best classes of the recording, then of every window."""
+    several = len(tagging.starts) > 1
+    tenths = tagging.seconds < 10 or bool(several and tagging.starts[1] < 5)
+    lines = [_title(tagging, tenths)]
+    if tagging.incomplete_from is not None:
+        lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or '
+                     f'damaged')
+    names, highest = tagging.labels.names, tagging.max
+    best = tagging.top(tagging.mean, top_k)
+    width = max(len(names[i]) for i, _ in best)
+    if not several:
+        lines += [f'  {names[i]:<{width}}  {score:.2f}' for i, score in best]
+        return '\n'.join(lines) + '\n'
+    lines.append(f'  {"":<{width}}  mean  max')
+    lines += [f'  {names[i]:<{width}}  {mean:.2f}  {highest[i]:.2f}' for i, mean in best]
+    lines += timeline(tagging, top_k, tenths)
+    return '\n'.join(lines) + '\n'
+
+
+def _title(tagging, tenths):
+    """Return the path, the duration and, if the only window is a part, when that is."""
+    title = f'{tagging.path}  {clock(tagging.seconds, tenths)}'
+    if len(tagging.starts) > 1 or tagging.ends[0] == tagging.seconds:
+        return title
+    start, end = clock(tagging.starts[0], tenths), clock(tagging.ends[0], tenths)
+    return f'{title}, of which {start}-{end}'
+
+
+def timeline(tagging: Tagging, top_k: int, tenths: bool) -> list[str]:
+    """Return a line for every window: when it is and what is heard in it.
+
+    Args:
+        tagging: of a recording.
+        top_k: show at most so many classes.
+        tenths: show times in tenths of a second.
+    """
+    lines = []
+    for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores):
+        best = tagging.top(scores, top_k)
+        heard = [(i, score) for i, score in best if score >= TIMELINE_SCORE] or best[:1]
+        classes = ', '.join(f'{tagging.labels.names[i]} {score:.2f}' for i, score in heard)
+        lines.append(f'  {clock(start, tenths)}-{clock(end, tenths)}  {classes}')
+    return lines

@@ -1,0 +1,26 @@
+"""Write quotations, lists of names and times as messages, pages and pictures show them."""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_QUOTED = 200  # characters
+
+
+def quoted(text: str) -> str:
+    """Quote a text from a file or a command line: on one line, and shortened if it is long."""
+    return repr(text if len(text) <= MAX_QUOTED else f'{text[:MAX_QUOTED]}...')
+
+
+def shortened(names: Iterable[str], most: int = 10) -> str:
+    """Join names by commas; of many, only the first."""
+    names = list(names)
+    rest = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + rest
+
+
+def clock(seconds: float, tenths: bool = False) -> str:
+    """Write seconds as 1:05, from an hour on as 1:00:05, and with tenths as 1:05.0."""
+    minutes, seconds = divmod(round(float(seconds), int(tenths)), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    text = f'{seconds:04.1f}' if tenths else f'{seconds:02.0f}'
+    return f'{hours}:{minutes:02}:{text}' if hours else f'{minutes}:{text}'

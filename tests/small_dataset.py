@@ -1,0 +1,26 @@
+"""Settings of small AudiosetDatasets, and their epochs, for the tests of samples and batches."""
+import torch
+
+from training.bad_audio import ReplaceUnreadable
+from training.loaders import make_loader
+from training.sampler import EpochSampler
+
+CONF = {'num_mel_bins': 64, 'target_length': 40, 'mode': 'evaluation'}
+EVERYTHING = {'mode': 'train', 'mixup': 0.5, 'freqm': 12, 'timem': 10, 'noise': True}
+
+
+def equal(first, second):
+    """Return whether two samples or batches are the same in every bit."""
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def load_epochs(dataset, workers, epochs=(1,), weights=None):
+    """Return all batches of three of some epochs, from one loader, as run.py would load them."""
+    dataset = ReplaceUnreadable(dataset) if dataset.conf.mode == 'train' else dataset
+    loader = make_loader(dataset, 3, workers, pin_memory=False,
+                         sampler=EpochSampler(len(dataset), 7, weights))
+    batches = []
+    for number in epochs:
+        loader.batch_sampler.sampler.set_epoch(number)
+        batches += [(fbanks.to('cpu'), labels) for fbanks, labels in loader]
+    return batches
