@@ -92,8 +92,8 @@ def predictions_section(found: Evaluated) -> str:
         return class_tables(found) + absent_labels(found)
     labelled = found.only(np.any(found.targets, axis=1))
     truth, predicted = classes_of(found.scores, found.targets)
-    accuracy = float(np.mean(truth == predicted))
-    metrics = {'accuracy': accuracy, **further_metrics(found.scores, found.targets)}
+    metrics = {'accuracy': float(np.mean(truth == predicted)),
+               **further_metrics(found.scores, found.targets)}
     listed = ', '.join(f'{name} {as_html(value)}' for name, value in metrics.items())
     text = f'<p>{len(truth)} clips: {listed}.</p>\n'
     classes = np.union1d(truth, predicted)
