@@ -54,7 +54,7 @@ def examine(excerpt: Excerpt) -> Finding:
         return Unusable('unreadable', str(error))
     if not found.samples:
         return Unusable('empty')
-    if not math.isfinite(found.heard):
+    if not math.isfinite(found.mono_peak):
         return Unusable('non_finite')
     return found
 
@@ -101,9 +101,9 @@ def _oddities(excerpt, found):
         yield 'shortened', f'{path} ({found.seconds:.2f} s are there)'
     if found.incomplete_from is not None:
         yield 'incomplete', f'{path} (from {found.incomplete_from:.2f} s on)'
-    if found.heard > TOO_LOUD:
+    if found.mono_peak > TOO_LOUD:
         yield 'too_loud', path
-    if found.heard < SILENCE:
+    if found.mono_peak < SILENCE:
         yield ('silent' if found.peak < SILENCE else 'cancelling'), path
     if not frames_of(found):
         yield 'too_short', path

@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torchaudio.compliance.kaldi import mel_scale_scalar
 
 from audio.fbank import FRAME_SHIFT_MS
-from models.ast_models import PATCH_SIZE
+from models.ast_models import PATCH_SIZE, ModelConfig
 from utilities.fonts import drawable_names, font_families, missing_characters
 from utilities.formatting import clock
 
@@ -174,7 +174,7 @@ def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: 
                        vmax=0, extent=(0, seconds, low, high), interpolation='nearest')
 
 
-def show_attention(axes: Axes, attention: np.ndarray, config: Mapping[str, Any]) -> None:
+def show_attention(axes: Axes, attention: np.ndarray, config: ModelConfig) -> None:
     """Lay attention over the spectrogram that show_spectrogram has drawn.
 
     The brighter, the more attention. It ends where the last patch does.
