@@ -3,7 +3,7 @@ import argparse
 import contextlib
 import logging
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ from training.loaders import make_loader
 from training.option_checks import check_files, check_options
 from training.processes import DistributedError, Place
 from training.sampler import EpochSampler
-from training.trainer import TrainSettings
-from traintest import Interrupted, Run
+from training.supervisor import Interrupted
+from traintest import Run
 from utilities.cli import exit_on, setup_logging
 from utilities.datafiles import Datafile
 from utilities.errors import DataError, warn_only
@@ -100,21 +100,18 @@ def train_and_evaluate(args, model, device, loaders, folder, interrupt):
 
     On a signal, leave the mark `interrupted` and exit with 75.
     """
-    settings = TrainSettings(
-        **{field.name: getattr(args, field.name) for field in fields(TrainSettings)})
     description = {'dataset': args.dataset, 'labels': asdict(loaders[1].dataset.labels),
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss}
     try:
         with explained(), processes.catch_lost_processes(processes.LOST_SIGNS):
-            this_run = Run(model, device, loaders[0], loaders[1], settings, folder.path,
-                           description, interrupt)
+            this_run = Run(model, device, loaders[0], loaders[1], args, description, interrupt)
             this_run.train()
             processes.on_main(lambda: log_best(args.metrics, this_run.results))
             if args.wa:
                 this_run.average_weights()
             if args.data_eval:
                 this_run.evaluate_best(loaders[2])
-        processes.on_main(this_run.finish)
+        this_run.finish()
     except Interrupted:
         if processes.is_main():
             folder.mark_interrupted()
@@ -234,5 +231,5 @@ def log_settings(args, loaders, device, precision, size):
 def log_best(metric, results):
     """Log the main metric of the best and the last epoch."""
     best, rows = results.best_epoch, results.rows
-    logger.info('best epoch %d: %s %.4f; last epoch: %.4f', best, metric, rows[best - 1][0],
-                rows[-1][0])
+    logger.info('best epoch %d: %s %.4f; last epoch: %.4f', best, metric, rows[best - 1].metric,
+                rows[-1].metric)

@@ -21,7 +21,10 @@ GOLDEN = ROOT / 'tests' / 'golden'
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """How many processes share the files of tests: one more than cores, as some wait a good deal; each wants memory."""
+    """Return how many processes share the files of tests.
+
+    One more than cores, since some wait a good deal; at most four, since each needs memory.
+    """
     return min(4, available_cores() + 1)
 
 
@@ -47,10 +50,14 @@ def golden_json():
 
 @pytest.fixture(autouse=True)
 def same_process():
-    """Put back what an entry point did to signals and to the root logger, whose stream ends with its test."""
+    """Put back what an entry point did to signals and to the root logger.
+
+    The logger's stream ends with its test.
+    """
     root_logger = logging.getLogger()
     handlers, level = root_logger.handlers[:], root_logger.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    signals = {number: signal.getsignal(number)
+               for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in signals.items():
         signal.signal(number, handler)
@@ -63,7 +70,8 @@ def make_labels(tmp_path):
     """Write a label file of n classes with mids /m/0, /m/1, ...; returns its path."""
     def make(n, name='labels.csv'):
         path = tmp_path / name
-        path.write_text('index,mid,display_name\n' + ''.join(f'{i},/m/{i},class {i}\n' for i in range(n)))
+        rows = ''.join(f'{i},/m/{i},class {i}\n' for i in range(n))
+        path.write_text(f'index,mid,display_name\n{rows}')
         return path
     return make
 
@@ -73,7 +81,8 @@ def make_datafile(tmp_path):
     """Write a datafile of (wav, labels) pairs; returns its path."""
     def make(entries, name='data.json'):
         path = tmp_path / name
-        path.write_text(json.dumps({'data': [{'wav': str(wav), 'labels': labels} for wav, labels in entries]}))
+        data = [{'wav': str(wav), 'labels': labels} for wav, labels in entries]
+        path.write_text(json.dumps({'data': data}))
         return path
     return make
 

@@ -1,22 +1,19 @@
 """A model and data small enough to train in a blink, for the tests of training."""
-import dataclasses
-from types import SimpleNamespace
+import argparse
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from training.batches import BadAudio, EpochSampler
 
 from dataloader import SampleKey
-from training.sampler import EpochSampler
-from training.trainer import TrainSettings
+from training.options import make_parser
 
 CPU = torch.device('cpu')
 CLASSES, FRAMES, BINS = 3, 4, 5
-DEFAULTS = TrainSettings(
-    n_epochs=1, metrics='mAP', loss='BCE', optim='sgd', lr=0.1, lr_patience=0, warmup=False, lrscheduler_start=2,
-    lrscheduler_step=1, lrscheduler_decay=0.5, grad_accum=1, clip_grad=0, save_model=False, wa=False, wa_start=1,
-    wa_end=1, n_print_steps=100, checkpoint_minutes=15)
+NEEDED = '--data_train train.json --data_val val.json --label_csv labels.csv --exp_dir exp'
+DEFAULTS = {**vars(make_parser().parse_args(NEEDED.split())), 'optim': 'sgd', 'lr': 0.1}
 
 
 class LinearModel(nn.Module):
@@ -51,11 +48,13 @@ class Samples(Dataset):
 
 
 def settings(**changes):
-    """TrainSettings, the defaults but for some."""
-    return dataclasses.replace(DEFAULTS, **changes)
+    """Return the options of run.py, the defaults but for some."""
+    assert set(changes) <= set(DEFAULTS)
+    return argparse.Namespace(**{**DEFAULTS, **changes})
 
 
 def loaders(count=12):
-    """(training, validation) loaders of random samples."""
-    return (DataLoader(Samples(count), batch_size=4, sampler=EpochSampler(count, 0)),
-            DataLoader(Samples(count, seed=1), batch_size=8))
+    """Return the (training, validation) loaders of random samples."""
+    train_loader = DataLoader(Samples(count), batch_size=4, sampler=EpochSampler(count, 0))
+    train_loader.bad_audio = BadAudio()
+    return train_loader, DataLoader(Samples(count, seed=1), batch_size=8)

@@ -1,6 +1,7 @@
-"""Whatever a file or a command line holds: it is read, or refused with an error of ours, a sentence that names it.
+"""Whatever a file or a command line holds, it is read, or refused with a sentence that names it.
 
-EXAMPLES=100000 tries so many inputs of each kind, other ones every time; without it, there are a few, always the same.
+EXAMPLES=100000 tries so many inputs of each kind, other ones every time. Without it, there are a
+few, always the same.
 """
 import contextlib
 import io
@@ -36,28 +37,39 @@ MIDS = {'/m/0': 0, '/m/1': 1}
 OUR_ERRORS = (AudioError, DataError, WeightsError)
 MAX_LENGTH = 2000  # of a message; what it quotes is cut
 EXAMPLES = int(os.environ.get('EXAMPLES', 60))
-some = settings(max_examples=EXAMPLES, derandomize='EXAMPLES' not in os.environ, deadline=None, database=None,
+some = settings(max_examples=EXAMPLES, derandomize='EXAMPLES' not in os.environ,
+                deadline=None, database=None,
                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 characters = st.characters(codec='utf-8')
 any_text = st.text(characters, max_size=20)
-half_characters = st.sampled_from(['\ud800', 'a\udcff', '\0', 'a\nb', '\x85', '\u2028', '\x1b[31m', '"', "'", 'a,b'])
+half_characters = st.sampled_from(['\ud800', 'a\udcff', '\0', 'a\nb', '\x85', '\u2028', '\x1b[31m',
+                                   '"', "'", 'a,b'])
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), any_text, half_characters)
 anything = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3), max_leaves=8)
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(any_text, inner, max_size=3),
+    max_leaves=8)
 mids = st.sampled_from(['/m/0', '/m/1', '/m/0,/m/1', '/m/9', ',', ''])
 entries = st.one_of(anything, st.fixed_dictionaries({}, optional={
     'wav': st.just('a.wav') | scalars, 'labels': mids | scalars, 'video_id': scalars,
     'start': scalars, 'seconds': scalars, 'x': anything}))
-datafiles = st.one_of(st.fixed_dictionaries({'data': st.lists(entries, max_size=4) | anything}), anything)
+datafiles = st.one_of(st.fixed_dictionaries({'data': st.lists(entries, max_size=4) | anything}),
+                      anything)
 
 
 def lines_of(*cells):
-    """Texts of a few lines that resemble a table with such cells, in all kinds of quoting and line ends."""
-    cell = st.one_of(*map(st.sampled_from, cells), any_text, st.integers().map(str), st.floats().map(str))
-    written = st.one_of(cell, cell.map(lambda text: f'"{text}"'), cell.map(lambda text: f' "{text}'))
+    """Make texts of a few lines that resemble a table with such cells.
+
+    They have all kinds of quotes and line ends.
+    """
+    cell = st.one_of(*map(st.sampled_from, cells), any_text, st.integers().map(str),
+                     st.floats().map(str))
+    written = st.one_of(cell, cell.map(lambda text: f'"{text}"'),
+                        cell.map(lambda text: f' "{text}'))
     line = st.lists(written, max_size=6).flatmap(
-        lambda row: st.sampled_from([',', ', ', ';', '\t']).map(lambda separator: separator.join(row)))
+        lambda row: st.sampled_from([',', ', ', ';', '\t']).map(
+            lambda separator: separator.join(row)))
     return st.lists(line, max_size=6).flatmap(
         lambda lines: st.sampled_from(['\n', '\r\n', '\r']).map(lambda end: end.join(lines)))
 
@@ -74,12 +86,16 @@ def damaged(draw, texts):
 
 def files_like(texts):
     """Bytes of files: of such texts, of such texts damaged, and any."""
-    return st.one_of(texts.map(lambda text: text.encode(errors='replace')), damaged(texts), st.binary(max_size=60))
+    return st.one_of(texts.map(lambda text: text.encode(errors='replace')), damaged(texts),
+                     st.binary(max_size=60))
 
 
 @pytest.fixture(scope='module')
 def read_or_refuse(tmp_path_factory):
-    """Write bytes to a file and read it; what is raised must be one of our errors, one line that names the file."""
+    """Write bytes to a file and read it.
+
+    What is raised must be one of our errors, with one line that names the file.
+    """
     path = tmp_path_factory.mktemp('any') / 'file'
 
     def check(content, read):
@@ -102,7 +118,9 @@ def read_or_refuse(tmp_path_factory):
 @example(b'{"data": ' + b'9' * 5000 + b'}')
 def test_any_datafile(read_or_refuse, content):
     data = read_or_refuse(content, lambda path: read_datafile(path, MIDS))
-    assert data is None or len(data) and {mid for labels in data.labels for mid in split_labels(labels)} <= MIDS.keys()
+    if data is not None:
+        mids = {mid for labels in data.labels for mid in split_labels(labels)}
+        assert len(data) and mids <= MIDS.keys()
 
 
 @some
@@ -122,7 +140,8 @@ LABEL_LINES = lines_of(['index', 'mid', 'display_name'], ['0', '1', '2'], ['/m/0
 
 
 @some
-@given(files_like(st.one_of(LABEL_LINES, LABEL_LINES.map(lambda text: f'index,mid,display_name\n{text}'))))
+@given(files_like(st.one_of(LABEL_LINES,
+                            LABEL_LINES.map(lambda text: f'index,mid,display_name\n{text}'))))
 @example(b'index,mid,display_name\n0,/m/0,dog\n1,/m/1,"cat, small"\n')
 @example(b'index,mid,display_name\n0,/m/0,Male speech, man speaking\n')
 @example(b'index,mid,display_name\n0,"a\nb",x\n1,"a\nb",y\n')
@@ -130,7 +149,8 @@ LABEL_LINES = lines_of(['index', 'mid', 'display_name'], ['0', '1', '2'], ['/m/0
 @example(b'index,mid,display_name\n0,/m/0,"' + b'x' * 200_000 + b'"\n')
 def test_any_label_file(read_or_refuse, content):
     labels = read_or_refuse(content, read_labels)
-    assert labels is None or labels.index() == dict(zip(labels.mids, range(len(labels)))) and len(labels)
+    if labels is not None:
+        assert len(labels) and labels.index() == {mid: i for i, mid in enumerate(labels.mids)}
 
 
 @some
@@ -147,18 +167,21 @@ def test_any_segment_list(read_or_refuse, content):
 
 
 @some
-@given(files_like(lines_of(['1', '0.5', '-1', 'nan', 'inf'], ['#', '1e999', '0x10', '1_0'])), st.integers(0, 5))
+@given(files_like(lines_of(['1', '0.5', '-1', 'nan', 'inf'], ['#', '1e999', '0x10', '1_0'])),
+       st.integers(0, 5))
 @example(b'0.5\n1e3\n', 2)
 @example(b'', 1)
 @example(b'\xff', 1)
 @example(b'1,2\n3\n', 3)
 def test_any_weight_file(read_or_refuse, content, samples):
     weights = read_or_refuse(content, lambda path: read_sample_weights(path, samples))
-    assert weights is None or weights.shape == (samples,) and weights.min() >= 0 and 0 < weights.sum() < math.inf
+    if weights is not None:
+        assert weights.shape == (samples,)
+        assert weights.min() >= 0 and 0 < weights.sum() < math.inf
 
 
-CSV_LINES = lines_of(['path', 'labels', 'fold', 'split', 'group'], ['a.wav', 'file', 'shard.zip/a.wav'],
-                     ['train', 'val', '1', 'dog;cat'])
+CSV_LINES = lines_of(['path', 'labels', 'fold', 'split', 'group'],
+                     ['a.wav', 'file', 'shard.zip/a.wav'], ['train', 'val', '1', 'dog;cat'])
 
 
 @some
@@ -184,13 +207,15 @@ def test_any_csv_of_ones_own(read_or_refuse, content):
 def parsers():
     """A parser of each of the entry points that have most options, by their names."""
     found = [options.make_parser(), inference.make_parser(),
-             *(parser_of(module.main) for module in (get_norm_stats, check_data, prep_audioset, prep_own))]
+             *(parser_of(module.main)
+               for module in (get_norm_stats, check_data, prep_audioset, prep_own))]
     return {parser.prog: parser for parser in found}
 
 
-words = st.one_of(any_text, st.integers().map(str), st.floats().map(str), st.sampled_from(
-    ['', '-1', '--', '-', '-b', '-w3', '--lr=', '@file', '--help=1', '%s', '%(prog)s', '{}', 'True', 'a\nb',
-     '9' * 5000, '\udcff', 'cuda:128', 'cpu:1']))
+words = st.one_of(
+    any_text, st.integers().map(str), st.floats().map(str),
+    st.sampled_from(['', '-1', '--', '-', '-b', '-w3', '--lr=', '@file', '--help=1', '%s',
+                     '%(prog)s', '{}', 'True', 'a\nb', '9' * 5000, '\udcff', 'cuda:128', 'cpu:1']))
 
 
 @some

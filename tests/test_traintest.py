@@ -21,7 +21,8 @@ DESCRIPTION = {'dataset': 'a test', 'labels': {'mids': CLASS_NAMES, 'names': CLA
 
 def start(model, exp_dir, chosen, data=None):
     """A Run of a model on (training, validation) loaders."""
-    return Run(model, CPU, *(data or loaders()), chosen, exp_dir, DESCRIPTION, Interrupt())
+    chosen.exp_dir = exp_dir
+    return Run(model, CPU, *(data or loaders()), chosen, DESCRIPTION, Interrupt())
 
 
 @pytest.mark.parametrize('loss, plain', [('BCE', F.binary_cross_entropy_with_logits), ('CE', F.cross_entropy)])
@@ -44,9 +45,9 @@ def test_validation_runs_in_evaluation_mode_and_training_in_training_mode():
     model, seen = LinearModel(), []
     model.register_forward_hook(lambda module, *_: seen.append(module.training))
     trainer = Trainer(model, CPU, settings())
-    trainer.run_epoch(loaders()[0], 'training')
+    trainer.train_epoch(loaders()[0], 'training')
     validate(model, loaders()[1], CPU, 'BCE')
-    trainer.run_epoch(loaders()[0], 'training')
+    trainer.train_epoch(loaders()[0], 'training')
     assert seen == [True] * 3 + [False] * 2 + [True] * 3
 
 

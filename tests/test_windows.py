@@ -78,7 +78,8 @@ def test_training_ends_and_leaves_no_temporary_file(used):
 
 def test_no_file_is_read_or_written_in_the_encoding_of_the_machine(used, root):
     warnings = [line for line in used[1].stderr.splitlines() if 'EncodingWarning' in line]
-    ours = [str(root / folder) for folder in ('src', 'egs', 'colab')]  # and not an environment in the repository
+    # And not an environment in the repository.
+    ours = [str(root / folder) for folder in ('src', 'egs', 'colab')]
     assert not [line for line in warnings if line.startswith(tuple(ours))]
 
 

@@ -33,15 +33,17 @@ class FFmpegReader(Reader):
             other files: tags that follow the sound would become noise.
 
     Raises:
-        RuntimeError: There is no sound in the file, or none of it can be decoded.
-        av.FFmpegError: FFmpeg does not know the format.
+        RuntimeError: FFmpeg does not know the format, or cannot decode any sound in the file.
     """
 
     def __init__(self, file: BinaryIO, ignore_length: bool):
         self.source = file
         # The whitelist keeps a file, such as a playlist, from leading to other files.
         options = {'protocol_whitelist': 'none', 'ignore_length': str(int(ignore_length))}
-        self.container = av.open(file, 'r', options=options, metadata_errors='ignore')
+        try:
+            self.container = av.open(file, 'r', options=options, metadata_errors='ignore')
+        except av.FFmpegError as error:
+            raise RuntimeError(error.strerror or str(error)) from None
         if not self.container.streams.audio:
             raise RuntimeError('there is no sound in it')
         self.stream = self.container.streams.audio[0]

@@ -18,7 +18,6 @@ from audio.sndfile import SndfileReader
 # A path or an open binary file.
 AudioFile = str | os.PathLike | BinaryIO
 
-
 # Suffixes of the files that programs search folders for.
 _NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # without a header, or the suffix of other things
 _OF_LIBSNDFILE = {f'.{name.lower()}' for name in
@@ -28,8 +27,9 @@ _OF_FFMPEG = set('.3gp .aac .ac3 .amr .ape .avi .flv .m4a .m4b .m4v .mka .mkv .m
                  '.mpg .opus .ts .weba .webm .wma .wmv .wv'.split())
 AUDIO_SUFFIXES = frozenset(_OF_LIBSNDFILE | _SYNONYMS | _OF_FFMPEG)
 
-_WHAT_FAILS = (shards.ShardError, soundfile.LibsndfileError, OSError, RuntimeError, TypeError,
-               UnicodeError)
+# What reading may raise.
+_ERRORS = (shards.ShardError, soundfile.LibsndfileError, OSError, RuntimeError, TypeError,
+           UnicodeError)
 
 
 class AudioError(ValueError):
@@ -87,7 +87,7 @@ def open_audio(file: AudioFile, name: str | os.PathLike | None = None) -> Iterat
                 raise RuntimeError(f'its sample rate is {reader.samplerate:,} Hz, expected '
                                    f'{MIN_RATE:,} to {MAX_RATE:,} Hz: convert it to a new file')
             yield reader
-    except _WHAT_FAILS as error:
+    except _ERRORS as error:
         name = name or str(file)
         is_shard = isinstance(error, shards.ShardError)
         if isinstance(file, (str, os.PathLike)) and not is_shard and not shards.is_file(file):
@@ -115,19 +115,16 @@ def _choose_reader(source, stack):
             return sndfile
     except soundfile.LibsndfileError as error:
         reason = _reason(error)
-    try:
-        import av
-
-        from audio.ffmpeg import FFmpegReader
-    except ImportError:
-        raise RuntimeError(f'libsndfile cannot ({reason}), and PyAV, which reads more formats, is '
-                           f'not installed: python -m pip install av') from None
 
     file = stack.enter_context(open(source, 'rb')) if isinstance(source, str) else source
     file.seek(0)
     try:
+        from audio.ffmpeg import FFmpegReader  # needs PyAV, which is optional
         ffmpeg = FFmpegReader(file, ignore_length=sndfile is not None)
-    except (av.FFmpegError, OSError, RuntimeError) as error:
+    except ImportError:
+        raise RuntimeError(f'libsndfile cannot ({reason}), and PyAV, which reads more formats, is '
+                           f'not installed: python -m pip install av') from None
+    except (OSError, RuntimeError) as error:
         if sndfile and sndfile.frames == 0:
             return sndfile
         raise RuntimeError(f'neither libsndfile ({reason}) nor FFmpeg ({_reason(error)}) '

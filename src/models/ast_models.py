@@ -44,7 +44,7 @@ DEIT = {  # model_size -> timm's name
 }
 MINIMUMS = {'label_dim': 1, 'fstride': 1, 'tstride': 1,
             'input_fdim': PATCH_SIZE, 'input_tdim': PATCH_SIZE}
-INIT_STD = 0.02  # of the truncated normal distribution that embeddings start from
+INIT_STD = 0.02  # of the truncated normal distribution that [CLS] starts from
 # Two classifiers of DeiT that AST does not use. The published checkpoints still hold them.
 UNUSED_HEADS = ('v.head.weight', 'v.head.bias', 'v.head_dist.weight', 'v.head_dist.bias')
 
@@ -92,15 +92,25 @@ class ModelConfig:
         return patch_grid(self.fstride, self.tstride, self.input_fdim, self.input_tdim)
 
 
-def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
-                      audioset_pretrain: bool) -> None:
-    """Raise ValueError if there are no such pretrained weights for a model."""
-    if audioset_pretrain and not imagenet_pretrain:
-        raise ValueError('audioset_pretrain=True needs imagenet_pretrain=True: '
-                         'the AudioSet checkpoint was itself trained from ImageNet weights')
-    if audioset_pretrain and config.model_size != 'base384':
-        raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the '
-                         f'AudioSet checkpoint, got {config.model_size}')
+def build_transformer(config: ModelConfig) -> VisionTransformer:
+    """Build a DeiT of timm for spectrograms: one channel, overlapping patches, no classifier.
+
+    Its weights are random.
+    """
+    f, t = config.grid
+    # timm sizes the positional embedding for patches side by side: ask for an image with room for
+    # as many of those, then let them overlap.
+    v = timm.create_model(DEIT[config.model_size], pretrained=False, num_classes=0, in_chans=1,
+                          img_size=(f * PATCH_SIZE, t * PATCH_SIZE))
+    assert isinstance(v, VisionTransformer) and v.cls_token is not None
+    v.patch_embed.proj.stride = (config.fstride, config.tstride)
+    v.patch_embed.img_size = None  # ASTModel checks the size of the input
+
+    # timm 0.4.5, and so the published code, starts [CLS] like this. timm 1.x starts it at 1e-6,
+    # which costs a small model from scratch 12 points of accuracy in its first epochs.
+    nn.init.trunc_normal_(v.cls_token, std=INIT_STD)
+    v.add_module('patch_drop', Patchout(v.num_prefix_tokens))  # timm drops patches here, too
+    return v
 
 
 class ASTModel(nn.Module):
@@ -116,7 +126,7 @@ class ASTModel(nn.Module):
         imagenet_pretrain: start from DeiT's ImageNet weights.
         audioset_pretrain: start from the AudioSet checkpoint of 0.4593 mAP, with a new head.
             Needs base384, and imagenet_pretrain=True: that checkpoint began there.
-        model_size: tiny224, small224, base224 or base384.
+        model_size: a key of DEIT.
         verbose: log a summary.
 
     Raises:
@@ -286,23 +296,6 @@ class ASTModel(nn.Module):
         return result if self.autocast_dtype is None else result.float()
 
 
-def build_transformer(config: ModelConfig) -> VisionTransformer:
-    """Build a DeiT without heads for spectrograms, with random weights."""
-    # timm sizes the positional embedding for patches that do not overlap: ask for an image with
-    # room for as many of those.
-    f, t = config.grid
-    v = timm.create_model(DEIT[config.model_size], pretrained=False, num_classes=0, in_chans=1,
-                          img_size=(f * PATCH_SIZE, t * PATCH_SIZE))
-    assert isinstance(v, VisionTransformer) and v.cls_token is not None
-    v.patch_embed.proj.stride = (config.fstride, config.tstride)
-    v.patch_embed.img_size = None  # ASTModel checks the size of the input
-    # As timm 0.4.5 did, and so the published code. timm 1.x starts [CLS] at 1e-6, which costs a
-    # small model from scratch 12 points of accuracy in its first epochs.
-    nn.init.trunc_normal_(v.cls_token, std=INIT_STD)
-    v.add_module('patch_drop', Patchout(v.num_prefix_tokens))  # timm drops patches here, too
-    return v
-
-
 class Patchout(nn.Module):
     """Structured Patchout: in training, the transformer does not see some of the patches.
 
@@ -338,6 +331,17 @@ def prefix_attention(attn: Attention, x: torch.Tensor, num_prefix_tokens: int) -
     key = attn.k_norm(qkv[:, :, 1].transpose(1, 2))  # (B, heads, tokens, d)
     with torch.autocast(x.device.type, enabled=False):
         return (attn.scale * query @ key.transpose(2, 3)).softmax(dim=-1)
+
+
+def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
+                      audioset_pretrain: bool) -> None:
+    """Raise ValueError if there are no such pretrained weights for a model."""
+    if audioset_pretrain and not imagenet_pretrain:
+        raise ValueError('audioset_pretrain=True needs imagenet_pretrain=True: '
+                         'the AudioSet checkpoint was itself trained from ImageNet weights')
+    if audioset_pretrain and config.model_size != 'base384':
+        raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the '
+                         f'AudioSet checkpoint, got {config.model_size}')
 
 
 def drop_unused_heads(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -62,6 +62,7 @@ SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors', '.json')  # of files
 def deit_file(deit_name: str) -> WeightsFile:
     """Return the ImageNet weights of a DeiT, given timm's name of the model."""
     config = timm.get_pretrained_cfg(deit_name)
+    assert config is not None and isinstance(config.url, str)
     return WeightsFile(config.url.rsplit('/', 1)[1], config.url, config.hf_hub_id)
 
 

@@ -12,7 +12,8 @@ from training import processes
 from training.bad_audio import BadAudio, ReplaceUnreadable
 from training.interrupt import STOP_SIGNALS
 from training.sampler import DistributedBatchSampler, EpochSampler
-from utilities.parallel import available_cores, may_start_processes, one_thread, worker_context
+from utilities.parallel import available_cores, one_thread
+from utilities.workers import may_start_processes, worker_context
 
 
 def make_loader(dataset: Dataset, batch_size: int | None, num_workers: int, pin_memory: bool,

@@ -17,7 +17,7 @@ from utilities.cli import (
     whole,
 )
 
-# experiment.MODELS, models.ast_models.DEIT, trainer.LOSSES and dataloader.AudioConf say the same.
+# experiment.MODELS, models.ast_models.DEIT, losses.LOSSES and dataloader.AudioConf say the same.
 # They would import torch, so tests/test_options.py holds them equal instead.
 MODELS = ('ast',)
 MODEL_SIZES = ('tiny224', 'small224', 'base224', 'base384')

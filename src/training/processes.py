@@ -6,12 +6,13 @@ process is number 0 of 1 and talks to nobody.
 """
 import atexit
 import contextlib
+import functools
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -24,6 +25,8 @@ LOST_SIGNS = ('gloo', 'nccl', 'connection', 'pair closure', 'by peer', 'broken p
 # What NCCL says if all processes are there, but it cannot work: two processes share a GPU, or a GPU
 # has no free memory.
 REFUSALS = ('invalid usage', 'unhandled cuda error', 'invalid argument')
+P = ParamSpec('P')
+T = TypeVar('T')
 
 
 class DistributedError(RuntimeError):
@@ -199,6 +202,18 @@ def on_main(function: Callable[[], Any]) -> Any:
     if answer[1] is not None:
         raise DistributedError(f'the main process stopped: {answer[1]}')
     return answer[0]
+
+
+def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function: it runs in the main process alone, and all processes get its result.
+
+    All processes call it, in the same order. So it must not be called inside a function that only
+    the main process runs.
+    """
+    @functools.wraps(function)
+    def run_on_main(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_main(lambda: function(*args, **kwargs))
+    return run_on_main
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor | None:

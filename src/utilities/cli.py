@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from utilities.formatting import quoted
 
@@ -56,6 +56,7 @@ class OptionParser(argparse.ArgumentParser):
         self._negative_number_matcher = NEGATIVE_NUMBER
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Parse a command line; without one, that of the program."""
         words = with_underscores(sys.argv[1:] if args is None else args)
         self._refuse_old_names(words)
         return super().parse_args(words, namespace)
@@ -67,7 +68,8 @@ class OptionParser(argparse.ArgumentParser):
             if name in self.old_names and f'--{name}' not in self._option_string_actions:
                 self.error(f'--{name} is called --{self.old_names[name]} here')
 
-    def error(self, message: str) -> Any:
+    def error(self, message: str) -> NoReturn:
+        """End the program with one line that says what is wrong."""
         line = ' '.join(message.split())  # what the user typed may have line breaks
         self.exit(2, f'{self.prog}: {line} (--help lists the options)\n')
 

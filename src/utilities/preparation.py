@@ -65,9 +65,10 @@ def is_prepared(datafiles: Iterable[Path]) -> bool:
 def read_wavs(datafile: Path) -> list[str]:
     """Return the recordings in a datafile, none if it has no clips. Raises DataError."""
     advice = 'delete it to have it made again, or give another folder with --prep_dir'
-    entries = read_json(datafile, advice).get('data')
-    is_list = isinstance(entries, list)
-    if not (is_list and all(isinstance(one, dict) and is_text(one.get('wav')) for one in entries)):
+    entries: Any = read_json(datafile, advice).get('data')
+    is_datafile = isinstance(entries, list) and all(
+        isinstance(entry, dict) and is_text(entry.get('wav')) for entry in entries)
+    if not is_datafile:
         raise DataError(f'cannot read {datafile}: it is no datafile; {advice}')
     return [entry['wav'] for entry in entries]
 

@@ -1,4 +1,8 @@
-"""Metrics of audio classification: per class, and as the AST and PSLA papers report them."""
+"""Metrics of audio classification: per class, and their means as the AST and PSLA papers have them.
+
+To add a metric to the log, metrics.csv and report.html, write a function of (output, target) and
+name it in FURTHER_METRICS, at the end.
+"""
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ CURVE_STEP = 1000
 
 
 def d_prime(area: float) -> float:
-    """Return the sensitivity index d' of an area under the ROC curve (AST and PSLA papers).
+    """Return the sensitivity index d' of an area under the ROC curve (AST paper, PSLA).
 
     It is sqrt(2) times the standard normal quantile of the area.
     """
@@ -106,19 +110,20 @@ def roc_curve(tps: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def counts_at_thresholds(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count true and false positives at each distinct score.
+    """Count true and false positives, with each distinct score as the threshold.
 
-    All samples with that score or a higher one count as positive. scikit-learn's function for it
-    takes three times as long, which matters at 527 classes in every epoch.
+    A sample counts as positive if its score is at least the threshold. scikit-learn's function
+    takes three times as long, which is felt in every epoch of 527 classes.
 
     Args:
-        scores, labels: (samples,).
+        scores: (samples,).
+        labels: (samples,) of 0 and 1.
 
     Returns:
-        Two int arrays (distinct scores,), the highest score first.
+        True positives and false positives, both integers (distinct scores,), highest score first.
     """
     order = np.argsort(scores)[::-1]
-    # The last of the samples with equal scores.
+    # The last of the samples that have the same score.
     last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     tps = np.cumsum(labels[order] > 0)[last]
     return tps, last + 1 - tps
@@ -126,12 +131,12 @@ def counts_at_thresholds(scores: np.ndarray, labels: np.ndarray) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class Metrics:
-    """What the papers report. The means are over the classes that have positives.
+    """The metrics of all classes together.
 
     Attributes:
-        mAP, mAUC, precision, recall: means over classes.
+        mAP, mAUC, precision, recall: means over the classes that have positives.
         acc: accuracy of the arg-max.
-        d_prime: of mAUC.
+        d_prime: d' of mAUC.
         classes: how many there are.
         classes_without_positives: how many of them the means leave out.
     """
@@ -160,41 +165,64 @@ def summarise(stats: list[dict]) -> Metrics:
         classes_without_positives=len(stats) - len(present))
 
 
-def is_single_label(target: np.ndarray) -> bool:
-    """Return whether all samples of target (samples, classes) have one label, except negatives.
-
-    With a single class the answer is no: there is nothing to confuse it with.
-    """
-    return bool(target.shape[1] > 1 and target.any() and target.sum(axis=1).max() == 1)
-
-
-def single_label_scores(output: np.ndarray, target: np.ndarray) -> tuple[float, float]:
-    """Compute macro F1 and top-5 accuracy of samples with one label each.
-
-    Args:
-        output: scores (samples, classes).
-        target: labels (samples, classes) of 0 and 1. Negatives do not count.
-
-    Returns:
-        F1, averaged over the classes that occur in target, and top-5 accuracy, which is NaN for up
-        to 5 classes.
-    """
-    from sklearn.metrics import f1_score, top_k_accuracy_score
-    truth, predicted = classes_of(output, target)
-    classes = target.shape[1]
-    f1 = f1_score(truth, predicted, labels=np.unique(truth), average='macro', zero_division=0)
-    if classes <= 5:
-        return float(f1), math.nan
-    top5 = top_k_accuracy_score(truth, output[target.any(axis=1)], k=5, labels=np.arange(classes))
-    return float(f1), float(top5)
-
-
 def middle(curve: np.ndarray) -> float:
-    """Return the middle point of a thinned curve."""
+    """Return the middle point of a thinned curve, as the published results have it."""
     return curve[len(curve) // 2]
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN if there are none."""
-    numbers = [value for value in values if not math.isnan(value)]
-    return float(np.mean(numbers)) if numbers else math.nan
+    """Return the mean of the values that are not NaN, or NaN if there are none."""
+    values = [value for value in values if not math.isnan(value)]
+    return float(np.mean(values)) if values else math.nan
+
+
+def is_single_label(target: np.ndarray) -> bool:
+    """Tell whether all samples of target (samples, classes) have one label, but for negatives.
+
+    With a single class there is nothing to confuse: the answer is no.
+    """
+    return bool(target.shape[1] > 1 and target.any() and target.sum(axis=1).max() == 1)
+
+
+def macro_f1(output: np.ndarray, target: np.ndarray) -> float:
+    """Return the mean F1 of the classes that occur in the labels; NaN without single labels."""
+    if not is_single_label(target):
+        return math.nan
+    from sklearn.metrics import f1_score
+    truth, predicted = classes_of(output, target)
+    occurring = np.unique(truth)
+    return float(f1_score(truth, predicted, labels=occurring, average='macro', zero_division=0))
+
+
+def top5_accuracy(output: np.ndarray, target: np.ndarray) -> float:
+    """Return how often the label is among the five highest scores.
+
+    NaN without single labels, and for up to 5 classes.
+    """
+    classes = target.shape[1]
+    if classes <= 5 or not is_single_label(target):
+        return math.nan
+    from sklearn.metrics import top_k_accuracy_score
+    truth, _ = classes_of(output, target)
+    scores = output[target.any(axis=1)]
+    return float(top_k_accuracy_score(truth, scores, k=5, labels=np.arange(classes)))
+
+
+# What the log, metrics.csv and report.html show besides the published metrics. A function of
+# (output, target), both (samples, classes), or NaN if the metric has no meaning for such labels.
+# Negatives, samples without a label, do not count.
+FURTHER_METRICS = {
+    'macro F1': macro_f1,
+    'top-5 accuracy': top5_accuracy,
+}
+
+
+def further_metrics(output: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """Return the FURTHER_METRICS that have a meaning for these labels, by name.
+
+    Args:
+        output: scores (samples, classes).
+        target: labels (samples, classes) of 0 and 1.
+    """
+    values = {name: metric(output, target) for name, metric in FURTHER_METRICS.items()}
+    return {name: value for name, value in values.items() if not math.isnan(value)}

@@ -245,6 +245,7 @@ def test_sound_that_changes_its_channels_is_read_on(folder):
 
 def test_without_pyav_other_formats_are_refused_with_what_to_do(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, 'av', None)
+    monkeypatch.delitem(sys.modules, 'audio.ffmpeg', raising=False)  # which has imported it
     assert len(load_waveform(folder / 'a flac')) == len(load_waveform(folder / 'a wav')) == 64000
     for name in ('m4a', 'mp3', 'size 0.wav'):
         with pytest.raises(AudioError, match=f'a {name}: libsndfile cannot .*pip install av$'):

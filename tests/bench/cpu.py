@@ -39,8 +39,8 @@ from published import fbank as published_fbank
 from published import make_model as published_model
 from tagging import load_tagger, tag
 from training.gpu_fbanks import WaveformDataset
+from training.losses import LOSSES
 from training.results import Results, write_array
-from training.trainer import LOSSES
 from traintest import Evaluation
 from utilities.stats import calculate_stats
 
@@ -178,9 +178,9 @@ def metrics(scale, folder):
     results, published = Results(folder / 'ours', 'mAP', 'benchmark'), PublishedEpochs(folder, targets)
 
     def ours():
-        mean = results.add(0.5, evaluation, 1e-5)[1]
+        row = results.add(0.5, evaluation, 1e-5)
         results.write()
-        return mean.mAP, mean.mAUC
+        return row.cum_metric, row.cum_mAUC
 
     def reference():
         _, mean = published.add(evaluation.predictions, targets)

@@ -31,7 +31,7 @@ from peers import (
 )
 from published import PublishedTrainer
 from published import make_model as published_model
-from training.trainer import LOSSES
+from training.losses import LOSSES
 
 CUDA = torch.device('cuda', 0)
 CLIPS = 64

@@ -1,6 +1,4 @@
 """What the references are held against and with: transformers' AST, our trainer, recordings to read."""
-from dataclasses import fields
-
 import numpy as np
 import soundfile
 import torch
@@ -12,7 +10,7 @@ from experiment import make_model
 from models.checkpoints import SIZES
 from training.devices import choose_precision
 from training.options import make_parser
-from training.trainer import Trainer, TrainSettings
+from training.trainer import Trainer
 
 MEL_BINS = 128
 CLASSES = 527
@@ -53,9 +51,8 @@ def make_trainer(options, device):
     model = make_model(args).to(device)
     model.autocast_dtype = choose_precision(args.amp, device)
     model.v.set_grad_checkpointing(args.grad_checkpointing)
-    trainer = Trainer(model, device, TrainSettings(**{field.name: getattr(args, field.name)
-                                                      for field in fields(TrainSettings)}))
-    trainer.parallel.train()
+    trainer = Trainer(model, device, args)
+    trainer.training_model.train()
     return trainer, args
 
 

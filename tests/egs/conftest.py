@@ -13,18 +13,25 @@ import soundfile
 
 @pytest.fixture(scope='session', autouse=True)
 def python_of_recipes():
-    """Recipes take this very Python without a look at its packages, which saves seconds; AST_PYTHON='' undoes it."""
+    """Let recipes take this very Python and not look at its packages, which would take seconds.
+
+    AST_PYTHON='' in a recipe's environment undoes it.
+    """
     with pytest.MonkeyPatch.context() as patch:
         yield patch.setenv('AST_PYTHON', sys.executable)
 
 
 @pytest.fixture(scope='session')
 def terminal():
-    """The environment of a user's terminal, with this very Python as `python`, and what is given; a function."""
+    """Return a function that makes the environment of a user's terminal.
+
+    In it, `python` is this very Python. The function takes further variables.
+    """
     def environment(**given):
         clean = {name: value for name, value in os.environ.items()
                  if not name.startswith('SLURM') and name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
-        return {**clean, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', **given}
+        return {**clean, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+                **given}
     return environment
 
 
@@ -32,8 +39,8 @@ def terminal():
 def run_shell(tmp_path, terminal):
     """Run a command as a user would in a terminal; returns the finished process."""
     def run(command, cwd=tmp_path, **environment):
-        return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True,
-                              env=terminal(**environment))
+        return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True,
+                              text=True, env=terminal(**environment))
     return run
 
 
@@ -43,7 +50,8 @@ def shown_defaults(run_shell):
     def show(recipe):
         said = run_shell([recipe, '--help'], COLUMNS='80')
         assert said.returncode == 0 and not said.stderr
-        shown = re.findall(r'--(\w+),? (?:(?!\n  -).)*?\(default:\s+(.*?)\)', said.stdout, re.DOTALL)
+        shown = re.findall(r'--(\w+),? (?:(?!\n  -).)*?\(default:\s+(.*?)\)', said.stdout,
+                           re.DOTALL)
         return {name: ' '.join(default.split()) for name, default in shown}
     return show
 
@@ -67,7 +75,8 @@ def write_esc():
             soundfile.write(folder / 'audio' / filename, 0.1 * (noise if target else tone), rate)
             rows.append([filename, fold, target, category, True, i, 'A'])
         with open(folder / 'meta' / 'esc50.csv', 'w', newline='') as file:
-            csv.writer(file).writerows([['filename', 'fold', 'target', 'category', 'esc10', 'src_file', 'take'], *rows])
+            columns = ['filename', 'fold', 'target', 'category', 'esc10', 'src_file', 'take']
+            csv.writer(file).writerows([columns, *rows])
         return folder
     return write
 

@@ -1,5 +1,6 @@
 """Whatever the copy of AudioSet, training hears the labelled second: a changing tone tells."""
 import csv
+import functools
 import gzip
 import io
 import json
@@ -50,8 +51,10 @@ def seconds_heard(waveform, seconds):
     return heard
 
 
-def encode(samples, suffix):
-    """Return samples as a file of the kind that a suffix names."""
+@functools.cache
+def encode(suffix, start, end):
+    """Return seconds of a video as a file of the kind that a suffix names."""
+    samples = tones(start, end)
     file = io.BytesIO()
     codec = {'.m4a': ('mp4', 'aac', 'fltp'), '.webm': ('webm', 'libopus', 'flt')}.get(suffix)
     if codec is None:
@@ -75,7 +78,7 @@ def write(tmp_path):
         path = tmp_path / 'audio' / name
         path.parent.mkdir(exist_ok=True)
         is_packed = path.suffix == '.gz'
-        data = encode(tones(start, end), Path(path.stem if is_packed else name).suffix)
+        data = encode(Path(path.stem if is_packed else name).suffix, start, end)
         path.write_bytes(gzip.compress(data, 1) if is_packed else data)
         return str(path)
     return make
@@ -85,7 +88,7 @@ def write(tmp_path):
 def write_parquet(tmp_path):
     """Write recordings, (video id, path, start, end), as agkphysics/AudioSet has them."""
     def make(*rows, name='00.parquet'):
-        audio = [{'bytes': encode(tones(start, end), '.flac'), 'path': path}
+        audio = [{'bytes': encode('.flac', start, end), 'path': path}
                  for _, path, start, end in rows]
         table = pyarrow.table({
             'video_id': [row[0] for row in rows], 'audio': audio,

@@ -1,4 +1,4 @@
-"""Preparation of AudioSet: files matched with the segment list by their names, and the datafile of those found."""
+"""Preparation of AudioSet: files are matched with the segment list by their names."""
 import csv
 import json
 import logging
@@ -28,20 +28,29 @@ FIRST, SECOND = '--PJHxphWEs', 'Yb_-cd_-123'  # ids may begin with - or Y, and c
 
 @pytest.fixture
 def prepare(tmp_path, capsys):
-    """Prepare what lies in audio/, by a list of two clips; returns entries, rows of the missing, and the report."""
+    """Prepare what lies in audio/, by a list of two clips.
+
+    Returns entries, rows of the missing, and the report.
+    """
     def run(flac_dir=None, *how, clips=((FIRST, 30, f'{MALE},{DOG}'), (SECOND, 0, DOG))):
         path = tmp_path / 'list.csv'
-        path.write_text(''.join(f'{clip}, {start:.3f}, {start + 10:.3f}, "{mids}"\n' for clip, start, mids in clips))
-        audioset.prepare([path], tmp_path / 'audio', tmp_path / 'out' / 'data.json', flac_dir, LABEL_FILE, *how)
+        path.write_text(''.join(f'{clip}, {start:.3f}, {start + 10:.3f}, "{mids}"\n'
+                                for clip, start, mids in clips))
+        audioset.prepare([path], tmp_path / 'audio', tmp_path / 'out' / 'data.json', flac_dir,
+                         LABEL_FILE, *how)
         with open(tmp_path / 'out' / 'data_missing.csv', newline='') as file:
             missing = list(csv.DictReader(file))
-        return json.loads((tmp_path / 'out' / 'data.json').read_text())['data'], missing, capsys.readouterr().out
+        entries = json.loads((tmp_path / 'out' / 'data.json').read_text())['data']
+        return entries, missing, capsys.readouterr().out
     return run
 
 
 @pytest.fixture
 def audio(tmp_path):
-    """Write a file below audio/ : a stereo tone in that format at 22.05 kHz, or a text; returns its path."""
+    """Write a file below audio/, a stereo tone at 22.05 kHz in that format or a text.
+
+    Returns its path.
+    """
     def make(name, text=None, amplitude=0.1):
         path = tmp_path / 'audio' / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,12 +93,14 @@ def pack_apart():
 
 def packed_in(folder):
     """Shard and name of all that shards hold, in their order."""
-    return [(path.name, name) for path in sorted(folder.glob('*.zip')) for name in zipfile.ZipFile(path).namelist()]
+    return [(path.name, name) for path in sorted(folder.glob('*.zip'))
+            for name in zipfile.ZipFile(path).namelist()]
 
 
 @pytest.mark.parametrize('name', [
-    f'{FIRST}.wav', f'Y{FIRST}.flac', f'{FIRST}_30.mp3', f'{FIRST}_30.0.ogg', f'{FIRST}_30.000_40.000.wav',
-    f'{FIRST}_30000_40000.flac', f'{FIRST}-30-40.wav', f'Y{FIRST}_30000.WAV', f'deep/er/{FIRST}.oga', f'{FIRST}.aif'])
+    f'{FIRST}.wav', f'Y{FIRST}.flac', f'{FIRST}_30.mp3', f'{FIRST}_30.0.ogg',
+    f'{FIRST}_30.000_40.000.wav', f'{FIRST}_30000_40000.flac', f'{FIRST}-30-40.wav',
+    f'Y{FIRST}_30000.WAV', f'deep/er/{FIRST}.oga', f'{FIRST}.aif'])
 def test_a_file_belongs_to_the_clip_that_its_name_says(prepare, audio, name):
     path = audio(name)
     entries, missing, report = prepare()
@@ -98,13 +109,15 @@ def test_a_file_belongs_to_the_clip_that_its_name_says(prepare, audio, name):
     assert 'listed 2, found 1 (50.0%), missing 1, unreadable 0' in report
 
 
-@pytest.mark.parametrize('name', [f'{SECOND}.wav', f'Y{SECOND}.wav', f'{SECOND}_0.wav', f'Y{SECOND}_0_10000.wav'])
+@pytest.mark.parametrize('name', [
+    f'{SECOND}.wav', f'Y{SECOND}.wav', f'{SECOND}_0.wav', f'Y{SECOND}_0_10000.wav'])
 def test_an_id_that_begins_with_y_is_no_other_id(prepare, audio, name):
     path = audio(name)
     assert [(entry['video_id'], entry['wav']) for entry in prepare()[0]] == [(SECOND, path)]
 
 
-def test_the_datafile_is_in_the_order_of_the_list_and_is_what_training_reads(prepare, audio, tmp_path):
+def test_the_datafile_is_in_the_order_of_the_list_and_is_what_training_reads(prepare, audio,
+                                                                             tmp_path):
     for name in (f'{SECOND}.wav', f'{FIRST}.wav'):
         audio(name)
     entries, missing, _ = prepare()
@@ -121,7 +134,8 @@ def test_a_file_with_another_start_is_another_clip(prepare, audio):
     assert '1 files of listed videos are left out' in report
 
 
-def test_of_several_files_the_one_with_the_start_then_the_readable_then_the_first_counts(prepare, audio):
+def test_of_several_files_the_one_with_the_start_then_the_readable_then_the_first_counts(prepare,
+                                                                                         audio):
     audio(f'{FIRST}.wav')
     best = audio(f'z/{FIRST}_30.wav')
     audio(f'{SECOND}.m4a', text='')
@@ -137,10 +151,12 @@ def test_files_that_cannot_be_decoded_are_listed_with_the_reason(prepare, audio)
     third = '11111111111'
     audio(f'{third}.wav')
     soundfile.write(audio('22222222222.wav'), np.zeros(0), 16000)
-    _, missing, report = prepare(clips=[(name, 0, DOG) for name in (FIRST, SECOND, third, '22222222222')])
+    _, missing, report = prepare(clips=[(name, 0, DOG)
+                                        for name in (FIRST, SECOND, third, '22222222222')])
     problems = {row['video_id']: row['problem'] for row in missing}
     assert 'found 1 (25.0%), missing 0, unreadable 3' in report
-    assert 'FFmpeg' in problems[FIRST] and 'cannot read' in problems[SECOND] and 'no samples' in problems['22222222222']
+    assert 'FFmpeg' in problems[FIRST] and 'cannot read' in problems[SECOND]
+    assert 'no samples' in problems['22222222222']
 
 
 def test_files_that_are_no_audio_are_ignored(prepare, audio):
@@ -159,7 +175,8 @@ def test_a_video_with_several_clips_needs_the_start_in_the_name(prepare, audio):
     _, missing, report = prepare(clips=clips)
     assert 'found 1 ' in report and all('several of its clips' in row['problem'] for row in missing)
     path = audio(f'{FIRST}_30.wav')
-    assert [entry['wav'] for entry in prepare(clips=clips)[0] if entry['video_id'] == FIRST] == [path]
+    wavs = [entry['wav'] for entry in prepare(clips=clips)[0] if entry['video_id'] == FIRST]
+    assert wavs == [path]
 
 
 def test_folders_that_link_to_each_other_are_walked_once(prepare, audio, tmp_path):
@@ -176,7 +193,8 @@ def test_copies_are_16_khz_mono_flac_that_loud_clips_do_not_wrap(prepare, audio,
     audio(f'{SECOND}.mp3')
     flac = tmp_path / 'flac'
     entries, _, _ = prepare(flac)
-    assert [entry['wav'] for entry in entries] == [f'{flac}/{FIRST}_30.000.flac', f'{flac}/{SECOND}_0.000.flac']
+    assert [entry['wav'] for entry in entries] == [f'{flac}/{FIRST}_30.000.flac',
+                                                   f'{flac}/{SECOND}_0.000.flac']
     infos = [soundfile.info(entry['wav']) for entry in entries]
     assert {(info.samplerate, info.channels) for info in infos} == {(16000, 1)}
     assert {(info.format, info.subtype) for info in infos} == {('FLAC', 'PCM_16')}
@@ -200,7 +218,8 @@ def test_copies_serve_as_audio_themselves(prepare, audio, tmp_path):
     flacs = [entry['wav'] for entry in prepare(tmp_path / 'flac')[0]]
     (tmp_path / 'audio').rename(tmp_path / 'gone')
     (tmp_path / 'flac').rename(tmp_path / 'audio')
-    assert [os.path.basename(entry['wav']) for entry in prepare()[0]] == [os.path.basename(wav) for wav in flacs]
+    names = [os.path.basename(entry['wav']) for entry in prepare()[0]]
+    assert names == [os.path.basename(wav) for wav in flacs]
 
 
 @pytest.mark.parametrize('convert', [True, False])
@@ -212,18 +231,24 @@ def test_clips_are_packed_into_shards_in_the_order_of_the_list(prepare, audio, t
     entries, missing, _ = prepare(flac, shards)
     names = [f'{FIRST}_30.000', f'{SECOND}_0.000']
     suffix = 'flac' if convert else 'wav'
-    assert [entry['wav'] for entry in entries] == [f'{shards}/0001.zip/{name}.{suffix}' for name in names]
-    assert packed_in(shards) == [('0001.zip', f'{name}.{suffix}') for name in names] and missing == []
-    assert all(load_waveform(entry['wav']).equal(load_waveform(file['wav'])) for entry, file in zip(entries, plain))
-    assert {info.compress_type for info in zipfile.ZipFile(shards / '0001.zip').infolist()} == {zipfile.ZIP_STORED}
+    assert [entry['wav'] for entry in entries] == [f'{shards}/0001.zip/{name}.{suffix}'
+                                                   for name in names]
+    assert packed_in(shards) == [('0001.zip', f'{name}.{suffix}') for name in names]
+    assert missing == []
+    assert all(load_waveform(entry['wav']).equal(load_waveform(file['wav']))
+               for entry, file in zip(entries, plain))
+    infos = zipfile.ZipFile(shards / '0001.zip').infolist()
+    assert {info.compress_type for info in infos} == {zipfile.ZIP_STORED}
 
 
 def test_shards_have_about_the_size_that_is_asked_for(files, tmp_path):
     wavs = pack(files, tmp_path / 'shards', 100_000)
     sizes = [path.stat().st_size for path in (tmp_path / 'shards').glob('*.zip')]
     assert len(sizes) == 12 and 100_000 <= min(sizes) <= max(sizes) < 110_000
-    assert packed_in(tmp_path / 'shards') == [(f'{i // 5 + 1:04d}.zip', f'{i}.flac') for i in range(60)]
-    assert wavs == {f'{i}.flac': f'{tmp_path}/shards/{i // 5 + 1:04d}.zip/{i}.flac' for i in range(60)}
+    assert packed_in(tmp_path / 'shards') == [(f'{i // 5 + 1:04d}.zip', f'{i}.flac')
+                                              for i in range(60)]
+    assert wavs == {f'{i}.flac': f'{tmp_path}/shards/{i // 5 + 1:04d}.zip/{i}.flac'
+                    for i in range(60)}
 
 
 def test_another_list_packs_what_no_shard_has(files, tmp_path):
@@ -234,8 +259,8 @@ def test_another_list_packs_what_no_shard_has(files, tmp_path):
     assert {name: more[name] for name in some} == wavs
     assert len(before) == 2 and all(path.stat().st_mtime_ns == at for path, at in before.items())
     assert sorted(name for _, name in packed_in(shards)) == sorted(files)
-    assert [name for shard, name in packed_in(shards) if shard == '0003.zip'] == [name for name in files
-                                                                                 if name not in some]
+    third = [name for shard, name in packed_in(shards) if shard == '0003.zip']
+    assert third == [name for name in files if name not in some]
 
 
 def test_packing_that_was_killed_goes_on(pack_apart, files, tmp_path):
@@ -320,9 +345,11 @@ def test_a_mistake_ends_with_a_sentence_and_success_with_0(audio, tmp_path, capl
     monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
     audio(f'{FIRST}.wav')
     (tmp_path / 'list.csv').write_text(f'{FIRST}, 30, 40, "{DOG}"\n')
-    words = ['--audio-dir', str(tmp_path / 'audio'), '--out', str(tmp_path / 'data.json'), '--segments']
+    words = ['--audio-dir', str(tmp_path / 'audio'), '--out', str(tmp_path / 'data.json'),
+             '--segments']
     prep_audioset.main([*words, str(tmp_path / 'list.csv')])
-    prep_audioset.main([*words, str(tmp_path / 'list.csv'), '--shards', str(tmp_path / 'shards'), '--shard-gb', '0.5'])
+    prep_audioset.main([*words, str(tmp_path / 'list.csv'), '--shards', str(tmp_path / 'shards'),
+                        '--shard-gb', '0.5'])
     assert str(tmp_path / 'shards/0001.zip') in (tmp_path / 'data.json').read_text()
     with pytest.raises(SystemExit, match='error: cannot read the segment list'):
         prep_audioset.main([*words, str(tmp_path / 'nowhere.csv')])
@@ -330,7 +357,8 @@ def test_a_mistake_ends_with_a_sentence_and_success_with_0(audio, tmp_path, capl
 
 def test_the_samples_of_datafiles_can_be_read(root):
     index = read_labels(LABEL_FILE).index()
-    wavs = [read_datafile(root / 'egs/audioset/data/datafiles' / f'sample_{name}_data.json', index).wavs
+    folder = root / 'egs/audioset/data/datafiles'
+    wavs = [read_datafile(folder / f'sample_{name}_data.json', index).wavs
             for name in ('train', 'eval')]
     assert all(len(part) == 5 for part in wavs) and not set(wavs[0]) & set(wavs[1])
 
@@ -341,7 +369,8 @@ def test_a_folder_whose_name_is_not_utf8_is_named_before_the_work(prepare, audio
     audio(f'a/{FIRST}.wav')
     if where == 'audio':
         (tmp_path / 'audio' / 'a').rename(tmp_path / 'audio' / strange)
-    folders = {'audio': (), 'flac': (tmp_path / strange,), 'shards': (None, tmp_path / strange)}[where]
+    folders = {'audio': (), 'flac': (tmp_path / strange,),
+               'shards': (None, tmp_path / strange)}[where]
     with pytest.raises(DataError, match=r'caf\\xe9.* is not UTF-8: rename it'):
         prepare(*folders)
     assert not (tmp_path / 'out').exists()

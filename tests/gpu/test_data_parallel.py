@@ -138,7 +138,7 @@ def test_a_hook_sees_every_sample_once(gpus, make_ast, make_inputs):
 
 def take_steps(trainer, make_inputs):
     """Take a step for each of the BATCHES; return the losses and the weights that they lead to."""
-    trainer.trained.train()
+    trainer.training_model.train()
     losses = [float(trainer.step(make_inputs(batch), one_hot(batch))) for batch in BATCHES]
     return losses, weights(trainer.model)
 
@@ -151,7 +151,7 @@ def test_training_takes_the_same_steps(gpus, make_ast, make_inputs, changes):
     expected, after = take_steps(Trainer(make_ast(), CPU, chosen), make_inputs)
     with gpus.used():
         trainer = Trainer(make_ast().to(gpus.device), gpus.device, chosen)
-    assert isinstance(trainer.trained, nn.DataParallel)
+    assert isinstance(trainer.training_model, nn.DataParallel)
     losses, split_after = take_steps(trainer, make_inputs)
     assert losses == pytest.approx(expected, abs=LOGITS[None])
     assert relative_error([new - old for new, old in zip(split_after, before)],

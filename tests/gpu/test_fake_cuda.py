@@ -115,7 +115,7 @@ def test_an_epoch_of_training_stays_on_the_gpu(make_ast, make_batch, dtype):
     model.autocast_dtype = dtype
     with fake_cuda() as gpu:
         trainer = Trainer(gpu.put(model), CUDA, settings(**EVERYTHING))
-        trainer.run_epoch([batch, batch], 'an epoch')
+        trainer.train_epoch([batch, batch], 'an epoch')
         assert trainer.loss.total.device == trainer.loss.first_bad_step.device == CUDA
     assert trainer.loss.steps == 2
 
@@ -123,13 +123,13 @@ def test_an_epoch_of_training_stays_on_the_gpu(make_ast, make_batch, dtype):
 def test_a_checkpoint_of_the_cpu_goes_on_on_the_gpu(make_ast, make_inputs, tmp_path):
     chosen, batch = settings(optim='adam'), (make_inputs(BATCH), one_hot(BATCH))
     plain, model = Trainer(make_ast(), CPU, chosen), make_ast()
-    plain.run_epoch([batch], 'an epoch')
+    plain.train_epoch([batch], 'an epoch')
     torch.save(plain.state_dict(), tmp_path / 'checkpoint.pth')
     state = load_tensors(tmp_path / 'checkpoint.pth')
     with fake_cuda() as gpu:
         trainer = Trainer(gpu.put(model), CUDA, chosen)
         trainer.load_state_dict(state)
-        trainer.run_epoch([batch], 'the next one')
+        trainer.train_epoch([batch], 'the next one')
         kept = [value for one in trainer.optimizer.state.values() for value in one.values()]
         assert all(value.device == CUDA for value in kept)
     assert len(kept) == 3 * len(list(model.parameters()))  # Adam's two means and its step

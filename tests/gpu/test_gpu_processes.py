@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 from torch import distributed as dist
-from torch import nn
 
 from kit import GRADIENTS, golden_ast, on_a_gpu_only, one_hot, relative_error, require_gpus, weights
 from ranks import (
@@ -26,7 +25,7 @@ from ranks import (
 )
 from small_model import settings
 from training.processes import exit_without_waiting
-from training.trainer import Trainer
+from training.trainer import Trainer, average_gradients
 
 # Processes multiply in float32, as the numbers are compared, although run.py switches TF32 on.
 EXACT = {'NVIDIA_TF32_OVERRIDE': '0'}
@@ -120,8 +119,7 @@ def train_in_a_group_of_one(device, folder):
             trainer = Trainer(model, device, settings(lr=0.05, grad_accum=2))
             before = weights(model)
             if joined:
-                trainer.trained = nn.parallel.DistributedDataParallel(
-                    model, broadcast_buffers=False, gradient_as_bucket_view=True)
+                trainer.training_model = average_gradients(model)
             inputs = torch.rand(4, 64, 32, generator=torch.Generator().manual_seed(0))
             losses.append([float(trainer.step(inputs, one_hot(4))) for _ in range(2)])
             changes.append([new - old for new, old in zip(weights(model), before)])

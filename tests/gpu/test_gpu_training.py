@@ -34,7 +34,7 @@ def make_trainer(make_ast, device):
         model = make_ast().to(place)
         model.autocast_dtype = dtype
         trainer = Trainer(model, place, settings(**changes))
-        trainer.trained.train()
+        trainer.training_model.train()
         return trainer
     return make
 

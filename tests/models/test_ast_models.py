@@ -295,7 +295,7 @@ timm_classes = classes()
 from PACKAGE import ASTModel
 print(json.dumps({'same_classes': classes() == timm_classes, 'connections': connections,
                   'environment': sorted(dict(os.environ).items() ^ before.items())}))
-model = ASTModel(label_dim=527, input_tdim=100, imagenet_pretrain=False)
+model = ASTModel(label_dim=527, input_tdim=100, imagenet_pretrain=FalseMORE)
 print(model(torch.rand(10, 100, 128)).shape)
 """
 
@@ -306,9 +306,12 @@ def imported(request, root, run_python):
 
     Returns (what the import did, what the model printed).
     """
-    cwd = root / 'src' if request.param == 'models' else root
-    did, printed = run_python('-c', IMPORTING.replace('PACKAGE', request.param),
-                              cwd=cwd).strip().split('\n')
+    if request.param == 'models':
+        cwd, more = root / 'src', ''
+    else:
+        cwd, more = root, ', model_size="tiny224"'  # built in less time
+    code = IMPORTING.replace('PACKAGE', request.param).replace('MORE', more)
+    did, printed = run_python('-c', code, cwd=cwd).strip().split('\n')
     return json.loads(did), printed
 
 

@@ -330,6 +330,12 @@ def test_a_checkpoint_that_is_no_ast_is_refused(tmp_path):
         load_model(tmp_path / 'audioset_10_10_x.pth')
 
 
+def test_embeddings_of_a_dimension_that_no_size_has_are_refused(tiny, tmp_path):
+    torch.save({**tiny.state_dict(), 'v.pos_embed': torch.zeros(1, 12, 200)}, tmp_path / 'a.pth')
+    with pytest.raises(WeightsError, match='12 x 200, expected 192, 384, 768 dimensions'):
+        load_model(tmp_path / 'a.pth', fstride=10, tstride=10)
+
+
 def test_a_broken_description_is_named(tiny, tmp_path):
     save_checkpoint(tiny, tmp_path / 'a.pth')
     (tmp_path / 'a.json').write_text('{')

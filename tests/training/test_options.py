@@ -16,7 +16,7 @@ from dataloader import AudioConf
 from models import ASTModel, save_checkpoint
 from models.ast_models import DEIT
 from parsers import parser_of
-from training import options, trainer
+from training import losses, options
 from utilities.cli import boolean
 from utilities.parallel import one_thread
 
@@ -238,7 +238,7 @@ def test_what_runs_before_the_environment_needs_no_package_and_no_new_python(roo
 
 def test_the_constants_that_options_repeats_are_those_of_their_owners():
     assert options.MODELS == tuple(experiment.MODELS) and options.MODEL_SIZES == tuple(DEIT)
-    assert options.LOSSES == tuple(trainer.LOSSES)
+    assert options.LOSSES == tuple(losses.LOSSES)
     assert (options.AUDIOSET_MEAN, options.AUDIOSET_STD) == (AudioConf.mean, AudioConf.std)
 
 

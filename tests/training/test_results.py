@@ -56,6 +56,38 @@ def test_result_csv_has_a_row_an_epoch_in_the_published_order(finished, evaluati
     assert table.shape == (EPOCHS, len(result_columns(metric)))
 
 
+def test_metrics_csv_names_its_columns_and_has_a_row_an_epoch(tmp_path):
+    targets = np.eye(7)[[0, 1, 2, 3, 4, 5]]
+    results = Results(tmp_path, 'acc', 'my run')
+    for scores in (targets, 1 - targets):
+        results.add(0.5, Evaluation(scores, targets, 0.5), 1e-5)
+        results.write()
+    assert (tmp_path / 'metrics.csv').read_text().split('\n') == [
+        'epoch,macro F1,top-5 accuracy,classes without positives', '1,1,1,1', '2,0,0,1', '']
+
+
+def test_metrics_of_single_labels_are_not_in_the_metrics_of_several(tmp_path):
+    targets = np.array([[1, 1, 0], [0, 1, 0]])
+    results = Results(tmp_path, 'mAP', 'my run')
+    results.add(0.5, Evaluation(targets * 0.5, targets, 0.5), 1e-5)
+    results.write()
+    assert (tmp_path / 'metrics.csv').read_text() == 'epoch,classes without positives\n1,1\n'
+
+
+def test_results_that_go_on_leave_the_files_of_results_that_did_not_stop(tmp_path, evaluations):
+    for name in ('straight', 'stopped'):
+        results = Results(tmp_path / name, 'mAP', 'my run')
+        for evaluation in evaluations:
+            results.add(0.5, evaluation, 1e-5)
+            results.write()
+            if name == 'stopped':
+                state = results.state_dict()
+                results = Results(tmp_path / name, 'mAP', 'my run')
+                results.load_state_dict(state)
+    for name in ('result.csv', 'metrics.csv', 'predictions/cum_predictions.npy'):
+        assert (tmp_path / 'straight' / name).read_bytes() == (tmp_path / 'stopped' / name).read_bytes()
+
+
 @pytest.mark.parametrize('metric', ['mAP', 'acc'])
 def test_the_columns_have_the_published_names(metric):
     assert result_columns(metric) == (metric, 'mAUC', 'precision', 'recall', 'd_prime', 'train_loss', 'valid_loss',
@@ -103,10 +135,11 @@ def test_an_epoch_without_a_metric_is_not_the_best(tmp_path, evaluations):
 
 def test_add_returns_the_epochs_metrics_and_the_ensembles(tmp_path, evaluations):
     results = Results(tmp_path, 'mAP', 'my run')
-    first, alone = results.add(0.5, evaluations[0], 1e-5)
-    second, both = results.add(0.5, evaluations[1], 1e-5)
-    assert first == alone
-    assert second.mAP > both.mAP > first.mAP
+    first = results.add(0.5, evaluations[0], 1e-5)
+    second = results.add(0.5, evaluations[1], 1e-5)
+    assert (first.metric, first.mAUC) == (first.cum_metric, first.cum_mAUC)
+    assert second.metric > second.cum_metric > first.metric
+    assert results.rows == [first, second]
 
 
 def test_curves_are_drawn(finished):

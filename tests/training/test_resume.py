@@ -57,7 +57,7 @@ def test_more_epochs_extend_a_run_as_if_it_had_been_longer(folder):
     start('--exp_dir', 'straight', '--n_epochs', '2')
     start('--exp_dir', 'extended', '--n_epochs', '1')
     start('--exp_dir', 'extended', '--n_epochs', '2')
-    for name in ('result.csv', 'models/best_audio_model.pth', 'models/audio_model.2.pth'):
+    for name in ('result.csv', 'metrics.csv', 'models/best_audio_model.pth', 'models/audio_model.2.pth'):
         assert (folder / 'straight' / name).read_bytes() == (folder / 'extended' / name).read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Training: losses, schedule, gradients, Patchout."""
+"""Training: losses, gradients, Patchout."""
 import shutil
 import time
 
@@ -12,20 +12,9 @@ import golden
 from models import ASTModel
 from small_model import CLASSES, CPU, LinearModel, Samples, settings
 from training.errors import TrainingError
-from training.trainer import Schedule, Trainer, draw_patchout
+from training.trainer import Trainer, draw_patchout
 from traintest import validate
 from utilities.parallel import one_thread
-
-
-def rates(chosen, metrics, steps=1):
-    """The learning rate of every step, over epochs that reach these metrics."""
-    schedule, seen = Schedule(torch.optim.SGD([torch.zeros(1, requires_grad=True)], chosen.lr), chosen), []
-    for epoch, metric in enumerate(metrics, start=1):
-        for _ in range(steps):
-            schedule.start_step()
-            seen.append(schedule.current)
-        schedule.end_epoch(epoch, metric)
-    return seen
 
 
 def update(count=7, **changes):
@@ -45,47 +34,11 @@ def test_eight_clips_are_learned_by_heart(loss):
     with one_thread():  # quicker for a model of this size, by far on a busy machine
         losses = []
         for epoch in range(30):
-            losses.append(trainer.run_epoch([(fbanks, labels)], f'epoch {epoch}'))
+            losses.append(trainer.train_epoch([(fbanks, labels)], f'epoch {epoch}'))
             trainer.end_epoch(metric=0.0)
         evaluation = validate(model, [(fbanks, labels)], CPU, loss)
     assert losses[-1] < losses[0] / 10
     assert evaluation.predictions.argmax(axis=1).tolist() == list(range(8))
-
-
-@pytest.mark.parametrize('changes, epochs, expected', [
-    ({'lr': 1e-5}, 5, [1e-5, 1e-5, 5e-6, 2.5e-6, 1.25e-6]),
-    ({'lr': 5e-5, 'lrscheduler_start': 10, 'lrscheduler_step': 5}, 21,
-     [5e-5] * 10 + [2.5e-5] * 5 + [1.25e-5] * 5 + [6.25e-6]),
-    ({'lr': 1e-5, 'lrscheduler_start': 5, 'lrscheduler_decay': 0.85}, 25,
-     [1e-5] * 5 + [1e-5 * 0.85 ** n for n in range(1, 21)])], ids=['AudioSet', 'balanced AudioSet', 'ESC-50'])
-def test_epochs_run_at_the_published_rates(changes, epochs, expected):
-    seen = rates(settings(**changes), [0.5] * epochs)
-    assert seen == pytest.approx(expected, rel=1e-9)
-
-
-def test_epoch_22_of_esc50_runs_at_the_published_rate():
-    seen = rates(settings(lr=1e-5, lrscheduler_start=5, lrscheduler_decay=0.85), [0.5] * 22)
-    assert seen[-1] == pytest.approx(1e-5 * 0.85 ** 17)
-
-
-def test_warmup_rises_linearly_from_0_over_1000_steps():
-    seen = rates(settings(lr=1e-3, warmup=True), [0.5], steps=1200)
-    assert seen == pytest.approx([1e-3 * min(1, step / 1000) for step in range(1200)])
-
-
-def test_warmup_is_a_factor_on_the_schedule():
-    seen = rates(settings(lr=1e-3, warmup=True, lrscheduler_start=1), [0.5] * 3, steps=400)
-    assert (seen[399], seen[400], seen[800]) == pytest.approx((0.399e-3, 0.2e-3, 0.2e-3))
-
-
-def test_a_plateau_decays_the_rate_instead_of_the_epochs():
-    seen = rates(settings(lr=1e-3, lr_patience=1, lrscheduler_start=1), [0.1, 0.2, 0.3, 0.3, 0.2, 0.4, 0.5])
-    assert seen == pytest.approx([1e-3] * 5 + [5e-4] * 2)
-
-
-def test_a_plateau_under_warmup_decays_the_full_rate():
-    seen = rates(settings(lr=1e-3, lr_patience=1, warmup=True), [0.3, 0.2, 0.1, 0.1], steps=400)
-    assert (seen[800], seen[1100], seen[1200]) == pytest.approx((0.8e-3, 1e-3, 0.5e-3))
 
 
 def test_cross_entropy_takes_the_label_distribution_of_mixes():
@@ -99,7 +52,7 @@ def test_cross_entropy_takes_the_label_distribution_of_mixes():
 def test_the_training_loss_is_weighted_by_samples():
     data = Samples(10)
     trainer = Trainer(LinearModel(), CPU, settings(lr=1e-12))
-    loss = trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+    loss = trainer.train_epoch(DataLoader(data, batch_size=4), 'training')
     expected = F.binary_cross_entropy_with_logits(LinearModel()(data.fbanks).detach(), data.labels)
     assert loss == pytest.approx(float(expected), rel=1e-5)
 
@@ -112,7 +65,7 @@ def test_a_run_that_waits_for_its_data_says_so(monkeypatch, caplog, slow, said):
             return super().__getitem__(key)
     monkeypatch.setattr('training.trainer.WAITING_SECONDS', 0.1)
     trainer = Trainer(LinearModel(), CPU, settings())
-    trainer.run_epoch(DataLoader(Slow(12), batch_size=2), 'epoch 1 of 1',
+    trainer.train_epoch(DataLoader(Slow(12), batch_size=2), 'epoch 1 of 1',
                       after_step=lambda: time.sleep(0.05 if slow == 'step' else 0))
     assert ('waited for data' in caplog.text and '0 data workers' in caplog.text) == said
 
@@ -124,7 +77,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value, n_prin
     data.fbanks[9] = value
     trainer = Trainer(LinearModel(), CPU, settings(n_print_steps=n_print_steps))
     with pytest.raises(TrainingError, match=r'step 3\b.*--lr'):
-        trainer.run_epoch(DataLoader(data, batch_size=4), 'training')
+        trainer.train_epoch(DataLoader(data, batch_size=4), 'training')
 
 
 @pytest.mark.parametrize('pieces', [2, 3, 7, 100])
@@ -165,17 +118,6 @@ def test_every_step_starts_from_a_fresh_gradient():
         trainer.step(data.fbanks, data.labels)
     torch.testing.assert_close(gradients[2], gradients[0])
     assert len(gradients) == 3
-
-
-def test_adam_has_the_published_constants():
-    optimizer = Trainer(LinearModel(), CPU, settings(optim='adam', lr=2e-4)).optimizer
-    assert isinstance(optimizer, torch.optim.Adam)
-    assert [optimizer.defaults[name] for name in ('lr', 'betas', 'weight_decay')] == [2e-4, (0.95, 0.999), 5e-7]
-
-
-def test_sgd_has_a_momentum_of_0_9():
-    optimizer = Trainer(LinearModel(), CPU, settings(optim='sgd')).optimizer
-    assert isinstance(optimizer, torch.optim.SGD) and optimizer.defaults['momentum'] == 0.9
 
 
 @pytest.mark.parametrize('dtype, enabled', [(torch.float16, True), (torch.bfloat16, False), (None, False)])
@@ -250,7 +192,7 @@ def test_a_compiled_model_trains_to_the_same_numbers(make_ast):
     for compiled in (False, True):
         trainer, fbanks, labels = make_ast(compile=compiled, freq_patchout=1)
         losses.append([float(trainer.step(fbanks, labels)) for _ in range(3)])
-        logits.append(validate(trainer.parallel, [(fbanks, labels)], CPU, 'BCE').predictions)
+        logits.append(validate(trainer.evaluation_model, [(fbanks, labels)], CPU, 'BCE').predictions)
         assert all(name.startswith(('v.', 'mlp_head.')) for name in trainer.model.state_dict())
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert logits[1] == pytest.approx(logits[0], abs=1e-4)

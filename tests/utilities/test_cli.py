@@ -68,9 +68,10 @@ class BrokenDataset(Dataset):
         raise DataError('the recording dog.wav is broken')
 
 
-@pytest.mark.parametrize('text', ['--data-train a-b.json --num-workers 3', '--data_train a-b.json --num_workers 3',
-                                  '--data-train=a-b.json --num_workers=3', '--data_train=a-b.json -w 3',
-                                  '--data-train a-b.json -w3'])
+@pytest.mark.parametrize('text', [
+    '--data-train a-b.json --num-workers 3', '--data_train a-b.json --num_workers 3',
+    '--data-train=a-b.json --num_workers=3', '--data_train=a-b.json -w 3',
+    '--data-train a-b.json -w3'])
 def test_both_spellings_of_an_option_mean_the_same(parse, text):
     args = parse(text)
     assert (args.data_train, args.num_workers) == ('a-b.json', 3)
@@ -80,13 +81,15 @@ def test_an_alias_works_in_both_spellings(parse):
     assert parse('--learning-rate 0.1') == parse('--learning_rate 0.1') == parse('--lr 0.1')
 
 
-@pytest.mark.parametrize('text', ['--data_tr a.json', '--data a.json', '--dry', '--num_workers_x 3', 'stray'])
+@pytest.mark.parametrize('text', [
+    '--data_tr a.json', '--data a.json', '--dry', '--num_workers_x 3', 'stray'])
 def test_abbreviated_and_unknown_options_are_refused(refuse, text):
     message = refuse(text)
     assert text.split()[0] in message
 
 
-@pytest.mark.parametrize('text, value', [('-4.2', -4.2), ('-4e-1', -0.4), ('-4E+1', -40), ('-.5', -0.5), ('-0', 0)])
+@pytest.mark.parametrize('text, value', [
+    ('-4.2', -4.2), ('-4e-1', -0.4), ('-4E+1', -40), ('-.5', -0.5), ('-0', 0)])
 @pytest.mark.parametrize('form', ['--dataset-mean {}', '--dataset_mean={}', '--dataset_mean {}'])
 def test_negative_numbers_are_values(parse, form, text, value):
     assert parse(f'{form.format(text)} --dry_run').dataset_mean == value
@@ -97,15 +100,16 @@ def test_a_negative_number_may_follow_a_short_option(parse, text):
     assert parse(text).num_workers == -1
 
 
-@pytest.mark.parametrize('text, value', [('True', True), ('true', True), ('FALSE', False), ('False', False)])
+@pytest.mark.parametrize('text, value', [
+    ('True', True), ('true', True), ('FALSE', False), ('False', False)])
 def test_booleans_are_words(parse, text, value):
     assert parse(f'--save_model {text}').save_model is value
 
 
-@pytest.mark.parametrize('text', ['--save_model 1', '--save_model yes', '--save_model', '--num_workers -2',
-                                  '--num_workers 1.5', '--num_workers many', '--lr 0', '--lr -1', '--lr nan',
-                                  '--lr inf', '--lr -inf',
-                                  '--share 1.1', '--share -0.1', '--dataset_mean low', '--dry_run 3'])
+@pytest.mark.parametrize('text', [
+    '--save_model 1', '--save_model yes', '--save_model', '--num_workers -2', '--num_workers 1.5',
+    '--num_workers many', '--lr 0', '--lr -1', '--lr nan', '--lr inf', '--lr -inf', '--share 1.1',
+    '--share -0.1', '--dataset_mean low', '--dry_run 3'])
 def test_a_value_out_of_range_is_refused_in_one_line_that_names_the_option(refuse, text):
     message = refuse(text)
     assert message.count('\n') == 1 and message.startswith('tool: ') and '--help' in message
@@ -116,16 +120,18 @@ def test_a_value_out_of_range_is_refused_in_one_line_that_names_the_option(refus
     (whole(1), '0', 'a whole number of at least 1'),
     (whole(1, 9), '10', 'a whole number of at most 9'),
     (whole(1), '99999999999', 'a whole number of at most 2147483647'),
-    (number(0, 1), '2', 'a number of at most 1'), (number(0, 1), '-1', 'a number of at least 0'),
-    (number(above=0), '0', 'a number above 0'), (number(), 'x', "a number, got 'x'"), (boolean, 'x', 'True or False')])
+    (number(0, 1), '2', 'a number of at most 1'),
+    (number(0, 1), '-1', 'a number of at least 0'), (number(above=0), '0', 'a number above 0'),
+    (number(), 'x', "a number, got 'x'"), (boolean, 'x', 'True or False')])
 def test_a_refused_value_is_quoted_with_what_was_expected(kind, text, expected):
     with pytest.raises(argparse.ArgumentTypeError, match=expected) as error:
         kind(text)
     assert repr(text) in str(error.value)
 
 
-@pytest.mark.parametrize('kind, text, value', [(whole(0), '0', 0), (number(0, 1), '1', 1), (number(0, 1), '0', 0),
-                                               (number(above=0), '1e-9', 1e-9)])
+@pytest.mark.parametrize('kind, text, value', [
+    (whole(0), '0', 0), (number(0, 1), '1', 1), (number(0, 1), '0', 0),
+    (number(above=0), '1e-9', 1e-9)])
 def test_bounds_belong_to_the_range(kind, text, value):
     assert kind(text) == value
 
@@ -169,8 +175,11 @@ def test_other_errors_pass_through():
 
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_mistake_found_by_a_dataloaders_worker_is_the_same_sentence(workers):
+    batches = iter(DataLoader(BrokenDataset(), num_workers=workers))
     with pytest.raises(SystemExit) as stop, exit_on(DataError):
-        next(iter(DataLoader(BrokenDataset(), num_workers=workers)))
+        next(batches)
+    if workers:
+        batches._shutdown_workers()  # the garbage collector would wait for them, five seconds
     assert stop.value.code == 'error: the recording dog.wav is broken'
 
 

@@ -15,8 +15,9 @@ def test_a_folder_that_something_is_written_to_stays(tmp_path):
 
 def test_folders_in_which_nothing_came_to_be_are_removed_with_those_made_above_them(tmp_path):
     (tmp_path / 'mine').mkdir()
-    with pytest.raises(ZeroDivisionError), output_folders(tmp_path / 'mine' / 'a' / 'b', tmp_path / 'mine'):
-        assert (tmp_path / 'mine' / 'a' / 'b').is_dir() and 1 / 0
+    folders = tmp_path / 'mine' / 'a' / 'b', tmp_path / 'mine'
+    with pytest.raises(ZeroDivisionError), output_folders(*folders):
+        assert folders[0].is_dir() and 1 / 0
     assert os.listdir(tmp_path) == ['mine'] and not os.listdir(tmp_path / 'mine')
 
 
@@ -24,7 +25,8 @@ def test_folders_in_which_nothing_came_to_be_are_removed_with_those_made_above_t
 def test_a_folder_that_cannot_be_made_is_named_and_no_other_stays(tmp_path, name):
     (tmp_path / 'file').touch()
     (tmp_path / 'dangling').symlink_to('nowhere')
-    with pytest.raises(DataError, match=f'{name} cannot be made: ') as error, output_folders(tmp_path / 'a/b', tmp_path / name):
+    folders = output_folders(tmp_path / 'a/b', tmp_path / name)
+    with pytest.raises(DataError, match=f'{name} cannot be made: ') as error, folders:
         pass
     assert '\n' not in str(error.value) and sorted(os.listdir(tmp_path)) == ['dangling', 'file']
 

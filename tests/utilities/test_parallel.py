@@ -8,7 +8,8 @@ import torch
 from utilities.parallel import available_cores, limit_threads, parallel_map
 
 
-@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='this system does not bind processes to cores')
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'),
+                    reason='this system does not bind processes to cores')
 def test_available_cores_are_those_that_the_job_may_use():
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, [min(cores)])

@@ -19,14 +19,16 @@ def curves():
     """A curves figure of some epochs for a main metric."""
     def make(metric, epochs):
         names = ('train_loss', 'valid_loss', metric, f'cum_{metric}', 'lr')
-        return plot_curves({name: np.linspace(1, 0.1 * i, epochs) for i, name in enumerate(names)}, metric, 'my run')
+        return plot_curves({name: np.linspace(1, 0.1 * i, epochs) for i, name in enumerate(names)},
+                           metric, 'my run')
     return make
 
 
 @pytest.fixture
 def confusion():
     """A confusion figure of three classes."""
-    return plot_confusion(np.array([[4, 1, 0], [0, 7, 0], [0, 0, 0]]), ['dog', 'door_wood_knock', 'cat'], 'fold 1')
+    return plot_confusion(np.array([[4, 1, 0], [0, 7, 0], [0, 0, 0]]),
+                          ['dog', 'door_wood_knock', 'cat'], 'fold 1')
 
 
 @pytest.mark.parametrize('metric, name', [('mAP', 'mAP'), ('acc', 'accuracy')])
@@ -50,13 +52,15 @@ def test_curves_count_epochs_from_1_and_render_to_png(curves, epochs):
 
 
 def test_curves_render_where_a_metric_is_not_a_number():
-    columns = {name: np.array([np.nan, 1.0]) for name in ('train_loss', 'valid_loss', 'acc', 'cum_acc', 'lr')}
+    columns = {name: np.array([np.nan, 1.0])
+               for name in ('train_loss', 'valid_loss', 'acc', 'cum_acc', 'lr')}
     assert png(plot_curves(columns, 'acc', 'my run')).startswith(b'\x89PNG')
 
 
 def test_a_confusion_matrix_names_its_axes_and_classes(confusion):
     axes = confusion.axes[0]
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ('predicted class', 'true class', 'fold 1')
+    names = axes.get_xlabel(), axes.get_ylabel(), axes.get_title()
+    assert names == ('predicted class', 'true class', 'fold 1')
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         assert [tick.get_text() for tick in ticks] == ['dog', 'door wood knock', 'cat']
 
@@ -73,12 +77,16 @@ def test_a_confusion_matrix_renders_to_png(confusion):
 
 @pytest.fixture
 def tags():
-    """A tags figure of windows of 10 s: class 1 is heard in the first, class 3 in the second, class 2 never."""
+    """A tags figure of windows of 10 s.
+
+    Class 1 is heard in the first, class 3 in the second, class 2 never.
+    """
     def make(windows=3, seconds=30.0, hop=10.0, spectrogram=None):
         starts = np.arange(windows) * hop
         scores = np.full((windows, 12), 0.02)
         scores[0, 1], scores[min(1, windows - 1), 3], scores[:, 2] = 0.6, 0.9, 0.001
-        spectrogram = np.linspace(-12, 3, 40 * 32).reshape(40, 32) if spectrogram is None else spectrogram
+        if spectrogram is None:
+            spectrogram = np.linspace(-12, 3, 40 * 32).reshape(40, 32)
         return plot_tags(spectrogram, seconds, starts, np.minimum(starts + 10, seconds), scores,
                          [f'class_{k}' for k in range(12)], 'park.wav')
     return make
@@ -86,7 +94,8 @@ def tags():
 
 def test_tags_name_axes_colours_and_recording(tags):
     upper, lower, level, score = tags().axes
-    assert (upper.get_title(), upper.get_ylabel(), lower.get_xlabel()) == ('park.wav', 'frequency (kHz)', 'time (s)')
+    names = upper.get_title(), upper.get_ylabel(), lower.get_xlabel()
+    assert names == ('park.wav', 'frequency (kHz)', 'time (s)')
     assert (level.get_ylabel(), score.get_ylabel()) == ('level (dB)', 'score')
 
 
@@ -111,7 +120,8 @@ def test_overlapping_windows_reach_to_the_next_and_gaps_stay_blank(tags):
 def test_frequencies_are_at_their_mel_positions_from_20_hz_to_8_khz(tags):
     axes = tags().axes[0]
     low, high = axes.get_ylim()
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ['0.25', '0.5', '1', '2', '4', '8']
+    ticks = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert ticks == ['0.25', '0.5', '1', '2', '4', '8']
     assert [1127 * np.log(1 + hertz / 700) for hertz in (20, 8000)] == pytest.approx([low, high])
     assert axes.get_yticks()[2] == pytest.approx(1127 * np.log(1 + 1000 / 700))
 
@@ -122,7 +132,8 @@ def test_time_is_written_as_its_length_asks_for(tags, seconds, unit, second_tick
     figure = tags(windows=1, seconds=seconds)
     png(figure)
     axes = figure.axes[1]
-    ticks = {round(tick, 3): label.get_text() for tick, label in zip(axes.get_xticks(), axes.get_xticklabels())}
+    ticks = {round(tick, 3): label.get_text()
+             for tick, label in zip(axes.get_xticks(), axes.get_xticklabels())}
     assert axes.get_xlabel() == f'time ({unit})' and second_tick in ticks.values()
 
 
@@ -134,14 +145,15 @@ def test_tags_render_with_blank_stretches_and_in_silence(tags):
 
 @pytest.mark.filterwarnings('error:Glyph')  # matplotlib's, of a glyph that is missing
 def test_characters_that_no_font_has_become_a_number_of_a_class_and_a_question_mark_in_a_title():
-    figure = plot_tags(np.zeros((40, 32)), 10, np.array([0]), np.array([10]), np.array([[0.9, 0.8]]),
-                       ['dog', '\U0003fffd bark'], '\U0003fffd.wav')
+    figure = plot_tags(np.zeros((40, 32)), 10, np.array([0]), np.array([10]),
+                       np.array([[0.9, 0.8]]), ['dog', '\U0003fffd bark'], '\U0003fffd.wav')
     assert png(figure).startswith(b'\x89PNG')
     assert [tick.get_text() for tick in figure.axes[1].get_yticklabels()] == ['dog', '1']
     assert figure.axes[0].get_title() == '?.wav'
 
 
-@pytest.mark.parametrize('seconds, tenths, text', [(0, False, '0:00'), (59.6, False, '1:00'), (3605, False, '1:00:05'),
-                                                   (65.04, True, '1:05.0'), (59.96, True, '1:00.0')])
+@pytest.mark.parametrize('seconds, tenths, text', [
+    (0, False, '0:00'), (59.6, False, '1:00'), (3605, False, '1:00:05'),
+    (65.04, True, '1:05.0'), (59.96, True, '1:00.0')])
 def test_a_clock_shows_minutes_and_from_an_hour_on_hours(seconds, tenths, text):
     assert clock(seconds, tenths) == text

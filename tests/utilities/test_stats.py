@@ -10,9 +10,11 @@ import golden
 from utilities.stats import (
     calculate_stats,
     d_prime,
+    further_metrics,
     is_single_label,
-    single_label_scores,
+    macro_f1,
     summarise,
+    top5_accuracy,
 )
 
 SEEDS = (7, 8)
@@ -21,7 +23,8 @@ SEEDS = (7, 8)
 @pytest.fixture(params=SEEDS)
 def case(request, golden_json):
     """A golden case: what is expected, and the statistics calculated."""
-    expected = next(case for case in golden_json('data.json')['stats'] if case['seed'] == request.param)
+    expected = next(case for case in golden_json('data.json')['stats']
+                    if case['seed'] == request.param)
     names = ('seed', 'samples', 'classes', 'rate')
     predictions, targets = golden.stats_case(*(expected[name] for name in names))
     stats = calculate_stats(predictions, targets)
@@ -33,7 +36,10 @@ def case(request, golden_json):
 
 @pytest.fixture
 def sparse():
-    """(predictions, targets), (300, 5): ties everywhere, class 2 without positives, class 4 without negatives."""
+    """(predictions, targets), both (300, 5), with ties everywhere.
+
+    Class 2 has no positives, class 4 no negatives.
+    """
     predictions, targets = golden.stats_case(3, 300, 5, 0.2)
     targets[:, 2], targets[:, 4] = 0, 1
     return predictions.round(1), targets
@@ -47,7 +53,8 @@ def test_per_class_numbers_are_the_published_ones(case, name):
 
 def test_accuracy_is_the_published_one_in_every_class(case):
     expected, stats = case
-    assert [s['acc'] for s in stats] == pytest.approx([expected['acc']] * expected['classes'], abs=1e-9)
+    assert [s['acc'] for s in stats] == pytest.approx([expected['acc']] * expected['classes'],
+                                                      abs=1e-9)
 
 
 def test_the_middle_of_the_thinned_curves_is_the_published_one(case):
@@ -61,8 +68,10 @@ def test_the_summary_is_the_mean_over_the_classes(case):
     expected, stats = case
     summary = summarise(stats)
     means = [np.mean(expected[name]) for name in ('AP', 'auc', 'mid_precision', 'mid_recall')]
-    assert [summary.mAP, summary.mAUC, summary.precision, summary.recall] == pytest.approx(means, abs=1e-9)
-    assert (summary.acc, summary.d_prime) == pytest.approx((expected['acc'], expected['d_prime']), abs=1e-9)
+    assert [summary.mAP, summary.mAUC, summary.precision, summary.recall] == pytest.approx(
+        means, abs=1e-9)
+    assert (summary.acc, summary.d_prime) == pytest.approx(
+        (expected['acc'], expected['d_prime']), abs=1e-9)
     assert (summary.classes, summary.classes_without_positives) == (expected['classes'], 0)
 
 
@@ -72,11 +81,13 @@ def test_numbers_equal_scikit_learns_with_and_without_ties(decimals):
     predictions = predictions.round(decimals)
     stats = calculate_stats(predictions, targets)
     for name, score in (('AP', average_precision_score), ('auc', roc_auc_score)):
-        assert [s[name] for s in stats] == pytest.approx(score(targets, predictions, average=None), abs=1e-9)
+        assert [s[name] for s in stats] == pytest.approx(
+            score(targets, predictions, average=None), abs=1e-9)
 
 
 @pytest.mark.filterwarnings('ignore:No negative samples')
-@pytest.mark.parametrize('samples, decimals', [(500, 8), (500, 1), (500, 0), (20000, 8), (20000, 4), (1, 8), (2, 8)])
+@pytest.mark.parametrize('samples, decimals', [
+    (500, 8), (500, 1), (500, 0), (20000, 8), (20000, 4), (1, 8), (2, 8)])
 def test_the_roc_curve_is_scikit_learns_each_1000th_point_as_published(samples, decimals):
     predictions, targets = golden.stats_case(6, samples, 4, 0.3)
     predictions, targets[0] = predictions.round(decimals), 1
@@ -96,14 +107,16 @@ def test_a_class_has_the_published_keys():
 
 def test_predictions_of_any_monotone_scale_give_the_same_numbers():
     predictions, targets = golden.stats_case(5, 200, 4, 0.2)
-    first, second = (summarise(calculate_stats(scores, targets)) for scores in (predictions, 8 * predictions - 4))
+    first, second = (summarise(calculate_stats(scores, targets))
+                     for scores in (predictions, 8 * predictions - 4))
     assert (first.mAP, first.mAUC) == pytest.approx((second.mAP, second.mAUC), abs=1e-12)
 
 
 def test_float32_predictions_and_labels_are_welcome():
     predictions, targets = golden.stats_case(5, 200, 4, 0.2)
     stats = calculate_stats(predictions.astype(np.float32), targets.astype(np.float32))
-    assert [s['AP'] for s in stats] == pytest.approx([s['AP'] for s in calculate_stats(predictions, targets)], abs=1e-6)
+    assert [s['AP'] for s in stats] == pytest.approx(
+        [s['AP'] for s in calculate_stats(predictions, targets)], abs=1e-6)
 
 
 def test_a_class_without_positives_has_no_ap_and_no_auc(sparse):
@@ -117,14 +130,15 @@ def test_a_class_without_positives_is_left_out_of_the_means_and_counted(sparse):
     summary, present = summarise(calculate_stats(predictions, targets)), [0, 1, 3, 4]
     others = summarise(calculate_stats(predictions[:, present], targets[:, present]))
     assert (summary.classes, summary.classes_without_positives) == (5, 1)
-    assert (summary.mAP, summary.mAUC, summary.precision, summary.recall, summary.d_prime) == pytest.approx(
-        (others.mAP, others.mAUC, others.precision, others.recall, others.d_prime), abs=1e-12)
+    for name in ('mAP', 'mAUC', 'precision', 'recall', 'd_prime'):
+        assert getattr(summary, name) == pytest.approx(getattr(others, name), abs=1e-12)
 
 
 def test_a_class_without_negatives_has_an_ap_of_1_and_no_auc(sparse):
     stats = calculate_stats(*sparse)
     assert stats[4]['AP'] == 1 and math.isnan(stats[4]['auc'])
-    assert summarise(stats).mAUC == pytest.approx(np.mean([stats[k]['auc'] for k in (0, 1, 3)]), abs=1e-12)
+    assert summarise(stats).mAUC == pytest.approx(np.mean([stats[k]['auc'] for k in (0, 1, 3)]),
+                                                  abs=1e-12)
 
 
 def test_labels_without_any_positive_give_nan_and_no_crash():
@@ -134,17 +148,22 @@ def test_labels_without_any_positive_give_nan_and_no_crash():
 
 
 def test_negatives_count_in_ap_and_auc_and_not_in_accuracy():
-    predictions = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.2, 0.3, 0.1], [0.95, 0.1, 0.2], [0.1, 0.9, 0.3]])
+    predictions = np.array([[0.9, 0.1, 0.2], [0.3, 0.8, 0.1], [0.2, 0.3, 0.1], [0.95, 0.1, 0.2],
+                            [0.1, 0.9, 0.3]])
     targets = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]])
-    with_negatives, without = calculate_stats(predictions, targets), calculate_stats(predictions[:3], targets[:3])
+    with_negatives = calculate_stats(predictions, targets)
+    without = calculate_stats(predictions[:3], targets[:3])
     assert with_negatives[0]['acc'] == without[0]['acc'] == pytest.approx(2 / 3)
     for k in range(3):
-        assert with_negatives[k]['AP'] == pytest.approx(average_precision_score(targets[:, k], predictions[:, k]))
-        assert with_negatives[k]['auc'] == pytest.approx(roc_auc_score(targets[:, k], predictions[:, k]))
+        assert with_negatives[k]['AP'] == pytest.approx(
+            average_precision_score(targets[:, k], predictions[:, k]))
+        assert with_negatives[k]['auc'] == pytest.approx(
+            roc_auc_score(targets[:, k], predictions[:, k]))
     assert with_negatives[0]['AP'] == 0.5 and without[0]['AP'] == 1
     six = np.eye(6)[[0, 1, 2]]
     scores = np.random.default_rng(0).random((4, 6))
-    assert single_label_scores(scores, np.vstack([six, np.zeros(6)])) == single_label_scores(scores[:3], six)
+    with_negative = np.vstack([six, np.zeros(6)])
+    assert further_metrics(scores, with_negative) == further_metrics(scores[:3], six)
 
 
 def test_only_negatives_give_nan_for_the_accuracy_too():
@@ -152,8 +171,9 @@ def test_only_negatives_give_nan_for_the_accuracy_too():
     assert math.isnan(summary.acc)
 
 
-@pytest.mark.parametrize('rows, single', [([[1, 0], [0, 1]], True), ([[1, 0], [0, 0]], True), ([[1, 1], [0, 0]], False),
-                                          ([[0, 0], [0, 0]], False), ([[1], [0]], False)])
+@pytest.mark.parametrize('rows, single', [
+    ([[1, 0], [0, 1]], True), ([[1, 0], [0, 0]], True), ([[1, 1], [0, 0]], False),
+    ([[0, 0], [0, 0]], False), ([[1], [0]], False)])
 def test_negatives_beside_single_labels_leave_them_single(rows, single):
     assert is_single_label(np.array(rows, dtype=np.float32)) == single
 
@@ -178,14 +198,21 @@ def test_d_prime_is_the_normal_quantile_times_the_root_of_2(area, expected):
 
 def test_macro_f1_leaves_classes_out_that_do_not_occur():
     targets, predictions = np.eye(7)[[0, 0, 1, 2]], np.eye(7)[[0, 3, 1, 1]]
-    f1, _ = single_label_scores(predictions, targets)
+    f1 = macro_f1(predictions, targets)
     assert f1 == pytest.approx(f1_score([0, 0, 1, 2], [0, 3, 1, 1], labels=[0, 1, 2], average='macro'))
 
 
 def test_top_5_counts_labels_among_the_five_best_scores():
     predictions = np.tile(np.arange(7, 0, -1) / 10, (4, 1))
-    assert single_label_scores(predictions, np.eye(7)[[0, 4, 5, 6]])[1] == 0.5
-    assert math.isnan(single_label_scores(predictions[:, :5], np.eye(5)[[0, 1, 2, 3]])[1])
+    assert top5_accuracy(predictions, np.eye(7)[[0, 4, 5, 6]]) == 0.5
+    assert math.isnan(top5_accuracy(predictions[:, :5], np.eye(5)[[0, 1, 2, 3]]))
+
+
+def test_only_the_further_metrics_that_have_a_meaning_are_given():
+    scores, single = np.random.default_rng(0).random((7, 7)), np.eye(7)
+    assert list(further_metrics(scores, single)) == ['macro F1', 'top-5 accuracy']
+    assert list(further_metrics(scores[:, :3], single[:, :3])) == ['macro F1']
+    assert further_metrics(scores, np.ones((7, 7))) == {}
 
 
 def test_predictions_that_are_no_numbers_are_refused():

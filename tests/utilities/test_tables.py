@@ -34,7 +34,8 @@ def test_a_cell_without_end_is_no_table():
     (r'audio\dog.wav', ['audio/dog.wav'], 'audio/dog.wav'),
     (r'audio\dog.wav', [r'audio\dog.wav', 'audio/dog.wav'], r'audio\dog.wav'),
     (r'..\x\a.wav', [], '../x/a.wav'), ('audio/dog.wav', [], 'audio/dog.wav')])
-def test_a_backslash_leads_into_a_folder_unless_a_file_has_that_very_name(tmp_path, name, files, found):
+def test_a_backslash_leads_into_a_folder_unless_a_file_has_that_very_name(tmp_path, name, files,
+                                                                          found):
     folder = tmp_path / r'my\tables'
     there = {str(folder / file) for file in files}
     assert find_file(folder, name, there.__contains__) == str((folder / found).resolve())

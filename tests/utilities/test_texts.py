@@ -18,7 +18,8 @@ def test_json_is_readable_by_people_and_programs(tmp_path):
     b'', b'{"lr": ', b'[1]', b'"a"', b'\xff', b'9' * 5000, b'[' * 10 ** 5])
 def test_what_is_no_json_object_is_named_with_the_advice(tmp_path, content):
     (tmp_path / 'args.json').write_bytes(content)
-    with pytest.raises(DataError, match=f'cannot read {tmp_path}/args.json: .*; remove it$') as error:
+    with pytest.raises(DataError,
+                       match=f'cannot read {tmp_path}/args.json: .*; remove it$') as error:
         read_json(tmp_path / 'args.json', 'remove it')
     assert '\n' not in str(error.value)
 

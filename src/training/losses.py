@@ -1,0 +1,67 @@
+"""The loss functions, and the mean loss of an epoch."""
+from typing import Any
+
+import torch
+from torch import nn
+
+from training import processes
+from training.errors import TrainingError
+
+# --loss. BCE: on multi-hot labels. CE: on the distribution of the labels, which mixup makes.
+LOSSES = {'BCE': nn.BCEWithLogitsLoss, 'CE': nn.CrossEntropyLoss}
+NOT_FINITE_ADVICE = 'try a lower --lr, --warmup True, --clip_grad 1 or --amp off'
+
+
+class EpochLoss:
+    """The mean loss over the samples of an epoch, kept on the device so that no step waits for it.
+
+    Attributes:
+        steps: how many steps it has, which is the same in all processes.
+        samples: how many samples it has, of all processes together.
+    """
+
+    def __init__(self, device: torch.device):
+        dtype = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
+        self.total = torch.zeros((), device=device, dtype=dtype)
+        self.first_bad_step = torch.zeros((), device=device, dtype=torch.int64)
+        self.steps = 0
+        self.samples = 0
+
+    def add(self, loss: torch.Tensor, samples: int) -> None:
+        """Add a step.
+
+        Args:
+            loss: mean over the samples of the step, without gradient. If there are several
+                processes, the mean of their losses is that.
+            samples: of all processes.
+        """
+        self.steps += 1
+        self.samples += samples
+        self.total += loss * samples
+        is_first_bad = ~torch.isfinite(loss) & (self.first_bad_step == 0)
+        self.first_bad_step += is_first_bad * self.steps
+
+    def mean(self) -> float:
+        """Return the mean so far. All processes call this.
+
+        Raises:
+            TrainingError: if the loss of a step was NaN or infinite.
+        """
+        own = float(self.total), int(self.first_bad_step)
+        totals, bad_steps = processes.gather_numbers(*own).T
+        if bad_steps.any():
+            step = int(bad_steps[bad_steps > 0].min())
+            raise TrainingError(f'the loss is no longer a finite number since step {step} of this '
+                                f'epoch; {NOT_FINITE_ADVICE}')
+        return float(totals.mean()) / self.samples
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps. All processes call this."""
+        total = float(processes.gather_numbers(float(self.total)).mean())
+        return {'total': total, 'steps': self.steps, 'samples': self.samples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state that state_dict returned, for any number of processes."""
+        self.total.fill_(state['total'])  # float64 holds every float32
+        self.steps = state['steps']
+        self.samples = state['samples']

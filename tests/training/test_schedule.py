@@ -1,0 +1,93 @@
+"""The learning rate of every step."""
+import pytest
+import torch
+
+from small_model import settings
+from training.schedule import Schedule
+
+
+def make_schedule(chosen, *scales, total_steps=100):
+    """Return a schedule, and the parameter groups whose rates it sets: one for each lr_scale."""
+    groups = [{'params': [torch.zeros(1)], 'lr_scale': scale} for scale in scales or [1.0]]
+    optimizer = torch.optim.SGD(groups, chosen.lr)
+    return Schedule(optimizer, chosen, total_steps), optimizer.param_groups
+
+
+def rates(chosen, metrics, steps=1):
+    """Return the learning rate of every step, over epochs that reach these metrics."""
+    schedule, groups = make_schedule(chosen, total_steps=steps * len(metrics))
+    seen = []
+    for epoch, metric in enumerate(metrics, start=1):
+        for _ in range(steps):
+            schedule.start_step()
+            assert schedule.current == groups[0]['lr']
+            seen.append(schedule.current)
+        schedule.end_epoch(epoch, metric)
+    return seen
+
+
+@pytest.mark.parametrize('changes, epochs, expected', [
+    ({'lr': 1e-5}, 5, [1e-5, 1e-5, 5e-6, 2.5e-6, 1.25e-6]),
+    ({'lr': 5e-5, 'lrscheduler_start': 10, 'lrscheduler_step': 5}, 21,
+     [5e-5] * 10 + [2.5e-5] * 5 + [1.25e-5] * 5 + [6.25e-6]),
+    ({'lr': 1e-5, 'lrscheduler_start': 5, 'lrscheduler_decay': 0.85}, 25,
+     [1e-5] * 5 + [1e-5 * 0.85 ** n for n in range(1, 21)])],
+    ids=['AudioSet', 'balanced AudioSet', 'ESC-50'])
+def test_epochs_run_at_the_published_rates(changes, epochs, expected):
+    seen = rates(settings(**changes), [0.5] * epochs)
+    assert seen == pytest.approx(expected, rel=1e-9)
+
+
+def test_epoch_22_of_esc50_runs_at_the_published_rate():
+    seen = rates(settings(lr=1e-5, lrscheduler_start=5, lrscheduler_decay=0.85), [0.5] * 22)
+    assert seen[-1] == pytest.approx(1e-5 * 0.85 ** 17)
+
+
+def test_warmup_rises_linearly_from_0_over_1000_steps():
+    seen = rates(settings(lr=1e-3, warmup=True), [0.5], steps=1200)
+    assert seen == pytest.approx([1e-3 * min(1, step / 1000) for step in range(1200)])
+
+
+def test_warmup_is_a_factor_on_the_schedule():
+    seen = rates(settings(lr=1e-3, warmup=True, lrscheduler_start=1), [0.5] * 3, steps=400)
+    assert (seen[399], seen[400], seen[800]) == pytest.approx((0.399e-3, 0.2e-3, 0.2e-3))
+
+
+def test_a_plateau_decays_the_rate_instead_of_the_epochs():
+    metrics = [0.1, 0.2, 0.3, 0.3, 0.2, 0.4, 0.5]
+    seen = rates(settings(lr=1e-3, lr_patience=1, lrscheduler_start=1), metrics)
+    assert seen == pytest.approx([1e-3] * 5 + [5e-4] * 2)
+
+
+def test_a_plateau_under_warmup_decays_the_full_rate():
+    seen = rates(settings(lr=1e-3, lr_patience=1, warmup=True), [0.3, 0.2, 0.1, 0.1], steps=400)
+    assert (seen[800], seen[1100], seen[1200]) == pytest.approx((0.8e-3, 1e-3, 0.5e-3))
+
+
+@pytest.mark.parametrize('changes, rates', [
+    ({}, [1e-3, 5e-4, 2.5e-4, 1.25e-4]), ({'lr_patience': 1}, [1e-3, 1e-3, 1e-3, 5e-4])],
+    ids=['steps', 'plateau'])
+def test_every_parameter_group_has_its_own_scale_of_the_rate(changes, rates):
+    chosen = settings(lr=1e-3, lrscheduler_start=1, **changes)
+    schedule, groups = make_schedule(chosen, 0.25, 1.0)
+    for epoch, expected in enumerate(rates, start=1):
+        schedule.start_step()
+        assert schedule.current == pytest.approx(expected)
+        assert [group['lr'] for group in groups] == pytest.approx([0.25 * expected, expected])
+        schedule.end_epoch(epoch, 1 / epoch)
+
+
+@pytest.mark.parametrize('changes', [{}, {'lr_patience': 1}, {'warmup': True}],
+                         ids=['steps', 'plateau', 'warmup'])
+def test_a_schedule_that_goes_on_has_the_rates_of_one_that_did_not_stop(changes):
+    chosen, metrics = settings(lr=1e-3, **changes), [0.3, 0.2, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1]
+    schedule, _ = make_schedule(chosen)
+    seen = []
+    for epoch, metric in enumerate(metrics, start=1):
+        schedule.start_step()
+        state = schedule.state_dict()
+        schedule, _ = make_schedule(chosen)  # stopped in the middle of an epoch
+        schedule.load_state_dict(state)
+        seen.append(schedule.current)
+        schedule.end_epoch(epoch, metric)
+    assert seen == rates(chosen, metrics)
