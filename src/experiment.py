@@ -3,7 +3,7 @@ import argparse
 import contextlib
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import numpy as np
 import torch

@@ -1,14 +1,16 @@
 """A model and data small enough to train in a blink, for the tests of training."""
 import argparse
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from training.batches import BadAudio, EpochSampler
 
 from dataloader import SampleKey
+from training.bad_audio import BadAudio
 from training.options import make_parser
+from training.sampler import EpochSampler
 
 CPU = torch.device('cpu')
 CLASSES, FRAMES, BINS = 3, 4, 5

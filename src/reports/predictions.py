@@ -13,7 +13,7 @@ from reports.experiments import Settings
 from reports.html import as_html, table
 from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
-from utilities.stats import calculate_stats, classes_of, is_single_label, single_label_scores
+from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label
 from utilities.texts import read_json
 
 PAGE_MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
@@ -92,10 +92,10 @@ def predictions_section(found: Evaluated) -> str:
         return class_tables(found) + absent_labels(found)
     labelled = found.only(np.any(found.targets, axis=1))
     truth, predicted = classes_of(found.scores, found.targets)
-    accuracy = float(np.mean(truth == predicted))
-    f1, top5 = map(as_html, single_label_scores(found.scores, found.targets))
-    text = (f'<p>{len(truth)} clips: accuracy {as_html(accuracy)}, macro F1 {f1}, top-5 accuracy '
-            f'{top5}.</p>\n')
+    metrics = {'accuracy': float(np.mean(truth == predicted)),
+               **further_metrics(found.scores, found.targets)}
+    listed = ', '.join(f'{name} {as_html(value)}' for name, value in metrics.items())
+    text = f'<p>{len(truth)} clips: {listed}.</p>\n'
     classes = np.union1d(truth, predicted)
     if len(classes) <= PAGE_MATRIX_CLASSES:
         text += confusions(found.names, classes, truth, predicted)

@@ -17,8 +17,8 @@ from training.evaluation import Evaluation
 from training.losses import NOT_FINITE_ADVICE
 from training.processes import is_main, main_process_only
 from utilities.errors import DataError, error_reason
-from utilities.labels import read_numbers
 from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label, summarise
+from utilities.tables import read_numbers
 from utilities.texts import write_text
 
 if TYPE_CHECKING:

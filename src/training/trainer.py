@@ -17,7 +17,7 @@ from training.devices import move, parallelise
 from training.losses import LOSSES, EpochLoss
 from training.optimizer import make_optimizer
 from training.schedule import Schedule
-from utilities.progress import Progress, Waiting
+from utilities.progress import Progress, TimedBatches
 
 # Training waited for data if it did for so long in an epoch, and for this share of it.
 WAITING_SECONDS = 10
@@ -82,7 +82,7 @@ class Trainer:
             The mean loss over all samples of the epoch.
         """
         self.training_model.train()
-        batches = Waiting(with_shares(loader))
+        batches = TimedBatches(with_shares(loader))
         steps = self.loss.steps + len(loader)
         with Progress(title, steps, done=self.loss.steps) as progress:
             for fbanks, labels, share, samples in batches:
@@ -212,7 +212,7 @@ def draw_patchout(grid: tuple[int, int], dropped: tuple[int, int], seed: int,
             for size, out in zip(grid, dropped)]
 
 
-def warn_of_waiting(batches: Waiting, loader, title: str) -> None:
+def warn_of_waiting(batches: TimedBatches, loader, title: str) -> None:
     """Log a warning if training waited for data for a large part of an epoch."""
     if batches.seconds >= WAITING_SECONDS and batches.share >= WAITING_SHARE:
         logger.warning('%s: training waited for data for %.0f %% of the time, with %d data workers; '
