@@ -7,7 +7,6 @@ from dataclasses import asdict, fields
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from audio.reading import AudioError
 from dataloader import AudioConf, AudiosetDataset
@@ -123,7 +122,7 @@ def train_and_evaluate(args, model, device, loaders, folder, interrupt):
             write_text(folder.path / 'report.html', run_page(folder.path))
 
 
-def make_loaders(args: argparse.Namespace, device: torch.device) -> list[DataLoader]:
+def make_loaders(args: argparse.Namespace, device: torch.device) -> list:
     """Build the loaders of the training, the validation and, with --data_eval, the test set."""
     check_files(args)
     train_set = ReplaceUnreadable(make_dataset(args, args.data_train, 'train', device))

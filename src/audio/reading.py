@@ -96,7 +96,7 @@ class WindowReader:
         self._opened.close()
 
     def load(self, file: AudioFile, sample_rate: int = SAMPLE_RATE,
-             name: str | os.PathLike | None = None, start: float = 0.0,
+             name: AudioFile | None = None, start: float = 0.0,
              seconds: float | None = None) -> tuple[torch.Tensor, float | None]:
         """Read a window, with the arguments of load_waveform.
 

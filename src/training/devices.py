@@ -60,9 +60,9 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if native else torch.float16
     if device.type == 'cpu':
         # torch says it from 2.11 on. A CPU that has to emulate bfloat16 is slower in it.
-        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()
-        native = capabilities.get('avx512_bf16') or capabilities.get('amx_bf16')
-        return torch.bfloat16 if native else None
+        capabilities: dict = getattr(torch.cpu, 'get_capabilities', dict)()
+        is_native = any(capabilities.get(name) for name in ('avx512_bf16', 'amx_bf16'))
+        return torch.bfloat16 if is_native else None
     return None
 
 

@@ -5,7 +5,6 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -98,7 +97,7 @@ class ExperimentFolder:
         More epochs are no change: the run goes on.
         """
         default = make_parser().get_default  # of an option that is newer than the experiment
-        changed: dict[str, tuple[Any, Any]] = {}
+        changed = {}
         for name, value in vars(self.args).items():
             old = before.get(name, default(name))
             is_longer = name == 'n_epochs' and value > old

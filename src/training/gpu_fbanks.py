@@ -1,4 +1,5 @@
 """Leave the fbanks of a batch to a GPU (--features gpu). Data workers then only read waveforms."""
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,10 +33,9 @@ class WaveformBatch(NamedTuple):
     def to(self, device: torch.device, non_blocking: bool = True) -> torch.Tensor:
         """Compute the fbanks (B, target_length, num_mel_bins) on a device and return them."""
         fbanks = fbank(move(self.waveforms, device), self.conf.num_mel_bins)
-        if self.noise is None:
-            noise = [None] * len(fbanks)
-        else:
-            noise = move(self.noise, device)
+        noise: Sequence[torch.Tensor | None] = [None] * len(fbanks)
+        if self.noise is not None:
+            noise = list(move(self.noise, device))
         samples = zip(fbanks, self.frames, self.augmentations, noise, strict=True)
         return torch.stack([finish_fbank(features[:frames], self.conf, augmentation, its_noise)
                             for features, frames, augmentation, its_noise in samples])

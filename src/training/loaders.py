@@ -5,8 +5,9 @@ import functools
 import multiprocessing
 import signal
 from collections.abc import Iterable
+from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from training import processes
 from training.bad_audio import BadAudio, ReplaceUnreadable
@@ -16,7 +17,7 @@ from utilities.parallel import available_cores, one_thread
 from utilities.workers import may_start_processes, worker_context
 
 
-def make_loader(dataset: Dataset, batch_size: int | None, num_workers: int, pin_memory: bool,
+def make_loader(dataset: Any, batch_size: int | None, num_workers: int, pin_memory: bool,
                 sampler: EpochSampler | None = None, batches: Iterable | None = None) -> DataLoader:
     """Make a loader of the batches of a dataset, which come in the order of the sampler.
 
@@ -24,7 +25,7 @@ def make_loader(dataset: Dataset, batch_size: int | None, num_workers: int, pin_
     without a sampler its part of the dataset.
 
     Args:
-        dataset: a ReplaceUnreadable makes the loader a TrainingLoader.
+        dataset: a Dataset with a length; a ReplaceUnreadable makes the loader a TrainingLoader.
         batch_size: of all processes together if there is a sampler.
         num_workers: worker processes, -1 for as many as there are cores.
         pin_memory: whether batches wait for a GPU in pinned memory.
@@ -33,14 +34,14 @@ def make_loader(dataset: Dataset, batch_size: int | None, num_workers: int, pin_
     """
     workers = count_workers(num_workers, processes.local_size())
     _end_workers_at_exit()
-    options = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
+    options: dict[str, Any] = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
                'worker_init_fn': _leave_signals_to_parent,
                'multiprocessing_context': worker_context() if workers else None,
                'collate_fn': getattr(dataset, 'collate', default_collate)}
     if batches is not None:
         options['batch_sampler'] = batches
     elif sampler is not None:
-        options['batch_sampler'] = DistributedBatchSampler(sampler, batch_size)
+        options['batch_sampler'] = DistributedBatchSampler(sampler, batch_size or 1)
     else:
         options |= {'sampler': processes.own_part(len(dataset)), 'batch_size': batch_size}
     if isinstance(dataset, ReplaceUnreadable):

@@ -50,8 +50,10 @@ class DistributedBatchSampler(BatchSampler):
     many samples count.
     """
 
+    sampler: EpochSampler  # type: ignore[assignment]
+
     def __init__(self, sampler: EpochSampler, batch_size: int):
-        super().__init__(sampler, batch_size, drop_last=False)
+        super().__init__(sampler, batch_size, drop_last=False)  # type: ignore[arg-type]
 
     def __iter__(self):
         for batch in super().__iter__():
