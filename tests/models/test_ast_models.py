@@ -323,6 +323,12 @@ def test_importing_changes_nothing_and_downloads_nothing(imported):
     assert imported[0] == {'same_classes': True, 'connections': [], 'environment': []}
 
 
+def test_what_programs_need_before_torch_does_not_import_it(root, run_python):
+    code = ('import sys, models.atomic, models.downloads, models.locks; '
+            'from models import WeightsError; print("torch" in sys.modules)')
+    assert run_python('-c', code, cwd=root / 'src').strip() == 'False'
+
+
 def embedding(grid):
     """A positional embedding (1, 2 + f * t, 1) of a grid (f, t), its two token rows -1 and -2."""
     patches = torch.as_tensor(grid, dtype=torch.float32).flatten()
