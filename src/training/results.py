@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from models.atomic import atomic_write
 
+from models.atomic import atomic_write
 from training.checkpoint import CheckpointError
 from training.errors import TrainingError
 from training.evaluation import Evaluation
@@ -169,7 +169,7 @@ class Results:
 
     @main_process_only
     def write_average(self, evaluation: Evaluation, epochs: range) -> None:
-        """Write wa_result.csv, and log it: the evaluation of the average of some epochs' weights."""
+        """Write wa_result.csv, and log it: how good the average of some epochs' weights is."""
         result = evaluation.summary()
         write_rows(self.exp_dir / 'wa_result.csv', [
             result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
@@ -206,7 +206,7 @@ class Results:
 
     @main_process_only
     def require_samples(self, samples: int) -> None:
-        """Raise CheckpointError if the epochs so far were evaluated on another number of samples."""
+        """Raise CheckpointError if the epochs so far were evaluated on more or fewer samples."""
         if self.rows and len(self.predictions_sum) != samples:
             raise CheckpointError(f'{self.exp_dir}: its epochs so far were evaluated on '
                                   f'{len(self.predictions_sum)} samples, but the validation set '
