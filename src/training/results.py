@@ -261,7 +261,9 @@ def read_rows(path: Path) -> np.ndarray:
 
 def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
     """Write a metrics.csv: a header, and a row for each epoch."""
-    write_table(path, list(rows[0]), [[f'{value:.10g}' for value in row.values()] for row in rows])
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_table(path, names, [[f'{row.get(name, math.nan):.10g}' for name in names]
+                              for row in rows])
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
