@@ -68,7 +68,7 @@ def folds_table(folds: list[Path], metric: str, epoch: int) -> str:
     """
     columns = [read_rows(fold / 'result.csv')[:, 0] for fold in folds]
     scores = np.array([(column[epoch - 1], column[-1], column.max()) for column in columns])
-    seconds = [read_seconds(fold) for fold in folds]
+    seconds = [read_seconds(fold) or 0.0 for fold in folds]
     rows = [[_link(fold), *row, clock(time)]
             for fold, row, time in zip(folds, scores.tolist(), seconds)]
     rows += [['mean', *scores.mean(axis=0).tolist(), f'{clock(sum(seconds))} in all'],

@@ -136,8 +136,8 @@ class Windows(Dataset):
             with one_thread():
                 waveform, end = self._load(key)
                 features = fbank(waveform, self.mel_bins)
-            if end is not None and end < seconds - ROUNDING_SECONDS:
-                seconds = inspect_audio(key.source).seconds
+            if end is not None and end < seconds - ROUNDING_SECONDS:  # of a file: it is damaged
+                seconds = inspect_audio(str(key.source)).seconds
                 if not seconds:
                     raise AudioError(f'the audio file {key.source} holds no samples')
         except AudioError as error:
