@@ -1,4 +1,4 @@
-"""Train, validate, average weights, evaluate: the course of one experiment (AST paper, section 3)."""
+"""The course of one experiment (AST paper, section 3): train, validate, average, evaluate."""
 import argparse
 import logging
 import time

@@ -1,7 +1,8 @@
-"""Kill a small training run at random moments, start it again each time, and compare it with an undisturbed one.
+"""Kill a small training at random moments, start it again each time, compare it with a whole one.
 
-python tests/kill_and_resume.py --kills 100 [--signal SIGTERM] [--seed 0]: exits 0 where result.csv and the final
-weights are identical, and with SIGTERM no step was done twice. Starts have 0 and 1 data workers in turn.
+python tests/kill_and_resume.py --kills 100 [--signal SIGTERM] [--seed 0]: exits with 0 if the
+tables and the final weights are identical and, with SIGTERM, no step was done twice. Starts have 0
+and 1 data workers in turn.
 """
 import argparse
 import json
@@ -21,11 +22,12 @@ import run
 from training.interrupt import EXIT_CODE, STOP_SIGNALS
 
 CLIPS, STEPS, EPOCHS = 40, 10, 4
-OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 --dataset kill '
-           '--model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --fstride 16 '
-           f'--tstride 16 --n_epochs {EPOCHS} --batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 '
-           '--timem 8 --noise True --freq_patchout 1 --time_patchout 1 '
-           f'--bal bal --warmup True --wa True --wa_end {EPOCHS} --n_print_steps 1')
+OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 '
+           '--dataset kill --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 '
+           f'--audio_length 32 --fstride 16 --tstride 16 --n_epochs {EPOCHS} '
+           f'--batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 --timem 8 --noise True '
+           '--freq_patchout 1 --time_patchout 1 --bal bal --warmup True --wa True '
+           f'--wa_end {EPOCHS} --n_print_steps 1')
 
 
 def make_data(folder):
@@ -46,11 +48,11 @@ def make_data(folder):
 
 
 def start(exp_dir, number_of_workers, log):
-    """Fork a process that runs the experiment; returns its pid. All imports are done already."""
+    """Fork a process that runs the experiment; return its pid. All imports are done already."""
     pid = os.fork()
     if pid:
         return pid
-    # On a busy machine the signal may come before the run listens to it, and would end it like any program.
+    # On a busy machine the signal may come before the run listens to it, and would simply end it.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     listen = run.Interrupt.listen
 
@@ -77,12 +79,15 @@ def start(exp_dir, number_of_workers, log):
 
 
 def finish(pid):
-    """Wait for a process; returns its exit code, negative for the signal that killed it."""
+    """Wait for a process; return its exit code, negative for the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def disturb(kills, number, rng, log):
-    """Start the experiment and send it a signal, so many times; then let it finish. Returns how many signals hit."""
+    """Start the experiment and send it a signal, so many times, then let it finish.
+
+    Returns how many signals hit.
+    """
     hits = 0
     for i in range(kills):
         pid = start('disturbed', i % 2, log)
@@ -100,7 +105,7 @@ def disturb(kills, number, rng, log):
 
 
 def same(name):
-    """Whether the two experiments left the same file."""
+    """Return whether the two experiments left the same file."""
     return (Path('undisturbed') / name).read_bytes() == (Path('disturbed') / name).read_bytes()
 
 
@@ -108,13 +113,15 @@ def main():
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--kills', type=int, default=8)
-    parser.add_argument('--signal', default='SIGKILL', choices=['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGUSR1'])
+    parser.add_argument('--signal', default='SIGKILL',
+                        choices=['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGUSR1'])
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         make_data(Path(folder))
-        assert finish(start('undisturbed', 0, 'undisturbed.log')) == 0, Path('undisturbed.log').read_text()
+        code = finish(start('undisturbed', 0, 'undisturbed.log'))
+        assert code == 0, Path('undisturbed.log').read_text()
         hits, rounds = 0, 0
         while hits < args.kills:  # a run that ends before its last signal is followed by another
             rng = np.random.default_rng((args.seed, rounds))
@@ -122,11 +129,13 @@ def main():
             hits += disturb(args.kills - hits, signal.Signals[args.signal], rng, 'disturbed.log')
             text = Path('disturbed.log').read_text()
             assert Path('disturbed/finished').exists(), text
-            assert all(map(same, ('result.csv', 'wa_result.csv', 'models/audio_model_wa.pth',
-                                  'models/best_audio_model.pth'))), 'the disturbed run differs'
+            assert all(map(same, ('result.csv', 'metrics.csv', 'wa_result.csv',
+                                  'models/audio_model_wa.pth', 'models/best_audio_model.pth'))), (
+                'the disturbed run differs')
             steps = re.findall(r'epoch (\d+) of \d+, step (\d+) of', text)
             if args.signal != 'SIGKILL':
-                assert len(steps) == len(set(steps)) == STEPS * EPOCHS, 'a step was done twice, or not at all'
+                assert len(steps) == len(set(steps)) == STEPS * EPOCHS, (
+                    'a step was done twice, or not at all')
             rounds += 1
             os.rename('disturbed', f'disturbed{rounds}')
         print(f'{hits} times {args.signal} in {rounds} runs: identical to the undisturbed run')

@@ -33,7 +33,7 @@ class LinearModel(nn.Module):
 
 
 class Samples(Dataset):
-    """Random spectrograms whose labels a linear model can learn, addressed as AudiosetDataset is."""
+    """Random spectrograms whose labels a linear model can learn. Its keys are AudiosetDataset's."""
 
     def __init__(self, count, seed=0):
         generator = torch.Generator().manual_seed(seed)

@@ -16,28 +16,32 @@ from traintest import Evaluation, Run, validate
 from utilities.stats import calculate_stats, summarise
 
 CLASS_NAMES = ['dog', 'cat', 'rain', 'siren', 'wind', 'train', 'crow', 'clock']
-DESCRIPTION = {'dataset': 'a test', 'labels': {'mids': CLASS_NAMES, 'names': CLASS_NAMES}, 'mean': -4.2, 'std': 4.5}
+DESCRIPTION = {'dataset': 'a test', 'labels': {'mids': CLASS_NAMES, 'names': CLASS_NAMES},
+               'mean': -4.2, 'std': 4.5}
 
 
 def start(model, exp_dir, chosen, data=None):
-    """A Run of a model on (training, validation) loaders."""
+    """Return a Run of a model on (training, validation) loaders."""
     chosen.exp_dir = exp_dir
     return Run(model, CPU, *(data or loaders()), chosen, DESCRIPTION, Interrupt())
 
 
-@pytest.mark.parametrize('loss, plain', [('BCE', F.binary_cross_entropy_with_logits), ('CE', F.cross_entropy)])
+@pytest.mark.parametrize('loss, plain', [('BCE', F.binary_cross_entropy_with_logits),
+                                         ('CE', F.cross_entropy)])
 def test_the_validation_loss_is_that_of_all_logits_at_once(loss, plain):
     model, data = LinearModel(), Samples(10)
     evaluation = validate(model, DataLoader(data, batch_size=4), CPU, loss)
     with torch.no_grad():
-        assert evaluation.loss == pytest.approx(float(plain(model(data.fbanks), data.labels)), rel=1e-5)
+        expected = plain(model(data.fbanks), data.labels)
+    assert evaluation.loss == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize('loss', ['BCE', 'CE'])
 def test_predictions_are_sigmoids_in_the_order_of_the_data(loss):
     model, data = LinearModel(), Samples(10)
     evaluation = validate(model, DataLoader(data, batch_size=4), CPU, loss)
-    np.testing.assert_allclose(evaluation.predictions, model(data.fbanks).sigmoid().detach(), atol=1e-6)
+    expected = model(data.fbanks).sigmoid().detach()
+    np.testing.assert_allclose(evaluation.predictions, expected, atol=1e-6)
     assert np.array_equal(evaluation.targets, data.labels)
 
 
@@ -60,7 +64,10 @@ def test_validation_that_gives_no_numbers_stops_the_run(tmp_path):
 
 @pytest.fixture
 def trained(tmp_path):
-    """Train the linear model for three epochs; returns the Run, the model, the Results and the model folder."""
+    """Train the linear model for three epochs.
+
+    Returns the Run, the model, the Results and the folder of models.
+    """
     def run(**changes):
         chosen, model = settings(n_epochs=3, **changes), LinearModel()
         this_run = start(model, tmp_path, chosen)
@@ -70,19 +77,20 @@ def trained(tmp_path):
 
 
 def names(folder):
-    """The files in a folder."""
+    """Return the names of the files in a folder."""
     return {path.name for path in folder.iterdir()}
 
 
 def pairs(*stems):
-    """The names of models and of the descriptions beside them."""
+    """Return the names of models and of the descriptions beside them."""
     return {f'{stem}.{suffix}' for stem in stems for suffix in ('pth', 'json')}
 
 
 @pytest.mark.parametrize('changes, stems', [
     ({}, ['best_audio_model']),
     ({'save_model': True}, ['best_audio_model', 'audio_model.1', 'audio_model.2', 'audio_model.3']),
-    ({'wa': True, 'wa_start': 2, 'wa_end': 3}, ['best_audio_model', 'audio_model.2', 'audio_model.3'])],
+    ({'wa': True, 'wa_start': 2, 'wa_end': 3},
+     ['best_audio_model', 'audio_model.2', 'audio_model.3'])],
     ids=['neither', 'save_model', 'wa'])
 def test_only_the_models_that_somebody_needs_are_kept(trained, changes, stems):
     *_, folder = trained(**changes)
@@ -91,20 +99,22 @@ def test_only_the_models_that_somebody_needs_are_kept(trained, changes, stems):
 
 def test_the_best_model_is_that_of_the_best_epoch(trained):
     *_, results, folder = trained(save_model=True)
-    best, kept = (read_state_dict(folder / name) for name in ('best_audio_model.pth',
-                                                              f'audio_model.{results.best_epoch}.pth'))
-    assert results.best_epoch == 1 + int(np.argmax([row[0] for row in results.rows]))
+    best = read_state_dict(folder / 'best_audio_model.pth')
+    kept = read_state_dict(folder / f'audio_model.{results.best_epoch}.pth')
+    assert results.best_epoch == 1 + int(np.argmax([row.metric for row in results.rows]))
     assert all(torch.equal(best[name], kept[name]) for name in kept)
 
 
 def test_a_worse_epoch_does_not_replace_the_best_model(tmp_path, monkeypatch):
     targets = Samples(12).labels.numpy()
     guess, right, wrong = np.full_like(targets, 0.5), targets, 1 - targets
-    evaluations = iter(Evaluation(predictions, targets, 0.5) for predictions in (guess, right, wrong))
+    evaluations = iter([Evaluation(predictions, targets, 0.5)
+                        for predictions in (guess, right, wrong)])
     monkeypatch.setattr('traintest.validate', lambda *_: next(evaluations))
     start(LinearModel(), tmp_path, settings(n_epochs=3, save_model=True)).train()
     folder = tmp_path / 'models'
-    best, second = read_state_dict(folder / 'best_audio_model.pth'), read_state_dict(folder / 'audio_model.2.pth')
+    best = read_state_dict(folder / 'best_audio_model.pth')
+    second = read_state_dict(folder / 'audio_model.2.pth')
     assert all(torch.equal(best[name], second[name]) for name in second)
 
 
@@ -112,13 +122,15 @@ def test_models_are_saved_in_the_published_layout_and_described(trained):
     *_, folder = trained()
     state = torch.load(folder / 'best_audio_model.pth', weights_only=True)
     assert set(state) == {'module.layer.weight', 'module.layer.bias'}
-    assert json.loads((folder / 'best_audio_model.json').read_text()) == {'input_tdim': FRAMES, **DESCRIPTION}
+    description = json.loads((folder / 'best_audio_model.json').read_text())
+    assert description == {'input_tdim': FRAMES, **DESCRIPTION}
 
 
 def test_the_averaged_model_is_the_plain_mean(trained, tmp_path):
     this_run, *_, folder = trained(save_model=True, wa=True, wa_start=2, wa_end=3)
     this_run.average_weights()
-    second, third, averaged = (read_state_dict(folder / f'audio_model{name}.pth') for name in ('.2', '.3', '_wa'))
+    second, third, averaged = (read_state_dict(folder / f'audio_model{name}.pth')
+                               for name in ('.2', '.3', '_wa'))
     for name in averaged:
         torch.testing.assert_close(averaged[name], (second[name] + third[name]) / 2)
     assert not torch.equal(second['layer.weight'], third['layer.weight'])
@@ -137,8 +149,10 @@ def test_the_averaged_model_is_evaluated(trained, tmp_path):
 
 @pytest.mark.parametrize('save_model, stems', [
     (False, ['best_audio_model', 'audio_model_wa']),
-    (True, ['best_audio_model', 'audio_model_wa', 'audio_model.1', 'audio_model.2', 'audio_model.3'])])
-def test_a_finished_run_removes_the_epochs_models_unless_save_model_keeps_them(trained, tmp_path, save_model, stems):
+    (True, ['best_audio_model', 'audio_model_wa', 'audio_model.1', 'audio_model.2',
+            'audio_model.3'])])
+def test_a_finished_run_removes_the_epochs_models_unless_save_model_keeps_them(
+        trained, tmp_path, save_model, stems):
     this_run, *_, folder = trained(save_model=save_model, wa=True, wa_start=1, wa_end=3)
     this_run.average_weights()
     this_run.finish()

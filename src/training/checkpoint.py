@@ -82,7 +82,7 @@ class Checkpoint:
             for name, part in self.parts.items():
                 if name in state or name not in LATER_PARTS:
                     part.load_state_dict(state[name])
-        except Exception as error:  # a state of something else makes the parts raise nearly anything
+        except Exception as error:  # with the state of something else, parts raise nearly anything
             if out_of_memory(error):
                 raise  # no reason to start again
             raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '

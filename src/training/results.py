@@ -169,7 +169,7 @@ class Results:
 
     @main_process_only
     def write_average(self, evaluation: Evaluation, epochs: range) -> None:
-        """Write wa_result.csv, and log it: the evaluation of the average of some epochs' weights."""
+        """Write wa_result.csv, and log it: how good the average of some epochs' weights is."""
         result = evaluation.summary()
         write_rows(self.exp_dir / 'wa_result.csv', [
             result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
@@ -206,7 +206,7 @@ class Results:
 
     @main_process_only
     def require_samples(self, samples: int) -> None:
-        """Raise CheckpointError if the epochs so far were evaluated on another number of samples."""
+        """Raise CheckpointError if the epochs so far were evaluated on more or fewer samples."""
         if self.rows and len(self.predictions_sum) != samples:
             raise CheckpointError(f'{self.exp_dir}: its epochs so far were evaluated on '
                                   f'{len(self.predictions_sum)} samples, but the validation set '
@@ -261,7 +261,9 @@ def read_rows(path: Path) -> np.ndarray:
 
 def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
     """Write a metrics.csv: a header, and a row for each epoch."""
-    write_table(path, list(rows[0]), [[f'{value:.10g}' for value in row.values()] for row in rows])
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_table(path, names, [[f'{row.get(name, math.nan):.10g}' for name in names]
+                              for row in rows])
 
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:

@@ -42,7 +42,7 @@ class Schedule:
                 optimizer, 'max', factor=settings.lrscheduler_decay, patience=settings.lr_patience)
 
     def rate_at(self, step: int) -> float:
-        """Return the rate of a step of the epoch under way. Steps count from 0 in the first epoch."""
+        """Return the rate of a step of the epoch under way. The first step of the run is 0."""
         warmup = min(1.0, step / WARMUP_STEPS) if self.settings.warmup else 1.0
         return self.settings.lr * self.decay * warmup
 
@@ -65,11 +65,12 @@ class Schedule:
             epoch: the one that ends, from 1.
             metric: its main metric.
         """
-        s = self.settings
         if self.plateau:
             self._decay_on_plateau(self.plateau, metric)
-        elif epoch >= s.lrscheduler_start and (epoch - s.lrscheduler_start) % s.lrscheduler_step == 0:
-            self.decay *= s.lrscheduler_decay
+            return
+        epochs_since_start = epoch - self.settings.lrscheduler_start
+        if epochs_since_start >= 0 and epochs_since_start % self.settings.lrscheduler_step == 0:
+            self.decay *= self.settings.lrscheduler_decay
 
     def _decay_on_plateau(self, plateau, metric):
         # PyTorch's plateau changes the rates that it finds in the optimizer: here, the decay.

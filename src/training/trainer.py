@@ -213,8 +213,9 @@ def draw_patchout(grid: tuple[int, int], dropped: tuple[int, int], seed: int,
 
 
 def warn_of_waiting(batches: TimedBatches, loader, title: str) -> None:
-    """Log a warning if training waited for data for a large part of an epoch."""
+    """Log a warning if training waited for data during much of an epoch."""
     if batches.seconds >= WAITING_SECONDS and batches.share >= WAITING_SHARE:
-        logger.warning('%s: training waited for data for %.0f %% of the time, with %d data workers; '
-                       'more cores and --num_workers, files on a local disk, 16 kHz WAV or FLAC help',
-                       title, 100 * batches.share, loader.num_workers)
+        logger.warning(
+            '%s: training waited for data for %.0f %% of the time, with %d data workers; more '
+            'cores and --num_workers, files on a local disk, 16 kHz WAV or FLAC help', title,
+            100 * batches.share, loader.num_workers)

@@ -1,4 +1,4 @@
-"""The checkpoint of a run under way, from anywhere: code in it is not run, and what cannot be used is named."""
+"""The checkpoint of a run: code in it is not run, and a file that cannot be used is named."""
 import os
 import pickle
 
@@ -38,7 +38,7 @@ def checkpoint(tmp_path):
 
 
 def refused(checkpoint):
-    """The message with which a checkpoint is refused."""
+    """Return the message with which a checkpoint is refused."""
     with pytest.raises(CheckpointError) as error:
         checkpoint.restore()
     return str(error.value)
@@ -52,25 +52,30 @@ def test_what_was_saved_is_restored(checkpoint, tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore:.*pickle')
-@pytest.mark.parametrize('write', [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state, 2))],
-                         ids=['torch', 'pickle'])
+@pytest.mark.parametrize('write', [
+    torch.save, lambda state, path: path.write_bytes(pickle.dumps(state, 2))],
+    ids=['torch', 'pickle'])
 def test_code_in_a_checkpoint_to_go_on_from_is_named_and_not_run(write, checkpoint, tmp_path):
-    write({'part': {'numbers': [0, 0]}, 'extra': Code(f'touch {tmp_path / "trace"}')}, checkpoint.path)
+    code = Code(f'touch {tmp_path / "trace"}')
+    write({'part': {'numbers': [0, 0]}, 'extra': code}, checkpoint.path)
     said = refused(checkpoint)
-    assert f'cannot go on from {checkpoint.path}: it holds code ({os.name}.system), which was not run' in said
+    reason = f'it holds code ({os.name}.system), which was not run'
+    assert f'cannot go on from {checkpoint.path}: {reason}' in said
     assert '--resume none starts again' in said and 'weights_only' not in said
     assert os.listdir(tmp_path) == ['checkpoint.pth']
 
 
-@pytest.mark.parametrize('state', [[], 3, {}, {'part': 3}, {'part': None}, {'part': {'numbers': 'text'}},
-                                   {'part': {'numbers': torch.zeros(3)}}], ids=str)
+@pytest.mark.parametrize('state', [
+    [], 3, {}, {'part': 3}, {'part': None}, {'part': {'numbers': 'text'}},
+    {'part': {'numbers': torch.zeros(3)}}], ids=str)
 def test_a_checkpoint_of_something_else_is_refused_by_name(state, checkpoint):
     torch.save(state, checkpoint.path)
     assert f'cannot go on from {checkpoint.path}: ' in refused(checkpoint)
 
 
 @pytest.mark.filterwarnings('ignore:.*pickle')
-@pytest.mark.parametrize('content', [b'', b'\x80\x02', b'PK\3\4', b'text', bytes(100), np.ones(3).tobytes()])
+@pytest.mark.parametrize('content', [b'', b'\x80\x02', b'PK\3\4', b'text', bytes(100),
+                                     np.ones(3).tobytes()])
 def test_a_broken_checkpoint_is_refused_by_name(content, checkpoint):
     checkpoint.path.write_bytes(content)
     assert f'cannot go on from {checkpoint.path}: ' in refused(checkpoint)

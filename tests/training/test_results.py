@@ -12,6 +12,7 @@ from training.results import (
     write_array,
     write_confusion,
     write_figure,
+    write_metrics,
     write_rows,
 )
 from traintest import Evaluation
@@ -25,17 +26,20 @@ EPOCHS = 3
 
 @pytest.fixture(scope='module')
 def evaluations():
-    """Evaluations of three epochs, the second the best."""
+    """Make evaluations of three epochs, the second the best."""
     predictions, targets = golden.stats_case(1, 60, 4, 0.3)
     targets[~targets.any(axis=1), 0] = 1
     noise = np.random.default_rng(0).random((EPOCHS, *predictions.shape))
-    return [Evaluation(((1 - share) * predictions + share * other).astype(np.float32), targets.astype(np.float32), loss)
-            for share, other, loss in zip((0.9, 0.0, 0.7), noise, (0.6, 0.5, 0.55))]
+    found = []
+    for share, other, loss in zip((0.9, 0.0, 0.7), noise, (0.6, 0.5, 0.55)):
+        mixed = (1 - share) * predictions + share * other
+        found.append(Evaluation(mixed.astype(np.float32), targets.astype(np.float32), loss))
+    return found
 
 
 @pytest.fixture(scope='module', params=['mAP', 'acc'])
 def finished(request, tmp_path_factory, evaluations):
-    """The Results of the three epochs under a main metric."""
+    """Return the Results of the three epochs under a main metric."""
     results = Results(tmp_path_factory.mktemp('runs') / 'exp', request.param, 'my run')
     for epoch, evaluation in enumerate(evaluations, start=1):
         results.add(1 / epoch, evaluation, 1e-5 / epoch)
@@ -50,8 +54,9 @@ def test_result_csv_has_a_row_an_epoch_in_the_published_order(finished, evaluati
         single = summarise(calculate_stats(evaluation.predictions, evaluation.targets))
         ensemble = ensemble + evaluation.predictions.astype(np.float64)
         cum = summarise(calculate_stats(ensemble / epoch, evaluation.targets))
-        rows.append([getattr(single, metric), single.mAUC, single.precision, single.recall, single.d_prime, 1 / epoch,
-                     evaluation.loss, getattr(cum, metric), cum.mAUC, 1e-5 / epoch])
+        rows.append([getattr(single, metric), single.mAUC, single.precision, single.recall,
+                     single.d_prime, 1 / epoch, evaluation.loss, getattr(cum, metric), cum.mAUC,
+                     1e-5 / epoch])
     np.testing.assert_allclose(table, rows, rtol=1e-9)
     assert table.shape == (EPOCHS, len(result_columns(metric)))
 
@@ -85,13 +90,15 @@ def test_results_that_go_on_leave_the_files_of_results_that_did_not_stop(tmp_pat
                 results = Results(tmp_path / name, 'mAP', 'my run')
                 results.load_state_dict(state)
     for name in ('result.csv', 'metrics.csv', 'predictions/cum_predictions.npy'):
-        assert (tmp_path / 'straight' / name).read_bytes() == (tmp_path / 'stopped' / name).read_bytes()
+        straight, stopped = tmp_path / 'straight' / name, tmp_path / 'stopped' / name
+        assert straight.read_bytes() == stopped.read_bytes()
 
 
 @pytest.mark.parametrize('metric', ['mAP', 'acc'])
 def test_the_columns_have_the_published_names(metric):
-    assert result_columns(metric) == (metric, 'mAUC', 'precision', 'recall', 'd_prime', 'train_loss', 'valid_loss',
-                                      f'cum_{metric}', 'cum_mAUC', 'lr')
+    assert result_columns(metric) == (
+        metric, 'mAUC', 'precision', 'recall', 'd_prime', 'train_loss', 'valid_loss',
+        f'cum_{metric}', 'cum_mAUC', 'lr')
 
 
 def test_the_files_are_up_to_date_after_every_epoch(tmp_path, evaluations):
@@ -105,9 +112,11 @@ def test_the_files_are_up_to_date_after_every_epoch(tmp_path, evaluations):
 def test_predictions_are_kept_as_npy(finished, evaluations):
     folder = finished.exp_dir / 'predictions'
     kept = {path.name: np.load(path) for path in folder.iterdir()}
-    assert set(kept) == {'target.npy', 'cum_predictions.npy', *(f'predictions_{n}.npy' for n in (1, 2, 3))}
+    assert set(kept) == {'target.npy', 'cum_predictions.npy', 'predictions_1.npy',
+                         'predictions_2.npy', 'predictions_3.npy'}
     assert np.array_equal(kept['target.npy'], evaluations[0].targets)
-    assert all(np.array_equal(kept[f'predictions_{n}.npy'], evaluations[n - 1].predictions) for n in (1, 2, 3))
+    for epoch, evaluation in enumerate(evaluations, start=1):
+        assert np.array_equal(kept[f'predictions_{epoch}.npy'], evaluation.predictions)
     mean = np.mean([evaluation.predictions for evaluation in evaluations], axis=0)
     np.testing.assert_allclose(kept['cum_predictions.npy'], mean, rtol=1e-6)
 
@@ -131,6 +140,8 @@ def test_an_epoch_without_a_metric_is_not_the_best(tmp_path, evaluations):
     results.write()
     assert results.best_epoch == 2
     assert np.isnan(np.loadtxt(tmp_path / 'result.csv', delimiter=',')[0, 0])
+    lines = (tmp_path / 'metrics.csv').read_text().split('\n')
+    assert lines[:2] == ['epoch,classes without positives,macro F1', '1,4,nan']
 
 
 def test_add_returns_the_epochs_metrics_and_the_ensembles(tmp_path, evaluations):
@@ -151,8 +162,9 @@ def test_a_flat_list_becomes_one_number_a_line(tmp_path):
     assert (tmp_path / 'wa_result.csv').read_text() == '0.4593\n0.97\n1e-07\n'
 
 
-@pytest.mark.parametrize('write, value', [(write_rows, [['text']]), (write_json, {1j}), (write_array, None),
-                                          (write_figure, None)])
+@pytest.mark.parametrize('write, value', [
+    (write_rows, [['text']]), (write_json, {1j}), (write_array, None), (write_figure, None),
+    (write_metrics, [{'epoch': 'text'}])])
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, write, value, monkeypatch):
     path = tmp_path / 'file'
     path.write_text('old')
@@ -195,7 +207,8 @@ def test_a_class_whose_name_no_font_has_is_drawn_by_its_number(tmp_path, monkeyp
     assert '\U0003fffd' in (tmp_path / 'class_accuracy.csv').read_text(encoding='utf-8')
 
 
-@pytest.mark.parametrize('text', ['', '\n', '0.5,0.5\n', '0.5,' * 9 + 'half\n', '0.1,' * 9 + '0.1\n0.1,0.2\n', '\xff'])
+@pytest.mark.parametrize('text', ['', '\n', '0.5,0.5\n', '0.5,' * 9 + 'half\n',
+                                  '0.1,' * 9 + '0.1\n0.1,0.2\n', '\xff'])
 def test_a_damaged_result_csv_is_named(tmp_path, text):
     (tmp_path / 'result.csv').write_text(text, encoding='latin-1')
     with pytest.raises(DataError, match='cannot read .*result.csv: .') as error:

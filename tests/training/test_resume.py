@@ -1,6 +1,7 @@
 """Runs that are stopped, killed or fail, and go on."""
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,10 @@ from training.errors import TrainingError, explained
 from training.interrupt import Interrupt
 from training.loaders import end_workers, make_loader
 
-BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 --dataset demo '
-        '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
-        '--batch_size 4 --lr 1e-4 --num_workers 0 --device cpu --save_model True').split()
+BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 '
+        '--dataset demo --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 '
+        '--model_size tiny224 --imagenet_pretrain False --batch_size 4 --lr 1e-4 --num_workers 0 '
+        '--device cpu --save_model True').split()
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def folder(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     """Work in a folder of eight recordings of two classes."""
     monkeypatch.chdir(tmp_path)
     make_labels(2)
-    clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 2), seconds=0.4, seed=i), f'/m/{i % 2}') for i in range(8)]
+    clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 2), seconds=0.4, seed=i), f'/m/{i % 2}')
+             for i in range(8)]
     make_datafile(clips, 'train.json')
     make_datafile(clips, 'val.json')
     return tmp_path
@@ -37,8 +40,39 @@ def start(*options):
     run.main([*BASE, *options])
 
 
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+    """A folder for the experiments that several tests begin with."""
+    return tmp_path_factory.mktemp('kept')
+
+
+@pytest.fixture
+def train(folder, kept):
+    """Train an experiment of so many epochs. What a test before has trained is copied."""
+    def make(exp_dir, epochs):
+        if not (kept / exp_dir).exists():
+            start('--exp_dir', exp_dir, '--n_epochs', str(epochs))
+            shutil.copytree(exp_dir, kept / exp_dir)
+        elif not (folder / exp_dir).exists():
+            shutil.copytree(kept / exp_dir, exp_dir)
+        return folder / exp_dir
+    return make
+
+
+@pytest.fixture
+def straight(train):
+    """The folder of an experiment of two epochs that was never stopped."""
+    return train('straight', 2)
+
+
+@pytest.fixture
+def exp_dir(train):
+    """The folder of an experiment of one epoch."""
+    return train('exp', 1)
+
+
 def stopped(capsys, *options):
-    """Run an experiment that must stop with a mistake; returns what it says."""
+    """Run an experiment that must stop with a mistake; return what it says."""
     with pytest.raises(SystemExit) as stop:
         start(*options)
     assert 'Traceback' not in capsys.readouterr().err
@@ -47,61 +81,62 @@ def stopped(capsys, *options):
 
 @pytest.mark.parametrize('number, kills', [('SIGKILL', 8), ('SIGTERM', 4)])
 def test_a_run_that_is_stopped_at_random_moments_ends_as_if_undisturbed(root, number, kills):
-    done = subprocess.run([sys.executable, root / 'tests' / 'kill_and_resume.py', '--kills', str(kills),
-                           '--signal', number], capture_output=True, text=True)
+    script = root / 'tests' / 'kill_and_resume.py'
+    done = subprocess.run([sys.executable, script, '--kills', str(kills), '--signal', number],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'identical' in done.stdout
 
 
-def test_more_epochs_extend_a_run_as_if_it_had_been_longer(folder):
-    start('--exp_dir', 'straight', '--n_epochs', '2')
-    start('--exp_dir', 'extended', '--n_epochs', '1')
-    start('--exp_dir', 'extended', '--n_epochs', '2')
-    for name in ('result.csv', 'metrics.csv', 'models/best_audio_model.pth', 'models/audio_model.2.pth'):
-        assert (folder / 'straight' / name).read_bytes() == (folder / 'extended' / name).read_bytes()
+def test_more_epochs_extend_a_run_as_if_it_had_been_longer(straight, exp_dir):
+    start('--exp_dir', 'exp', '--n_epochs', '2')
+    for name in ('result.csv', 'metrics.csv', 'models/best_audio_model.pth',
+                 'models/audio_model.2.pth'):
+        assert (straight / name).read_bytes() == (exp_dir / name).read_bytes()
 
 
 def test_a_run_that_kept_no_checkpoint_says_why_it_cannot_be_extended(folder, capsys):
     start('--exp_dir', 'exp', '--n_epochs', '1', '--save_model', 'False')
     assert not (folder / 'exp' / 'checkpoint.pth').exists()
-    assert '--save_model True' in stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--save_model', 'False')
+    said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--save_model', 'False')
+    assert '--save_model True' in said
 
 
-def test_a_full_disk_stops_the_run_and_the_checkpoint_before_still_resumes(folder, root):
-    start('--exp_dir', 'straight', '--n_epochs', '2')
-    start('--exp_dir', 'exp', '--n_epochs', '1')
-    checkpoint = folder / 'exp' / 'checkpoint.pth'
+def test_a_full_disk_stops_the_run_and_the_checkpoint_before_still_resumes(straight, exp_dir, root):
+    checkpoint = exp_dir / 'checkpoint.pth'
     before = checkpoint.read_bytes()
     limit = len(before) // 2
-    done = subprocess.run([sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--n_epochs', '2'],
-                          capture_output=True, text=True,
-                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    done = subprocess.run(
+        [sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--n_epochs', '2'],
+        capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert done.returncode == 1 and 'Traceback' not in done.stderr
-    assert f'cannot write {checkpoint.relative_to(folder)}' in done.stderr and 'disk full' in done.stderr
+    assert 'cannot write exp/checkpoint.pth' in done.stderr and 'disk full' in done.stderr
     assert checkpoint.read_bytes() == before
     start('--exp_dir', 'exp', '--n_epochs', '2')
-    assert (folder / 'exp' / 'result.csv').read_bytes() == (folder / 'straight' / 'result.csv').read_bytes()
+    assert (exp_dir / 'result.csv').read_bytes() == (straight / 'result.csv').read_bytes()
 
 
 @pytest.mark.parametrize('broken', ['checkpoint.pth', 'predictions/predictions_1.npy'])
-def test_a_broken_checkpoint_says_what_to_do(folder, capsys, broken):
-    start('--exp_dir', 'exp', '--n_epochs', '1')
-    (folder / 'exp' / broken).write_bytes(b'half')
+def test_a_broken_checkpoint_says_what_to_do(exp_dir, capsys, broken):
+    (exp_dir / broken).write_bytes(b'half')
     said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2')
     assert 'cannot go on from exp/checkpoint.pth' in said and '--resume none' in said
 
 
 def test_a_signal_to_the_whole_job_with_data_workers_exits_with_75(folder, root):
     process = subprocess.Popen(
-        [sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--n_epochs', '500', '--num_workers', '2',
-         '--n_print_steps', '1'], stderr=subprocess.PIPE, text=True, start_new_session=True)
+        [sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--n_epochs', '500',
+         '--num_workers', '2', '--n_print_steps', '1'],
+        stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in process.stderr:
         if 'step 1 of' in line:
             os.killpg(process.pid, signal.SIGTERM)
             break
     said = process.stderr.read()
     assert process.wait() == 75 and 'Traceback' not in said
-    assert (folder / 'exp' / 'interrupted').exists() and (folder / 'exp' / 'checkpoint.pth').exists()
+    assert (folder / 'exp' / 'interrupted').exists()
+    assert (folder / 'exp' / 'checkpoint.pth').exists()
 
 
 def test_a_read_only_data_directory_works(folder, root, tmp_path):
@@ -113,8 +148,9 @@ def test_a_read_only_data_directory_works(folder, root, tmp_path):
     plain = ['setpriv', '--bounding-set=-dac_override'] if os.geteuid() == 0 else []
     try:
         assert subprocess.run([*plain, 'touch', 'new'], capture_output=True).returncode
-        done = subprocess.run([*plain, sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'out/exp'],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [*plain, sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'out/exp'],
+            capture_output=True, text=True)
     finally:
         folder.chmod(0o755)
     assert done.returncode == 0, done.stderr
@@ -128,24 +164,24 @@ def test_a_second_process_on_the_same_exp_dir_is_refused(folder, capsys):
     assert (folder / 'exp' / 'finished').exists()
 
 
-def test_changed_settings_are_named_and_forced(folder, capsys):
-    start('--exp_dir', 'exp', '--n_epochs', '1')
-    assert '--lr 0.0001 -> 0.0002' in stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--lr', '2e-4')
+def test_changed_settings_are_named_and_forced(exp_dir, capsys):
+    said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--lr', '2e-4')
+    assert '--lr 0.0001 -> 0.0002' in said
     start('--exp_dir', 'exp', '--n_epochs', '2', '--lr', '2e-4', '--force')
-    assert np.loadtxt(folder / 'exp' / 'result.csv', delimiter=',').shape == (2, 10)
+    assert np.loadtxt(exp_dir / 'result.csv', delimiter=',').shape == (2, 10)
 
 
-def test_resume_none_starts_again(folder):
-    start('--exp_dir', 'exp', '--n_epochs', '1')
+def test_resume_none_starts_again(exp_dir):
     start('--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4', '--resume', 'none')
-    assert np.loadtxt(folder / 'exp' / 'result.csv', delimiter=',')[-1] == pytest.approx(2e-4)
+    assert np.loadtxt(exp_dir / 'result.csv', delimiter=',')[-1] == pytest.approx(2e-4)
 
 
 def test_activations_may_be_recomputed_without_changing_the_result(folder):
-    start('--exp_dir', 'kept', '--amp', 'off')
+    start('--exp_dir', 'stored', '--amp', 'off')
     start('--exp_dir', 'recomputed', '--amp', 'off', '--grad_checkpointing', 'True')
-    kept, recomputed = (np.loadtxt(folder / name / 'result.csv', delimiter=',') for name in ('kept', 'recomputed'))
-    assert recomputed == pytest.approx(kept, rel=1e-4)
+    stored, recomputed = (np.loadtxt(folder / name / 'result.csv', delimiter=',')
+                          for name in ('stored', 'recomputed'))
+    assert recomputed == pytest.approx(stored, rel=1e-4)
 
 
 class Deadly(Dataset):
@@ -165,34 +201,40 @@ def test_a_worker_that_was_killed_is_explained():
 
 
 def test_a_gpu_out_of_memory_is_explained():
-    with pytest.raises(TrainingError, match='--batch_size.*--grad_accum.*--grad_checkpointing'), explained():
+    advice = '--batch_size.*--grad_accum.*--grad_checkpointing'
+    with pytest.raises(TrainingError, match=advice), explained():
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
 
 
-def test_an_experiment_is_not_forgotten_for_one_that_cannot_start(folder, capsys):
-    start('--exp_dir', 'exp', '--n_epochs', '1')
+def test_an_experiment_is_not_forgotten_for_one_that_cannot_start(exp_dir, capsys):
     stopped(capsys, '--exp_dir', 'exp', '--resume', 'none', '--data_train', 'nowhere.json')
-    assert (folder / 'exp' / 'result.csv').exists() and (folder / 'exp' / 'models' / 'best_audio_model.pth').exists()
+    assert (exp_dir / 'result.csv').exists()
+    assert (exp_dir / 'models' / 'best_audio_model.pth').exists()
 
 
-def test_another_number_of_validation_samples_is_refused_before_training(folder, capsys, make_datafile):
-    start('--exp_dir', 'exp', '--n_epochs', '1')
-    make_datafile([(folder / f'{i}.wav', f'/m/{i % 2}') for i in range(4)], 'val.json')
+def test_another_number_of_validation_samples_is_refused_before_training(exp_dir, capsys,
+                                                                         make_datafile):
+    clips = [(exp_dir.parent / f'{i}.wav', f'/m/{i % 2}') for i in range(4)]
+    make_datafile(clips, 'val.json')
     said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2')
     assert 'evaluated on 8 samples, but the validation set has 4' in said
 
 
 def test_a_gpu_that_fails_is_explained_and_a_bug_is_not():
-    AcceleratorError = type('AcceleratorError', (RuntimeError,), {})  # torch 2.6 has none of its own
-    with pytest.raises(TrainingError, match='the GPU failed .*ECC.*training goes on from its checkpoint'), explained():
-        raise AcceleratorError('CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ...')
+    AcceleratorError = type('AcceleratorError', (RuntimeError,), {})  # torch 2.6 has no such class
+    sentence = 'the GPU failed .*ECC.*training goes on from its checkpoint'
+    with pytest.raises(TrainingError, match=sentence), explained():
+        raise AcceleratorError('CUDA error: uncorrectable ECC error encountered\n'
+                               'CUDA kernel errors might be ...')
     with pytest.raises(AcceleratorError, match='device-side assert'), explained():
         raise AcceleratorError('CUDA error: device-side assert triggered')
 
 
 def test_a_missing_compiler_is_explained():
-    with pytest.raises(TrainingError, match=r'needs a C\+\+ compiler.*apt-get install g'), explained():
-        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx")
+    sentence = r'needs a C\+\+ compiler.*apt-get install g'
+    with pytest.raises(TrainingError, match=sentence), explained():
+        raise RuntimeError('InvalidCxxCompiler: No working C++ compiler found in '
+                           'torch._inductor.config.cpp.cxx')
 
 
 def test_a_pinning_thread_that_ended_is_explained():

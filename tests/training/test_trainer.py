@@ -18,7 +18,7 @@ from utilities.parallel import one_thread
 
 
 def update(count=7, **changes):
-    """The change of each parameter in one step on a batch of `count`, and the step's loss."""
+    """Return how one step on a batch of `count` changes each parameter, and the step's loss."""
     model, data = LinearModel(), Samples(count)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     loss = Trainer(model, CPU, settings(**changes)).step(data.fbanks, data.labels)
@@ -28,7 +28,8 @@ def update(count=7, **changes):
 @pytest.mark.parametrize('loss', ['BCE', 'CE'])
 def test_eight_clips_are_learned_by_heart(loss):
     torch.manual_seed(0)
-    model = ASTModel(8, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
+    model = ASTModel(8, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224',
+                     verbose=False)
     fbanks, labels = golden.spectrogram('eight clips', 8, 32, 32), torch.eye(8)
     trainer = Trainer(model, CPU, settings(optim='adam', lr=2e-4, loss=loss, lrscheduler_start=100))
     with one_thread():  # quicker for a model of this size, by far on a busy machine
@@ -83,7 +84,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value, n_prin
 @pytest.mark.parametrize('pieces', [2, 3, 7, 100])
 @pytest.mark.parametrize('loss', ['BCE', 'CE'])
 def test_a_batch_in_pieces_gives_the_same_update_and_loss(loss, pieces):
-    (whole, whole_loss), (parts, parts_loss) = update(loss=loss), update(loss=loss, grad_accum=pieces)
+    whole, whole_loss = update(loss=loss)
+    parts, parts_loss = update(loss=loss, grad_accum=pieces)
     for one, other in zip(whole, parts):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
     assert parts_loss == pytest.approx(whole_loss, rel=1e-5)
@@ -99,7 +101,8 @@ def test_a_batch_in_pieces_reaches_the_model_in_pieces():
 
 def test_the_gradient_is_clipped_to_its_largest_norm():
     (free, _), (clipped, _) = update(lr=1.0), update(lr=1.0, clip_grad=0.01)
-    norms = [float(torch.cat([change.flatten() for change in changes]).norm()) for changes in (free, clipped)]
+    norms = [float(torch.cat([change.flatten() for change in changes]).norm())
+             for changes in (free, clipped)]
     assert norms[0] > 0.1
     assert norms[1] == pytest.approx(0.01, rel=1e-3)
 
@@ -113,14 +116,16 @@ def test_every_step_starts_from_a_fresh_gradient():
     model, data = LinearModel(), Samples(6)
     trainer = Trainer(model, CPU, settings(lr=1e-12))
     gradients = []
-    model.layer.weight.register_post_accumulate_grad_hook(lambda p: gradients.append(p.grad.clone()))
+    model.layer.weight.register_post_accumulate_grad_hook(
+        lambda weight: gradients.append(weight.grad.clone()))
     for _ in range(3):
         trainer.step(data.fbanks, data.labels)
     torch.testing.assert_close(gradients[2], gradients[0])
     assert len(gradients) == 3
 
 
-@pytest.mark.parametrize('dtype, enabled', [(torch.float16, True), (torch.bfloat16, False), (None, False)])
+@pytest.mark.parametrize('dtype, enabled', [(torch.float16, True), (torch.bfloat16, False),
+                                            (None, False)])
 def test_gradients_are_scaled_exactly_for_float16(dtype, enabled):
     assert Trainer(LinearModel(dtype), CPU, settings()).scaler.is_enabled() is enabled
 
@@ -134,18 +139,21 @@ def test_a_scaled_step_is_the_unscaled_one():
 
 @pytest.fixture
 def make_ast():
-    """An ASTModel with a grid of 3 x 7 patches, always of the same weights, and a batch for it."""
-    def make(**settings_):
-        model = ASTModel(CLASSES, 8, 8, 32, 64, imagenet_pretrain=False, model_size='tiny224', verbose=False)
-        data = golden.spectrogram('patchout', 4, 64, 32), F.one_hot(torch.arange(4) % CLASSES, CLASSES).float()
-        return Trainer(golden.fill(model), CPU, settings(lr=0.01, **settings_)), *data
+    """Make a trainer of an ASTModel with 3 x 7 patches and fixed weights, and a batch for it."""
+    def make(**changes):
+        model = ASTModel(CLASSES, 8, 8, 32, 64, imagenet_pretrain=False, model_size='tiny224',
+                         verbose=False)
+        fbanks = golden.spectrogram('patchout', 4, 64, 32)
+        labels = F.one_hot(torch.arange(4) % CLASSES, CLASSES).float()
+        return Trainer(golden.fill(model), CPU, settings(lr=0.01, **changes)), fbanks, labels
     return make
 
 
 def tokens_seen(model):
-    """How many tokens each forward pass takes through the blocks; the list grows."""
+    """Return a list that grows: how many tokens each forward pass takes through the blocks."""
     seen = []
-    model.v.blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    model.v.blocks[0].register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].shape[1]))
     return seen
 
 
@@ -170,7 +178,8 @@ def test_patchout_keeps_the_embeddings_of_what_it_keeps(make_ast):
 
 
 def test_patchout_is_drawn_from_seed_and_step_alone():
-    draws = [draw_patchout((12, 101), (4, 40), seed, step) for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))]
+    draws = [draw_patchout((12, 101), (4, 40), seed, step)
+             for seed, step in ((0, 1), (0, 1), (0, 2), (1, 1))]
     rows, columns = draws[0]
     assert len(set(rows)) == 8 and len(set(columns)) == 61 and (np.diff(columns) > 0).all()
     assert all(np.array_equal(a, b) for a, b in zip(draws[0], draws[1]))
@@ -186,13 +195,15 @@ def test_patchout_of_nothing_changes_no_bit(make_ast):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
-@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='torch.compile needs a compiler')
+@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')),
+                    reason='torch.compile needs a compiler')
 def test_a_compiled_model_trains_to_the_same_numbers(make_ast):
     losses, logits = [], []
     for compiled in (False, True):
         trainer, fbanks, labels = make_ast(compile=compiled, freq_patchout=1)
         losses.append([float(trainer.step(fbanks, labels)) for _ in range(3)])
-        logits.append(validate(trainer.evaluation_model, [(fbanks, labels)], CPU, 'BCE').predictions)
+        evaluation = validate(trainer.evaluation_model, [(fbanks, labels)], CPU, 'BCE')
+        logits.append(evaluation.predictions)
         assert all(name.startswith(('v.', 'mlp_head.')) for name in trainer.model.state_dict())
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert logits[1] == pytest.approx(logits[0], abs=1e-4)

@@ -198,8 +198,8 @@ def test_d_prime_is_the_normal_quantile_times_the_root_of_2(area, expected):
 
 def test_macro_f1_leaves_classes_out_that_do_not_occur():
     targets, predictions = np.eye(7)[[0, 0, 1, 2]], np.eye(7)[[0, 3, 1, 1]]
-    f1 = macro_f1(predictions, targets)
-    assert f1 == pytest.approx(f1_score([0, 0, 1, 2], [0, 3, 1, 1], labels=[0, 1, 2], average='macro'))
+    expected = f1_score([0, 0, 1, 2], [0, 3, 1, 1], labels=[0, 1, 2], average='macro')
+    assert macro_f1(predictions, targets) == pytest.approx(expected)
 
 
 def test_top_5_counts_labels_among_the_five_best_scores():
