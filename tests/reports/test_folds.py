@@ -53,10 +53,11 @@ def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(make_fo
 def test_further_metrics_are_averaged_over_the_folds(make_fold, tmp_path):
     for fold in (1, 2):
         make_fold(fold, [0.5, 0.6])
-        rows = f'{fold},0.5\n{2 * fold},0.25\n'
-        (tmp_path / f'fold{fold}' / 'metrics.csv').write_text('F1,calibration error\n' + rows)
+        (tmp_path / f'fold{fold}' / 'metrics.csv').write_text(
+            f'epoch,absent,calibration error\n1,{fold},0.5\n2,{2 * fold},0.25\n')
     summarise_folds(tmp_path)
-    assert (tmp_path / 'metrics.csv').read_text() == 'F1,calibration error\n1.5,0.5\n3,0.25\n'
+    assert (tmp_path / 'metrics.csv').read_text() == (
+        'epoch,absent,calibration error\n1,1.5,0.5\n2,3,0.25\n')
     assert '>calibration error</th>' in (tmp_path / 'report.html').read_text()
 
 
