@@ -115,16 +115,17 @@ def make_venv(files) -> Path:
     Requirements files that are new or have changed since the last time are installed.
     """
     import fcntl  # not on Windows, where the notebook imports this file
-    python = VENV / 'bin' / 'python'
+    python, files = VENV / 'bin' / 'python', [Path(file) for file in files]
     with open(ROOT / 'venvast.lock', 'w', encoding='utf-8') as lock:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second job that starts at the same time waits
-        has_pip = runs(python, '-m', 'pip', '--version')
-        to_install = [file for file in map(Path, files) if not (has_pip and is_installed(file))]
+        is_there = runs(python, '--version')  # someone may have removed that Python
+        to_install = [file for file in files if not (is_there and is_installed(file))]
         if to_install:
             print(f'setting up {VENV} (once; about 5 GB)', file=sys.stderr)
-        if not has_pip:  # or its Python was removed, or making it was interrupted
-            run_venv(suitable_python())
+            if not runs(python, '-m', 'pip', '--version'):  # new, or not finished
+                run_venv(suitable_python())
+                to_install = files
         for file in to_install:
             run_pip(python, file)
             installed_copy(file).parent.mkdir(exist_ok=True)

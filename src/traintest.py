@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models.files import remove_leftovers
 from torch import nn
 
 from models import ASTModel
+from models.atomic import remove_leftovers
 from training import processes
 from training.checkpoint import Checkpoint
 from training.devices import move
@@ -102,7 +102,7 @@ class Run:
         """Train and validate one epoch, or what is left of it, and write what it leaves."""
         start = time.monotonic()
         train_loss, replaced = self._train_epoch(title)
-        evaluation = self.evaluate(self.val_loader, f'{title}, validation', keep_training=True)
+        evaluation = self.evaluate(self.val_loader, f'{title}, validation', save_on_signal=True)
 
         row = self.results.add(train_loss, evaluation, self.trainer.schedule.current)
         self.trainer.end_epoch(row.metric)
@@ -118,15 +118,15 @@ class Run:
         loss = self.trainer.train_epoch(self.train_loader, title, self.supervisor.after_step)
         return loss, self.supervisor.after_epoch()
 
-    def evaluate(self, loader, title: str, keep_training: bool = False) -> Evaluation:
+    def evaluate(self, loader, title: str, save_on_signal: bool = False) -> Evaluation:
         """Evaluate the model as it is now. The main process gets the evaluation of all.
 
         Args:
             loader: of a data set.
             title: for the progress bar.
-            keep_training: whether a signal that comes meanwhile leaves a checkpoint.
+            save_on_signal: whether a signal that comes meanwhile leaves a checkpoint.
         """
-        watched = self.supervisor.watch(loader, keep_training)
+        watched = self.supervisor.watch(loader, save_on_signal)
         evaluation = validate(self.trainer.evaluation_model, watched, self.device,
                               self.settings.loss, title)
         return evaluation.gather()

@@ -67,7 +67,7 @@ def require_same(folder, exp_dir, tolerance=1e-5, metrics=True):
 def make_context():
     """The server, which finds what it is to import on PYTHONPATH alone."""
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['run'])
+    context.set_forkserver_preload(['experiment', 'matplotlib.pyplot', 'sklearn.metrics'])
     before = os.environ.get('PYTHONPATH')
     os.environ['PYTHONPATH'] = os.pathsep.join(sys.path)
     forkserver.ensure_running()

@@ -10,7 +10,7 @@ def main(argv: list[str] | None = None) -> None:
     """Make the dataset that the command line describes."""
     parser = OptionParser(prog='make_demo_data.py', description=__doc__)
     parser.add_argument('--out_dir', type=Path, required=True, help='where meta/ and audio/ go')
-    parser.add_argument('--clips_per_fold', type=whole(1), default=8,
+    parser.add_argument('--clips_per_fold', type=whole(1, 1000), default=8,
                         help='clips of a class in each of the five folds')
     parser.add_argument('--seed', type=seed, default=0, help='fixes the clips')
     args = parser.parse_args(argv)

@@ -62,21 +62,21 @@ class Supervisor:
         self._limit_bad_audio(replaced)
         return replaced
 
-    def watch(self, loader, keep_training: bool) -> 'WatchedLoader':
+    def watch(self, loader, save_on_signal: bool) -> 'WatchedLoader':
         """Return the loader for an evaluation that a signal can stop. It is then done again.
 
         Args:
             loader: of the evaluation.
-            keep_training: whether to write a checkpoint before the run stops. It must be False if
+            save_on_signal: whether to write a checkpoint before the run stops. It must be False if
                 the model holds other weights than those that are trained.
         """
-        return WatchedLoader(loader, lambda: self._after_evaluated_batch(keep_training))
+        return WatchedLoader(loader, lambda: self._after_evaluated_batch(save_on_signal))
 
-    def _after_evaluated_batch(self, keep_training):
+    def _after_evaluated_batch(self, save_on_signal):
         """Raise Interrupted if a signal came."""
         stop, _, _ = self.sums(self.interrupt.requested, 0, False)
         if stop:
-            if keep_training:
+            if save_on_signal:
                 self.checkpoint.save()
             self.sums.reset()
             raise Interrupted

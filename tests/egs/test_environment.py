@@ -165,6 +165,12 @@ def test_an_environment_whose_python_is_gone_is_made_again(begun, run_shell, set
     assert answer_of(run_shell(command(begun), **settings).stdout.strip()) == '1'
 
 
+def test_an_environment_that_has_no_pip_yet_is_made_again(begun, run_shell, settings):
+    for folder in (begun / 'venvast' / 'lib').glob('python*/site-packages/pip*'):
+        shutil.rmtree(folder)
+    assert answer_of(run_shell(command(begun), **settings).stdout.strip()) == '1'
+
+
 def test_a_python_that_cannot_make_environments_is_told_from_a_network_that_fails(
         clone, run_shell, settings, tmp_path):
     (tmp_path / 'ensurepip.py').write_text('raise ImportError("No module named ensurepip")\n')
