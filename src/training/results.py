@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from models.atomic import atomic_write
 
+from models.atomic import atomic_write
 from training.checkpoint import CheckpointError
 from training.errors import TrainingError
 from training.evaluation import Evaluation
