@@ -1,4 +1,4 @@
-"""Checking datafiles: each planted fault is found, and the exit code says whether every entry could be used."""
+"""Checks of datafiles: each fault is found; the exit code says if every entry could be used."""
 import json
 import logging
 import os
@@ -13,7 +13,7 @@ import check_data
 
 @pytest.fixture
 def check(make_labels, capsys, monkeypatch):
-    """Check datafiles against a label file of three classes; returns the exit code and what was printed."""
+    """Check datafiles with a label file of three classes; return the exit code and the output."""
     monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
 
     def run(*words):
@@ -53,12 +53,14 @@ def make_shard(tmp_path):
 
 
 def problems(output):
-    """The problems of the first datafile in JSON output, those that there are."""
-    return {name: items for name, items in json.loads(output)['datafiles'][0]['problems'].items() if items}
+    """Return the problems of the first datafile in JSON output, those that there are."""
+    found = json.loads(output)['datafiles'][0]['problems']
+    return {name: items for name, items in found.items() if items}
 
 
 def test_sound_data_pass(check, make_datafile, make_tone):
-    code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (make_tone('b.flac', seconds=2.0), '/m/0,/m/1')]))
+    tones = make_tone('a.wav'), make_tone('b.flac', seconds=2.0)
+    code, said = check(make_datafile(list(zip(tones, ['/m/0', '/m/0,/m/1'], strict=True))))
     assert code == 0 and said.splitlines()[-1] == 'training would run with these datafiles'
     assert '2 samples, 2 recordings' in said and 'shortest 1.00, median 1.50, longest 2.00' in said
     assert 'labels: 2 of 3 classes; 1 samples have several' in said and 'class 0 (/m/0): 2' in said
@@ -66,16 +68,19 @@ def test_sound_data_pass(check, make_datafile, make_tone):
 
 
 @pytest.mark.parametrize('entry, kind', [
-    ('text', 'malformed'), ({'labels': '/m/0'}, 'malformed'), ({'wav': 3, 'labels': '/m/0'}, 'malformed'),
+    ('text', 'malformed'), ({'labels': '/m/0'}, 'malformed'),
+    ({'wav': 3, 'labels': '/m/0'}, 'malformed'),
     ({'wav': 'TONE', 'labels': 7}, 'malformed'), ({'wav': 'TONE'}, 'malformed'),
-    ({'wav': 'TONE', 'labels': None}, 'malformed'), ({'wav': 'TONE', 'labels': '/m/9,/m/0,/m/8'}, 'unknown_labels'),
+    ({'wav': 'TONE', 'labels': None}, 'malformed'),
+    ({'wav': 'TONE', 'labels': '/m/9,/m/0,/m/8'}, 'unknown_labels'),
     ({'wav': 'TONE', 'labels': '/m/0,'}, 'unknown_labels')])
 def test_an_entry_that_training_refuses_is_found(check, write, make_tone, entry, kind):
     good = {'wav': str(make_tone('a.wav')), 'labels': '/m/0'}
     if isinstance(entry, dict) and entry.get('wav') == 'TONE':
         entry = {**entry, 'wav': str(make_tone('b.wav'))}
     code, said = check(write([good, entry, good | {'wav': str(make_tone('c.wav'))}]), '--json')
-    assert code == 1 and list(problems(said)) == [kind] and problems(said)[kind][0].startswith('entry 1: ')
+    found = problems(said)
+    assert code == 1 and list(found) == [kind] and found[kind][0].startswith('entry 1: ')
 
 
 def test_negatives_are_counted_and_no_problem(check, make_datafile, make_tone):
@@ -83,10 +88,12 @@ def test_negatives_are_counted_and_no_problem(check, make_datafile, make_tone):
     datafile = make_datafile(list(zip(tones, ['/m/0', '', '/m/1', ''])))
     code, said = check(datafile, '--json')
     facts = json.loads(said)['datafiles'][0]
-    assert code == 0 and not problems(said) and facts['negatives'] == 2 and facts['labels'] == {'/m/0': 1, '/m/1': 1}
+    assert code == 0 and not problems(said)
+    assert facts['negatives'] == 2 and facts['labels'] == {'/m/0': 1, '/m/1': 1}
     said = check(datafile)[1]
     assert '0 samples have several, 2 none (negatives); --loss CE needs one, and would stop' in said
-    assert said.splitlines()[-1] == 'training would run with these datafiles' and 'only negatives' not in said
+    assert said.splitlines()[-1] == 'training would run with these datafiles'
+    assert 'only negatives' not in said
     assert 'only negatives: AP, AUC' in check(make_datafile([(tones[0], '')]))[1]
     said = check(make_datafile([(tones[0], '/m/0')]))[1]
     assert '0 samples have several, 0 none (negatives); --loss CE needs one\n' in said
@@ -94,18 +101,22 @@ def test_negatives_are_counted_and_no_problem(check, make_datafile, make_tone):
 
 def test_all_bad_entries_are_found_and_unknown_labels_counted(check, write, make_tone):
     good = str(make_tone('a.wav'))
-    code, said = check(write([{'wav': good, 'labels': '/m/9'}, {'wav': good, 'labels': '/m/9,/m/8'}, {}]), '--json')
-    assert code == 1 and len(problems(said)['unknown_labels']) == 2 and len(problems(said)['malformed']) == 1
+    entries = [{'wav': good, 'labels': '/m/9'}, {'wav': good, 'labels': '/m/9,/m/8'}, {}]
+    code, said = check(write(entries), '--json')
+    found = problems(said)
+    assert code == 1 and len(found['unknown_labels']) == 2 and len(found['malformed']) == 1
     assert json.loads(said)['datafiles'][0]['unknown_mids'] == {'/m/9': 2, '/m/8': 1}
 
 
 @pytest.mark.parametrize('kind', ['missing', 'unreadable', 'empty', 'non_finite', 'block'])
-def test_a_recording_that_cannot_be_used_is_found(check, make_datafile, make_tone, sound, tmp_path, kind):
+def test_a_recording_that_cannot_be_used_is_found(check, make_datafile, make_tone, sound, tmp_path,
+                                                  kind):
     bad = tmp_path / 'bad.wav'
     if kind == 'unreadable':
         bad.write_text('not audio')
     elif kind != 'missing':
-        samples = {'empty': np.zeros(0), 'non_finite': [0.1] * 500 + [np.inf], 'block': np.full(600_000, 0.1)}[kind]
+        samples = {'empty': np.zeros(0), 'non_finite': [0.1] * 500 + [np.inf],
+                   'block': np.full(600_000, 0.1)}[kind]
         if kind == 'block':
             samples[300_000] = np.nan  # neither in the first nor in the last block
         sound('bad.wav', samples)
@@ -115,7 +126,8 @@ def test_a_recording_that_cannot_be_used_is_found(check, make_datafile, make_ton
     assert str(bad) in next(iter(found.values()))[0] and json.loads(said)['would_train']
 
 
-def test_a_recording_that_ends_early_is_warned_about_with_the_second(check, make_datafile, make_tone):
+def test_a_recording_that_ends_early_is_warned_about_with_the_second(check, make_datafile,
+                                                                     make_tone):
     path = make_tone('cut.flac', seconds=4.0)
     os.truncate(path, path.stat().st_size // 2)
     code, said = check(make_datafile([(path, '/m/0')]), '--json')
@@ -141,28 +153,37 @@ def test_only_what_an_entry_has_of_its_recording_is_judged(check, write, sound):
         'non_finite': [f'{wav} from 3 s'], 'past_end': [f'{wav} from 1000.0001 s']}
 
 
-def test_what_becomes_of_a_recording_that_cannot_be_used_is_said(check, make_datafile, make_tone, tmp_path):
+def test_what_becomes_of_a_recording_that_cannot_be_used_is_said(check, make_datafile, make_tone,
+                                                                 tmp_path):
     code, said = check(make_datafile([(make_tone('a.wav'), '/m/0'), (tmp_path / 'no.wav', '/m/1')]))
-    assert code == 1 and 'would not run' not in said and 'STOPS' not in said and 'BAD AUDIO: missing recordings' in said
-    assert said.splitlines()[-1].endswith('has 1 missing recordings (replaced by others in training, up to '
-                                          '--max_bad_audio of an epoch; an error in validation and evaluation)')
+    assert code == 1 and 'would not run' not in said and 'STOPS' not in said
+    assert 'BAD AUDIO: missing recordings' in said
+    assert said.splitlines()[-1].endswith(
+        'has 1 missing recordings (replaced by others in training, up to --max_bad_audio of an '
+        'epoch; an error in validation and evaluation)')
 
 
-def test_recordings_in_shards_are_checked_as_files_are(check, make_datafile, make_tone, make_shard, sound, tmp_path):
+def test_recordings_in_shards_are_checked_as_files_are(check, make_datafile, make_tone, make_shard,
+                                                       sound, tmp_path):
     sound('silent.wav', np.full(2000, 5e-5))
     sound('non_finite.wav', [0.1] * 500 + [np.inf])
-    files = [make_tone('a.flac', rate=44100, channels=2), tmp_path / 'silent.wav', tmp_path / 'non_finite.wav']
+    files = [make_tone('a.flac', rate=44100, channels=2), tmp_path / 'silent.wav',
+             tmp_path / 'non_finite.wav']
     packed = make_shard(files)
-    as_files, as_members = (json.loads(check(make_datafile([(wav, '/m/0') for wav in wavs]), '--json')[1])
-                            for wavs in (files, packed))
+
+    def report_of(wavs):
+        return json.loads(check(make_datafile([(wav, '/m/0') for wav in wavs]), '--json')[1])
+
+    as_files, as_members = report_of(files), report_of(packed)
     said = json.dumps(as_members).replace('0001.zip/', '')
     assert json.loads(said) == as_files and as_files['datafiles'][0]['problems']['non_finite']
 
 
-def test_a_truncated_shard_is_named_once_and_its_recordings_are_counted(check, make_datafile, make_tone, make_shard,
-                                                                        tmp_path):
+def test_a_truncated_shard_is_named_once_and_its_recordings_are_counted(
+        check, make_datafile, make_tone, make_shard, tmp_path):
     tones = [make_tone(f'{i}.wav') for i in range(5)]
-    datafile = make_datafile([(wav, '/m/0') for wav in make_shard(tones[:3], 'cut.zip') + make_shard(tones)])
+    wavs = make_shard(tones[:3], 'cut.zip') + make_shard(tones)
+    datafile = make_datafile([(wav, '/m/0') for wav in wavs])
     os.truncate(tmp_path / 'cut.zip', 50_000)
     code, said = check(datafile)
     assert code == 1 and said.count('cut.zip') == 1
@@ -170,7 +191,8 @@ def test_a_truncated_shard_is_named_once_and_its_recordings_are_counted(check, m
     assert f'the shard {tmp_path / "cut.zip"} is cut off' in said and '(3 recordings)' in said
 
 
-def test_what_is_wrong_with_members_of_a_shard_is_found(check, make_datafile, make_tone, make_shard, tmp_path):
+def test_what_is_wrong_with_members_of_a_shard_is_found(check, make_datafile, make_tone, make_shard,
+                                                        tmp_path):
     damaged, whole = make_shard([make_tone('a.wav'), make_tone('b.wav')])
     compressed, = make_shard([make_tone('c.wav')], 'deflated.zip', zipfile.ZIP_DEFLATED)
     missing = tmp_path / '0001.zip' / 'no.wav'
@@ -180,7 +202,8 @@ def test_what_is_wrong_with_members_of_a_shard_is_found(check, make_datafile, ma
     wavs = [damaged, whole, compressed, missing, tmp_path / 'no.zip' / 'a.wav']
     code, said = check(make_datafile([(wav, '/m/0') for wav in wavs]), '--json')
     found = problems(said)
-    assert code == 1 and list(found) == ['shards', 'missing', 'unreadable'] and found['missing'] == [str(missing)]
+    assert code == 1 and list(found) == ['shards', 'missing', 'unreadable']
+    assert found['missing'] == [str(missing)]
     assert 'no.zip does not exist (1 recordings)' in found['shards'][0]
     assert 'a.wav' in found['unreadable'][0] and 'checksum' in found['unreadable'][0]
     assert len(found['unreadable']) == 2 and 'compressed' in found['unreadable'][1]
@@ -201,15 +224,19 @@ def test_recordings_that_train_badly_are_warned_about(check, make_datafile, make
     code, said = check(datafile, '--audio_length', '98', '--json')
     facts = json.loads(said)['datafiles'][0]
     assert code == 0 and problems(said) == {'silent': wavs[:1], 'too_short': wavs[1:2]}
-    assert facts['sample_rates'] == {'16000': 3, '44100': 1} and facts['channels'] == {'1': 3, '2': 1}
-    assert facts['shorter_than_window'] == 2 and facts['longer_than_window'] == 1  # one second is 98 frames
+    assert facts['sample_rates'] == {'16000': 3, '44100': 1}
+    assert facts['channels'] == {'1': 3, '2': 1}
+    # One second is 98 frames.
+    assert facts['shorter_than_window'] == 2 and facts['longer_than_window'] == 1
     code, said = check(datafile, '--audio_length', '98')
-    assert code == 0 and 'not 16000 Hz: 44100: 1' in said and 'silent recordings (peak below 0.0001): 1' in said
+    assert code == 0 and 'not 16000 Hz: 44100: 1' in said
+    assert 'silent recordings (peak below 0.0001): 1' in said
 
 
 def test_what_is_listed_twice_is_found(check, write, make_tone):
     wavs = [str(make_tone(name)) for name in ('a.wav', 'b.wav')]
-    entries = [{'wav': wavs[0], 'labels': '/m/0', 'video_id': 'x'}, {'wav': wavs[0], 'labels': '/m/0'},
+    entries = [{'wav': wavs[0], 'labels': '/m/0', 'video_id': 'x'},
+               {'wav': wavs[0], 'labels': '/m/0'},
                {'wav': wavs[1], 'labels': '/m/0', 'video_id': 'x'}]
     code, said = check(write(entries), '--json')
     assert code == 0 and problems(said) == {'repeated_wavs': [wavs[0]], 'repeated_video_ids': ['x']}
@@ -217,10 +244,12 @@ def test_what_is_listed_twice_is_found(check, write, make_tone):
 
 def test_a_leak_between_datafiles_is_warned_about(check, write, make_tone):
     a, b, c = (str(make_tone(name)) for name in ('a.wav', 'b.wav', 'c.wav'))
-    train = write([{'wav': a, 'labels': '/m/0', 'video_id': 'x'}, {'wav': b, 'labels': '/m/0'}], 'train.json')
-    val = write([{'wav': c, 'labels': '/m/0', 'video_id': 'x'}, {'wav': b, 'labels': '/m/0'}], 'val.json')
+    both = {'wav': b, 'labels': '/m/0'}
+    train = write([{'wav': a, 'labels': '/m/0', 'video_id': 'x'}, both], 'train.json')
+    val = write([{'wav': c, 'labels': '/m/0', 'video_id': 'x'}, both], 'val.json')
     code, said = check(train, val)
-    assert code == 0 and f'LEAK, recordings in both: 1\n    {b}' in said and 'LEAK, video ids in both: 1\n    x' in said
+    assert code == 0 and f'LEAK, recordings in both: 1\n    {b}' in said
+    assert 'LEAK, video ids in both: 1\n    x' in said
     assert 'datafiles share recordings' in said.splitlines()[-1]
     assert json.loads(check(train, val, '--json')[1])['leaks'] == [
         {'datafiles': [str(train), str(val)], 'wavs': [b], 'video_ids': ['x']}]
@@ -229,7 +258,8 @@ def test_a_leak_between_datafiles_is_warned_about(check, write, make_tone):
 def test_an_entry_that_ends_after_its_recording_is_listed(check, write, make_tone):
     wav = str(make_tone('a.wav'))
     seconds = soundfile.info(wav).duration
-    entries = [{'wav': wav, 'labels': '/m/0', 'start': 0, 'seconds': length} for length in (seconds, seconds + 5)]
+    entries = [{'wav': wav, 'labels': '/m/0', 'start': 0, 'seconds': length}
+               for length in (seconds, seconds + 5)]
     code, said = check(write(entries), '--json')
     assert code == 0 and problems(said)['shortened'] == [f'{wav} ({seconds:.2f} s are there)']
 
@@ -245,7 +275,8 @@ def test_a_weight_file_that_does_not_fit_is_found(check, make_datafile, make_ton
 
 
 def test_a_datafile_is_held_against_its_segment_list(check, write, make_tone, tmp_path):
-    (tmp_path / 'list.csv').write_text('aaaaaaaaaaa, 0, 10, "/m/0,/m/1"\nbbbbbbbbbbb, 0, 10, "/m/1"\n'
+    (tmp_path / 'list.csv').write_text('aaaaaaaaaaa, 0, 10, "/m/0,/m/1"\n'
+                                       'bbbbbbbbbbb, 0, 10, "/m/1"\n'
                                        'ccccccccccc, 0, 10, "/m/2"\n')
     entries = [{'video_id': name * 11, 'wav': str(make_tone(f'{name}.wav')), 'labels': labels}
                for name, labels in (('a', '/m/1,/m/0'), ('b', '/m/2'), ('d', '/m/0'))]
@@ -265,10 +296,12 @@ def test_long_lists_are_cut_in_text_and_whole_in_json(check, make_datafile, tmp_
 
 def test_the_others_are_checked_where_one_is_no_datafile(check, make_datafile, make_tone, tmp_path):
     code, said = check(tmp_path / 'nowhere.json', make_datafile([(make_tone('a.wav'), '/m/0')]))
-    assert code == 1 and 'data.json: 1 samples' in said and 'cannot read the datafile' in said.splitlines()[-1]
+    assert code == 1 and 'data.json: 1 samples' in said
+    assert 'cannot read the datafile' in said.splitlines()[-1]
 
 
 def test_a_wrong_label_file_ends_with_a_sentence(make_datafile, tmp_path, monkeypatch):
     monkeypatch.setattr(logging, 'basicConfig', lambda **_: None)
     with pytest.raises(SystemExit, match='error: cannot read the label file'):
-        check_data.main([str(make_datafile([('a.wav', '/m/0')])), '--label_csv', str(tmp_path / 'nowhere.csv')])
+        check_data.main([str(make_datafile([('a.wav', '/m/0')])),
+                         '--label_csv', str(tmp_path / 'nowhere.csv')])

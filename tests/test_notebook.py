@@ -21,18 +21,20 @@ def run(root, monkeypatch, torch_home):
 
 def test_it_tags_a_sound_and_draws_attention_with_ones_own_checkpoint(run, tmp_path, make_tone):
     torch.manual_seed(0)
-    model = ASTModel(3, fstride=16, tstride=16, input_fdim=64, input_tdim=128, imagenet_pretrain=False,
-                     model_size='tiny224')
+    model = ASTModel(3, fstride=16, tstride=16, input_fdim=64, input_tdim=128,
+                     imagenet_pretrain=False, model_size='tiny224', verbose=False)
     names = ['dog', 'rain', 'siren']
-    save_checkpoint(model, tmp_path / 'mine.pth', labels={'mids': names, 'names': names}, mean=-6.0, std=3.0, loss='CE')
+    save_checkpoint(model, tmp_path / 'mine.pth', labels={'mids': names, 'names': names},
+                    mean=-6.0, std=3.0, loss='CE')
     outputs = run(AST_CHECKPOINT=tmp_path / 'mine.pth', AST_SOUND=make_tone('tone.wav', seconds=3))
     said = texts_of(outputs)
     assert 'computed on c' in said  # cpu, or cuda
     assert 'mine.pth' in said and '| class | score' in said and '| siren |' in said
     assert 'attention (blocks, heads, f, t): (12, 3, 4, 8)' in said
-    figures = [output.data['image/png'] for output in outputs if 'image/png' in output.get('data', {})]
-    assert len(figures) == 3 and all(base64.b64decode(figure).startswith(b'\x89PNG') for figure in figures)
-    assert any('<audio' in output.data.get('text/html', '') for output in outputs if 'data' in output)
+    shown = [output.data for output in outputs if 'data' in output]
+    figures = [base64.b64decode(data['image/png']) for data in shown if 'image/png' in data]
+    assert len(figures) == 3 and all(figure.startswith(b'\x89PNG') for figure in figures)
+    assert any('<audio' in data.get('text/html', '') for data in shown)
 
 
 def test_without_network_it_goes_on_and_says_in_bold_with_what(run):
@@ -49,14 +51,16 @@ def test_it_is_committed_without_outputs(root):
 
 @pytest.fixture
 def set_up(root, tmp_path):
-    """Run the notebook's first cell in a clone whose requirements are these lines; returns the process."""
+    """Run the notebook's first cell in a clone with these requirements; return the process."""
     def run(requirements):
         for folder in ('egs', 'src/models'):
             (tmp_path / folder).mkdir(parents=True)
         shutil.copy(root / 'egs' / 'environment.py', tmp_path / 'egs')
         (tmp_path / 'requirements.txt').write_text(requirements)
-        cell = next(cell for cell in nbformat.read(root / NOTEBOOK, as_version=4).cells if cell.cell_type == 'code')
-        return subprocess.run([sys.executable, '-c', cell.source], cwd=tmp_path, capture_output=True, text=True)
+        notebook = nbformat.read(root / NOTEBOOK, as_version=4)
+        cell = next(cell for cell in notebook.cells if cell.cell_type == 'code')
+        return subprocess.run([sys.executable, '-c', cell.source], cwd=tmp_path,
+                              capture_output=True, text=True)
     return run
 
 

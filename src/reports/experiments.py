@@ -46,7 +46,12 @@ def read_further_metrics(exp_dir: Path) -> dict[str, list[float]]:
     with open(path, newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name != 'epoch'] if rows else []
-    return {name: [float(row[name]) for row in rows] for name in names}
+    return {name: _numbers([row[name] for row in rows]) for name in names}
+
+
+def _numbers(cells: list[str]) -> list[float]:
+    """Return the numbers of a column. Those of a count stay whole, for the tables."""
+    return list(map(int if all(map(str.isdigit, cells)) else float, cells))
 
 
 def read_seconds(exp_dir: Path) -> float | None:

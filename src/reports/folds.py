@@ -1,6 +1,4 @@
 """Summarise a cross-validation: the best epoch of the folds' mean and the last, by class."""
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from training.results import (
     result_columns,
     write_confusion,
     write_figure,
+    write_metrics,
     write_rows,
 )
 from utilities.errors import DataError, warn_only
@@ -72,14 +71,10 @@ def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
     names = list(metrics[0])
     if not names or any(list(one) != names for one in metrics):
         return
-    tables = [list(zip(*one.values())) for one in metrics]  # (folds, epochs, metrics)
-    epochs = min(map(len, tables))
-    mean = np.mean([table[:epochs] for table in tables], axis=0)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(names)
-    writer.writerows([f'{value:.10g}' for value in row] for row in mean)
-    write_text(exp_dir / 'metrics.csv', text.getvalue())
+    table = np.array([list(one.values()) for one in metrics])  # (folds, metrics, epochs)
+    rows = [{'epoch': epoch, **dict(zip(names, row))}
+            for epoch, row in enumerate(table.mean(axis=0).T.tolist(), 1)]
+    write_metrics(exp_dir / 'metrics.csv', rows)
 
 
 def draw_curves(exp_dir: Path, rows: np.ndarray, metric: str, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation of checkpoints, alone and as an ensemble: the numbers, what is kept, what is refused."""
+"""Evaluation of checkpoints, alone and together: the numbers, what is kept, what is refused."""
 import os
 import signal
 import subprocess
@@ -16,8 +16,9 @@ import run
 from models import ASTModel, load_model, save_checkpoint
 from utilities.parallel import one_thread
 
-RUN = ('--n_class 3 --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 --audio_length 32 --lr 1e-4 '
-       '--batch_size 4 --num_workers 0 --device cpu --dataset_mean -6 --dataset_std 3').split()
+RUN = ('--n_class 3 --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 '
+       '--audio_length 32 --lr 1e-4 --batch_size 4 --num_workers 0 --device cpu --dataset_mean -6 '
+       '--dataset_std 3').split()
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def data(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     monkeypatch.chdir(tmp_path)
     make_labels(3)
     labels = ['/m/0', '/m/1,/m/2', '/m/2', '/m/1']  # which the sounds do not tell
-    make_datafile([(make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i), labels[i * i % 7 % 4])
-                   for i in range(12)])
+    tones = [make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i) for i in range(12)]
+    make_datafile([(tone, labels[i * i % 7 % 4]) for i, tone in enumerate(tones)])
     with one_thread():
         yield tmp_path
 
@@ -48,47 +49,56 @@ def checkpoints(data, trained):
                       '--label_csv', 'labels.csv', '--exp_dir', str(exp_dir),
                       '--fstride', str(stride), '--tstride', str(stride)])
         os.symlink(exp_dir, exp_dir.name)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return [f'run{stride}/models/best_audio_model.pth' for stride in (8, 12, 16)]
+
+
+def make_model():
+    """Make a small model of three classes, with random weights."""
+    return ASTModel(3, input_fdim=32, input_tdim=32, imagenet_pretrain=False, model_size='tiny224',
+                    verbose=False)
 
 
 @pytest.fixture
 def untrained(data):
     """A checkpoint of random weights."""
     torch.manual_seed(0)
-    save_checkpoint(ASTModel(3, input_fdim=32, input_tdim=32, imagenet_pretrain=False, model_size='tiny224'), 'a.pth')
+    save_checkpoint(make_model(), 'a.pth')
     return 'a.pth'
 
 
 def options(*checkpoints):
-    return ['--data_eval', 'data.json', '--label_csv', 'labels.csv', '--exp_dir', 'exp', '--num_workers', '0',
-            '--device', 'cpu', '--checkpoints', *checkpoints]
+    """Return a command line."""
+    return ['--data_eval', 'data.json', '--label_csv', 'labels.csv', '--exp_dir', 'exp',
+            '--num_workers', '0', '--device', 'cpu', '--checkpoints', *checkpoints]
 
 
 def plain(predictions, targets):
-    """mAP, AUC and d-prime with one call a class."""
+    """Compute mAP, AUC and d-prime with one call per class."""
     columns = range(targets.shape[1])
     area = np.mean([roc_auc_score(targets[:, k], predictions[:, k]) for k in columns])
-    precision = np.mean([average_precision_score(targets[:, k], predictions[:, k]) for k in columns])
+    precision = np.mean([average_precision_score(targets[:, k], predictions[:, k])
+                         for k in columns])
     return [precision, area, np.sqrt(2) * norm.ppf(area)]
 
 
 def test_single_and_ensemble_numbers_are_those_of_scikit_learn(data, checkpoints, capsys):
     ensemble.main(options(*checkpoints))
-    each = [np.load(path).astype(np.float64) for path in sorted((data / 'exp' / 'predictions').glob('*.npy'),
-                                                                key=lambda path: path.stat().st_mtime_ns)]
+    each = outputs()
     targets = np.load('run8/predictions/target.npy')
     expected = [*(plain(p, targets) for p in each), plain(np.mean(each, axis=0), targets)]
-    assert np.loadtxt('exp/ensemble_result.csv', delimiter=',') == pytest.approx(np.array(expected), abs=1e-9)
+    written = np.loadtxt('exp/ensemble_result.csv', delimiter=',')
+    assert written == pytest.approx(np.array(expected), abs=1e-9)
     assert np.load('run12/predictions/predictions_1.npy') == pytest.approx(each[1], abs=1e-6)
     assert 'ensemble of 3' in capsys.readouterr().out
 
 
 def test_an_ensemble_that_was_killed_goes_on(root, data, checkpoints, capsys):
     command = [sys.executable, root / 'egs' / 'audioset' / 'ensemble.py', *options(*checkpoints)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     for line in process.stdout:
         if line.startswith('run8'):
             break
@@ -132,16 +142,16 @@ def test_a_checkpoint_that_is_not_there_is_refused(data):
 
 
 def test_classes_in_another_order_are_refused(data):
-    model = ASTModel(3, input_fdim=32, input_tdim=32, imagenet_pretrain=False, model_size='tiny224')
     labels = {'mids': ['/m/2', '/m/1', '/m/0'], 'names': ['c', 'b', 'a']}
-    save_checkpoint(model, 'a.pth', labels=labels)
+    save_checkpoint(make_model(), 'a.pth', labels=labels)
     with pytest.raises(SystemExit, match='in another order'):
         ensemble.main(options('a.pth'))
 
 
 def outputs():
-    """Predictions that were kept, by the name of the checkpoint and in the order in which they were made."""
-    paths = sorted(Path('exp/predictions').glob('*.npy'), key=lambda path: path.stat().st_mtime_ns)
+    """Return the predictions that were kept, in the order in which they were made."""
+    paths = sorted(Path('exp/predictions').glob('*.npy'),
+                   key=lambda path: path.stat().st_mtime_ns)
     return [np.load(path).astype(np.float64) for path in paths]
 
 
@@ -156,7 +166,8 @@ def test_outputs_are_sigmoids_whatever_the_loss_and_softmax_if_asked_for(data, u
     assert odds / odds.sum(axis=1, keepdims=True) == pytest.approx(softmax, abs=1e-5)
 
 
-def test_loss_and_statistics_of_a_checkpoint_without_description_are_options(data, untrained, capsys):
+def test_loss_and_statistics_of_a_checkpoint_without_description_are_options(data, untrained,
+                                                                             capsys):
     model, _ = load_model(untrained)
     save_checkpoint(model, 'a.pth', mean=-6.0, std=3.0)
     torch.save(torch.load('a.pth', weights_only=True), 'bare.pth')
@@ -165,7 +176,8 @@ def test_loss_and_statistics_of_a_checkpoint_without_description_are_options(dat
     assert 'assumed' not in capsys.readouterr().err
     ensemble.main([*options('bare.pth'), *strides])
     [line] = [line for line in capsys.readouterr().err.splitlines() if 'assumed' in line]
-    assert 'bare.pth' in line and '--dataset_mean' in line and '--dataset_std' in line and '--loss' not in line
+    assert 'bare.pth' in line and '--dataset_mean' in line and '--dataset_std' in line
+    assert '--loss' not in line
     ensemble.main([*options('bare.pth'), *strides, '--dataset_mean', '-6', '--dataset_std', '3'])
     assert 'assumed' not in capsys.readouterr().err
     described, assumed, given = outputs()

@@ -10,7 +10,7 @@ from utilities.errors import DataError
 
 @pytest.fixture
 def make_fold(tmp_path):
-    """Write what a finished fold leaves: accuracies an epoch, and three clips predicted as the given classes."""
+    """Write what a fold leaves: the accuracy of each epoch, and predicted classes of three clips."""
     def make(fold, accuracies, predicted=(0, 1, 1), finished=True, metrics='acc'):
         folder = tmp_path / f'fold{fold}'
         (folder / 'predictions').mkdir(parents=True)
@@ -18,12 +18,15 @@ def make_fold(tmp_path):
         np.savetxt(folder / 'result.csv', rows, delimiter=',')
         np.save(folder / 'predictions' / 'target.npy', np.eye(50)[[0, 1, 2]])
         for epoch in range(1, len(accuracies) + 1):
-            np.save(folder / 'predictions' / f'predictions_{epoch}.npy', np.eye(50)[list(predicted)])
+            np.save(folder / 'predictions' / f'predictions_{epoch}.npy',
+                    np.eye(50)[list(predicted)])
         (folder / 'args.json').write_text(json.dumps(
-            {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50', 'model_size': 'tiny224'}))
+            {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50',
+             'model_size': 'tiny224'}))
         (folder / 'models').mkdir()
         names = ['dog', 'rooster', 'pig', *map(str, range(3, 50))]
-        (folder / 'models' / 'best_audio_model.json').write_text(json.dumps({'labels': {'names': names}}))
+        (folder / 'models' / 'best_audio_model.json').write_text(
+            json.dumps({'labels': {'names': names}}))
         if finished:
             (folder / 'finished').touch()
     return make
@@ -33,7 +36,8 @@ def test_the_best_epoch_is_chosen_on_the_mean_of_the_folds(make_fold, tmp_path):
     make_fold(1, [0.1, 0.9, 0.5])
     make_fold(2, [0.2, 0.3, 0.6])
     lines = summarise_folds(tmp_path)
-    assert np.loadtxt(tmp_path / 'result.csv', delimiter=',')[:, 0] == pytest.approx([0.15, 0.6, 0.55])
+    mean = np.loadtxt(tmp_path / 'result.csv', delimiter=',')[:, 0]
+    assert mean == pytest.approx([0.15, 0.6, 0.55])
     assert np.loadtxt(tmp_path / 'best_result.csv')[0] == pytest.approx(0.6)
     assert np.loadtxt(tmp_path / 'acc_fold.csv') == pytest.approx([0.9, 0.3, 0.6])
     assert 'epoch 2, the best of the mean: mean acc 0.6000, standard deviation 0.3000' in lines[0]
@@ -53,10 +57,11 @@ def test_the_accuracy_of_each_class_and_the_confusion_matrix_are_written(make_fo
 def test_further_metrics_are_averaged_over_the_folds(make_fold, tmp_path):
     for fold in (1, 2):
         make_fold(fold, [0.5, 0.6])
-        rows = f'{fold},0.5\n{2 * fold},0.25\n'
-        (tmp_path / f'fold{fold}' / 'metrics.csv').write_text('F1,calibration error\n' + rows)
+        (tmp_path / f'fold{fold}' / 'metrics.csv').write_text(
+            f'epoch,absent,calibration error\n1,{fold},0.5\n2,{2 * fold},0.25\n')
     summarise_folds(tmp_path)
-    assert (tmp_path / 'metrics.csv').read_text() == 'F1,calibration error\n1.5,0.5\n3,0.25\n'
+    assert (tmp_path / 'metrics.csv').read_text() == (
+        'epoch,absent,calibration error\n1,1.5,0.5\n2,3,0.25\n')
     assert '>calibration error</th>' in (tmp_path / 'report.html').read_text()
 
 

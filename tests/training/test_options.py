@@ -1,4 +1,4 @@
-"""Every option of every entry point with every value that it can be wrong in: one sentence, and nothing left behind."""
+"""Every option of every program with every kind of wrong value: one sentence, nothing left."""
 import ast
 import importlib
 import os
@@ -21,11 +21,12 @@ from utilities.cli import boolean
 from utilities.parallel import one_thread
 
 CLIPS = 6
-MODEL = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 3 --exp_dir deep/exp '
-         '--num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
-         '--batch_size 4 --num_workers 0 --device cpu')
+MODEL = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 3 '
+         '--exp_dir deep/exp --num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 '
+         '--model_size tiny224 --imagenet_pretrain False --batch_size 4 --num_workers 0 '
+         '--device cpu')
 LOADING = '--num_workers 0 --device cpu --label_csv labels.csv'
-# A right command line of every entry point. What it would write is in a folder that is not there yet.
+# A right command line of every program. What it would write is in a folder that is not there yet.
 ENTRY_POINTS = {
     'src/run.py': MODEL,
     'src/inference.py': f'clip0.wav --checkpoint model.pth --json deep/out.json {LOADING}',
@@ -35,18 +36,23 @@ ENTRY_POINTS = {
     'src/summarise_folds.py': '--exp_dir deep/exp',
     'src/average_checkpoints.py': '--checkpoints model.pth model.pth --out deep/mean.pth',
     'egs/audioset/download_models.py': 'audioset_10_10_0.4593',
-    'egs/audioset/ensemble.py': f'--checkpoints model.pth --data_eval data.json --exp_dir deep/exp {LOADING}',
+    'egs/audioset/ensemble.py':
+        f'--checkpoints model.pth --data_eval data.json --exp_dir deep/exp {LOADING}',
     'egs/audioset/gen_weight_file.py': 'data.json --label_csv labels.csv',
-    'egs/audioset/prep_audioset.py': '--segments segments.csv --audio_dir audio --out deep/data.json --label_csv '
-                                     'labels.csv',
+    'egs/audioset/prep_audioset.py':
+        '--segments segments.csv --audio_dir audio --out deep/data.json --label_csv labels.csv',
     'egs/esc50/make_demo_data.py': '--out_dir deep/out --clips_per_fold 1',
     'egs/esc50/prep_esc50.py': '--data_dir folder --prep_dir deep/prep',
     'egs/own_dataset/prep_own.py': '--data classes --prep_dir deep/prep --val_share 0.3',
     'egs/speechcommands/prep_sc.py': '--data_dir folder --prep_dir deep/prep',
 }
 # Files that run before there is an environment, with any Python from 3.8 on.
-BEFORE_ENVIRONMENT = ('egs/environment.py', 'egs/recipe_options.py', 'src/training/options.py', 'src/training/__init__.py', 'src/utilities/__init__.py',
-                      'src/utilities/cli.py', 'src/utilities/formatting.py')
+BEFORE_ENVIRONMENT = (
+    'egs/environment.py', 'egs/recipe_options.py', 'src/training/options.py',
+    'src/training/__init__.py', 'src/utilities/__init__.py', 'src/utilities/cli.py',
+    'src/utilities/formatting.py')
+SLOW_PACKAGES = {'torch', 'torchaudio', 'timm', 'scipy', 'sklearn', 'joblib', 'matplotlib', 'soundfile',
+                 'av', 'huggingface_hub'}
 # What the texts among the options stand for, by their names.
 KINDS = {
     'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments',
@@ -64,7 +70,8 @@ REFUSED = {
     'input file': [*UNUSABLE, 'folder', 'rubbish', '/proc/self/mem'],
     'input folder': [*UNUSABLE, 'rubbish'],
     'recordings': [],
-    'checkpoint': ['missing.pth', 'dangling', 'labels.csv/below.pth', 'x' * 5000, 'folder', 'rubbish'],
+    'checkpoint': ['missing.pth', 'dangling', 'labels.csv/below.pth', 'x' * 5000, 'folder',
+                   'rubbish'],
     'output file': ['folder', 'labels.csv/below', 'x' * 5000 + '/x.pth', '/proc/nowhere/x.pth'],
     'output folder': ['labels.csv', 'labels.csv/below', 'x' * 5000, '/proc/nowhere'],
     'known name': ['nonsense', '-1', 'x' * 5000, 'cuda:128', 'cpu:1'],
@@ -72,13 +79,26 @@ REFUSED = {
     'number': ['some', 'nan', 'inf', '-inf', '1e400', '9' * 400, '9' * 5000, '0x10', 'True'],
     'one of a few': ['some', '-1', '0', 'nan', '1e30', 'x' * 5000],
 }
-# Numbers that may be right: the program does what it is to do, or refuses them as it does the others.
+# Numbers that may be right. The program works, or refuses them as it does the others.
 EXTREME = ['-1', '0', '1', '0.5', '1e-300', '1e30', '1e300', '2147483647', '4294967296', '9' * 30]
 
 
+@pytest.fixture(scope='module')
+def model_file(tmp_path_factory):
+    """Write a small checkpoint for all tests; return its path."""
+    path = tmp_path_factory.mktemp('model') / 'model.pth'
+    model = ASTModel(3, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224',
+                     verbose=False)
+    save_checkpoint(model, path, mean=-4.0, std=4.0, loss='BCE')
+    return path
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch, hub_offline, make_labels, make_datafile, make_tone):
-    """Work in a folder with what the command lines name, and files that are of no use; leave this process as it was."""
+def folder(tmp_path, monkeypatch, hub_offline, make_labels, make_datafile, make_tone, model_file):
+    """Work in a folder with what the command lines name, and with files that are of no use.
+
+    Afterwards, this process is as it was.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch_home'))
     for name in ('folder', 'torch_home', 'audio', 'classes/a', 'classes/b'):
@@ -93,8 +113,8 @@ def folder(tmp_path, monkeypatch, hub_offline, make_labels, make_datafile, make_
     (tmp_path / 'rubbish').write_bytes(bytes(range(256)) * 3)
     (tmp_path / 'dangling').symlink_to('nowhere')
     (tmp_path / 'torch_home' / 'audioset_10_10_0.4593.pth').touch()
-    model = ASTModel(3, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224', verbose=False)
-    save_checkpoint(model, tmp_path / 'model.pth', mean=-4.0, std=4.0, loss='BCE')
+    for path in (model_file, model_file.with_suffix('.json')):
+        shutil.copy(path, tmp_path)
     tf32 = torch.backends.cuda.matmul.allow_tf32
     with one_thread():
         yield tmp_path
@@ -102,13 +122,13 @@ def folder(tmp_path, monkeypatch, hub_offline, make_labels, make_datafile, make_
 
 
 def entry_point(script):
-    """The main() of an entry point, given its path from the root."""
+    """Return the main() of a program, given its path from the root."""
     return importlib.import_module(Path(script).stem).main
 
 
 @pytest.fixture
 def start(monkeypatch, capsys):
-    """Run an entry point in this process; returns None where it succeeds, else the last thing that it says."""
+    """Run a program in this process; return None if it succeeds, else the last thing it says."""
     def run(script, words):
         monkeypatch.setattr(sys, 'argv', [script, *words])
         try:
@@ -126,7 +146,7 @@ def start(monkeypatch, capsys):
 
 
 def kind_of(action):
-    """A key of REFUSED."""
+    """Return the key of REFUSED that an option belongs to."""
     if action.choices or action.type is boolean:
         return 'one of a few'
     if action.type not in (None, Path):
@@ -137,7 +157,7 @@ def kind_of(action):
 
 
 def command(script, action, value):
-    """The words of a right command line, but for this value of this option; in its short form a value may be -1."""
+    """Return the words of a right command line, but for this value of this option."""
     words = ENTRY_POINTS[script].split()
     if not action.option_strings:
         known = [word for word in words if not word.startswith('-')]
@@ -145,26 +165,28 @@ def command(script, action, value):
     for name in action.option_strings:
         while name in words:
             del words[words.index(name):words.index(name) + 2]
-    if action.dest == 'data_path':  # which stands in place of a positional
+    if action.dest == 'data_path':  # it takes the place of a positional
         words = words[1:]
     return [*words, f'{action.option_strings[-1]}={value}']
 
 
 def snapshot(folder):
-    """The files and folders in a folder, with their sizes."""
-    return {path: path.lstat().st_size for path in folder.rglob('*') if '__pycache__' not in path.parts}
+    """Return the files and folders in a folder, with their sizes."""
+    return {path: path.lstat().st_size for path in folder.rglob('*')
+            if '__pycache__' not in path.parts}
 
 
 def complaint(message, action, value):
-    """What is wrong with a message about a value of an option, or None."""
+    """Return what is wrong with a message about a value of an option, or None."""
     if len(message) > MAX_MESSAGE:
         return 'is too long'
     if '\n' in message.strip():
         return 'has several lines'
     names = (*action.option_strings, action.dest, action.metavar or action.dest)
-    paths = [path for path in (value, os.path.dirname(value)) if len(path) > 1]  # of a file or of its folder
-    if not any(name in message for name in names) and not any(path[:500] in message for path in paths):
+    paths = [path for path in (value, os.path.dirname(value)) if len(path) > 1]  # or its folder
+    if not any(part in message for part in (*names, *(path[:500] for path in paths))):
         return 'names neither the option nor the value'
+    return None
 
 
 @pytest.mark.parametrize('script', ENTRY_POINTS)
@@ -177,9 +199,11 @@ def test_a_wrong_value_of_an_option_is_one_sentence_and_leaves_nothing(script, s
             before = snapshot(folder)
             message = start(script, command(script, action, value))
             problem = complaint(message, action, value) if message else 'was accepted'
-            left = [str(path.relative_to(folder)) for path in snapshot(folder) if path not in before]
+            left = [str(path.relative_to(folder)) for path in snapshot(folder)
+                    if path not in before]
             if problem or left:
-                wrong.append(f'{action.dest} {value[:30]!r}: {problem} {left} {(message or "")[:300]!r}')
+                said = (message or '')[:300]
+                wrong.append(f'{action.dest} {value[:30]!r}: {problem} {left} {said!r}')
     assert not wrong, '\n'.join(wrong)
 
 
@@ -206,13 +230,17 @@ def test_an_extreme_number_works_or_is_one_sentence(script, start):
     ('--n_class 1000000000', '--n_class is 1000000000, but labels.csv lists 3'),
     ('--n_class 4 --data_val missing', '--n_class is 4'),
     ('--bal bal --data_val missing', '--bal bal .*data_weight.csv'),
-    ('--freq_patchout 2', 'must leave some of the 2 rows and 2 columns'), ('--time_patchout 2', 'must leave some'),
+    ('--freq_patchout 2', 'must leave some of the 2 rows and 2 columns'),
+    ('--time_patchout 2', 'must leave some'),
     ('--fstride 33', '--fstride 33 .* 32 mel bins'), ('--tstride 33', '--tstride 33 .* 32 frames'),
     ('--fstride 1 --tstride 1 --audio_length 8000', '--fstride 1 and --tstride 1 .*135745 patches'),
-    ('--num_workers 1000000', '--num_workers.*at most 256'), ('--seed 4294967296', '--seed.*at most 4294967295'),
-    ('--dataset_mean 1e30', '--dataset_mean.*at most 100'), ('--dataset_std 1e-30', '--dataset_std.*above 0.001'),
+    ('--num_workers 1000000', '--num_workers.*at most 256'),
+    ('--seed 4294967296', '--seed.*at most 4294967295'),
+    ('--dataset_mean 1e30', '--dataset_mean.*at most 100'),
+    ('--dataset_std 1e-30', '--dataset_std.*above 0.001'),
     ('--lr 0 --exp_dir=', '--lr'), ('--exp_dir=', '--exp_dir')])
-def test_sizes_that_no_training_has_are_refused_before_anything_is_read(start, folder, options, reason):
+def test_sizes_that_no_training_has_are_refused_before_anything_is_read(start, folder, options,
+                                                                        reason):
     message = start('src/run.py', [*MODEL.split(), *options.split()])
     assert re.search(reason, message or '') and '\n' not in message
     assert not (folder / 'deep').exists()
@@ -221,19 +249,23 @@ def test_sizes_that_no_training_has_are_refused_before_anything_is_read(start, f
 @pytest.mark.parametrize('script', sorted(ENTRY_POINTS))
 @pytest.mark.parametrize('words', [['--help'], ['--bogus']])
 def test_help_and_a_wrong_option_are_answered_before_slow_imports(root, script, words):
-    done = subprocess.run([sys.executable, '-X', 'importtime', root / script, *words], capture_output=True, text=True)
-    imported = {line.rpartition('|')[2].strip() for line in done.stderr.split('\n') if line.startswith('import time')}
+    done = subprocess.run([sys.executable, '-X', 'importtime', root / script, *words],
+                          capture_output=True, text=True)
+    imported = {line.rpartition('|')[2].strip() for line in done.stderr.split('\n')
+                if line.startswith('import time')}
     assert done.returncode == (0 if words == ['--help'] else 2) and 'argparse' in imported
-    assert not imported & {'torch', 'torchaudio', 'timm', 'scipy', 'sklearn', 'matplotlib', 'soundfile'}
+    assert not imported & SLOW_PACKAGES
 
 
 def test_what_runs_before_the_environment_needs_no_package_and_no_new_python(root):
     for name in BEFORE_ENVIRONMENT:
         ast.parse((root / name).read_text(encoding='utf-8'), feature_version=(3, 8))
     recipe = root / 'egs' / 'esc50' / 'run_esc50.sh'
-    done = subprocess.run([sys.executable, '-I', '-S', root / 'egs' / 'recipe_options.py', recipe, 'exp_dir=  where',
-                           '--n_epochs', '25', '--', '--lr', '1e-4'], capture_output=True, text=True)
-    assert {'exp_dir=', 'n_epochs=25', '--n_epochs=25', 'lr=1e-4', '--lr=1e-4'} <= set(done.stdout.split('\n'))
+    done = subprocess.run(
+        [sys.executable, '-I', '-S', root / 'egs' / 'recipe_options.py', recipe, 'exp_dir=  where',
+         '--n_epochs', '25', '--', '--lr', '1e-4'], capture_output=True, text=True)
+    expected = {'exp_dir=', 'n_epochs=25', '--n_epochs=25', 'lr=1e-4', '--lr=1e-4'}
+    assert expected <= set(done.stdout.split('\n'))
 
 
 def test_the_constants_that_options_repeats_are_those_of_their_owners():
@@ -250,7 +282,8 @@ def test_an_option_of_the_published_scripts_is_answered_with_todays_name(start, 
 
 
 def test_every_script_with_options_is_walked_here(root):
-    with_parser = {str(path.relative_to(root)) for part in ('src', 'egs') for path in (root / part).rglob('*.py')
+    scripts = [path for part in ('src', 'egs') for path in (root / part).rglob('*.py')]
+    with_parser = {str(path.relative_to(root)) for path in scripts
                    if '.parse_args(' in path.read_text() and path.name != 'cli.py'}
     assert with_parser - {'egs/recipe_options.py'} == set(ENTRY_POINTS)  # that one with the recipes
 
