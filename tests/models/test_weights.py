@@ -43,7 +43,7 @@ def copied(root, tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
-    return sys.modules[f'{name}.weights']
+    return importlib.import_module(f'{name}.weights')
 
 
 @pytest.mark.parametrize('deit, name', DEIT_FILES)
