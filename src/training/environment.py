@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
@@ -19,7 +19,7 @@ PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy')
 
 def now() -> str:
     """Return the time in UTC, to the second."""
-    return datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M:%S UTC')
+    return datetime.now(UTC).strftime('%Y-%m-%d %H:%M:%S UTC')
 
 
 def record_start(exp_dir: Path, device: torch.device, processes: int = 1) -> None:

@@ -34,10 +34,11 @@ def make_loader(dataset: Any, batch_size: int | None, num_workers: int, pin_memo
     """
     workers = count_workers(num_workers, processes.local_size())
     _end_workers_at_exit()
-    options: dict[str, Any] = {'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
-               'worker_init_fn': _leave_signals_to_parent,
-               'multiprocessing_context': worker_context() if workers else None,
-               'collate_fn': getattr(dataset, 'collate', default_collate)}
+    options: dict[str, Any] = {
+        'num_workers': workers, 'pin_memory': pin_memory, 'persistent_workers': workers > 0,
+        'worker_init_fn': _leave_signals_to_parent,
+        'multiprocessing_context': worker_context() if workers else None,
+        'collate_fn': getattr(dataset, 'collate', default_collate)}
     if batches is not None:
         options['batch_sampler'] = batches
     elif sampler is not None:
