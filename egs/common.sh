@@ -82,7 +82,7 @@ check_device() {
                 ls /dev/nvidia[0-9]* > /dev/null 2>&1 || return 0
             ;;
     esac
-    (cd "$ROOT/src" && "$PYTHON" -m training.devices "$device")
+    PYTHONPATH=$ROOT/src${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m training.devices "$device"
 }
 
 # Print the folder of the results: $1, or if that is empty, one below exp/ named after the settings.
