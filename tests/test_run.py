@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 import experiment
 import run
 import traintest
+from dataloader import AudioConf
 from models import read_state_dict
 from training import folder, optimizer, schedule, supervisor, trainer
 from training.options import make_parser
@@ -343,6 +345,7 @@ def attributes(code, *owners):
 
 def test_every_option_is_read_somewhere():
     read = attributes(experiment, 'args') | attributes(folder, 'self.args')
+    read |= {field.name for field in fields(AudioConf)}  # make_dataset reads all that are options
     for module in (traintest, trainer, optimizer, schedule, supervisor):
         read |= attributes(module, 'settings', 's', 'self.settings')
     options = {action.dest for action in make_parser()._actions} - {'help'}

@@ -23,7 +23,7 @@ def test_the_recipe_trains_and_summarises_from_another_directory(recipe, run_she
     assert done.returncode == 0, done.stderr
     results = tmp_path / 'my results'
     assert {path.name for path in results.iterdir()} == {
-        'fold1', 'fold3', 'result.csv', 'best_result.csv', 'acc_fold.csv', 'curves.png', 'confusion_matrix.png',
+        'fold1', 'fold3', 'result.csv', 'metrics.csv', 'best_result.csv', 'acc_fold.csv', 'curves.png', 'confusion_matrix.png',
         'class_accuracy.csv', 'report.html'}
     assert np.loadtxt(results / 'result.csv', delimiter=',').shape == (2, 10)
     assert np.loadtxt(results / 'acc_fold.csv').shape == (3,)

@@ -134,8 +134,10 @@ def test_the_earliest_of_equally_good_epochs_is_the_best(tmp_path, evaluations):
 
 def test_an_epoch_without_a_metric_is_not_the_best(tmp_path, evaluations):
     results = Results(tmp_path, 'mAP', 'my run')
-    nothing = Evaluation(evaluations[0].predictions, np.zeros_like(evaluations[0].targets), 0.5)
-    for evaluation in (nothing, evaluations[0]):
+    predictions, targets = evaluations[0].predictions, evaluations[0].targets
+    nothing = Evaluation(predictions, np.zeros_like(targets), 0.5)
+    single = Evaluation(predictions, np.eye(targets.shape[1])[targets.argmax(axis=1)], 0.5)
+    for evaluation in (nothing, single):
         results.add(0.5, evaluation, 1e-5)
     results.write()
     assert results.best_epoch == 2
