@@ -136,7 +136,9 @@ launch() {
                 --no-python "${run[@]}" "$@" &
             ;;
         slurm)
-            "${SRUN[@]}" --nodes="$nodes" --ntasks="$((nodes * processes))" \
+            # srun does not say how many processes share the cores of a node.
+            LOCAL_WORLD_SIZE=$processes "${SRUN[@]}" --nodes="$nodes" \
+                --ntasks="$((nodes * processes))" \
                 --ntasks-per-node="$processes" "${run[@]}" "$@" &
             ;;
     esac

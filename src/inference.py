@@ -37,7 +37,7 @@ def make_parser() -> OptionParser:
 
 
 def add_input_options(parser: OptionParser) -> None:
-    """Add what is tagged, and with which models."""
+    """Add the options of recordings and models."""
     add = parser.add_argument
     add('audio', nargs='*', metavar='AUDIO',
         help='audio files, and folders of them; - reads standard input')
@@ -57,7 +57,7 @@ def add_input_options(parser: OptionParser) -> None:
 
 
 def add_output_options(parser: OptionParser) -> None:
-    """Add what is shown and written."""
+    """Add the options of output."""
     add = parser.add_argument
     add('--top_k', type=whole(1), default=5, help='classes to show')
     add('--json', type=Path, metavar='FILE',

@@ -1,6 +1,6 @@
 """Train and evaluate one AST experiment: src/run.py --data_train ... (see --help).
 
-The options are declared in options.py, and experiment.py does the work.
+The options are declared in training/options.py, and experiment.py does the work.
 """
 from training.interrupt import Interrupt
 from training.options import make_parser

@@ -75,7 +75,7 @@ def _draw_mask(rng, max_width, size):
 
 def augment_waveform(waveform: torch.Tensor, augmentation: Augmentation,
                      partner: torch.Tensor | None = None) -> torch.Tensor:
-    """Apply to a waveform (samples,) what changes waveforms.
+    """Apply the augmentations of waveforms, now only mixup, to a waveform (samples,).
 
     Args:
         waveform: the sample's own.

@@ -37,9 +37,10 @@ class AudioError(ValueError):
 
 
 class _ShardMember:
-    """A member of a shard for libraries through which errors cannot pass.
+    """A member of a shard as a file object that stores read errors.
 
-    After an error, the file seems to end. Leaving its context raises the error.
+    libsndfile and FFmpeg cannot pass on an error of Python. After one, the file seems to end, and
+    leaving its context raises the error.
     """
 
     def __init__(self, file: BinaryIO):

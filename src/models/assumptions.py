@@ -18,7 +18,7 @@ from .weights import (
 
 MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
 LAYER_NORM_EPS = 1e-6  # of an ASTModel's transformer
-# What sets what a checkpoint may leave out, in the order of messages: options of programs.
+# A checkpoint may lack these fields. Each has an option that sets it, in the order of messages.
 OPTIONS = {'loss': '--loss', 'mean': '--dataset_mean', 'std': '--dataset_std',
            'fstride': '--fstride', 'tstride': '--tstride', 'input_fdim': '--num_mel_bins',
            'input_tdim': '--audio_length', 'layer_norm_eps': 'layer_norm_eps in a .json beside it'}
@@ -39,7 +39,8 @@ def describe(path: str | Path, is_transformers: bool = False,
         fields: those that the caller uses; the others of the .json are not checked.
 
     Raises:
-        WeightsError: if a .json is none, says what cannot be, or asks for what AST does not do.
+        WeightsError: if the .json is not valid JSON, has an impossible value, or asks for
+            something that AST does not have.
     """
     path = Path(path)
     beside = path.with_suffix('.json')

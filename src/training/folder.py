@@ -17,8 +17,8 @@ from utilities.texts import read_json, write_json
 
 # What a training leaves in its folder, for --resume none to remove.
 FILES = ('args.json', 'checkpoint.pth', 'finished', 'interrupted', 'result.csv', 'metrics.csv',
-         'wa_result.csv', 'eval_result.csv', 'confusion_matrix.png', 'class_accuracy.csv',
-         'environment.json', 'report.html')
+         'wa_result.csv', 'eval_result.csv', 'curves.png', 'confusion_matrix.png',
+         'class_accuracy.csv', 'environment.json', 'report.html')
 FOLDERS = ('models', 'predictions')
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,8 @@ class ExperimentFolder:
         """Return whether there is something to train, and log it if there is nothing.
 
         Raises:
-            DataError: if the folder holds an experiment with other settings, or one that has
-                nothing to go on from.
+            DataError: if the folder holds an experiment with other settings, or a finished one
+                without a checkpoint that could go on.
         """
         (self.path / 'interrupted').unlink(missing_ok=True)  # of an earlier start
         if self.args.resume == 'none' or not (self.path / 'args.json').exists():
@@ -84,7 +84,7 @@ class ExperimentFolder:
     def _check_settings(self, before):
         """Raise DataError if the settings `before` are others, unless --force allows it."""
         changed = self._changed_settings(before)
-        if not set(changed) or (self.args.force and not set(changed) & set(STRUCTURE)):
+        if not changed or (self.args.force and not set(changed) & set(STRUCTURE)):
             return
         listed = ', '.join(f'--{name} {old} -> {new}' for name, (old, new) in changed.items())
         raise DataError(f'{self.path} holds an experiment with other settings ({listed}); choose '

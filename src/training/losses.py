@@ -31,8 +31,8 @@ class EpochLoss:
         """Add a step.
 
         Args:
-            loss: mean over the samples of the step, without gradient. If there are several
-                processes, the mean of their losses is that.
+            loss: mean over the samples of the step, without gradient. With several processes,
+                that mean is the average of their `loss` values.
             samples: of all processes.
         """
         self.steps += 1

@@ -18,19 +18,20 @@ from utilities.cli import (
 )
 
 # experiment.MODELS, models.ast_models.DEIT, losses.LOSSES and dataloader.AudioConf say the same.
-# They would import torch, so tests/test_options.py holds them equal instead.
+# They would import torch, so tests/training/test_options.py holds them equal instead.
 MODELS = ('ast',)
 MODEL_SIZES = ('tiny224', 'small224', 'base224', 'base384')
 LOSSES = ('BCE', 'CE')
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 
-# Options that no checkpoint survives a change of, not even with --force.
+# If one of these options changes, a checkpoint cannot be used, even with --force.
 STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
              'optim', 'metrics', 'label_csv')
-# Options that a second start in the same exp_dir may change: they do not change what is computed.
-FREE_OPTIONS = ('num_workers', 'device', 'features', 'n_print_steps', 'checkpoint_minutes',
-                'max_bad_audio', 'timeout_minutes', 'resume', 'force', 'dry_run')
-# Variables of the published scripts, and the options that have their place.
+# A second start in the same folder may change these options: they do not change what is computed.
+FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'n_print_steps',
+                'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',
+                'dry_run')
+# Variables of the published scripts, and the options that replace them.
 OLD_NAMES = {'tr_data': 'data_train', 'te_data': 'data_val', 'val_data': 'data_val',
              'eval_data': 'data_eval', 'epoch': 'n_epochs', 'epochs': 'n_epochs',
              'imagenetpretrain': 'imagenet_pretrain', 'audiosetpretrain': 'audioset_pretrain',
@@ -57,7 +58,7 @@ def add_options(parser):
 
 
 def add_data_options(group):
-    """Add what is read, and as what."""
+    """Add the options of the data: files, labels, size of the input."""
     add = group.add_argument
     add('--data_train', required=True, help='datafile of the training set')
     add('--data_val', required=True, help='datafile of the validation set')
@@ -79,7 +80,7 @@ def add_data_options(group):
 
 
 def add_model_options(group):
-    """Add the shape of the model, and the weights that it starts from."""
+    """Add the options of the model: its size, strides and first weights."""
     add = group.add_argument
     add('--model', choices=MODELS, default='ast', help='kind of model')
     add('--model_size', choices=MODEL_SIZES, default='base384', help='size of the model')
@@ -92,7 +93,7 @@ def add_model_options(group):
 
 
 def add_augmentation_options(group):
-    """Add what a training sample goes through, and an evaluation sample does not."""
+    """Add the options of augmentation, which training samples get and evaluation samples do not."""
     add = group.add_argument
     add('--freqm', type=whole(0), default=0, help='widest frequency mask, in mel bins')
     add('--timem', type=whole(0), default=0, help='widest time mask, in frames')
@@ -107,7 +108,7 @@ def add_augmentation_options(group):
 
 
 def add_training_options(group):
-    """Add the steps, their size, and what counts as good."""
+    """Add the options of training: epochs, loss, optimizer, learning rate."""
     add = group.add_argument
     add('--n_epochs', type=whole(1), default=1, help='epochs to train')
     add('-b', '--batch_size', type=whole(1), default=12, help='samples in a training batch')
@@ -134,7 +135,7 @@ def add_training_options(group):
 
 
 def add_machine_options(group):
-    """Add where and how it is computed: time and memory."""
+    """Add the options of the machine: device, precision, workers, memory."""
     add = group.add_argument
     add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
@@ -152,7 +153,7 @@ def add_machine_options(group):
 
 
 def add_run_options(group):
-    """Add what is kept and said, and how a second start goes on."""
+    """Add the options of output, logging and resuming."""
     add = group.add_argument
     add('--exp_dir', required=True, help='directory of this experiment')
     add('--save_model', type=boolean, default=False,

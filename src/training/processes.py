@@ -130,7 +130,8 @@ def join(place: Place, device: torch.device, timeout_minutes: float) -> None:
     if not dist.is_available():
         raise DistributedError('this build of PyTorch has no torch.distributed: start one process')
     if 'OMP_NUM_THREADS' not in os.environ:
-        torch.set_num_threads(max(1, available_cores() // place.local_size))
+        here = int(os.environ.get('LOCAL_WORLD_SIZE', place.local_size))
+        torch.set_num_threads(max(1, available_cores() // here))
 
     backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
     try:
@@ -159,7 +160,7 @@ def size() -> int:
 
 
 def local_size() -> int:
-    """Return how many of them run on this machine, as far as torchrun says."""
+    """Return how many of them run on this machine, as far as torchrun or the recipe says."""
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if has_joined() else 1
 
 

@@ -45,9 +45,9 @@ class EpochSampler(Sampler[SampleKey]):
 class DistributedBatchSampler(BatchSampler):
     """The part of each batch that this process computes.
 
-    The part of the last batch may be empty. Then it is the first sample of the batch instead,
-    because all processes must put something through the model in the same step. `sizes` tells how
-    many samples count.
+    If the last batch has fewer samples than there are processes, some processes get none. They get
+    the first sample as a dummy, so that all processes take the same number of steps. `sizes` tells
+    how many samples count.
     """
 
     sampler: EpochSampler  # type: ignore[assignment]

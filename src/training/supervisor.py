@@ -73,7 +73,7 @@ class Supervisor:
         return WatchedLoader(loader, lambda: self._after_evaluated_batch(save_on_signal))
 
     def _after_evaluated_batch(self, save_on_signal):
-        """Raise Interrupted if a signal came."""
+        """Raise Interrupted if a signal came, after a checkpoint if that is wanted."""
         stop, _, _ = self.sums(self.interrupt.requested, 0, False)
         if stop:
             if save_on_signal:
@@ -82,7 +82,7 @@ class Supervisor:
             raise Interrupted
 
     def _save(self):
-        """Write a checkpoint, unless the weights are not worth it: then, raise TrainingError."""
+        """Write a checkpoint. Raise TrainingError instead if the loss is not finite."""
         self.trainer.loss.mean()
         self.checkpoint.save()
         self.sums.reset()

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """A model and all that training it changes: optimizer, schedule, gradient scaler, progress.
+    """A model and the state of its training: optimizer, schedule, gradient scaler, progress.
 
     Args:
         model: an ASTModel on `device`. Its autocast_dtype is the precision.
