@@ -85,7 +85,7 @@ class Problem(NamedTuple):
 
 
 class ElsewhereError(AudioError):
-    """A recording that does not hold a segment, or of which nobody can know where it does."""
+    """A recording does not hold a segment, or its place in the recording is not known."""
 
 
 def match_recordings(segments: Sequence[Segment], recordings: Iterable[tuple[str, Row | None]]

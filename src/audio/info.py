@@ -10,7 +10,7 @@ from audio.reading import to_mono
 
 
 class AudioInfo(NamedTuple):
-    """What reading a whole recording has shown."""
+    """The properties of a recording, found by reading all of it."""
     sample_rate: int  # Hz
     channels: int
     samples: int  # of each channel, as many as are really there
@@ -54,7 +54,7 @@ def inspect_audio(file: AudioFile, name: str | os.PathLike | None = None, start:
 
 
 class Duration(NamedTuple):
-    """How long the sound of a recording really is."""
+    """The real length of the sound of a recording."""
     seconds: float
     incomplete_from: float | None  # as in AudioInfo
 

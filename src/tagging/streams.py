@@ -88,7 +88,7 @@ class Stream:
 
     @property
     def seconds(self) -> float:
-        """How much has come in so far."""
+        """The seconds of sound that have come in so far."""
         return self.skipped + len(self.kept) / self.rate
 
     def window(self, start: float, seconds: float) -> tuple[Sound, float]:

@@ -101,7 +101,7 @@ class Tagger:
 
     @property
     def default_batch_size(self) -> int:
-        """How many windows a batch has if nobody says it. More would overflow a CPU's caches."""
+        """The windows in a batch by default. More would overflow the caches of a CPU."""
         return 4 if self.device.type == 'cpu' else 16
 
     def digest(self) -> str:

@@ -54,7 +54,7 @@ class WindowPlan(NamedTuple):
 
     @property
     def path(self) -> str:
-        """What results call the recording."""
+        """The name of the recording in the results."""
         return self.source.name if isinstance(self.source, Sound) else self.source
 
     def key(self, start: float, frames: int) -> 'WindowKey':
@@ -156,5 +156,5 @@ class Windows(Dataset):
 
     @functools.cached_property
     def reader(self) -> WindowReader:
-        """What reads files in this process: each worker has its own."""
+        """The reader of files in this process. Each worker has its own."""
         return WindowReader()
