@@ -97,28 +97,35 @@ def test_a_table_with_folds_is_cross_validated_as_the_user_says(recipe, run_shel
     (data / 'list.csv').write_text('\n'.join(['path,labels,fold', *rows]))
     done = run_shell([
         recipe, '--data', data / 'list.csv', '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY,
-        '--n_epochs', '1', '--metrics', 'acc', '--audio_length', '24', '--freqm', '0',
-        '--dataset_mean', '-4.5', '--seed', '3'])
+        '--n_epochs', '1', '--audio_length', '24', '--freqm', '0', '--dataset_mean', '-4.5',
+        '--seed', '3'])
     assert done.returncode == 0, done.stderr
     assert "folds: 1 evaluates '2', 2 evaluates '10'" in done.stderr
 
-    said = {'metrics': 'acc', 'audio_length': 24, 'freqm': 0, 'dataset_mean': -4.5, 'seed': 3}
-    of_data = {'loss': 'BCE', 'n_class': 2, 'timem': 4}  # a fifth of the length that the user wants
+    said = {'audio_length': 24, 'freqm': 0, 'dataset_mean': -4.5, 'seed': 3}
+    # timem is a fifth of the length that the user wants.
+    of_data = {'loss': 'BCE', 'metrics': 'mAP', 'n_class': 2, 'timem': 4}
     for fold in (1, 2):
         chosen = options(tmp_path / 'exp' / f'fold{fold}')
         assert {name: chosen[name] for name in said | of_data} == said | of_data
         datafile = tmp_path / 'prep' / 'datafiles' / f'train_data_{fold}.json'
         assert chosen['dataset_std'] == pytest.approx(statistics(datafile, 32, 24)[1], abs=1e-4)
-    assert 'epoch 1, the best of the mean: mean acc' in done.stdout
+    assert 'epoch 1, the best of the mean: mean mAP' in done.stdout
     assert np.loadtxt(tmp_path / 'exp' / 'acc_fold.csv').shape == (3,)
 
 
-def test_only_the_folds_that_the_user_names_are_run(recipe, run_shell, prepared, tmp_path):
-    done = run_shell([recipe, *prepared(n_folds=3), '--stage', '2', '--stop_stage', '2',
-                      '--folds', '2', *TINY])
+def test_only_the_fold_that_the_user_names_is_run_and_with_his_loss(recipe, run_shell, prepared,
+                                                                    tmp_path):
+    done = run_shell([recipe, *prepared(n_folds=3), '--stage', '2', '--stop_stage', '3',
+                      '--folds', '2', *TINY, '--n_epochs', '1', '--loss', 'BCE', '--metrics',
+                      'mAP'])
     assert done.returncode == 0, done.stderr
     made = [path.name for path in (tmp_path / 'prep' / 'datafiles').glob('*_stats*')]
     assert made == ['train_data_2_stats_32x40.txt']
+    assert [path.name for path in (tmp_path / 'exp').iterdir()] == ['fold2']
+    chosen = options(tmp_path / 'exp' / 'fold2')
+    # Of the data alone they would be CE and acc: each clip has one label.
+    assert (chosen['loss'], chosen['metrics'], chosen['n_class']) == ('BCE', 'mAP', 2)
 
 
 def test_given_statistics_are_not_computed_again(recipe, run_shell, prepared, tmp_path):
