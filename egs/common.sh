@@ -207,9 +207,9 @@ train() {
 # (SIGTERM) are not queued again.
 end_interrupted() {
     if [ "$resume" = none ]; then
-        echo 'stopped; the same command without --resume none goes on' >&2
+        echo 'stopped; the same command without --resume none continues' >&2
     else
-        echo 'stopped; the same command goes on' >&2
+        echo 'stopped; the same command continues' >&2
     fi
     if [ "$STOP" = USR1 ] && [[ $0 == */slurm_script ]]; then
         echo "job $SLURM_JOB_ID is queued again"

@@ -23,7 +23,7 @@ def exit_code(error: ChildFailedError) -> int:
     for rank, failure in error.failures.items():
         if failure.exitcode < 0:
             print(f'error: process {rank} was ended by {signal.Signals(-failure.exitcode).name}; '
-                  f'start the same command again to go on from the checkpoint', file=sys.stderr)
+                  f'start the same command again to continue from the checkpoint', file=sys.stderr)
     code = error.get_first_failure()[1].exitcode
     return code if code > 0 else 128 - code
 

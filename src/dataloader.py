@@ -63,14 +63,17 @@ class AudioConf(AugmentationConf):
 
 
 class SampleKey(NamedTuple):
-    """Which sample, and what its randomness depends on. The sampler sends it to the workers."""
+    """A training sample: its index, and the numbers that seed its augmentation.
+
+    The sampler sends keys to the data workers.
+    """
     index: int  # type: ignore[assignment]  # in the datafile; hides a method of tuple
     seed: int  # of the run
     epoch: int
     position: int  # in the order of the epoch: a clip drawn twice is augmented in two ways
 
     def make_generator(self, *more: int) -> np.random.Generator:
-        """Return the generator of the sample's randomness. With more numbers, it is another one."""
+        """Return the random generator of the sample; with further numbers, an independent one."""
         seed = np.random.SeedSequence((self.seed, self.epoch), spawn_key=(self.position, *more))
         return np.random.default_rng(seed)
 

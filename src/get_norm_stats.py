@@ -28,19 +28,19 @@ def make_parser() -> OptionParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point."""
+    """Read the options and print the statistics."""
     args = make_parser().parse_args(argv)
     # Imported after the options, because torch takes seconds: see utilities/cli.py.
     from audio.reading import AudioError
     from dataloader import AudiosetDataset
-    from training.errors import TrainingError, explained
+    from training.errors import TrainingError, as_training_errors
     from training.norm_stats import norm_stats
     from utilities.errors import DataError
     setup_logging()
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length,
                   'mode': 'train', 'mixup': args.mixup, 'skip_norm': True,
                   'dataset': Path(args.data_train).stem}
-    with exit_on(AudioError, DataError, TrainingError), explained():
+    with exit_on(AudioError, DataError, TrainingError), as_training_errors():
         dataset = AudiosetDataset(args.data_train, audio_conf, args.label_csv)
         mean, std = norm_stats(dataset, args.num_workers)
     print(f'--dataset_mean {mean:.7f} --dataset_std {std:.7f}')

@@ -15,6 +15,7 @@ from training import processes
 from training.checkpoint import Checkpoint
 from training.devices import move
 from training.evaluation import Evaluation, join
+from training.gpu_fbanks import fbanks_on
 from training.interrupt import Interrupt
 from training.losses import LOSSES
 from training.results import Results
@@ -22,7 +23,6 @@ from training.saved_models import AVERAGED, BEST, SavedModels, name_of_epoch
 from training.supervisor import Supervisor
 from training.trainer import Trainer
 from utilities.progress import Progress
-from utilities.texts import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +34,20 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
 
     Args:
         model: returns logits (B, classes).
-        loader: of batches: fbanks (B, frames, bins) and labels (B, classes).
+        loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
+            (B, classes).
         device: where the model is.
         loss: 'BCE' or 'CE'.
         title: for the progress bar.
-        scores: makes predictions of logits.
+        scores: turns logits into predictions. As published, it is the sigmoid for CE, too.
     """
     model.eval()
     loss_function = LOSSES[loss]()
     total: torch.Tensor | float = 0.0
     predictions, targets = [], []
     with Progress(title, len(loader)) as progress:
-        for fbanks, labels in loader:
-            logits = model(move(fbanks, device))
+        for inputs, labels in loader:
+            logits = model(fbanks_on(inputs, device))
             total = total + loss_function(logits, move(labels, device)) * len(labels)
             predictions.append(scores(logits))
             targets.append(labels)
@@ -57,7 +58,7 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
 
 
 class Run:
-    """One experiment under way. It goes on from its checkpoint, if there is one.
+    """One experiment under way. It continues from its checkpoint, if there is one.
 
     Args:
         model: an ASTModel on `device`.
@@ -99,7 +100,7 @@ class Run:
             self._run_epoch(f'epoch {self.trainer.epoch} of {self.settings.n_epochs}')
 
     def _run_epoch(self, title):
-        """Train and validate one epoch, or what is left of it, and write what it leaves."""
+        """Train one epoch, or the rest of an interrupted one; validate; save everything."""
         start = time.monotonic()
         train_loss, replaced = self._train_epoch(title)
         evaluation = self.evaluate(self.val_loader, f'{title}, validation', save_on_signal=True)
@@ -119,12 +120,12 @@ class Run:
         return loss, self.supervisor.after_epoch()
 
     def evaluate(self, loader, title: str, save_on_signal: bool = False) -> Evaluation:
-        """Evaluate the model as it is now. The main process gets the evaluation of all.
+        """Evaluate the current weights. The main process gets the result of all processes.
 
         Args:
-            loader: of a data set.
+            loader: batches of the set to evaluate.
             title: for the progress bar.
-            save_on_signal: whether a signal that comes meanwhile leaves a checkpoint.
+            save_on_signal: save a checkpoint before stopping if a stop signal comes meanwhile.
         """
         watched = self.supervisor.watch(loader, save_on_signal)
         evaluation = validate(self.trainer.evaluation_model, watched, self.device,
@@ -145,7 +146,8 @@ class Run:
     def evaluate_best(self, eval_loader) -> None:
         """Evaluate the best epoch's model on the validation and on the evaluation set.
 
-        eval_result.csv gets the main metric and mAUC of the one, then of the other.
+        Write four numbers to eval_result.csv: main metric and mAUC on the validation set, then on
+        the evaluation set.
         """
         self.models.load(self.model, BEST)
         evaluations = {}
@@ -154,33 +156,29 @@ class Run:
         self.results.write_best(evaluations, self.models.description['labels']['names'])
 
     @processes.main_process_only
-    def finish(self) -> None:
-        """Mark the experiment as finished, and remove what was only needed to go on.
-
-        With --save_model, all of it is kept.
-        """
-        write_json(self.exp_dir / 'finished', {'seconds': round(self.trainer.seconds, 1)})
+    def remove_intermediate(self) -> None:
+        """Remove the checkpoint and the models of single epochs, unless --save_model keeps them."""
         if not self.settings.save_model:
             self.checkpoint.remove()
             self.models.remove_epochs()
 
     def _go_on(self):
-        """Go back to the checkpoint, if there is one, and write what a killed run did not write."""
+        """Load the checkpoint, if there is one, and write what a killed run had not written yet."""
         if processes.is_main():
             for folder in ('.', 'models', 'predictions'):  # of a run that was killed
                 remove_leftovers(self.exp_dir / folder)
         if not self.checkpoint.restore():
             return
         self.results.require_samples(len(self.val_loader.dataset))
-        logger.info('going on in epoch %d after %d steps', self.trainer.epoch,
+        logger.info('continuing in epoch %d after %d steps', self.trainer.epoch,
                     self.trainer.loss.steps)
         if self.results.rows:
             self._write_epoch()
 
     def _write_epoch(self):
-        """Write the results of the epochs so far, and the models that the last epoch leaves.
+        """Write the results of the epochs so far and the models of the last epoch.
 
-        The checkpoint is written before. So a run that is killed here does it again.
+        The checkpoint is saved before. So if the run is killed here, the next start repeats this.
         """
         self.results.write()
         if self.trainer.loss.steps > 0:

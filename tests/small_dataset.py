@@ -2,6 +2,7 @@
 import torch
 
 from training.bad_audio import ReplaceUnreadable
+from training.gpu_fbanks import fbanks_on
 from training.loaders import make_loader
 from training.sampler import EpochSampler
 
@@ -22,5 +23,5 @@ def load_epochs(dataset, workers, epochs=(1,), weights=None):
     batches = []
     for number in epochs:
         loader.batch_sampler.sampler.set_epoch(number)
-        batches += [(fbanks.to('cpu'), labels) for fbanks, labels in loader]
+        batches += [(fbanks_on(inputs, torch.device('cpu')), labels) for inputs, labels in loader]
     return batches

@@ -26,7 +26,7 @@ from models import WeightsError
 from parsers import parser_of
 from training import option_checks, options
 from training.devices import choose_device
-from training.processes import Place
+from training.processes import Launch
 from utilities.datafiles import read_datafile, read_entries, split_labels
 from utilities.errors import DataError
 from utilities.labels import read_labels
@@ -232,7 +232,7 @@ def test_any_command_line(parsers, data):
         with contextlib.redirect_stderr(said):
             args = parsers[name].parse_args(line)
             if name == 'run.py':
-                option_checks.check_options(parsers[name], args, Place())
+                option_checks.check_options(parsers[name], args, Launch())
             if name == 'inference.py':
                 inference.check_options(parsers[name], args)
                 try:  # as inference.main does

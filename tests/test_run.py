@@ -321,7 +321,7 @@ def test_too_much_bad_audio_stops_the_run_with_the_list_and_more_may_be_allowed(
     capsys.readouterr()
     start('--data_val good.json --max_bad_audio 0.2 --batch_size 1')
     said = capsys.readouterr().err
-    assert 'going on in epoch 1' in said and said.count('2 samples replaced') == 2
+    assert 'continuing in epoch 1' in said and said.count('2 samples replaced') == 2
 
 
 def test_bad_audio_in_evaluation_is_an_error(refuse, exp_dir):
@@ -345,6 +345,7 @@ def attributes(code, *owners):
 
 def test_every_option_is_read_somewhere():
     read = attributes(experiment, 'args') | attributes(folder, 'self.args')
+    read |= {'device'}  # option_checks.check_options returns it
     read |= {field.name for field in fields(AudioConf)}  # make_dataset reads all that are options
     for module in (traintest, trainer, optimizer, schedule, supervisor):
         read |= attributes(module, 'settings', 's', 'self.settings')

@@ -155,7 +155,7 @@ def test_a_finished_run_removes_the_epochs_models_unless_save_model_keeps_them(
         trained, tmp_path, save_model, stems):
     this_run, *_, folder = trained(save_model=save_model, wa=True, wa_start=1, wa_end=3)
     this_run.average_weights()
-    this_run.finish()
+    this_run.remove_intermediate()
     assert names(folder) == pairs(*stems)
 
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with output_folders(args.exp_dir / 'predictions'):
                 ensemble(args)
         except KeyboardInterrupt:
-            sys.exit('stopped; the same command goes on with the checkpoint that was under way')
+            sys.exit('stopped; the same command continues with the checkpoint that was under way')
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ from models import load_model
 from models.weights import locate, sha256
 from tagging.tagger import labels_of
 from training.devices import choose_device, choose_precision, parallelise
-from training.errors import explained
+from training.errors import as_training_errors
 from training.loaders import make_loader
 from training.results import write_array, write_rows
 from traintest import validate
@@ -91,7 +91,7 @@ def predict(args: Namespace, model: nn.Module, dataset: AudiosetDataset, device:
     """Return the outputs of a model, (samples, classes): sigmoids, or softmax for the loss CE."""
     loader = make_loader(dataset, args.batch_size, args.num_workers,
                          pin_memory=device.type == 'cuda')
-    with explained():
+    with as_training_errors():
         model = parallelise(model.to(device), device)
         return validate(model, loader, device, loss, title, scores=SCORES[loss]).predictions
 

@@ -1,7 +1,7 @@
 """Augment training samples: mixup, SpecAugment, noise and a roll in time.
 
 `draw_augmentation` draws the random numbers of a sample; the other functions apply them. What is
-drawn is a small record of numbers, so a data worker, a GPU and a run that goes on from its
+drawn is a small record of numbers, so a data worker, a GPU and a run that continues from its
 checkpoint make the same sample.
 
 To add an augmentation of the waveform, add a setting to AugmentationConf, an option of that name to
@@ -24,8 +24,8 @@ class AugmentationConf:
     num_mel_bins: int
     target_length: int  # frames
     mixup: float = 0.0  # probability that a sample is mixed with another
-    freqm: int = 0  # widest frequency mask of SpecAugment (Park et al., 2019), in mel bins
-    timem: int = 0  # widest time mask of SpecAugment, in frames
+    freqm: int = 0  # SpecAugment (Park et al., 2019): frequency masks are less wide, in mel bins
+    timem: int = 0  # SpecAugment: time masks are less long, in frames
     noise: bool = False  # whether to add noise and roll the sample in time
 
 

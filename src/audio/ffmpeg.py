@@ -54,7 +54,7 @@ class FFmpegReader(Reader):
         self.waiting = next(self.decoded, None)  # what read() returns next
         if self.waiting is None:
             raise RuntimeError('none of its sound can be decoded')
-        self.frames = self._promised_frames()
+        self.length = self._promised_length()
 
     def close(self):
         self.container.close()
@@ -89,7 +89,7 @@ class FFmpegReader(Reader):
             return block
         return np.repeat(block.mean(axis=1, keepdims=True), self.channels, axis=1)
 
-    def _promised_frames(self):
+    def _promised_length(self):
         """Return how many samples the header promises, or None if FFmpeg only estimates them."""
         name = self.container.format.name
         if name not in SAYS_LENGTH and not (name == 'mp3' and self._has_xing()):
@@ -119,18 +119,18 @@ class FFmpegReader(Reader):
         return np.concatenate(blocks)
 
     def is_incomplete(self, samples):
-        if self.frames is None:
+        if self.length is None:
             return self.damaged
-        tolerance = max(TOLERANCE_SECONDS * self.samplerate, TOLERANCE * self.frames)
-        return samples < self.frames - (0 if self.damaged else tolerance)
+        tolerance = max(TOLERANCE_SECONDS * self.samplerate, TOLERANCE * self.length)
+        return samples < self.length - (0 if self.damaged else tolerance)
 
 
 def _as_floats(frame):
     """Return a frame of PyAV as (samples, channels) of float32, full scale being 1.
 
-    Two ways of PyAV are avoided. Its AudioResampler has threads: if a process is forked while one
-    waits for garbage collection, it hangs as soon as it collects it. Its to_ndarray reads planes
-    that do not exist if there are 8 channels or more, which ends the process.
+    PyAV's AudioResampler is not used, because it has threads: a data worker that is forked hangs
+    when Python collects a resampler made before the fork. Nor is its to_ndarray: with 8 or more
+    channels, it reads memory that does not exist, and the process crashes.
     """
     channels, is_planar = frame.layout.nb_channels, frame.format.is_planar
     count = frame.samples * (1 if is_planar else channels)

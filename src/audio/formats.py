@@ -126,7 +126,7 @@ def _choose_reader(source, stack):
         raise RuntimeError(f'libsndfile cannot ({reason}), and PyAV, which reads more formats, is '
                            f'not installed: python -m pip install av') from None
     except (OSError, RuntimeError) as error:
-        if sndfile and sndfile.frames == 0:
+        if sndfile and sndfile.length == 0:
             return sndfile
         raise RuntimeError(f'neither libsndfile ({reason}) nor FFmpeg ({_reason(error)}) '
                            f'can') from None

@@ -76,9 +76,9 @@ def read_duration(file: AudioFile, name: str | os.PathLike | None = None,
     """
     if trust_header:
         with open_audio(file, name) as reader:
-            if reader.seek_is_exact and reader.frames and reader.has_last_sample():
-                seconds = reader.frames / reader.samplerate
-                is_incomplete = reader.is_incomplete(reader.frames)
+            if reader.seek_is_exact and reader.length and reader.has_last_sample():
+                seconds = reader.length / reader.samplerate
+                is_incomplete = reader.is_incomplete(reader.length)
                 return Duration(seconds, seconds if is_incomplete else None)
     info = inspect_audio(file, name)
     if not info.samples:

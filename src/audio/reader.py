@@ -15,14 +15,14 @@ class Reader(abc.ABC):
         source: the file that is read, a path or an open file.
         samplerate: in Hz.
         channels: number of channels.
-        frames: samples of each channel that the header promises, or None if it does not say.
+        length: samples of each channel that the header promises, or None if it does not say.
         seek_is_exact: whether `seek` finds the very sample. If not, only reading forward does.
         damaged: whether reading has ended at something that cannot be decoded.
     """
     source: str | BinaryIO
     samplerate: int
     channels: int
-    frames: int | None = None
+    length: int | None = None
     seek_is_exact = False
     damaged = False
 

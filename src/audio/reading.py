@@ -102,7 +102,7 @@ class WindowReader:
 
         Returns:
             The waveform (samples,), empty if the recording ends before `start`; and the second at
-            which the recording has ended, or None if it goes on after the window.
+            which the recording has ended, or None if it continues after the window.
         """
         name = name or file
         # Read from a whole second on, where a sample begins at every rate, and one second before
@@ -112,7 +112,8 @@ class WindowReader:
         reader = self._open(file, name, first_second)
         rate = reader.samplerate
         count = None if seconds is None else math.ceil((skipped + seconds) * rate)
-        with self._opened as opened:  # closed after this block, but for the last line in it
+        # The file is closed at the end of this block, unless pop_all keeps it open.
+        with self._opened as opened:
             mono = self._read(reader, first_second * rate, count)
             reader.raise_file_error()
             if not reader.seek_is_exact:
@@ -133,7 +134,7 @@ class WindowReader:
             self._opened.close()
             self._reader = self._opened.enter_context(open_audio(file, name))
             self._samples, self._first = np.zeros(0, np.float32), 0
-        self._file = None  # unless reading succeeds
+        self._file = None  # load() sets it again if reading succeeds
         return self._reader
 
     def _read(self, reader, first, count):

@@ -10,7 +10,8 @@ import soundfile
 
 from audio.reader import BLOCK_SAMPLES, Reader
 
-# Samples that are read at once to find where damage begins. The frames of a FLAC are multiples.
+# Samples that are read at once to find where damage begins. The blocks of a FLAC file are multiples
+# of it.
 SALVAGE_SAMPLES = 64
 
 # Codecs in which every sample stands for itself, and FLAC, in which every frame does. Only there,
@@ -61,9 +62,9 @@ class SndfileReader(Reader):
         self.source = source
         self.file = _ForwardSoundFile(source)
         self.samplerate, self.channels = self.file.samplerate, self.file.channels
-        self.frames = self.file.frames if self.file.frames < UNKNOWN_LENGTH else None
+        self.length = self.file.frames if self.file.frames < UNKNOWN_LENGTH else None
         is_exact = SEEKABLE.match(self.file.subtype) is not None
-        self.seek_is_exact = self.frames is not None and is_exact
+        self.seek_is_exact = self.length is not None and is_exact
         self.position = 0
 
     def close(self):
@@ -76,7 +77,7 @@ class SndfileReader(Reader):
         WAV from a header that a recorder could not correct when it lost power. If several Ogg
         streams follow each other, as radio stations send them, it reads the first one only.
         """
-        if self.file.format == 'MP3' or self.frames == 0:
+        if self.file.format == 'MP3' or self.length == 0:
             return False
         if self.file.format == 'OGG':
             return not self._has_several_streams()
@@ -108,7 +109,7 @@ class SndfileReader(Reader):
 
     @contextlib.contextmanager
     def _raw_file(self) -> Iterator[BinaryIO]:
-        """Open the file to read its bytes. Afterwards, libsndfile goes on from where it was."""
+        """Open the file to read its bytes. Afterwards, libsndfile continues from where it was."""
         if isinstance(self.source, str):
             with open(self.source, 'rb') as file:
                 yield file
@@ -119,13 +120,13 @@ class SndfileReader(Reader):
 
     def has_last_sample(self):
         try:
-            self.file.seek(self.frames - 1)
+            self.file.seek(self.length - 1)
             return len(self.file.read(1)) == 1
         except soundfile.LibsndfileError:
             return False
 
     def seek(self, sample):
-        self.position = min(sample, self.frames)
+        self.position = min(sample, self.length)
         try:
             self.file.seek(self.position)
         except soundfile.LibsndfileError:  # after damage in a FLAC, it does not find every sample
@@ -135,8 +136,8 @@ class SndfileReader(Reader):
     def read(self, size):
         if self.damaged:
             size = 0
-        elif self.frames is not None:
-            size = max(0, min(size, self.frames - self.position))
+        elif self.length is not None:
+            size = max(0, min(size, self.length - self.position))
         block = np.empty((size, self.channels), np.float32)
         try:
             block = self.file.read(out=block)
@@ -173,7 +174,7 @@ class SndfileReader(Reader):
             self.file.read(size)
 
     def is_incomplete(self, samples):
-        if self.damaged or samples < (self.frames or 0):
+        if self.damaged or samples < (self.length or 0):
             return True
         log = self.file.extra_info
         for pattern in SHORTER:

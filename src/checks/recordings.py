@@ -40,7 +40,7 @@ Finding = AudioInfo | Unusable  # what reading a recording has shown
 
 
 def examine(excerpt: Excerpt) -> Finding:
-    """Read a recording whole. How loud it is, is judged by the excerpt alone."""
+    """Read a whole recording. Measure its loudness in the excerpt alone."""
     try:
         if not shards.is_file(excerpt.wav):
             return Unusable('missing')

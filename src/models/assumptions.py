@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and what is assumed of the rest."""
+"""Describe a checkpoint: what is known of it, and what is assumed of the rest."""
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -72,8 +72,8 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int,
 
     Args:
         label_dim: number of its classes.
-        settings: MODEL_SETTINGS for a checkpoint that does not say them, or None.
-        given: mean, std and loss, whatever the checkpoint says, or None.
+        settings: MODEL_SETTINGS, each used if the checkpoint does not say it; or None.
+        given: mean, std and loss, each used instead of the checkpoint's own; or None.
 
     Raises:
         WeightsError: if strides are not known.
@@ -90,6 +90,7 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int,
     if eps != LAYER_NORM_EPS:
         defaults['layer_norm_eps'] = eps
 
+    # Later ones win: defaults < settings < the file's name < what it says < what the caller gives.
     description = {**defaults, **settings, **named, **said, **given}
     if missing := [name for name in MODEL_SETTINGS if name not in description]:
         options = ' and '.join(OPTIONS[name] for name in missing)

@@ -62,15 +62,15 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
     """Build the ASTModel that a checkpoint belongs to, and load it.
 
     A checkpoint describes itself by the .json beside it, by the config.json of its folder, or by
-    its name (audioset_12_12_0.4467.pth). What it does not say and the arguments do not give is
-    assumed; a line of the log then says what.
+    its name (audioset_12_12_0.4467.pth). If neither the checkpoint nor an argument says something,
+    it is assumed, and a line of the log says what.
 
     Args:
         source: see locate.
-        fstride, tstride, input_fdim, input_tdim: strides and size of the input of a checkpoint that
-            does not say them.
-        mean, std: statistics of the fbank, whatever the checkpoint says.
-        loss: 'BCE' for sigmoid scores or 'CE' for softmax, whatever the checkpoint says.
+        fstride, tstride, input_fdim, input_tdim: strides and size of the input, used if the
+            checkpoint does not say them.
+        mean, std: statistics of the fbank, used instead of the checkpoint's own.
+        loss: 'BCE' for sigmoid scores or 'CE' for softmax, used instead of the checkpoint's own.
 
     Returns:
         The model, in eval mode, and its description: a dict with the model's config, mean, std,
@@ -165,7 +165,7 @@ def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> No
         path: of the weights; if it ends in .safetensors, they are written in that format, else as
             torch.save writes them.
         description: what the .json says besides the model's settings (labels, mean, std, loss).
-            Of what load_model returned, it leaves out what was assumed and nobody changed.
+            Values that load_model only assumed are not written, unless you changed them.
     """
     path = Path(path)
     # As of the CPU: torch.load would fail without the GPU that they were trained on.

@@ -39,8 +39,8 @@ def _is_labels(value: Any) -> bool:
     return all(isinstance(texts, list) and all(map(_is_text, texts)) for texts in lists)
 
 
-# What is read of a description, if it is there: what fits, and how a message says it. Anything
-# else in a description has no effect.
+# The fields of a description, all of them optional: name -> (a test of its value, the expected
+# value in words for messages). Other fields have no effect.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'model_size': (_is_text, 'text'),
     **{name: (_is_whole(minimum), f'a whole number of at least {minimum}')
@@ -56,7 +56,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def quote(value: Any) -> str:
-    """Return a value that a file says as a message quotes it."""
+    """Return a value from a JSON file, shortened for an error message."""
     return str(value)[:MAX_QUOTED]
 
 

@@ -14,7 +14,7 @@ Keys = tuple[str, ...]
 # whatever they wrap, a whole model or a part of it.
 WRAPPERS = ('module', '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
 TRANSFORMERS_PREFIX = 'audio_spectrogram_transformer.'
-# By these names an AST is known; what stands before them is a prefix.
+# Names that every AST has. Text before them is a prefix, which is taken off.
 ANCHORS = ('v.cls_token', 'v.pos_embed', f'{TRANSFORMERS_PREFIX}embeddings.cls_token',
            f'{TRANSFORMERS_PREFIX}embeddings.position_embeddings')
 # Every AST and every DeiT has an entry whose name ends so.

@@ -1,7 +1,7 @@
 """Locks between processes: one at a time writes to a folder, or downloads a file.
 
 Not the package filelock: on file systems without locks, some of its versions wait forever, and some
-leave a file behind that keeps everyone out. Here, the log warns and the work goes on.
+leave a file behind that keeps everyone out. Here, the log warns and the work continues.
 """
 import contextlib
 import errno

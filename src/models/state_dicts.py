@@ -164,7 +164,7 @@ def transformer_part(state: State) -> State:
 
 @contextlib.contextmanager
 def name_in_errors(path: str | Path) -> Iterator[None]:
-    """Make of errors about a state dict a WeightsError that names the file it is from."""
+    """Turn errors about a state dict into a WeightsError that names its file."""
     try:
         yield
     except (IndexError, KeyError, RuntimeError, ValueError) as error:  # RuntimeError: of shapes

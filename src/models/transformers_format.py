@@ -39,7 +39,7 @@ CONFIG_DEFAULTS: Description = {
 EXTRACTOR_DEFAULTS: Description = {
     'feature_extractor_type': 'ASTFeatureExtractor', 'do_normalize': True, 'sampling_rate': 16000,
     'mean': AUDIOSET_INPUT['mean'], 'std': AUDIOSET_INPUT['std']}
-# What an ASTModel and its features have; with other values it would give other logits.
+# The values that an ASTModel and its features support. With others, the logits would differ.
 KNOWN_CONFIG = {'hidden_act': ('gelu',), 'patch_size': (16, [16, 16]), 'qkv_bias': (True,)}
 KNOWN_EXTRACTOR = {'feature_extractor_type': ('ASTFeatureExtractor',),
                    'do_normalize': (True, False), 'sampling_rate': (16000,)}
@@ -120,7 +120,7 @@ def _describe_extractor(path: Path, config: Mapping[str, Any]) -> Description:
 
 
 def _refuse_others(values: Mapping[str, Any], known: Mapping[str, tuple], path: Path) -> None:
-    """Raise WeightsError for the first field that has none of its known values."""
+    """Raise WeightsError for the first field with a value that is not supported."""
     for name, choices in known.items():
         if values[name] not in choices:
             raise WeightsError(f'{path} says {name} {quote(values[name])}; only '

@@ -1,8 +1,8 @@
-"""A long job of tagging that can be interrupted: the same command line goes on where it stopped.
+"""A long job of tagging that can be interrupted: the same command line continues where it stopped.
 
 While a job runs, its files grow under the name <name>.partial. A journal beside the first of them,
 <name>.progress, gets a line for every recording, after the recording's results are written. The
-line says how large each file was then. When the job goes on, the last line counts, however the
+line says how large each file was then. When the job continues, the last line counts, however the
 process ended: what the files hold beyond it is cut off.
 """
 import contextlib
@@ -47,11 +47,11 @@ def _lock(journal):
 
 
 class Job:
-    """The output files of a job and the journal with which it goes on. Use as a context manager.
+    """The output files of a job and the journal with which it continues. Use as a context manager.
 
     Args:
         files: the output files.
-        beside: the file or folder that the journal is beside; None for a job that cannot go on.
+        beside: the file or folder that the journal is beside; None for a job that cannot continue.
         settings: what the results depend on: the user's name of it -> its value.
         total: how many recordings there are.
 
@@ -148,7 +148,7 @@ class Job:
             paths = [file.partial for file in (self.journal, *self.files)]
             left = ' '.join(str(path) for path in paths if path.exists())
             raise DataError(f'there is an unfinished job with other {", ".join(differences)}: give '
-                            f'its command line to go on with it, or remove {left}')
+                            f'its command line to continue with it, or remove {left}')
 
     def _can_go_on(self, state):
         """Return whether the files hold all that a state says."""
@@ -157,7 +157,7 @@ class Job:
             for file, size in zip(self.files, state.sizes))
 
     def _close(self):
-        """Close the files. If the job can go on, the partial files and the journal stay."""
+        """Close the files. If the job can continue, the partial files and the journal stay."""
         for file in self.files:
             file.close()
         if not self.journal:
@@ -166,8 +166,8 @@ class Job:
         if self.state.finished:
             return
         if self.state.files:
-            logger.info('%d of %d recordings are tagged: the same command line goes on from there',
-                        self.state.files, self.total)
+            logger.info('%d of %d recordings are tagged: the same command line continues from '
+                        'there', self.state.files, self.total)
         else:
             for file in (self.journal, *self.files):
                 file.partial.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from tagging.windows import (
     plan_windows,
     window_starts,
 )
-from training.errors import explained
+from training.errors import as_training_errors
 from training.loaders import count_workers, make_loader
 from utilities.errors import DataError
 from utilities.parallel import map_ahead
@@ -131,7 +131,7 @@ def _tag_in_order(tagger: Tagger, sources: list[Source], settings: Settings, num
     plan = functools.partial(plan_windows, window=settings.window, window_seconds=tagger.seconds,
                              hop_seconds=settings.hop_seconds)
     total = done.files + len(sources)
-    with Progress('tagging', total, done.files, unit='file') as progress, explained():
+    with Progress('tagging', total, done.files, unit='file') as progress, as_training_errors():
         workers = count_workers(num_workers)
         # The workers start before the threads that look ahead: a fork may copy a lock that is held.
         first, rest = _plan_some(plan, sources, max(workers, 1) * settings.batch_size)
@@ -190,7 +190,7 @@ def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: Settin
 
 
 def _score_batch(tagger: Tagger, batch: Any, embeddings: bool) -> list[ScoredWindow]:
-    """Score a batch of windows, a Window of batches. If none could be read, the model rests."""
+    """Score a collated batch of windows. Skip the model if none of them could be read."""
     fbanks, frames, seconds, errors = batch
     scores, embedded = np.zeros((len(errors), len(tagger.labels)), np.float32), None
     if not all(errors):
@@ -239,7 +239,7 @@ def tag_stream(tagger: Tagger, stream: Stream, window: str = 'all',
     windows = Windows(tagger.frames, tagger.mel_bins)
     for start, key in _stream_windows(stream, tagger, hop_seconds or tagger.seconds):
         plan = WindowPlan(stream.name, stream.seconds, np.array([start]))
-        with explained():
+        with as_training_errors():
             scored = _score_batch(tagger, default_collate([windows[key]]), embeddings)
         yield _put_together(tagger, plan, scored, spectrogram=False)
         if window == 'first':

@@ -26,7 +26,7 @@ class Tagging:
             NaN where no window was, and None if nobody asked for it.
         error: why the recording could not be read, or None.
         incomplete_from: the second at which the sound ends too early or is damaged, or None.
-        planned: how many windows the header promised, of a recording with an error, too.
+        planned: number of windows by the header's duration, also if reading failed later.
     """
     path: str
     seconds: float

@@ -70,9 +70,10 @@ class Sound:
         return self.samples.shape[1] / self.rate
 
     def cut(self, start: float, seconds: float) -> tuple['Sound', float]:
-        """Return what a window that begins at `start` needs, as floats, and its start in there.
+        """Return the samples that a window needs, as floats, and where the window starts in them.
 
-        A second before the window comes along if there is one: the resampling filter needs a past.
+        They begin up to two seconds before the window: the resampling filter looks at what comes
+        before a sample.
         """
         # The cut is at a whole second, where a sample begins at every rate.
         skipped = max(0, math.floor(start) - 1)

@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 MARGIN_SECONDS = 0.25  # read past a window; the longest resampling filter is shorter
 BLOCK_SECONDS = 0.25  # read at once, at most
-ROUNDING_SAMPLES = 1e-3  # if seconds are counted in samples
+ROUNDING_SAMPLES = 1e-3  # tolerance, in samples, for rounding errors of seconds * rate
 # Bytes of a sample, of the codings that have a fixed size.
 SAMPLE_BYTES = {'PCM_U8': 1, 'PCM_16': 2, 'PCM_24': 3, 'PCM_32': 4, 'FLOAT': 4, 'DOUBLE': 8,
                 'ULAW': 1, 'ALAW': 1}

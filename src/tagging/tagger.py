@@ -14,12 +14,12 @@ from torch import nn
 from audio.fbank import FRAME_SHIFT_MS, normalise
 from models import ASTModel, load_model
 from training.devices import choose_device, choose_precision, move, parallelise
-from training.errors import explained
+from training.errors import as_training_errors
 from utilities.errors import DataError
 from utilities.labels import Labels, read_labels
 
-Checkpoint = str | Path
-Described = tuple[Checkpoint, dict[str, Any]]  # a checkpoint and its description
+CheckpointSource = str | Path  # what load_model takes
+Described = tuple[CheckpointSource, dict[str, Any]]  # a checkpoint and its description
 
 EGS = Path(__file__).resolve().parents[2] / 'egs'
 # Published checkpoints do not name their classes. Dataset -> (number of classes, label file).
@@ -128,7 +128,7 @@ class Tagger:
         return mean.astype(np.float32), results[0][1]
 
 
-def load_tagger(checkpoints: Checkpoint | Iterable[Checkpoint], device: str = 'auto',
+def load_tagger(checkpoints: CheckpointSource | Iterable[CheckpointSource], device: str = 'auto',
                 amp: str = 'auto', label_csv: str | os.PathLike[str] | None = None,
                 mean: float | None = None, std: float | None = None, loss: str | None = None,
                 **settings: int | None) -> Tagger:
@@ -160,7 +160,7 @@ def load_tagger(checkpoints: Checkpoint | Iterable[Checkpoint], device: str = 'a
     for source in sources:
         model, description = load_model(source, mean=mean, std=std, loss=loss, **settings)
         model.autocast_dtype = choose_precision(amp, place)
-        with explained():
+        with as_training_errors():
             model.to(place)
         classifiers.append(Classifier(model, parallelise(model, place), description['mean'],
                                       description['std'], description['loss']))
@@ -192,7 +192,8 @@ def _shared_labels(described: Sequence[Described], label_csv) -> Labels:
     return shared[0]
 
 
-def labels_of(source: Checkpoint, description: dict[str, Any], given: Labels | None) -> Labels:
+def labels_of(source: CheckpointSource, description: dict[str, Any], given: Labels | None
+              ) -> Labels:
     """Return the Labels of a checkpoint: the given ones, else its own, else a known dataset's.
 
     Args:

@@ -17,7 +17,7 @@ Source = str | Sound  # the path of a file, or samples in memory
 
 MIN_WINDOW_SHARE = 0.1  # of a window; a last window that holds less audio is left out
 ROUNDING_SECONDS = 1e-3  # by which the end of a recording may differ from its duration
-BLANK = 'blank'  # the error of a place in a batch that stays empty
+BLANK = 'blank'  # marks a window that only fills up a batch, in place of an error
 
 
 def window_starts(seconds: float, window_seconds: float, hop_seconds: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: everything it needs to go on as if it had never stopped."""
+"""The checkpoint of a run: everything it needs to continue as if it had never stopped."""
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +10,11 @@ from models.state_dicts import load_tensors, reason_of
 from training.devices import out_of_memory
 from training.processes import main_process_only, on_main, rank
 
-LATER_PARTS = ('bad_audio',)  # which checkpoints of earlier versions lack
+OPTIONAL_PARTS = ('bad_audio',)  # missing in checkpoints of earlier versions
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that a run cannot go on from. The message names the file and what to do."""
+    """A checkpoint that a run cannot continue from. The message names the file and what to do."""
 
 
 class Stateful(Protocol):
@@ -51,7 +51,7 @@ class Checkpoint:
     def save(self) -> None:
         """Write the state of all parts. The checkpoint before stays until the new one is whole.
 
-        All processes call this, and go on when it is written.
+        All processes call this, and continue when it is written.
         """
         self._write({name: part.state_dict() for name, part in self.parts.items()})
         self.written = time.monotonic()
@@ -80,12 +80,12 @@ class Checkpoint:
         try:
             state = load_tensors(self.path)
             for name, part in self.parts.items():
-                if name in state or name not in LATER_PARTS:
+                if name in state or name not in OPTIONAL_PARTS:
                     part.load_state_dict(state[name])
         except Exception as error:  # with the state of something else, parts raise nearly anything
             if out_of_memory(error):
                 raise  # no reason to start again
-            raise CheckpointError(f'cannot go on from {self.path}: {reason_of(error)}; '
+            raise CheckpointError(f'cannot continue from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None
         return True
 

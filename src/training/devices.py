@@ -67,10 +67,10 @@ def choose_precision(amp: str, device: torch.device) -> torch.dtype | None:
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Move a tensor, or an object that has a tensor's method `to`, to a device.
+    """Move a tensor to a device.
 
-    CUDA copies from pinned memory while the CPU goes on. On MPS such a copy could read memory that
-    is in other use by then (PyTorch issue 189690).
+    CUDA copies from pinned memory while the CPU continues. On MPS such a copy could read memory
+    that is in other use by then (PyTorch issue 189690).
     """
     return tensor.to(device, non_blocking=torch.device(device).type == 'cuda')
 

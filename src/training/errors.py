@@ -10,14 +10,19 @@ WORKER_SIGNS = ('DataLoader worker', 'Pin memory thread')
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on. The message says at which step, and what to try."""
+    """A run that cannot continue. The message says at which step, and what to try."""
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Turn failures that a user can do something about into a TrainingError that says what."""
+def as_training_errors() -> Iterator[None]:
+    """Re-raise errors that a user can do something about as a TrainingError that says what.
+
+    They are: too little memory of a GPU, a data worker that died, no compiler, a GPU that failed.
+    """
     try:
         yield
+    except BrokenPipeError:  # whoever reads what the program prints is gone
+        raise
     except (ConnectionError, EOFError) as error:  # a data worker sends no more batches
         raise TrainingError(_explain_lost_worker(error)) from None
     except RuntimeError as error:
@@ -32,14 +37,14 @@ def _explain(error):
         return (f'the GPU is out of memory ({said}); nvidia-smi shows whether other programs fill '
                 f'it; take a smaller --batch_size; in training, also put batches through in pieces '
                 f'(--grad_accum 4) or recompute activations (--grad_checkpointing True), and '
-                f'--force to go on with them')
+                f'--force to continue with them')
     if any(sign in str(error) for sign in NO_COMPILER):
         return ('--compile True needs a C++ compiler, and there is none: install one (Debian, '
                 'Ubuntu: apt-get install g++), or leave --compile out')
     # torch 2.6 has no class AcceleratorError. An assertion on the device is a fault of ours.
     if type(error).__name__ == 'AcceleratorError' and 'assert' not in str(error):
         return (f'the GPU failed ({str(error).splitlines()[0]}); nvidia-smi and the log of the '
-                f'system may say why; training goes on from its checkpoint if it is started again')
+                f'system may say why; started again, training continues from its checkpoint')
     if any(sign in str(error) for sign in WORKER_SIGNS):
         return _explain_lost_worker(error)
     return None

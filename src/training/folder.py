@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from models.locks import LockedError, hold_lock
+from training import processes
 from training.environment import record_start
 from training.options import FREE_OPTIONS, STRUCTURE, make_parser
 from utilities.errors import DataError, warn_only
@@ -28,7 +29,7 @@ class ExperimentFolder:
     """The folder --exp_dir, with the settings of the run that is to write to it.
 
     Its files: `args.json`, the settings; `finished`, if the run has come to its end;
-    `interrupted`, if a signal stopped it and it wants to go on; `checkpoint.pth`.
+    `interrupted`, if a signal stopped it and it can continue; `checkpoint.pth`.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -36,14 +37,25 @@ class ExperimentFolder:
         self.args = args
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Make the folder and keep other processes out of it.
+    def lock(self) -> Iterator[bool]:
+        """Make the folder, keep other experiments out of it, and yield whether it has work left.
 
-        A folder in which nothing was written is removed again.
+        The main process holds the lock; all processes call this. A folder in which nothing was
+        written is removed again.
 
         Raises:
-            DataError: if another process runs in it, or it cannot be written to.
+            DataError: if another process runs in it, it cannot be written to, or it holds another
+                experiment.
         """
+        with contextlib.ExitStack() as held:
+            def lock_and_look():
+                held.enter_context(self._lock())
+                return self._has_work_left()
+
+            yield processes.on_main(lock_and_look)
+
+    @contextlib.contextmanager
+    def _lock(self):
         with output_folders(self.path), contextlib.ExitStack() as held:
             try:
                 held.enter_context(hold_lock(self.path / 'lock', wait=False))
@@ -54,12 +66,12 @@ class ExperimentFolder:
                 raise DataError(f'{self.path} cannot be locked: {error.strerror}') from None
             yield
 
-    def has_work_left(self) -> bool:
+    def _has_work_left(self):
         """Return whether there is something to train, and log it if there is nothing.
 
         Raises:
             DataError: if the folder holds an experiment with other settings, or a finished one
-                without a checkpoint that could go on.
+                without a checkpoint that could continue.
         """
         (self.path / 'interrupted').unlink(missing_ok=True)  # of an earlier start
         if self.args.resume == 'none' or not (self.path / 'args.json').exists():
@@ -77,7 +89,7 @@ class ExperimentFolder:
             return False
         if not (self.path / 'checkpoint.pth').exists():
             raise DataError(f'{self.path} is finished after {before["n_epochs"]} epochs and kept '
-                            f'no checkpoint to go on from (--save_model True keeps it): choose '
+                            f'no checkpoint to continue from (--save_model True keeps it): choose '
                             f'another --exp_dir, or begin again there with --resume none')
         return True
 
@@ -88,13 +100,13 @@ class ExperimentFolder:
             return
         listed = ', '.join(f'--{name} {old} -> {new}' for name, (old, new) in changed.items())
         raise DataError(f'{self.path} holds an experiment with other settings ({listed}); choose '
-                        f'another --exp_dir; --force goes on if they change neither model, '
+                        f'another --exp_dir; --force continues if they change neither model, '
                         f'optimizer nor metric')
 
     def _changed_settings(self, before):
         """Return {name: (old value, new value)} of the settings that change what is computed.
 
-        More epochs are no change: the run goes on.
+        More epochs are no change: the run continues.
         """
         default = make_parser().get_default  # of an option that is newer than the experiment
         changed = {}
@@ -105,15 +117,16 @@ class ExperimentFolder:
                 changed[name] = old, value
         return changed
 
-    def begin(self, device: torch.device, processes: int) -> None:
-        """Note the settings and the machine of the run that begins or goes on."""
+    @processes.main_process_only
+    def begin(self, device: torch.device) -> None:
+        """Note the settings and the machine of the run that begins or continues."""
         if self.args.resume == 'none':
             self.clear()
         write_json(self.path / 'args.json', vars(self.args))
         for name in ('finished', 'report.html'):
             (self.path / name).unlink(missing_ok=True)
         with warn_only('environment.json'):
-            record_start(self.path, device, processes)
+            record_start(self.path, device, processes.size())
 
     def clear(self) -> None:
         """Remove what an earlier run left."""
@@ -122,6 +135,15 @@ class ExperimentFolder:
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
+    @processes.main_process_only
+    def mark_finished(self, seconds: float) -> None:
+        """Make the file `finished`, which says how many seconds all starts took together."""
+        write_json(self.path / 'finished', {'seconds': round(seconds, 1)})
+
     def mark_interrupted(self) -> None:
-        """Leave the mark that the run wants to go on, for the recipe and for people."""
-        (self.path / 'interrupted').touch()
+        """Make the file `interrupted`: it tells the recipe and people that the run can continue.
+
+        Processes need not wait for each other here: some may be gone.
+        """
+        if processes.is_main():
+            (self.path / 'interrupted').touch()

@@ -19,19 +19,15 @@ class WaveformSample(NamedTuple):
 
 
 class WaveformBatch(NamedTuple):
-    """A batch before its fbanks, which `to` computes.
-
-    It takes the place of a tensor of fbanks: as `fbanks.to(device)` gives the tensor on a device,
-    `batch.to(device)` computes it there. A DataLoader pins its tensors, because it is a tuple.
-    """
+    """A batch before its fbanks. A DataLoader pins its tensors, because it is a tuple."""
     waveforms: torch.Tensor  # (B, samples)
     frames: list[int]
     augmentations: list[Augmentation]
     noise: torch.Tensor | None  # (B, target_length, num_mel_bins)
     conf: AudioConf  # of the dataset
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> torch.Tensor:
-        """Compute the fbanks (B, target_length, num_mel_bins) on a device and return them."""
+    def compute_fbanks(self, device: torch.device) -> torch.Tensor:
+        """Return the fbanks (B, target_length, num_mel_bins), computed on a device."""
         fbanks = fbank(move(self.waveforms, device), self.conf.num_mel_bins)
         noise: Sequence[torch.Tensor | None] = [None] * len(fbanks)
         if self.noise is not None:
@@ -39,6 +35,17 @@ class WaveformBatch(NamedTuple):
         samples = zip(fbanks, self.frames, self.augmentations, noise, strict=True)
         return torch.stack([finish_fbank(features[:frames], self.conf, augmentation, its_noise)
                             for features, frames, augmentation, its_noise in samples])
+
+
+def fbanks_on(inputs: torch.Tensor | WaveformBatch, device: torch.device) -> torch.Tensor:
+    """Return the fbanks (B, target_length, num_mel_bins) of a batch on a device.
+
+    Args:
+        inputs: the fbanks, or the WaveformBatch that they are computed from there.
+    """
+    if isinstance(inputs, WaveformBatch):
+        return inputs.compute_fbanks(device)
+    return move(inputs, device)
 
 
 class WaveformDataset(AudiosetDataset):

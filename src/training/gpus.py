@@ -37,7 +37,7 @@ def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | 
         sign = find_sign()
         what = f'{sign or "a GPU was asked for"}, but PyTorch {torch.__version__} cannot use it'
         found = explain_no_cuda() if sign or is_asked_for else None
-    return found and '{}: {}. --device cpu goes on without a GPU; {}'.format(what, *found)
+    return found and '{}: {}. --device cpu continues without a GPU; {}'.format(what, *found)
 
 
 def find_sign() -> str | None:

@@ -68,10 +68,10 @@ class AudioLoader(DataLoader):
 
 
 class TrainingLoader(AudioLoader):
-    """An AudioLoader of a ReplaceUnreadable. Its batches are those of the dataset within.
+    """A loader for training, of a ReplaceUnreadable. It yields batches (inputs, labels).
 
     Attributes:
-        bad_audio: what was replaced meanwhile.
+        bad_audio: counts the samples that were replaced because their audio cannot be read.
     """
 
     def __init__(self, dataset: ReplaceUnreadable, **options):
@@ -86,19 +86,19 @@ class TrainingLoader(AudioLoader):
             yield batch
 
 
-def count_workers(num_workers: int, processes: int = 1) -> int:
+def count_workers(num_workers: int, sharing: int = 1) -> int:
     """Return how many worker processes load data.
 
     Args:
-        num_workers: the answer, or -1 for one per core.
-        processes: how many processes train on this machine and share its cores.
+        num_workers: the number that was asked for; -1 means one per core.
+        sharing: how many processes train on this machine and share its cores.
 
     Returns:
         0 if this process must not start any.
     """
     if num_workers == 0 or not may_start_processes():
         return 0
-    return max(1, available_cores() // processes) if num_workers < 0 else num_workers
+    return max(1, available_cores() // sharing) if num_workers < 0 else num_workers
 
 
 def _leave_signals_to_parent(_):

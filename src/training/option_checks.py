@@ -7,7 +7,7 @@ import torch
 
 from models.ast_models import ModelConfig, check_pretraining, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
-from training.processes import Place, own_device
+from training.processes import Launch, own_device
 from utilities.errors import DataError
 from utilities.labels import read_labels
 from utilities.weight_files import WEIGHT_RULE, weight_file
@@ -18,13 +18,19 @@ MAX_PATCHES = 2 ** 17
 GB = 10 ** 9  # bytes
 
 
-def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, place: Place) -> None:
-    """End the program with a sentence if options contradict each other or the machine."""
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, launch: Launch
+                  ) -> torch.device:
+    """End the program with a sentence if options contradict each other or the machine.
+
+    Returns:
+        The device of this process.
+    """
     try:
-        config = ModelConfig(args.model_size, args.n_class, args.fstride, args.tstride,
-                             args.num_mel_bins, args.audio_length)
+        config = ModelConfig(
+            model_size=args.model_size, label_dim=args.n_class, fstride=args.fstride,
+            tstride=args.tstride, input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
         check_pretraining(config, args.imagenet_pretrain, args.audioset_pretrain)
-        device = own_device(place, choose_device(args.device))
+        device = own_device(launch, choose_device(args.device))
     except ValueError as error:
         parser.error(str(error))
     if args.compile and splits_batches(device):
@@ -39,22 +45,23 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, pla
     if args.timem > args.audio_length:
         parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
                      f'--audio_length')
-    check_sizes(parser, args, place)
+    check_sizes(parser, args, launch)
     rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
                      f'{columns} columns')
-    if args.batch_size % place.size:
-        less = args.batch_size // place.size * place.size
-        nearest = f'{less} or {less + place.size}' if less else place.size
-        parser.error(f'--batch_size {args.batch_size} cannot be split over {place.size} processes; '
-                     f'{nearest} can')
+    if args.batch_size % launch.size:
+        less = args.batch_size // launch.size * launch.size
+        nearest = f'{less} or {less + launch.size}' if less else launch.size
+        parser.error(f'--batch_size {args.batch_size} cannot be split over {launch.size} '
+                     f'processes; {nearest} can')
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, '
                      f'{args.wa_end}, {args.n_epochs}')
+    return device
 
 
-def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, place: Place) -> None:
+def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, launch: Launch) -> None:
     """End the program with a sentence if strides, patches or a batch are too large for training."""
     if args.fstride > args.num_mel_bins:
         parser.error(f'--fstride {args.fstride} is more than the {args.num_mel_bins} mel bins')
@@ -68,7 +75,7 @@ def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, place
                      f'into {rows * columns} patches, more than {MAX_PATCHES}: take larger strides '
                      f'or fewer frames')
     # Samples of a batch on this machine.
-    here = math.ceil(args.batch_size / place.size) * place.local_size
+    here = math.ceil(args.batch_size / launch.size) * launch.local_size
     size, memory = 4 * here * args.num_mel_bins * args.audio_length, memory_bytes()
     if size > memory:
         parser.error(f'--batch_size {args.batch_size}: the inputs of a batch, {args.num_mel_bins} '

@@ -76,7 +76,8 @@ def add_data_options(group):
     add('--bal', type=str.lower, choices=['none', 'bal'], default='none',
         help='bal: draw training samples by the weights beside the datafile')
     add('--max_bad_audio', type=number(0, 1), default=0.01,
-        help="share of an epoch's samples that may be replaced since their audio cannot be read")
+        help="share of an epoch's samples that may be replaced because their audio cannot be "
+             'read')
 
 
 def add_model_options(group):
@@ -95,8 +96,9 @@ def add_model_options(group):
 def add_augmentation_options(group):
     """Add the options of augmentation, which training samples get and evaluation samples do not."""
     add = group.add_argument
-    add('--freqm', type=whole(0), default=0, help='widest frequency mask, in mel bins')
-    add('--timem', type=whole(0), default=0, help='widest time mask, in frames')
+    add('--freqm', type=whole(0), default=0,
+        help='frequency masks are less wide than this, in mel bins')
+    add('--timem', type=whole(0), default=0, help='time masks are less long than this, in frames')
     add('--mixup', type=number(0, 1), default=0,
         help='share of the training samples that are mixed with another')
     add('--noise', type=boolean, default=False,
@@ -124,7 +126,8 @@ def add_training_options(group):
     add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5,
         help='factor of a decay')
     add('--lr_patience', type=whole(0), default=0,
-        help='epochs without a better metric after which the rate decays; 0: a schedule of steps')
+        help='epochs without a better metric that are waited for before the rate decays; 0: a '
+             'schedule of steps')
     add('--clip_grad', type=number(0), default=0,
         help='largest norm of the gradient, 0 for no limit')
     add('--wa', type=boolean, default=False,
@@ -162,8 +165,8 @@ def add_run_options(group):
     add('--checkpoint_minutes', type=number(0), default=15,
         help='minutes between checkpoints inside an epoch')
     add('--resume', choices=['auto', 'none'], default='auto',
-        help='auto: go on from the checkpoint in exp_dir')
+        help='auto: continue from the checkpoint in exp_dir')
     add('--force', type=boolean, nargs='?', const=True, default=False,
-        help='go on although settings have changed')
+        help='continue although settings have changed')
     add('--dry_run', type=boolean, nargs='?', const=True, default=False,
         help='print the resolved settings and sizes, and stop')

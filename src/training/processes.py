@@ -33,8 +33,8 @@ class DistributedError(RuntimeError):
     """Processes did not find each other, or lost each other. The message says what to do."""
 
 
-class Place(NamedTuple):
-    """The place of this process among those that torchrun or srun has started.
+class Launch(NamedTuple):
+    """The launch of this process among those that torchrun or srun has started.
 
     rank: its number, from 0 to size - 1. local_rank, local_size: the same on its machine.
     """
@@ -44,8 +44,8 @@ class Place(NamedTuple):
     local_size: int = 1
 
 
-def find_place() -> Place:
-    """Return the Place that torchrun or srun has written into the environment.
+def read_launch() -> Launch:
+    """Return the Launch that torchrun or srun has written into the environment.
 
     Raises:
         DistributedError: if the environment is incomplete.
@@ -56,16 +56,17 @@ def find_place() -> Place:
         if found and found[1] > 1:
             _set_meeting_point_of_slurm()
     if found is None:
-        return Place()
+        return Launch()
 
-    place = Place(*found)
-    if not 0 <= place.rank < place.size:
-        raise DistributedError(f'this process is number {place.rank} of {place.size}: the '
+    launch = Launch(*found)
+    if not 0 <= launch.rank < launch.size:
+        raise DistributedError(f'this process is number {launch.rank} of {launch.size}: the '
                                f'environment is not that of torchrun or srun')
-    if place.size > 1 and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
-        raise DistributedError(f'there are {place.size} processes, but MASTER_ADDR and MASTER_PORT '
-                               f'do not say where they meet: start them with torchrun or srun')
-    return place
+    if launch.size > 1 and not {'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
+        raise DistributedError(f'there are {launch.size} processes, but MASTER_ADDR and '
+                               f'MASTER_PORT do not say where they meet: start them with torchrun '
+                               f'or srun')
+    return launch
 
 
 def _read_numbers(*names):
@@ -95,27 +96,27 @@ def _set_meeting_point_of_slurm():
     os.environ.setdefault('MASTER_PORT', str(FIRST_PORT + step % PORTS))
 
 
-def own_device(place: Place, device: torch.device) -> torch.device:
+def own_device(launch: Launch, device: torch.device) -> torch.device:
     """Return the device of this process: its own GPU, if `device` is `cuda` and there are several.
 
     Raises:
         ValueError: if there are not enough GPUs, or `device` is a single GPU.
     """
-    if place.size == 1 or device.type != 'cuda':
+    if launch.size == 1 or device.type != 'cuda':
         return device
     if device.index is not None:
-        raise ValueError(f'--device {device} is one GPU, but there are {place.size} processes: '
+        raise ValueError(f'--device {device} is one GPU, but there are {launch.size} processes: '
                          f'--device cuda')
     visible = torch.cuda.device_count()
-    own = place.local_rank if visible > 1 else 0  # Slurm may show each process its own GPU alone
-    if visible < place.local_size or own >= visible:
-        count = max(place.local_size, place.local_rank + 1)
+    own = launch.local_rank if visible > 1 else 0  # Slurm may show each process its own GPU alone
+    if visible < launch.local_size or own >= visible:
+        count = max(launch.local_size, launch.local_rank + 1)
         raise ValueError(f'{count} processes share a machine on which they see {visible} GPUs: '
                          f'start one per GPU')
     return torch.device('cuda', own)
 
 
-def join(place: Place, device: torch.device, timeout_minutes: float) -> None:
+def join(launch: Launch, device: torch.device, timeout_minutes: float) -> None:
     """Join the other processes: over NCCL between GPUs, over gloo between CPUs.
 
     A GPU with a number becomes the current one, so that this process puts nothing on the first.
@@ -125,22 +126,22 @@ def join(place: Place, device: torch.device, timeout_minutes: float) -> None:
     """
     if device.type == 'cuda' and device.index is not None:
         torch.cuda.set_device(device)
-    if place.size == 1:
+    if launch.size == 1:
         return
     if not dist.is_available():
         raise DistributedError('this build of PyTorch has no torch.distributed: start one process')
     if 'OMP_NUM_THREADS' not in os.environ:
-        here = int(os.environ.get('LOCAL_WORLD_SIZE', place.local_size))
+        here = int(os.environ.get('LOCAL_WORLD_SIZE', launch.local_size))
         torch.set_num_threads(max(1, available_cores() // here))
 
     backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
     try:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.size,
+        dist.init_process_group(backend, rank=launch.rank, world_size=launch.size,
                                 timeout=timedelta(minutes=timeout_minutes))
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DistributedError(
-            f'process {place.rank} of {place.size} did not meet the others at '
+            f'process {launch.rank} of {launch.size} did not meet the others at '
             f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}: {reason}') from None
 
 
@@ -208,8 +209,8 @@ def on_main(function: Callable[[], Any]) -> Any:
 def main_process_only(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function: it runs in the main process alone, and all processes get its result.
 
-    All processes call it, in the same order. So it must not be called inside a function that only
-    the main process runs.
+    All processes must call it, in the same order: each waits until the main one has finished. So a
+    call inside `if is_main():` would wait for ever.
     """
     @functools.wraps(function)
     def run_on_main(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -256,10 +257,10 @@ def gather_numbers(*numbers: float) -> torch.Tensor:
 
 
 class DelayedSum:
-    """Sum whole numbers over all processes without waiting: each call returns the last call's sums.
+    """Sum whole numbers over all processes without making training wait.
 
-    The numbers travel while the processes compute. All processes call it equally often. A single
-    process sees its own numbers at once.
+    Each call starts a new sum and returns the previous one: the numbers travel while the processes
+    compute. All processes call it equally often. A single process gets its own numbers at once.
     """
 
     def __init__(self):
@@ -314,7 +315,7 @@ def _explain_lost_process(error):
                 f'process needs a GPU of its own, with enough free memory')
     reason = lines[-1] if 'NCCL' in lines[0] else lines[0]  # NCCL says last what happened
     return (f'process {rank()} lost contact with another one, which died or did not answer within '
-            f'--timeout_minutes ({reason}); started again, the run goes on from its checkpoint')
+            f'--timeout_minutes ({reason}); started again, the run continues from its checkpoint')
 
 
 @contextlib.contextmanager

@@ -236,7 +236,7 @@ def left_out(absent: float, classes: int) -> str:
 def write_rows(path: Path, rows: Sequence | np.ndarray) -> None:
     """Write rows of numbers, comma-separated, for numpy.loadtxt.
 
-    Of a flat list, each number is a line.
+    A flat list gives one number per line.
     """
     with atomic_write(path) as partial:
         np.savetxt(partial, rows, delimiter=',', fmt='%.10g')
@@ -293,7 +293,7 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
     left out for more than 100 classes.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         names: of all classes.
         predictions: scores (samples, classes).
         targets: labels (samples, classes) of 0 and 1.

@@ -1,4 +1,4 @@
-"""What may happen between two steps: a checkpoint is due, a signal comes, recordings are bad."""
+"""Between two steps: save checkpoints that are due, stop on a signal or on too much bad audio."""
 from collections.abc import Callable, Iterator
 
 from training import processes
@@ -21,7 +21,7 @@ class Supervisor:
     replaced because their recordings cannot be read. All processes call the methods, equally often.
 
     Args:
-        trainer: its loss says whether the weights are worth a checkpoint.
+        trainer: if its loss is not finite, no checkpoint is saved.
         train_loader: its bad_audio counts the samples that were replaced.
         checkpoint: of the run.
         interrupt: knows whether a signal has come.
@@ -101,7 +101,7 @@ class Supervisor:
         raise TrainingError(
             f'{replaced} samples of epoch {self.trainer.epoch} so far could not be read, more than '
             f'--max_bad_audio {limit:g} of an epoch; src/check_data.py finds all such '
-            f'recordings, and with a higher --max_bad_audio the run goes on; {found}')
+            f'recordings, and with a higher --max_bad_audio the run continues; {found}')
 
 
 class WatchedLoader:

@@ -14,12 +14,13 @@ from torch import nn
 from models import ASTModel
 from training import processes
 from training.devices import move, parallelise
+from training.gpu_fbanks import fbanks_on
 from training.losses import LOSSES, EpochLoss
 from training.optimizer import make_optimizer
 from training.schedule import Schedule
 from utilities.progress import Progress, TimedBatches
 
-# Training waited for data if it did for so long in an epoch, and for this share of it.
+# Warn if an epoch waited for data for at least so many seconds, and for this share of its time.
 WAITING_SECONDS = 10
 WAITING_SHARE = 0.2
 
@@ -39,8 +40,8 @@ class Trainer:
         training_model: the model to call in training. With several processes, its backward()
             averages the gradients. With several GPUs in one process, it splits batches over them.
         evaluation_model: the model to call in evaluation. It splits batches in the same way.
-        epoch: the one under way, from 1.
-        loss: of this epoch so far; loss.steps of its steps are done.
+        epoch: number of the current epoch, from 1.
+        loss: running mean loss of the current epoch. loss.steps counts the steps that are done.
     """
 
     STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
@@ -74,7 +75,8 @@ class Trainer:
         """Train on the batches that this epoch has not seen yet.
 
         Args:
-            loader: of batches: fbanks (B, frames, bins) and labels (B, classes).
+            loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
+                (B, classes).
             title: of the epoch, for the log.
             after_step: called after every step. What it raises ends the epoch.
 
@@ -85,9 +87,10 @@ class Trainer:
         batches = TimedBatches(with_shares(loader))
         steps = self.loss.steps + len(loader)
         with Progress(title, steps, done=self.loss.steps) as progress:
-            for fbanks, labels, share, samples in batches:
-                # Moved here and not in the loader: computing fbanks is no waiting for data.
-                loss = self.step(move(fbanks, self.device), labels, share)
+            for inputs, labels, share, samples in batches:
+                # Not in the loader, so that computing fbanks does not count as waiting for data.
+                fbanks = fbanks_on(inputs, self.device)
+                loss = self.step(fbanks, labels, share)
                 self.loss.add(loss, samples)
                 progress.advance(samples)
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
@@ -178,7 +181,7 @@ class Trainer:
 
 def average_gradients(model: nn.Module) -> nn.parallel.DistributedDataParallel:
     """Wrap a model so that its backward() averages the gradients over all processes."""
-    # A warning of 3 kB about [CLS] and [DIST], whose gradients are copied.
+    # A long and harmless warning about the strides of the gradients of [CLS] and [DIST].
     warnings.filterwarnings('ignore', 'Grad strides do not match')
     with processes.catch_lost_processes(processes.LOST_SIGNS):
         return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False,
@@ -189,14 +192,14 @@ def with_shares(loader) -> Iterator[tuple]:
     """Yield each batch of a loader with the share of it that falls to this process.
 
     Yields:
-        fbanks, labels, share, samples. share: the samples of this process relative to an even
+        inputs, labels, share, samples. share: the samples of this process relative to an even
         split, 1 for a single process. samples: how many the batch has in all processes.
     """
     size = processes.size()
     sizes = loader.batch_sampler.sizes() if size > 1 else None
-    for fbanks, labels in loader:
+    for inputs, labels in loader:
         own, samples = next(sizes) if sizes else (len(labels), len(labels))
-        yield fbanks, labels, size * own / samples, samples
+        yield inputs, labels, size * own / samples, samples
 
 
 def draw_patchout(grid: tuple[int, int], dropped: tuple[int, int], seed: int,

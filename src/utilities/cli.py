@@ -132,7 +132,7 @@ def _number_type(kind, convert, minimum, maximum, above=-math.inf):
 
 
 seed = whole(0, 2 ** 32 - 1)  # scikit-learn takes no larger one
-mel_bins = whole(16, 256)  # half of audio.fbank.FFT_SAMPLES; filters of more bins would be empty
+mel_bins = whole(16, 256)  # one patch to half of audio.fbank.FFT_SAMPLES, its FFT bins
 frames = whole(16, 360_000)  # of 10 ms: one patch to an hour; more would fill the memory
 # The logarithm of a float32 energy is between -104 and 89, and so is the mean of an fbank. A
 # standard deviation of nearly 0 would magnify rounding errors.
@@ -154,11 +154,11 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
     """
     add = parser.add_argument
     add('--fstride', type=whole(1),
-        help='stride in frequency of checkpoints that do not say theirs')
-    add('--tstride', type=whole(1), help='stride in time of checkpoints that do not say theirs')
-    add('--num_mel_bins', type=mel_bins, help='mel bins of checkpoints that do not say theirs')
+        help='stride in frequency, for checkpoints that do not store it')
+    add('--tstride', type=whole(1), help='stride in time, for checkpoints that do not store it')
+    add('--num_mel_bins', type=mel_bins, help='mel bins, for checkpoints that do not store them')
     add('--audio_length', type=frames,
-        help='frames of 10 ms of checkpoints that do not say theirs')
+        help='frames of 10 ms, for checkpoints that do not store them')
     add('--dataset_mean', type=fbank_mean,
         help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
     add('--dataset_std', type=fbank_std, help='standard deviation of the fbank, likewise')

@@ -24,7 +24,7 @@ def error_reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def warn_only(name: str) -> Iterator[None]:
-    """Turn any error in writing the file `name` into a warning: no such file is worth a run."""
+    """Log a warning instead of failing if the file `name`, which is optional, cannot be written."""
     try:
         yield
     except Exception as error:

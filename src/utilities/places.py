@@ -57,7 +57,7 @@ class Place(NamedTuple):
 
 
 class PlaceError(ValueError):
-    """A recording that does not hold a segment, or nobody can know where; the message says why."""
+    """The recording does not hold the segment, or its position is unknown. The message says why."""
 
 
 def parse_name(path: str, video_ids: Container[str]) -> RecordingName | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri
 
-# The published results thinned every curve to each 1000th point, and report the middle of the rest.
+# The published code keeps every 1000th point of a curve, and reports the middle of those.
 CURVE_STEP = 1000
 
 
@@ -99,7 +99,7 @@ def roc_curve(tps: np.ndarray, fps: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     false positive rate is NaN.
     """
     if len(tps) > 2:
-        # A point on the straight line between its neighbours is no corner: both counts go on as
+        # A point on the straight line between its neighbours is no corner: both counts continue as
         # before.
         is_corner = (np.diff(fps, 2) != 0) | (np.diff(tps, 2) != 0)
         corners = np.r_[True, is_corner, True]

@@ -23,7 +23,7 @@ LACKING = {
     'printf of times': (r'%[-0-9]*\([^)]*\)T', "printf '%(%F)T'"),
     'printf into an array': (r'\bprintf\s+-v\s+\S*\[', 'printf -v names[0] %s x'),
     'variables': (r'\$\{?(EPOCH(SECONDS|REALTIME)|BASHPID|SRANDOM)\b', 'echo $EPOCHSECONDS'),
-    'cases that go on': (r';;?&(\s|$)', 'a) echo ;&'),
+    'cases that continue': (r';;?&(\s|$)', 'a) echo ;&'),
     'read of characters, with a text': (r'\bread\s[^|;]*-\w*[Ni]\b', 'read -N 1 key'),
     'parts of a second': (r'\bread\s[^|;]*-t\s*\d*\.\d', 'read -t 0.1 key'),
     'steps and padding of sequences': (r'\{\w+\.\.\w+\.\.|\{0\d+\.\.', 'echo {1..9..2}'),

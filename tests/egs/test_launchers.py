@@ -71,10 +71,10 @@ def test_two_processes_stop_at_a_signal_go_on_and_end_as_one_process_does(
     read_until(process, 'epoch 2 of 3, step 1 of 2')
     os.kill(process.pid, signal.SIGUSR1)
     code, said = wait_for_the_end(process)
-    assert code == 75 and 'the same command goes on' in said and 'Traceback' not in said
+    assert code == 75 and 'the same command continues' in said and 'Traceback' not in said
     assert (tmp_path / 'two' / 'fold1' / 'interrupted').exists()
     code, said = wait_for_the_end(start())
-    assert code == 0 and re.search('going on in epoch [23]', said), said
+    assert code == 0 and re.search('continuing in epoch [23]', said), said
     assert 'in each of 2 processes' in said
     expected = np.loadtxt(tmp_path / 'one' / 'fold1' / 'result.csv', delimiter=',')
     for name in ('result.csv', 'fold1/result.csv'):  # the mean of one fold is that fold

@@ -31,11 +31,11 @@ def test_a_recipe_that_is_signalled_stops_with_75_and_the_same_line_goes_on(star
             (os.killpg if to_all else os.kill)(process.pid, number)
             break
     said = process.stderr.read()
-    assert process.wait() == 75 and 'the same command without --resume none goes on' in said and 'Traceback' not in said
+    assert process.wait() == 75 and 'the same command without --resume none continues' in said and 'Traceback' not in said
     fold = folder / 'exp' / 'fold1'
     assert (fold / 'interrupted').exists() and (fold / 'checkpoint.pth').exists()
     assert not (fold / 'result.csv').exists()
     _, process = start()
     said = process.stderr.read()
     assert process.wait() == 0, said
-    assert 'going on in epoch 1' in said and (fold / 'finished').exists() and not (fold / 'interrupted').exists()
+    assert 'continuing in epoch 1' in said and (fold / 'finished').exists() and not (fold / 'interrupted').exists()

@@ -172,7 +172,7 @@ def preempt(slurm, root, folder, exp_dir, *options):
     ask(slurm, 'scontrol', 'update', f'JobId={job}', 'StartTime=now')
     wait_for(lambda: re.search('COMPLETED|FAILED', ask(slurm, 'scontrol', 'show', 'job', job)), 240,
              'the job to end')
-    assert 'going on in epoch' in log.read_text()
+    assert 'continuing in epoch' in log.read_text()
     return log.read_text()
 
 
@@ -202,7 +202,7 @@ def test_a_job_whose_gpu_pytorch_cannot_use_ends_before_any_work(slurm, root, fo
                           capture_output=True)
     assert done.returncode == 1 and not (folder / 'nothing').exists()
     said = log.read_text()
-    assert 'asks for a GPU, but PyTorch' in said and '--device cpu goes on without' in said
+    assert 'asks for a GPU, but PyTorch' in said and '--device cpu continues without' in said
 
 
 @pytest.mark.parametrize('asked_for, gpus, cores', [

@@ -29,10 +29,10 @@ from small_model import CPU, LinearModel, Samples, settings
 from stand_ins import DataParallelOnCpu, stand_in_devices
 from tagging.tagger import load_tagger
 from training.devices import parallelise
-from training.errors import TrainingError, explained
+from training.errors import TrainingError, as_training_errors
 from training.option_checks import check_options
 from training.options import make_parser
-from training.processes import Place
+from training.processes import Launch
 from training.trainer import Trainer
 from traintest import validate
 
@@ -254,7 +254,7 @@ def test_a_replica_that_runs_out_of_memory_ends_in_one_sentence(gpus):
     split = gpus.wrap(model)
     model.layer.register_forward_pre_hook(run_out_of_memory)
     with pytest.raises(TrainingError, match='out of memory .*2.00 GiB.*--batch_size') as error:
-        with explained():
+        with as_training_errors():
             split(Samples(5).fbanks.to(gpus.device))
     assert '\n' not in str(error.value)
 
@@ -279,7 +279,7 @@ COMPILED = ('--compile True --data_train train.json --data_val val.json --label_
 @pytest.fixture
 def check(monkeypatch):
     """Check the options of a run with --compile True on a machine with so many GPUs."""
-    def with_gpus(count, device, place=Place()):
+    def with_gpus(count, device, place=Launch()):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
         monkeypatch.setattr('training.option_checks.choose_device', lambda _: torch.device(device))
         parser = make_parser()
@@ -297,7 +297,7 @@ def test_compile_is_refused_if_one_process_would_split_batches_over_several_gpus
 
 
 @pytest.mark.parametrize('gpus, device, place', [
-    (1, 'cuda', Place()), (4, 'cuda:0', Place()), (4, 'cpu', Place()), (0, 'mps', Place()),
-    (4, 'cuda', Place(0, 4, 0, 4))], ids=['one', 'named', 'cpu', 'mps', 'a process each'])
+    (1, 'cuda', Launch()), (4, 'cuda:0', Launch()), (4, 'cpu', Launch()), (0, 'mps', Launch()),
+    (4, 'cuda', Launch(0, 4, 0, 4))], ids=['one', 'named', 'cpu', 'mps', 'a process each'])
 def test_compile_is_taken_if_no_batch_is_split(check, gpus, device, place):
     check(gpus, device, place)

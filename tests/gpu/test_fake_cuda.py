@@ -81,7 +81,7 @@ def make_batch(make_tone, make_labels, make_datafile):
 def test_a_batch_of_waveforms_becomes_features_on_the_gpu(make_batch, mode):
     batch, _ = make_batch(mode)
     with fake_cuda():
-        features = batch.to(CUDA)
+        features = batch.compute_fbanks(CUDA)
         assert features.device == CUDA and features.shape == (BATCH, FRAMES, BINS)
 
 

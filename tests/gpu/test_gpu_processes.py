@@ -70,7 +70,7 @@ def test_processes_of_which_one_is_killed_go_on_to_the_same_numbers(data, device
         assert not {0, -signal.SIGKILL} & set(codes)
     ranks = start_ranks(size, options, data, log, **environment)
     assert finish_ranks(ranks, START) == [0] * size, log_of(data, log)
-    assert 'going on in epoch 2' in log_of(data, log)
+    assert 'continuing in epoch 2' in log_of(data, log)
     require_same(data, name, **tolerances(device))
 
 

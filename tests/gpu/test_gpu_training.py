@@ -18,7 +18,7 @@ from kit import (
 )
 from models.state_dicts import load_tensors
 from small_model import CPU, settings
-from training.errors import TrainingError, explained
+from training.errors import TrainingError, as_training_errors
 from training.trainer import Trainer
 
 BATCH = 3
@@ -153,7 +153,7 @@ def test_an_experiment_goes_on_on_another_device(start, device, capsys):
     start('moved', 'cpu', '--n_epochs', '1')
     capsys.readouterr()
     moved = start('moved', device)
-    assert 'going on in epoch 2' in capsys.readouterr().err
+    assert 'continuing in epoch 2' in capsys.readouterr().err
     require_same_experiment(moved, undisturbed, tolerance=1e-2 if device.type == 'cuda' else 1e-6)
 
 
@@ -192,7 +192,7 @@ def test_a_full_gpu_ends_training_in_one_sentence_and_a_smaller_batch_goes_on(
     else:
         trainer.model.register_forward_pre_hook(run_out)
     with pytest.raises(TrainingError, match='out of memory .*Tried to allocate.*--batch_size'):
-        with explained():
+        with as_training_errors():
             trainer.step(many, one_hot(2 ** 10))
     gc.collect()  # the error holds on to what was computed before it
     assert float(trainer.step(one, one_hot(1))) > 0
@@ -204,13 +204,13 @@ def test_a_full_gpu_ends_training_in_one_sentence_and_a_smaller_batch_goes_on(
     RuntimeError('CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`'),
     RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED')], ids=['CUDA', 'cuBLAS', 'cuDNN'])
 def test_what_cuda_and_its_libraries_say_about_a_full_gpu_is_one_sentence_too(error):
-    with pytest.raises(TrainingError, match='the GPU is out of memory') as raised, explained():
+    with pytest.raises(TrainingError, match='the GPU is out of memory') as raised, as_training_errors():
         raise error
     assert str(error).split('\n')[0] in str(raised.value) and '\n' not in str(raised.value)
 
 
 def test_other_errors_of_cuda_stay_what_they_are():
-    with pytest.raises(RuntimeError, match='device-side assert') as raised, explained():
+    with pytest.raises(RuntimeError, match='device-side assert') as raised, as_training_errors():
         raise RuntimeError('CUDA error: device-side assert triggered')
     assert not isinstance(raised.value, TrainingError)
 

@@ -1,4 +1,4 @@
-"""Long jobs of inference: outputs grow as files are done, and the same command line goes on."""
+"""Long jobs of inference: outputs grow as files are done, and the same command line continues."""
 import csv
 import json
 import os
@@ -99,7 +99,7 @@ def test_a_job_that_is_killed_at_random_ends_like_an_undisturbed_one(folder, roo
                           env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 1 and '3 of 300 files could not be read' in done.stderr
     assert int(done.stdout.split()[-1]) == 6, done.stderr
-    assert 'the same command line goes on from there' in done.stderr
+    assert 'the same command line continues from there' in done.stderr
     assert same_outputs('undisturbed', 'killed')
 
 
@@ -217,7 +217,7 @@ def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(folder, smal
     run(*words('whole'))
     said = run(*words('small'))
     assert said.startswith('error: cannot write small/out.') and 'is the disk full?' in said
-    assert 'goes on from there' in capsys.readouterr().err
+    assert 'continues from there' in capsys.readouterr().err
     enlarge()
     run(*words('small'))
     assert same_outputs('whole', 'small')

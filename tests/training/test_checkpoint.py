@@ -60,7 +60,7 @@ def test_code_in_a_checkpoint_to_go_on_from_is_named_and_not_run(write, checkpoi
     write({'part': {'numbers': [0, 0]}, 'extra': code}, checkpoint.path)
     said = refused(checkpoint)
     reason = f'it holds code ({os.name}.system), which was not run'
-    assert f'cannot go on from {checkpoint.path}: {reason}' in said
+    assert f'cannot continue from {checkpoint.path}: {reason}' in said
     assert '--resume none starts again' in said and 'weights_only' not in said
     assert os.listdir(tmp_path) == ['checkpoint.pth']
 
@@ -70,7 +70,7 @@ def test_code_in_a_checkpoint_to_go_on_from_is_named_and_not_run(write, checkpoi
     {'part': {'numbers': torch.zeros(3)}}], ids=str)
 def test_a_checkpoint_of_something_else_is_refused_by_name(state, checkpoint):
     torch.save(state, checkpoint.path)
-    assert f'cannot go on from {checkpoint.path}: ' in refused(checkpoint)
+    assert f'cannot continue from {checkpoint.path}: ' in refused(checkpoint)
 
 
 @pytest.mark.filterwarnings('ignore:.*pickle')
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_something_else_is_refused_by_name(state, checkpoint):
                                      np.ones(3).tobytes()])
 def test_a_broken_checkpoint_is_refused_by_name(content, checkpoint):
     checkpoint.path.write_bytes(content)
-    assert f'cannot go on from {checkpoint.path}: ' in refused(checkpoint)
+    assert f'cannot continue from {checkpoint.path}: ' in refused(checkpoint)
 
 
 def test_a_gpu_without_memory_is_no_reason_to_start_again(checkpoint, monkeypatch):

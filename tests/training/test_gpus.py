@@ -77,14 +77,14 @@ def test_a_machine_without_any_sign_of_a_gpu_goes_on_with_the_cpu(bare):
                                          ('CUDA_VISIBLE_DEVICES', 'MIG-1/2/3'), ('SLURM_JOB_GPUS', '3')])
 def test_a_gpu_that_was_asked_for_stops_auto(bare, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match=f'{name}={value}.*there is no NVIDIA driver.*--device cpu goes on'):
+    with pytest.raises(ValueError, match=f'{name}={value}.*there is no NVIDIA driver.*--device cpu continues'):
         choose_device('auto')
 
 
 def test_a_device_file_stops_auto(bare):
     (bare / 'nvidia1').touch()
     (bare / 'nvidia0').touch()
-    with pytest.raises(ValueError, match='this machine has a GPU .*nvidia0.*--device cpu goes on'):
+    with pytest.raises(ValueError, match='this machine has a GPU .*nvidia0.*--device cpu continues'):
         choose_device('auto')
 
 
@@ -173,7 +173,7 @@ def test_code_for_one_gpu_alone_is_read_as_such():
 def test_a_gpu_without_kernels_stops_with_the_build_that_has_some(pretend_gpus, name):
     pretend_gpus((7, 0))
     with pytest.raises(ValueError, match='no kernels for GPU 0, Card 0, of compute capability 7.0.*'
-                                         '--device cpu goes on.*install a build that has: .*cu126'):
+                                         '--device cpu continues.*install a build that has: .*cu126'):
         choose_device(name)
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one model on the CPU, over gloo: they agree with one, and end and go on together."""
+"""Several processes that train one model on the CPU, over gloo: they agree with one, and end and continue together."""
 import atexit
 import os
 import re
@@ -27,10 +27,10 @@ from training.processes import (
     LOST_SIGNS,
     DelayedSum,
     DistributedError,
-    Place,
+    Launch,
     catch_lost_processes,
     exit_without_waiting,
-    find_place,
+    read_launch,
 )
 from training.sampler import DistributedBatchSampler, EpochSampler
 from utilities.parallel import available_cores
@@ -72,7 +72,7 @@ def test_a_run_goes_on_with_another_number_of_processes(data, before, after):
     assert finish_ranks(ranks) == [75] * before, log_of(data, log)
     assert (data / exp_dir / 'interrupted').exists()
     assert finish_ranks(start_ranks(after, [*OPTIONS, '--exp_dir', exp_dir], data, log)) == [0] * after
-    assert 'going on in epoch 2' in log_of(data, log)
+    assert 'continuing in epoch 2' in log_of(data, log)
     assert log_of(data, log).count('epoch 2 of 2, step 6 of 6') == 1
     require_same(data, exp_dir)
 
@@ -89,11 +89,11 @@ def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_go
     finish_ranks(ranks)
     assert 'lost contact with another one' in log_of(data, log) and 'Traceback' not in log_of(data, log)
     assert finish_ranks(start_ranks(2, options, data, log)) == [0, 0], log_of(data, log)
-    assert 'going on in epoch 2' in log_of(data, log)
+    assert 'continuing in epoch 2' in log_of(data, log)
     require_same(data, exp_dir)
 
 
-ENDS = {'returns': (lambda: None, 0), 'wants to go on': (lambda: sys.exit(75), 75),
+ENDS = {'returns': (lambda: None, 0), 'wants to continue': (lambda: sys.exit(75), 75),
         'refuses': (lambda: sys.exit('why'), 1), 'fails': (lambda: 1 / 0, 1)}
 
 
@@ -107,7 +107,7 @@ def end_after_a_meeting(how, folder):
     (folder / 'never').touch()
 
 
-@pytest.mark.parametrize('how, said', [('returns', ''), ('wants to go on', ''), ('refuses', 'why'),
+@pytest.mark.parametrize('how, said', [('returns', ''), ('wants to continue', ''), ('refuses', 'why'),
                                        ('fails', 'ZeroDivisionError')])
 def test_a_process_that_has_met_others_ends_at_once_with_its_exit_code(tmp_path, how, said):
     process = make_context().Process(target=end_after_a_meeting, args=(how, tmp_path))
@@ -225,15 +225,15 @@ def test_a_lone_process_needs_nobody():
 
 
 @pytest.mark.parametrize('environment, expected', [
-    ({}, Place()), (TORCHRUN, Place(1, 4, 1, 2)), (SRUN, Place(1, 4, 1)),
-    ({**SRUN, 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}, Place(0, 1, 1)),
-    ({'SLURM_JOB_ID': '7', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '0'}, Place())])
+    ({}, Launch()), (TORCHRUN, Launch(1, 4, 1, 2)), (SRUN, Launch(1, 4, 1)),
+    ({**SRUN, 'SLURM_STEP_NUM_TASKS': '1', 'SLURM_PROCID': '0'}, Launch(0, 1, 1)),
+    ({'SLURM_JOB_ID': '7', 'SLURM_PROCID': '0', 'SLURM_NTASKS': '4', 'SLURM_LOCALID': '0'}, Launch())])
 def test_torchrun_and_srun_say_who_a_process_is_and_the_script_of_a_job_is_alone(monkeypatch, environment, expected):
     for name in {*TORCHRUN, *SRUN, *(name for name in os.environ if name.startswith('SLURM'))}:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert find_place() == expected
+    assert read_launch() == expected
 
 
 @pytest.mark.parametrize('change, reason', [
@@ -245,14 +245,14 @@ def test_an_incomplete_environment_is_refused(monkeypatch, change, reason):
         if value is not None:
             monkeypatch.setenv(name, value)
     with pytest.raises(DistributedError, match=reason):
-        find_place()
+        read_launch()
 
 
 @pytest.mark.parametrize('place, gpus, asked, expected', [
-    (Place(), 4, 'cuda', 'cuda'), (Place(5, 8, 1, 4), 4, 'cuda', 'cuda:1'), (Place(5, 8, 5), 1, 'cuda', 'cuda:0'),
-    (Place(1, 2, 1, 2), 0, 'cpu', 'cpu'), (Place(5, 8, 1, 4), 2, 'cuda', 'see 2 GPUs'),
-    (Place(1, 2, 1, 2), 1, 'cuda', 'see 1 GPUs'), (Place(5, 8, 5), 4, 'cuda', 'see 4 GPUs'),
-    (Place(1, 2, 1, 2), 2, 'cuda:0', '--device cuda:0 is one GPU')])
+    (Launch(), 4, 'cuda', 'cuda'), (Launch(5, 8, 1, 4), 4, 'cuda', 'cuda:1'), (Launch(5, 8, 5), 1, 'cuda', 'cuda:0'),
+    (Launch(1, 2, 1, 2), 0, 'cpu', 'cpu'), (Launch(5, 8, 1, 4), 2, 'cuda', 'see 2 GPUs'),
+    (Launch(1, 2, 1, 2), 1, 'cuda', 'see 1 GPUs'), (Launch(5, 8, 5), 4, 'cuda', 'see 4 GPUs'),
+    (Launch(1, 2, 1, 2), 2, 'cuda:0', '--device cuda:0 is one GPU')])
 def test_every_process_takes_its_own_gpu(monkeypatch, place, gpus, asked, expected):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
     if ' ' in expected:
@@ -266,7 +266,7 @@ def test_every_process_takes_its_own_gpu(monkeypatch, place, gpus, asked, expect
 def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch, device, current):
     chosen = []
     monkeypatch.setattr(torch.cuda, 'set_device', lambda one: chosen.append(str(one)))
-    processes.join(Place(), torch.device(device), timeout_minutes=1)
+    processes.join(Launch(), torch.device(device), timeout_minutes=1)
     assert chosen == current
 
 
@@ -283,4 +283,4 @@ def test_one_process_needs_no_torch_distributed_and_several_say_that_they_do(mon
     with pytest.raises(RuntimeError, match='connection'), exit_without_waiting(), catch_lost_processes(LOST_SIGNS):
         raise RuntimeError('connection')
     with pytest.raises(DistributedError, match='no torch.distributed: start one process'):
-        processes.join(Place(0, 2), torch.device('cpu'), 1)
+        processes.join(Launch(0, 2), torch.device('cpu'), 1)

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or fail, and go on."""
+"""Runs that are stopped, killed or fail, and continue."""
 import os
 import resource
 import shutil
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 import run
 from models.locks import hold_lock
-from training.errors import TrainingError, explained
+from training.errors import TrainingError, as_training_errors
 from training.interrupt import Interrupt
 from training.loaders import end_workers, make_loader
 
@@ -121,7 +121,7 @@ def test_a_full_disk_stops_the_run_and_the_checkpoint_before_still_resumes(strai
 def test_a_broken_checkpoint_says_what_to_do(exp_dir, capsys, broken):
     (exp_dir / broken).write_bytes(b'half')
     said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2')
-    assert 'cannot go on from exp/checkpoint.pth' in said and '--resume none' in said
+    assert 'cannot continue from exp/checkpoint.pth' in said and '--resume none' in said
 
 
 def test_a_signal_to_the_whole_job_with_data_workers_exits_with_75(folder, root):
@@ -195,14 +195,14 @@ class Deadly(Dataset):
 
 
 def test_a_worker_that_was_killed_is_explained():
-    with pytest.raises(TrainingError, match='killed.*memory.*--num_workers'), explained():
+    with pytest.raises(TrainingError, match='killed.*memory.*--num_workers'), as_training_errors():
         list(make_loader(Deadly(), 2, 1, pin_memory=False))
     end_workers()
 
 
 def test_a_gpu_out_of_memory_is_explained():
     advice = '--batch_size.*--grad_accum.*--grad_checkpointing'
-    with pytest.raises(TrainingError, match=advice), explained():
+    with pytest.raises(TrainingError, match=advice), as_training_errors():
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')
 
 
@@ -222,23 +222,23 @@ def test_another_number_of_validation_samples_is_refused_before_training(exp_dir
 
 def test_a_gpu_that_fails_is_explained_and_a_bug_is_not():
     AcceleratorError = type('AcceleratorError', (RuntimeError,), {})  # torch 2.6 has no such class
-    sentence = 'the GPU failed .*ECC.*training goes on from its checkpoint'
-    with pytest.raises(TrainingError, match=sentence), explained():
+    sentence = 'the GPU failed .*ECC.*started again, training continues from its checkpoint'
+    with pytest.raises(TrainingError, match=sentence), as_training_errors():
         raise AcceleratorError('CUDA error: uncorrectable ECC error encountered\n'
                                'CUDA kernel errors might be ...')
-    with pytest.raises(AcceleratorError, match='device-side assert'), explained():
+    with pytest.raises(AcceleratorError, match='device-side assert'), as_training_errors():
         raise AcceleratorError('CUDA error: device-side assert triggered')
 
 
 def test_a_missing_compiler_is_explained():
     sentence = r'needs a C\+\+ compiler.*apt-get install g'
-    with pytest.raises(TrainingError, match=sentence), explained():
+    with pytest.raises(TrainingError, match=sentence), as_training_errors():
         raise RuntimeError('InvalidCxxCompiler: No working C++ compiler found in '
                            'torch._inductor.config.cpp.cxx')
 
 
 def test_a_pinning_thread_that_ended_is_explained():
-    with pytest.raises(TrainingError, match='a process that loads data died'), explained():
+    with pytest.raises(TrainingError, match='a process that loads data died'), as_training_errors():
         raise RuntimeError('Pin memory thread exited unexpectedly')
 
 
