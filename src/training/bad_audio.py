@@ -3,7 +3,7 @@ import logging
 
 from torch.utils.data import Dataset
 
-from audio.augmentation import draw_augmentation
+from audio.augmentation import Augmentation, draw_augmentation
 from audio.reading import AudioError
 from dataloader import AudiosetDataset, SampleKey
 from training import processes
@@ -33,18 +33,21 @@ class ReplaceUnreadable(Dataset):
             return self._replace(key, str(error))
 
     def _replace(self, key, reason):
-        """Return another sample, each as likely as the others, and why recordings were left out."""
+        """Return another sample, and the reasons why recordings were left out."""
         reasons = [reason]
         for attempt in range(1, MOST_ATTEMPTS):
-            rng = key.make_generator(attempt)
-            index = int(rng.integers(len(self)))
-            augmentation = draw_augmentation(rng, self.dataset.conf, len(self))
             try:
-                return self.dataset.make_sample(index, augmentation), reasons
+                return self.dataset.make_sample(*self.draw_replacement(key, attempt)), reasons
             except AudioError as error:
                 reasons.append(str(error))
         raise AudioError(f'{MOST_ATTEMPTS} recordings in a row could not be read, the last one: '
                          f'{reasons[-1]}; src/check_data.py looks into all of them')
+
+    def draw_replacement(self, key: SampleKey, attempt: int) -> tuple[int, Augmentation]:
+        """Draw another recording, each as likely as the others, and its augmentation."""
+        rng = key.make_generator(attempt)
+        index = int(rng.integers(len(self)))
+        return index, draw_augmentation(rng, self.dataset.conf, len(self))
 
     def collate(self, items):
         """Make (batch, replaced). replaced has the reasons of each sample that was replaced."""

@@ -127,11 +127,11 @@ def test_an_unreadable_recording_is_replaced_by_another_that_seed_epoch_and_posi
 def test_what_replaces_a_sample_depends_on_seed_epoch_position_and_attempt_alone(make_dataset,
                                                                                   tones):
     dataset = ReplaceUnreadable(make_dataset(tones, **EVERYTHING))
-    drawn = [dataset.draw(key, attempt) for key, attempt in (
+    drawn = [dataset.draw_replacement(key, attempt) for key, attempt in (
         (SampleKey(0, 7, 1, 0), 1), (SampleKey(0, 8, 1, 0), 1), (SampleKey(0, 7, 2, 0), 1),
         (SampleKey(0, 7, 1, 1), 1), (SampleKey(0, 7, 1, 0), 2))]
     assert len(set(drawn)) == len(drawn)
-    assert dataset.draw(SampleKey(1, 7, 1, 0), 1) == drawn[0]
+    assert dataset.draw_replacement(SampleKey(1, 7, 1, 0), 1) == drawn[0]
 
 
 def test_replaced_samples_are_counted(make_dataset, tones, tmp_path):

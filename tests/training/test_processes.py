@@ -271,9 +271,9 @@ def test_a_gpu_with_a_number_becomes_the_current_one(monkeypatch, device, curren
 
 
 def test_processes_of_a_machine_share_its_cores():
-    assert count_workers(-1, processes=1) == available_cores()
-    assert count_workers(-1, processes=10 * available_cores()) == 1
-    assert count_workers(3, processes=2) == 3
+    assert count_workers(-1, sharing=1) == available_cores()
+    assert count_workers(-1, sharing=10 * available_cores()) == 1
+    assert count_workers(3, sharing=2) == 3
 
 
 def test_one_process_needs_no_torch_distributed_and_several_say_that_they_do(monkeypatch):
