@@ -139,13 +139,13 @@ def installed_copy(file: Path) -> Path:
 
 
 def is_installed(file: Path) -> bool:
-    """Tell whether venvast/ holds what a requirements file says today."""
+    """Return whether venvast/ holds what a requirements file says today."""
     copy = installed_copy(file)
     return copy.exists() and copy.read_bytes() == file.read_bytes()
 
 
 def runs(python, *words: str) -> bool:
-    """Tell whether a Python can be started with these arguments."""
+    """Return whether a Python can be started with these arguments."""
     try:
         return subprocess.run([python, *words], capture_output=True).returncode == 0
     except OSError:
@@ -200,7 +200,7 @@ def run_pip(python: Path, file: Path):
 
 
 def is_active() -> bool:
-    """Tell whether this is the Python of an environment that the user has activated.
+    """Return whether this is the Python of an environment that the user has activated.
 
     The base environment of conda does not count, since conda activates it in every shell. The
     variables may also name an environment that was moved or removed.

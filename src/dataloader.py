@@ -1,4 +1,11 @@
-"""The samples of a datafile: each recording becomes (fbank, labels)."""
+"""The samples of a datafile: each recording becomes (fbank, labels).
+
+    datafile -> recording -> waveform   AudiosetDataset.load_waveform, with mixup
+             -> fbank                   audio.fbank.fbank
+             -> SpecAugment, normalise, noise, roll: the model's input   finish_fbank
+
+With --features gpu, training/gpu_fbanks.py does the last two steps, a batch at a time.
+"""
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,8 +26,8 @@ from audio.augmentation import (
     spec_augment,
 )
 from audio.fbank import fbank, fit_frames, normalise
-from audio.reading import load_window
-from models.weights import AUDIOSET_INPUT
+from audio.reading import load_waveform, window_seconds
+from models.descriptions import AUDIOSET_INPUT
 from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
 from utilities.labels import read_labels
@@ -143,7 +150,8 @@ class AudiosetDataset(Dataset):
 
     def _load(self, index):
         start, seconds = self.datafile.window(index)
-        return load_window(self.datafile.wavs[index], self.conf.target_length, start, seconds)
+        seconds = min(seconds, window_seconds(self.conf.target_length))
+        return load_waveform(self.datafile.wavs[index], start=start, seconds=seconds)
 
     def make_targets(self, index: int, augmentation: Augmentation = NO_AUGMENTATION
                      ) -> torch.Tensor:

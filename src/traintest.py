@@ -102,7 +102,10 @@ class Run:
     def _run_epoch(self, title):
         """Train one epoch, or the rest of an interrupted one; validate; save everything."""
         start = time.monotonic()
-        train_loss, replaced = self._train_epoch(title)
+        sampler = self.train_loader.batch_sampler.sampler
+        sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
+        train_loss = self.trainer.train_epoch(self.train_loader, title, self.supervisor.after_step)
+        replaced = self.supervisor.after_epoch()
         evaluation = self.evaluate(self.val_loader, f'{title}, validation', save_on_signal=True)
 
         row = self.results.add(train_loss, evaluation, self.trainer.schedule.current)
@@ -111,13 +114,6 @@ class Run:
         self.checkpoint.save()
         self._write_epoch()
         self.results.log_epoch(title, time.monotonic() - start, replaced)
-
-    def _train_epoch(self, title):
-        """Return the training loss, and how many samples were replaced by others."""
-        sampler = self.train_loader.batch_sampler.sampler
-        sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
-        loss = self.trainer.train_epoch(self.train_loader, title, self.supervisor.after_step)
-        return loss, self.supervisor.after_epoch()
 
     def evaluate(self, loader, title: str, save_on_signal: bool = False) -> Evaluation:
         """Evaluate the current weights. The main process gets the result of all processes.

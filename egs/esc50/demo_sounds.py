@@ -72,7 +72,7 @@ def harmonics(t: Array, pitch: float | Array, slope: float, highest: float = 800
 
 
 def decay(t: Array, onset: float, seconds: float) -> Array:
-    """Return an envelope that jumps to 1 at the onset and falls to 1/e in so many seconds."""
+    """Return an envelope that jumps to 1 at the onset and then falls to 1/e in `seconds`."""
     return np.where(t < onset, 0, np.exp(-np.maximum(t - onset, 0) / seconds))
 
 

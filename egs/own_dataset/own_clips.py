@@ -26,7 +26,7 @@ class SplitConf:
 
     Attributes:
         val_share, test_share: shares of the validation and of the test set.
-        n_folds: make so many folds instead, if it is not 0.
+        n_folds: number of folds to make instead, or 0.
         seed: fixes the split.
     """
     val_share: float = 0.2

@@ -122,7 +122,7 @@ def draw_noise(augmentation: Augmentation, conf: AugmentationConf) -> torch.Tens
 def add_noise_and_roll(fbank: torch.Tensor, noise: torch.Tensor | None, roll: int) -> torch.Tensor:
     """Add noise (frames, bins), or none, to a normalised fbank (frames, bins), then roll it.
 
-    A roll moves the fbank by so many frames. What leaves it at one end comes back at the other.
+    A roll moves the fbank by `roll` frames. What leaves it at one end comes back at the other.
     """
     if noise is not None:
         fbank = fbank + noise

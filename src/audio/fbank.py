@@ -105,12 +105,12 @@ def _fbank_tables(num_mel_bins: int, device: torch.device
 
 
 def count_frames(samples: int) -> int:
-    """Return how many frames the fbank of so many samples at 16 kHz has."""
+    """Return the number of frames of an fbank, given the samples at 16 kHz."""
     return 0 if samples < MIN_SAMPLES else 1 + (samples - MIN_SAMPLES) // SHIFT_SAMPLES
 
 
 def window_samples(target_frames: int) -> int:
-    """Return how many samples at 16 kHz give so many frames."""
+    """Return the number of samples at 16 kHz that give `target_frames` frames."""
     return (target_frames - 1) * SHIFT_SAMPLES + MIN_SAMPLES
 
 

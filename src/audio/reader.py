@@ -67,6 +67,6 @@ class Reader(abc.ABC):
             yield block
 
     def skip(self, samples: int) -> None:
-        """Read over so many samples."""
+        """Read and forget `samples` samples."""
         while samples > 0 and len(block := self.read(min(samples, BLOCK_SAMPLES))):
             samples -= len(block)

@@ -35,7 +35,7 @@ def load_waveform(file: AudioFile, sample_rate: int = SAMPLE_RATE,
         sample_rate: rate of the result in Hz, to which the recording is resampled.
         name: what to call the file in messages.
         start: seconds to skip.
-        seconds: read at most so much from there on; None for all.
+        seconds: how much to read at most from there on; None for all.
 
     Returns:
         (samples,) float32, the mean of the channels. Full scale is 1.
@@ -52,26 +52,11 @@ def load_waveform(file: AudioFile, sample_rate: int = SAMPLE_RATE,
     return waveform
 
 
-def load_window(file: AudioFile, target_frames: int, start: float = 0.0,
-                seconds: float = math.inf) -> torch.Tensor:
-    """Read what target_frames of an fbank need of a recording, and one second more.
-
-    The resampler needs that second, because it looks at what follows a sample.
-
-    Args:
-        file: a path or an open binary file.
-        target_frames: frames of the fbank.
-        start: second at which the window begins.
-        seconds: read nothing that comes later than so many seconds after `start`.
-
-    Returns:
-        The waveform (samples,) at 16 kHz.
-    """
-    return load_waveform(file, start=start, seconds=min(window_seconds(target_frames), seconds))
-
-
 def window_seconds(target_frames: int) -> float:
-    """Return how many seconds load_window reads."""
+    """Return how many seconds to read for an fbank of `target_frames`.
+
+    It is one second more than they last: the resampler looks at what follows a sample.
+    """
     return window_samples(target_frames) / SAMPLE_RATE + 1
 
 

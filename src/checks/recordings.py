@@ -16,7 +16,7 @@ LATE_SECONDS = 0.1  # by which an entry may end after its recording: rounding
 
 
 class Excerpt(NamedTuple):
-    """The part of a recording that an entry lists: from `start` on, at most so many seconds."""
+    """The part of a recording that an entry lists: at most `seconds` from `start` on."""
     wav: str  # an absolute path
     start: float = WHOLE_RECORDING[0]
     seconds: float = WHOLE_RECORDING[1]

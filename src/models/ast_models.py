@@ -163,9 +163,7 @@ class ASTModel(nn.Module):
             return self.mlp_head(embedding)
         # In mixed precision, too, the head computes in the precision of its weights, float32:
         # bfloat16 has so few values that scores of different clips would tie, which costs mAP.
-        first = [*self.mlp_head.children(), self.mlp_head][0]
-        weight = getattr(first, 'weight', embedding)
-        return self.mlp_head(embedding.to(weight.dtype)).float()
+        return self.mlp_head(embedding.to(self._head_dtype())).float()
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return the embedding that the head classifies, the mean of [CLS] and [DIST].
@@ -281,6 +279,14 @@ class ASTModel(nn.Module):
                              f'{tuple(x.shape)}; pad or cut the input, or build the model with '
                              f'that input_tdim and input_fdim')
         return x.unsqueeze(1).transpose(2, 3)
+
+    def _head_dtype(self) -> torch.dtype:
+        """Return the precision of the head's weights, float32 if it has none.
+
+        Not by parameters(), of which the replicas of nn.DataParallel have none.
+        """
+        first = next(self.mlp_head.children(), self.mlp_head)
+        return getattr(getattr(first, 'weight', None), 'dtype', torch.float32)
 
     def _autocast(self, x: torch.Tensor) -> contextlib.AbstractContextManager:
         """Return the context for a forward pass: mixed precision, if it is wanted.

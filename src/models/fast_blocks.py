@@ -55,21 +55,21 @@ def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torc
 
 
 def is_plain(module: nn.Module, *types: type) -> bool:
-    """Tell whether a module is exactly of one of these types, unhooked, with its own forward."""
+    """Return whether a module is exactly of one of these types, unhooked, with its own forward."""
     kind = type(module)
     return (kind in types and kind.forward is FORWARDS[kind] and 'forward' not in module.__dict__
             and not any(getattr(module, name) for name in HOOKS))
 
 
 def has_own_pass(v: VisionTransformer) -> bool:
-    """Tell whether v has timm's own forward_features, and v.blocks is a plain sequence."""
+    """Return whether v has timm's own forward_features, and v.blocks is a plain sequence."""
     is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # by profilers
     is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in v.__dict__
     return is_timms and not is_watched and is_plain(v.blocks, nn.Sequential)
 
 
 def has_tokenwise_end(block: nn.Module, norm: nn.Module) -> TypeGuard[Block]:
-    """Tell whether all of the last block, and the norm after it, is timm's own."""
+    """Return whether all of the last block, and the norm after it, is timm's own."""
     if not (is_plain(block, Block) and has_plain_attention(block.get_submodule('attn'))
             and is_plain(norm, *TOKENWISE)):
         return False
@@ -81,7 +81,7 @@ def has_tokenwise_end(block: nn.Module, norm: nn.Module) -> TypeGuard[Block]:
 
 
 def has_plain_attention(attn: Any) -> bool:
-    """Tell whether a module computes softmax(q k^T / sqrt(d)) v as timm does, and nothing else."""
+    """Return whether a module computes just softmax(q k^T / sqrt(d)) v, as timm does."""
     additions = (getattr(attn, name, None) for name in ('q_norm', 'k_norm', 'norm', 'gate'))
     return (is_plain(attn, Attention) and attn.fused_attn
             and all(one is None or is_plain(one, nn.Identity) for one in additions))
@@ -125,7 +125,7 @@ def run_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def can_attend_by_head(block: nn.Module, x: torch.Tensor) -> TypeGuard[Block]:
-    """Tell whether attention head by head is possible and faster, for a block's input x.
+    """Return whether attention head by head is possible and faster, for a block's input x.
 
     It keeps nothing for a backward pass, so it is for passes without gradients. It loops over the
     batch, so it is not for passes that somebody exports or compiles.

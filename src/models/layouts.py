@@ -23,7 +23,7 @@ MAX_LISTED = 300  # characters of a list of names in a message
 
 
 def is_state_dict(value: Any) -> bool:
-    """Tell whether a value is a mapping from names to tensors, and not empty."""
+    """Return whether a value is a mapping from names to tensors, and not empty."""
     return isinstance(value, dict) and bool(value) and all(
         isinstance(name, str) and isinstance(entry, torch.Tensor) for name, entry in value.items())
 

@@ -149,7 +149,7 @@ def _tag_in_order(tagger: Tagger, sources: list[Source], settings: Settings, num
 
 
 def _plan_some(plan, sources, windows):
-    """Plan sources until they have more than so many windows.
+    """Plan sources until they have more than `windows` windows.
 
     Returns their WindowPlans, and the sources that are left.
     """

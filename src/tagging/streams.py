@@ -116,7 +116,7 @@ class Stream:
             self.skipped += unused
 
     def _read(self, samples):
-        """Read at most so many samples, as many as are there. Returns none at the end."""
+        """Read what is there, at most `samples` samples. Returns none at the end."""
         if fcntl and not self.is_file:
             # Wait here, and then read what is there: inside libsndfile, Ctrl-C is not heard.
             select.select([self.descriptor], [], [])

@@ -39,7 +39,7 @@ def timeline(tagging: Tagging, top_k: int, tenths: bool) -> list[str]:
 
     Args:
         tagging: of a recording.
-        top_k: show at most so many classes.
+        top_k: how many classes to show at most.
         tenths: show times in tenths of a second.
     """
     lines = []

@@ -58,14 +58,14 @@ class WindowPlan(NamedTuple):
         return self.source.name if isinstance(self.source, Sound) else self.source
 
     def key(self, start: float, frames: int) -> 'WindowKey':
-        """Return the key in Windows of the window of so many frames that begins at `start`."""
+        """Return the key in Windows of the window that begins at `start`."""
         if isinstance(self.source, Sound):  # of which a worker gets no more than the window
             part, start_in_part = self.source.cut(start, window_seconds(frames))
             return WindowKey(part, start_in_part, self.seconds)
         return WindowKey(self.source, start, self.seconds)
 
     def shortened(self, seconds: float, window_seconds: float) -> 'WindowPlan':
-        """Return the plan of a recording of which only so many seconds can be read."""
+        """Return the plan of a recording of which only `seconds` can be read."""
         if seconds >= self.seconds:
             return self
         starts = self.starts
@@ -127,6 +127,7 @@ class Windows(Dataset):
 
     def __init__(self, frames: int, mel_bins: int):
         self.frames, self.mel_bins = frames, mel_bins
+        self.readable_seconds: dict[str, float] = {}  # of damaged files: reading them whole is slow
 
     def __getitem__(self, key: WindowKey | None) -> Window:
         if key is None:
@@ -137,13 +138,19 @@ class Windows(Dataset):
                 waveform, end = self._load(key)
                 features = fbank(waveform, self.mel_bins)
             if end is not None and end < seconds - ROUNDING_SECONDS:  # of a file: it is damaged
-                seconds = inspect_audio(str(key.source)).seconds
+                seconds = self._measure(str(key.source))
                 if not seconds:
                     raise AudioError(f'the audio file {key.source} holds no samples')
         except AudioError as error:
             return self._empty(seconds, str(error))
         frames = min(len(features), self.frames)
         return Window(fit_frames(features, self.frames), frames, seconds, error='')
+
+    def _measure(self, path):
+        """Return how many seconds of a damaged file can be read."""
+        if path not in self.readable_seconds:
+            self.readable_seconds[path] = inspect_audio(path).seconds
+        return self.readable_seconds[path]
 
     def _empty(self, seconds, error):
         return Window(torch.zeros(self.frames, self.mel_bins), 0, seconds, error)

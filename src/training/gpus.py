@@ -135,7 +135,7 @@ def _build_with_kernels(capability):
 
 
 def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
-    """Tell whether a build of PyTorch runs on a GPU.
+    """Return whether a build of PyTorch runs on a GPU.
 
     Machine code (sm_86) runs on GPUs of the same major version whose minor version is not lower.
     Intermediate code (compute_90) runs on all GPUs that are not older (CUDA C++ programming guide,

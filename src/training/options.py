@@ -26,7 +26,7 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 
 # If one of these options changes, a checkpoint cannot be used, even with --force.
 STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
-             'optim', 'metrics', 'label_csv')
+             'optim', 'metrics')
 # A second start in the same folder may change these options: they do not change what is computed.
 FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'n_print_steps',
                 'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',

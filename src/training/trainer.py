@@ -20,7 +20,7 @@ from training.optimizer import make_optimizer
 from training.schedule import Schedule
 from utilities.progress import Progress, TimedBatches
 
-# Warn if an epoch waited for data for at least so many seconds, and for this share of its time.
+# Warn if an epoch waited for data for at least this time, and for this share of its own time.
 WAITING_SECONDS = 10
 WAITING_SHARE = 0.2
 

@@ -13,7 +13,7 @@ from utilities.workers import may_start_processes, worker_context
 
 ITEMS_PER_TASK = 16  # few enough to keep the bar moving, enough to make a task worth sending
 THREADS_AHEAD = 8  # of map_ahead: they mostly wait for the disk
-ITEMS_AHEAD = 64  # of map_ahead, which keeps the results of so many
+ITEMS_AHEAD = 64  # how many results map_ahead keeps at most
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')

@@ -31,7 +31,7 @@ class RecordingName(NamedTuple):
             for start in _in_seconds(self.start))
 
     def is_long(self, seconds: float) -> bool:
-        """Return whether the start and the end in the name are about so many seconds apart."""
+        """Return whether the start and the end in the name are about `seconds` apart."""
         if self.start is None or self.end is None:
             return False
         pairs = zip(_in_seconds(self.start), _in_seconds(self.end))
@@ -70,7 +70,7 @@ def parse_name(path: str, video_ids: Container[str]) -> RecordingName | None:
 
 
 def find_place(segment: Segment, seconds: float, name: RecordingName, of_several: bool) -> Place:
-    """Return where a recording of so many seconds holds a segment.
+    """Return where a recording that is `seconds` long holds a segment.
 
     The rules are in egs/audioset/prep_audioset.py. A Place that is shorter than the segment holds
     what there is of it.
@@ -103,12 +103,12 @@ def find_place(segment: Segment, seconds: float, name: RecordingName, of_several
 
 
 def is_short(segment: Segment, seconds: float) -> bool:
-    """Return whether so many seconds of a segment are clearly not all of it."""
+    """Return whether `seconds` of a segment are clearly not all of it."""
     return seconds < max(segment.seconds - TOLERANCE, segment.seconds / 2)
 
 
 def _why_nowhere(segment, seconds):
-    """Say why a recording of so many seconds does not hold a segment."""
+    """Say why a recording that is `seconds` long does not hold a segment."""
     start, end = segment.start_seconds, segment.end_seconds
     remedy = f'; name it {segment.video_id}_{start:.3f} if it begins there'
     return (f'it has {seconds:.1f} s: neither the segment from {start:g} to {end:g} s nor a video '

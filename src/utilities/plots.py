@@ -161,7 +161,7 @@ def _set_time_axis(axes: Axes, seconds: float) -> None:
 
 def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: str = 'magma'
                      ) -> AxesImage:
-    """Draw a log mel spectrogram (frames, bins) of so many seconds, in dB below its loudest.
+    """Draw a log mel spectrogram (frames, bins) in dB below its loudest value.
 
     Frequencies are at their mel positions. Returns the image, for a colour bar.
     """

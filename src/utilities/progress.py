@@ -78,7 +78,7 @@ class Progress:
         self.bar.close()
 
     def advance(self, samples: int) -> None:
-        """Note that a batch of so many samples is done."""
+        """Note that a batch with this number of samples is done."""
         self.done += 1
         self.samples += samples
         self.bar.update()

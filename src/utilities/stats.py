@@ -177,7 +177,7 @@ def mean_of(values: Iterable[float]) -> float:
 
 
 def is_single_label(target: np.ndarray) -> bool:
-    """Tell whether all samples of target (samples, classes) have one label, but for negatives.
+    """Return whether all samples of target (samples, classes) have one label, but for negatives.
 
     With a single class there is nothing to confuse: the answer is no.
     """

@@ -16,7 +16,7 @@ def weight_file(datafile: str | Path) -> Path:
 
 
 def read_sample_weights(path: str | Path, samples: int) -> np.ndarray:
-    """Read the weights of so many samples, (samples,) float64.
+    """Read the weights of a number of samples, (samples,) float64.
 
     Raises:
         DataError: if the file is missing, malformed or not of this datafile.

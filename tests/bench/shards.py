@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'egs' / 'audioset'))
 from audio.fbank import SAMPLE_RATE
-from audio.reading import load_window
+from audio.reading import load_waveform, window_seconds
 from dataloader import AudiosetDataset
 from measure import HEADER, faster, machine, seconds_of
 from packing import pack
@@ -110,7 +110,7 @@ def run_through(dataset, samples=None):
 def read_all(dataset):
     """Decode every recording once, in random order."""
     for i in np.random.default_rng(0).permutation(len(dataset)):
-        load_window(dataset.datafile.wavs[i], CONF['target_length'])
+        load_waveform(dataset.datafile.wavs[i], seconds=window_seconds(CONF['target_length']))
 
 
 def forget(folder):
