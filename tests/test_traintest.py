@@ -48,7 +48,7 @@ def test_predictions_are_sigmoids_in_the_order_of_the_data(loss):
 def test_validation_runs_in_evaluation_mode_and_training_in_training_mode():
     model, seen = LinearModel(), []
     model.register_forward_hook(lambda module, *_: seen.append(module.training))
-    trainer = Trainer(model, CPU, settings())
+    trainer = Trainer(model, CPU, settings(), 1)
     trainer.train_epoch(loaders()[0], 'training')
     validate(model, loaders()[1], CPU, 'BCE')
     trainer.train_epoch(loaders()[0], 'training')

@@ -158,8 +158,10 @@ fi
 if in_stage 2; then
     for fold in "${RUNS[@]}"; do
         [ "$own_stats" = False ] || compute_stats "$fold"
-        [ "$bal" = none ] || "$PYTHON" "$ROOT/egs/audioset/gen_weight_file.py" \
-            "$(datafile train "$fold")" --label_csv "$prep_dir/labels.csv"
+        if [ "$bal" = bal ]; then
+            "$PYTHON" "$ROOT/egs/audioset/gen_weight_file.py" "$(datafile train "$fold")" \
+                --label_csv "$prep_dir/labels.csv"
+        fi
     done
 fi
 if in_stage 3; then

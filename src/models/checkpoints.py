@@ -32,8 +32,8 @@ from .state_dicts import (
 from .weights import describe_name, locate
 
 COMPUTATION = ('layer_norm_eps', 'num_attention_heads')  # besides settings and weights
-# By the dimension of embeddings. base224 and base384 are one and the same but for the images that
-# DeiT saw.
+# What a checkpoint of this embedding dimension is, if it does not say its model_size. base224 and
+# base384 differ only in the images that DeiT saw.
 SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
 
 
@@ -116,17 +116,18 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
 
     Raises WeightsError if the checkpoint's positional embedding (rows, dim) is of another model.
     """
-    if dim not in SIZES:
+    model_size = description.get('model_size', SIZES.get(dim))
+    if model_size is None:
         raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, expected '
                            f'{", ".join(map(str, SIZES))} dimensions')
     settings = {name: description[name] for name in MODEL_SETTINGS}
     # On the meta device nothing is drawn or stored: the checkpoint brings every value.
     with name_in_errors(path), torch.device('meta'):
-        model = ASTModel(label_dim, model_size=description.get('model_size', SIZES[dim]),
-                         imagenet_pretrain=False, verbose=False, **settings)
+        model = ASTModel(label_dim, model_size=model_size, imagenet_pretrain=False, verbose=False,
+                         **settings)
 
-    f, t = model.grid
-    needed = model.v.num_prefix_tokens + f * t
+    pos_embed = model.get_parameter('v.pos_embed')
+    needed = pos_embed.shape[1]
     if rows != needed:
         rename = ' (its name says strides: rename it if they are others)'
         raise WeightsError(

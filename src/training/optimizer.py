@@ -12,24 +12,32 @@ WEIGHT_DECAY = 5e-7
 
 def make_optimizer(model: nn.Module, settings: argparse.Namespace) -> torch.optim.Optimizer:
     """Build the optimizer that --optim names."""
-    groups = group_parameters(model)
-    if settings.optim == 'sgd':
-        optimizer = torch.optim.SGD(groups, settings.lr, momentum=SGD_MOMENTUM,
-                                    weight_decay=WEIGHT_DECAY, fused=True)
-        fill_momentum(optimizer)
-        return optimizer
+    return OPTIMIZERS[settings.optim](group_parameters(model, settings), settings)
+
+
+def group_parameters(model: nn.Module, settings: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the parameter groups of the optimizer.
+
+    The rate of a group is that of the schedule times the group's `lr_scale`. In the published
+    training, all parameters have the same rate. For layer decay, return what timm makes:
+
+        param_groups_layer_decay(model, WEIGHT_DECAY, layer_decay=0.75)
+    """
+    return [{'params': list(model.parameters()), 'lr_scale': 1.0}]
+
+
+def make_adam(groups: list[dict[str, Any]], settings: argparse.Namespace) -> torch.optim.Optimizer:
+    """Build the published Adam."""
     return torch.optim.Adam(groups, settings.lr, betas=ADAM_BETAS, weight_decay=WEIGHT_DECAY,
                             fused=True)
 
 
-def group_parameters(model: nn.Module) -> list[dict[str, Any]]:
-    """Return the parameter groups of the optimizer.
-
-    The rate of a group is that of the schedule times the group's `lr_scale`. In the published
-    training, all parameters have the same rate. For layer decay, see timm's
-    param_groups_layer_decay, which returns such groups.
-    """
-    return [{'params': list(model.parameters()), 'lr_scale': 1.0}]
+def make_sgd(groups: list[dict[str, Any]], settings: argparse.Namespace) -> torch.optim.Optimizer:
+    """Build an SGD with momentum."""
+    optimizer = torch.optim.SGD(groups, settings.lr, momentum=SGD_MOMENTUM,
+                                weight_decay=WEIGHT_DECAY, fused=True)
+    fill_momentum(optimizer)
+    return optimizer
 
 
 def fill_momentum(optimizer: torch.optim.SGD) -> None:
@@ -42,3 +50,6 @@ def fill_momentum(optimizer: torch.optim.SGD) -> None:
     for group in optimizer.param_groups:
         for parameter in group['params']:
             optimizer.state[parameter]['momentum_buffer'] = torch.zeros_like(parameter)
+
+
+OPTIMIZERS = {'adam': make_adam, 'sgd': make_sgd}  # --optim

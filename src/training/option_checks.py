@@ -98,4 +98,5 @@ def check_files(args: argparse.Namespace) -> None:
     if args.bal == 'bal' and Path(args.data_train).exists() and not weights.exists():
         raise DataError(f'--bal bal needs the weight file {weights}, and it is not there; it '
                         f'holds, for each sample, {WEIGHT_RULE}, and '
-                        f'egs/audioset/gen_weight_file.py writes it')
+                        f'egs/audioset/gen_weight_file.py {args.data_train} --label_csv '
+                        f'{args.label_csv} writes it')

@@ -17,11 +17,13 @@ from utilities.cli import (
     whole,
 )
 
-# experiment.MODELS, models.ast_models.DEIT, losses.LOSSES and dataloader.AudioConf say the same.
-# They would import torch, so tests/training/test_options.py holds them equal instead.
+# experiment.MODELS, models.ast_models.DEIT, losses.LOSSES, optimizer.OPTIMIZERS and
+# dataloader.AudioConf say the same. They would import torch, so tests/training/test_options.py
+# holds them equal instead.
 MODELS = ('ast',)
 MODEL_SIZES = ('tiny224', 'small224', 'base224', 'base384')
 LOSSES = ('BCE', 'CE')
+OPTIMIZERS = ('adam', 'sgd')
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 
 # If one of these options changes, a checkpoint cannot be used, even with --force.
@@ -116,7 +118,7 @@ def add_training_options(group):
     add('-b', '--batch_size', type=whole(1), default=12, help='samples in a training batch')
     add('--loss', choices=LOSSES, default='BCE', help='loss function')
     add('--metrics', choices=['acc', 'mAP'], default='mAP', help='main metric')
-    add('--optim', choices=['adam', 'sgd'], default='adam', help='optimizer')
+    add('--optim', choices=OPTIMIZERS, default='adam', help='optimizer')
     add('--lr', '--learning_rate', type=number(above=0), default=0.001, help='learning rate')
     add('--warmup', type=boolean, default=False,
         help='raise the rate linearly over the first 1000 steps')
@@ -126,8 +128,8 @@ def add_training_options(group):
     add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5,
         help='factor of a decay')
     add('--lr_patience', type=whole(0), default=0,
-        help='epochs without a better metric that are waited for before the rate decays; 0: a '
-             'schedule of steps')
+        help='plateau: decay if the metric has not risen for more epochs than this; 0: decay by '
+             '--lrscheduler_start and --lrscheduler_step')
     add('--clip_grad', type=number(0), default=0,
         help='largest norm of the gradient, 0 for no limit')
     add('--wa', type=boolean, default=False,

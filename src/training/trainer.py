@@ -33,7 +33,7 @@ class Trainer:
     Args:
         model: an ASTModel on `device`. Its autocast_dtype is the precision.
         settings: the options of run.py.
-        steps_per_epoch: for a schedule that depends on the number of all steps.
+        steps_per_epoch: number of steps of an epoch.
 
     Attributes:
         model: the model itself.
@@ -47,7 +47,7 @@ class Trainer:
     STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
 
     def __init__(self, model: ASTModel, device: torch.device, settings: argparse.Namespace,
-                 steps_per_epoch: int = 1):
+                 steps_per_epoch: int):
         self.model = model
         self.device = device
         self.settings = settings

@@ -3,8 +3,9 @@
 To add a metric to the log, metrics.csv and report.html, write a function of (output, target) and
 name it in FURTHER_METRICS, at the end.
 """
+import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from scipy.special import ndtri
 
 # The published code keeps every 1000th point of a curve, and reports the middle of those.
 CURVE_STEP = 1000
+
+Metric = Callable[[np.ndarray, np.ndarray], float]
 
 
 def d_prime(area: float) -> float:
@@ -184,34 +187,42 @@ def is_single_label(target: np.ndarray) -> bool:
     return bool(target.shape[1] > 1 and target.any() and target.sum(axis=1).max() == 1)
 
 
-def macro_f1(output: np.ndarray, target: np.ndarray) -> float:
-    """Return the mean F1 of the classes that occur in the labels; NaN without single labels."""
-    if not is_single_label(target):
-        return math.nan
-    from sklearn.metrics import f1_score
-    truth, predicted = classes_of(output, target)
-    occurring = np.unique(truth)
-    return float(f1_score(truth, predicted, labels=occurring, average='macro', zero_division=0))
+def for_single_labels(metric: Metric) -> Metric:
+    """Make a metric of (output, target) from one of (scores, truth), which needs single labels.
 
-
-def top5_accuracy(output: np.ndarray, target: np.ndarray) -> float:
-    """Return how often the label is among the five highest scores.
-
-    NaN without single labels, and for up to 5 classes.
+    The metric gets the samples that have a label: their scores (samples, classes) and their classes
+    (samples,). If samples have several labels, the result is NaN.
     """
-    classes = target.shape[1]
-    if classes <= 5 or not is_single_label(target):
+    @functools.wraps(metric)
+    def of_labelled(output: np.ndarray, target: np.ndarray) -> float:
+        if not is_single_label(target):
+            return math.nan
+        labelled = target.any(axis=1)
+        return metric(output[labelled], target[labelled].argmax(axis=1))
+    return of_labelled
+
+
+@for_single_labels
+def macro_f1(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the mean F1 of the classes that occur in the labels."""
+    from sklearn.metrics import f1_score
+    return float(f1_score(truth, scores.argmax(axis=1), labels=np.unique(truth), average='macro',
+                          zero_division=0))
+
+
+@for_single_labels
+def top5_accuracy(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return how often the label is among the five highest scores; NaN for up to 5 classes."""
+    classes = scores.shape[1]
+    if classes <= 5:
         return math.nan
     from sklearn.metrics import top_k_accuracy_score
-    truth, _ = classes_of(output, target)
-    scores = output[target.any(axis=1)]
     return float(top_k_accuracy_score(truth, scores, k=5, labels=np.arange(classes)))
 
 
-# What the log, metrics.csv and report.html show besides the published metrics. A function of
-# (output, target), both (samples, classes), or NaN if the metric has no meaning for such labels.
-# Negatives, samples without a label, do not count.
-FURTHER_METRICS = {
+# What the log, metrics.csv and report.html show besides the published metrics: functions of
+# (output, target), both (samples, classes). A metric that has no meaning for such labels is NaN.
+FURTHER_METRICS: dict[str, Metric] = {
     'macro F1': macro_f1,
     'top-5 accuracy': top5_accuracy,
 }

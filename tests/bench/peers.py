@@ -51,7 +51,7 @@ def make_trainer(options, device):
     model = make_model(args).to(device)
     model.autocast_dtype = choose_precision(args.amp, device)
     model.v.set_grad_checkpointing(args.grad_checkpointing)
-    trainer = Trainer(model, device, args)
+    trainer = Trainer(model, device, args, 1)
     trainer.training_model.train()
     return trainer, args
 

@@ -148,9 +148,9 @@ def take_steps(trainer, make_inputs):
 def test_training_takes_the_same_steps(gpus, make_ast, make_inputs, changes):
     chosen = settings(lr=0.05, **changes)
     before = weights(make_ast())
-    expected, after = take_steps(Trainer(make_ast(), CPU, chosen), make_inputs)
+    expected, after = take_steps(Trainer(make_ast(), CPU, chosen, 1), make_inputs)
     with gpus.used():
-        trainer = Trainer(make_ast().to(gpus.device), gpus.device, chosen)
+        trainer = Trainer(make_ast().to(gpus.device), gpus.device, chosen, 1)
     assert isinstance(trainer.training_model, nn.DataParallel)
     losses, split_after = take_steps(trainer, make_inputs)
     assert losses == pytest.approx(expected, abs=LOGITS[None])
@@ -162,10 +162,10 @@ def test_a_checkpoint_of_split_training_goes_on_without_the_split(gpus, make_ast
                                                                   tmp_path):
     chosen = settings(optim='adam', lr=1e-4)
     with gpus.used():
-        split = Trainer(make_ast().to(gpus.device), gpus.device, chosen)
+        split = Trainer(make_ast().to(gpus.device), gpus.device, chosen, 1)
     take_steps(split, make_inputs)
     torch.save(split.state_dict(), tmp_path / 'checkpoint.pth')
-    alone = Trainer(make_ast(), CPU, chosen)
+    alone = Trainer(make_ast(), CPU, chosen, 1)
     alone.load_state_dict(load_tensors(tmp_path / 'checkpoint.pth'))
     (losses, _), (expected, _) = take_steps(alone, make_inputs), take_steps(split, make_inputs)
     assert losses == pytest.approx(expected, abs=LOGITS[None])

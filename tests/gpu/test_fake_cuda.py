@@ -114,7 +114,7 @@ def test_an_epoch_of_training_stays_on_the_gpu(make_ast, make_batch, dtype):
     model, batch = make_ast(), make_batch('train')
     model.autocast_dtype = dtype
     with fake_cuda() as gpu:
-        trainer = Trainer(gpu.put(model), CUDA, settings(**EVERYTHING))
+        trainer = Trainer(gpu.put(model), CUDA, settings(**EVERYTHING), 1)
         trainer.train_epoch([batch, batch], 'an epoch')
         assert trainer.loss.total.device == trainer.loss.first_bad_step.device == CUDA
     assert trainer.loss.steps == 2
@@ -122,12 +122,12 @@ def test_an_epoch_of_training_stays_on_the_gpu(make_ast, make_batch, dtype):
 
 def test_a_checkpoint_of_the_cpu_goes_on_on_the_gpu(make_ast, make_inputs, tmp_path):
     chosen, batch = settings(optim='adam'), (make_inputs(BATCH), one_hot(BATCH))
-    plain, model = Trainer(make_ast(), CPU, chosen), make_ast()
+    plain, model = Trainer(make_ast(), CPU, chosen, 1), make_ast()
     plain.train_epoch([batch], 'an epoch')
     torch.save(plain.state_dict(), tmp_path / 'checkpoint.pth')
     state = load_tensors(tmp_path / 'checkpoint.pth')
     with fake_cuda() as gpu:
-        trainer = Trainer(gpu.put(model), CUDA, chosen)
+        trainer = Trainer(gpu.put(model), CUDA, chosen, 1)
         trainer.load_state_dict(state)
         trainer.train_epoch([batch], 'the next one')
         kept = [value for one in trainer.optimizer.state.values() for value in one.values()]

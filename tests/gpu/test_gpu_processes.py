@@ -116,7 +116,7 @@ def train_in_a_group_of_one(device, folder):
         changes, losses = [], []
         for joined in (False, True):
             model = copy.deepcopy(golden_ast()).to(device).train()
-            trainer = Trainer(model, device, settings(lr=0.05, grad_accum=2))
+            trainer = Trainer(model, device, settings(lr=0.05, grad_accum=2), 1)
             before = weights(model)
             if joined:
                 trainer.training_model = average_gradients(model)

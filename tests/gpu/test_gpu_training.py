@@ -33,7 +33,7 @@ def make_trainer(make_ast, device):
         require_precision(dtype, place)
         model = make_ast().to(place)
         model.autocast_dtype = dtype
-        trainer = Trainer(model, place, settings(**changes))
+        trainer = Trainer(model, place, settings(**changes), 1)
         trainer.training_model.train()
         return trainer
     return make

@@ -28,12 +28,12 @@ def test_all_parameters_have_the_rate_of_the_schedule():
 def test_a_state_of_earlier_versions_without_scales_goes_on_to_the_same_weights():
     data, trained = Samples(6), []
     for has_scales in (True, False):
-        first = Trainer(LinearModel(), CPU, settings(optim='adam'))
+        first = Trainer(LinearModel(), CPU, settings(optim='adam'), 1)
         first.step(data.fbanks, data.labels)
         state = first.state_dict()
         if not has_scales:
             del state['optimizer']['param_groups'][0]['lr_scale']
-        second = Trainer(LinearModel(), CPU, settings(optim='adam'))
+        second = Trainer(LinearModel(), CPU, settings(optim='adam'), 1)
         second.load_state_dict(state)
         second.step(data.fbanks, data.labels)
         trained.append(second.model.layer.weight)

@@ -1,5 +1,6 @@
 """Every option of every program with every kind of wrong value: one sentence, nothing left."""
 import ast
+import dataclasses
 import importlib
 import os
 import re
@@ -16,7 +17,7 @@ from dataloader import AudioConf
 from models import ASTModel, save_checkpoint
 from models.ast_models import DEIT
 from parsers import parser_of
-from training import losses, options
+from training import losses, optimizer, options
 from utilities.cli import boolean
 from utilities.parallel import one_thread
 
@@ -271,7 +272,15 @@ def test_what_runs_before_the_environment_needs_no_package_and_no_new_python(roo
 def test_the_constants_that_options_repeats_are_those_of_their_owners():
     assert options.MODELS == tuple(experiment.MODELS) and options.MODEL_SIZES == tuple(DEIT)
     assert options.LOSSES == tuple(losses.LOSSES)
+    assert options.OPTIMIZERS == tuple(optimizer.OPTIMIZERS)
     assert (options.AUDIOSET_MEAN, options.AUDIOSET_STD) == (AudioConf.mean, AudioConf.std)
+
+
+def test_every_setting_of_the_audio_is_an_option_of_its_name():
+    # make_dataset would leave out a setting of another name without a word.
+    known = {action.dest for action in options.make_parser()._actions}
+    others = {'target_length', 'mode', 'mean', 'std', 'skip_norm'}  # make_dataset names them itself
+    assert {field.name for field in dataclasses.fields(AudioConf)} - known == others
 
 
 @pytest.mark.parametrize('old, new', options.OLD_NAMES.items())

@@ -21,7 +21,7 @@ def update(count=7, **changes):
     """Return how one step on a batch of `count` changes each parameter, and the step's loss."""
     model, data = LinearModel(), Samples(count)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    loss = Trainer(model, CPU, settings(**changes)).step(data.fbanks, data.labels)
+    loss = Trainer(model, CPU, settings(**changes), 1).step(data.fbanks, data.labels)
     return [after.detach() - old for after, old in zip(model.parameters(), before)], float(loss)
 
 
@@ -31,7 +31,7 @@ def test_eight_clips_are_learned_by_heart(loss):
     model = ASTModel(8, 16, 16, 32, 32, imagenet_pretrain=False, model_size='tiny224',
                      verbose=False)
     fbanks, labels = golden.spectrogram('eight clips', 8, 32, 32), torch.eye(8)
-    trainer = Trainer(model, CPU, settings(optim='adam', lr=2e-4, loss=loss, lrscheduler_start=100))
+    trainer = Trainer(model, CPU, settings(optim='adam', lr=2e-4, loss=loss, lrscheduler_start=100), 1)
     with one_thread():  # quicker for a model of this size, by far on a busy machine
         losses = []
         for epoch in range(30):
@@ -46,13 +46,13 @@ def test_cross_entropy_takes_the_label_distribution_of_mixes():
     model, fbanks = LinearModel(), Samples(2).fbanks
     labels = torch.tensor([[0.0, 0.6, 0.4], [0.3, 0.0, 0.7]])
     expected = -(labels * model(fbanks).detach().log_softmax(dim=1)).sum(dim=1).mean()
-    loss = Trainer(model, CPU, settings(loss='CE')).step(fbanks, labels)
+    loss = Trainer(model, CPU, settings(loss='CE'), 1).step(fbanks, labels)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_the_training_loss_is_weighted_by_samples():
     data = Samples(10)
-    trainer = Trainer(LinearModel(), CPU, settings(lr=1e-12))
+    trainer = Trainer(LinearModel(), CPU, settings(lr=1e-12), 1)
     loss = trainer.train_epoch(DataLoader(data, batch_size=4), 'training')
     expected = F.binary_cross_entropy_with_logits(LinearModel()(data.fbanks).detach(), data.labels)
     assert loss == pytest.approx(float(expected), rel=1e-5)
@@ -65,7 +65,7 @@ def test_a_run_that_waits_for_its_data_says_so(monkeypatch, caplog, slow, said):
             time.sleep(0.05 if slow == 'data' else 0)
             return super().__getitem__(key)
     monkeypatch.setattr('training.trainer.WAITING_SECONDS', 0.1)
-    trainer = Trainer(LinearModel(), CPU, settings())
+    trainer = Trainer(LinearModel(), CPU, settings(), 1)
     trainer.train_epoch(DataLoader(Slow(12), batch_size=2), 'epoch 1 of 1',
                       after_step=lambda: time.sleep(0.05 if slow == 'step' else 0))
     assert ('waited for data' in caplog.text and '0 data workers' in caplog.text) == said
@@ -76,7 +76,7 @@ def test_a_run_that_waits_for_its_data_says_so(monkeypatch, caplog, slow, said):
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(value, n_print_steps):
     data = Samples(20)
     data.fbanks[9] = value
-    trainer = Trainer(LinearModel(), CPU, settings(n_print_steps=n_print_steps))
+    trainer = Trainer(LinearModel(), CPU, settings(n_print_steps=n_print_steps), 1)
     with pytest.raises(TrainingError, match=r'step 3\b.*--lr'):
         trainer.train_epoch(DataLoader(data, batch_size=4), 'training')
 
@@ -95,7 +95,7 @@ def test_a_batch_in_pieces_reaches_the_model_in_pieces():
     model, sizes = LinearModel(), []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     data = Samples(12)
-    Trainer(model, CPU, settings(grad_accum=3)).step(data.fbanks, data.labels)
+    Trainer(model, CPU, settings(grad_accum=3), 1).step(data.fbanks, data.labels)
     assert sizes == [4, 4, 4]
 
 
@@ -114,7 +114,7 @@ def test_a_small_gradient_is_not_changed_by_clipping():
 
 def test_every_step_starts_from_a_fresh_gradient():
     model, data = LinearModel(), Samples(6)
-    trainer = Trainer(model, CPU, settings(lr=1e-12))
+    trainer = Trainer(model, CPU, settings(lr=1e-12), 1)
     gradients = []
     model.layer.weight.register_post_accumulate_grad_hook(
         lambda weight: gradients.append(weight.grad.clone()))
@@ -127,13 +127,13 @@ def test_every_step_starts_from_a_fresh_gradient():
 @pytest.mark.parametrize('dtype, enabled', [(torch.float16, True), (torch.bfloat16, False),
                                             (None, False)])
 def test_gradients_are_scaled_exactly_for_float16(dtype, enabled):
-    assert Trainer(LinearModel(dtype), CPU, settings()).scaler.is_enabled() is enabled
+    assert Trainer(LinearModel(dtype), CPU, settings(), 1).scaler.is_enabled() is enabled
 
 
 def test_a_scaled_step_is_the_unscaled_one():
     data, models = Samples(6), [LinearModel(), LinearModel(torch.float16)]
     for model in models:
-        Trainer(model, CPU, settings(clip_grad=0.05)).step(data.fbanks, data.labels)
+        Trainer(model, CPU, settings(clip_grad=0.05), 1).step(data.fbanks, data.labels)
     assert torch.allclose(models[0].layer.weight, models[1].layer.weight, rtol=1e-5, atol=1e-7)
 
 
@@ -145,7 +145,7 @@ def make_ast():
                          verbose=False)
         fbanks = golden.spectrogram('patchout', 4, 64, 32)
         labels = F.one_hot(torch.arange(4) % CLASSES, CLASSES).float()
-        return Trainer(golden.fill(model), CPU, settings(lr=0.01, **changes)), fbanks, labels
+        return Trainer(golden.fill(model), CPU, settings(lr=0.01, **changes), 1), fbanks, labels
     return make
 
 
