@@ -5,9 +5,9 @@ import pytest
 
 # From the top to the bottom. A program is a file of src that no other file imports.
 PROGRAMS = ('run', 'inference', 'check_data', 'get_norm_stats', 'report', 'summarise_folds',
-            'average_checkpoints', 'demo')
-ROOMS = ('experiment', 'tagging', 'checks', 'traintest', 'reports', 'training', 'dataloader', 'utilities',
-         'audio', 'models')
+            'average_checkpoints', 'export', 'demo')
+ROOMS = ('experiment', 'exporting', 'tagging', 'checks', 'traintest', 'reports', 'training',
+         'dataloader', 'utilities', 'audio', 'models')
 
 
 def imported_rooms(path):
