@@ -42,12 +42,12 @@ def main(arguments: list[str]) -> None:
                  'python colab/set_address.py https://github.com/NAME/REPOSITORY')
     for page in PAGES:
         text = (ROOT / page).read_text(encoding='utf-8')
-        (ROOT / page).write_text(fill_in(text, match[1]), encoding='utf-8')
+        (ROOT / page).write_text(fill_in(text, match[1]), encoding='utf-8', newline='\n')
     notebook = json.loads((ROOT / NOTEBOOK).read_text(encoding='utf-8'))
     for cell in notebook['cells']:
         cell['source'] = [fill_in(line, match[1]) for line in cell['source']]
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + '\n'
-    (ROOT / NOTEBOOK).write_text(text, encoding='utf-8')
+    (ROOT / NOTEBOOK).write_text(text, encoding='utf-8', newline='\n')
 
 
 if __name__ == '__main__':

@@ -28,21 +28,15 @@ def elsewhere(tmp_path):
 
 
 @pytest.fixture
-def publish(root, tmp_path):
+def publish(root, commit, tmp_path):
     """Make a git repository of these files of ours, some with another text; returns its address."""
-    if not shutil.which('git'):
-        pytest.skip('git is not installed')
-
     def make(*files, **texts):
         folder = tmp_path / 'published'
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             name = Path(file).stem
             (folder / file).write_text(texts.get(name) or (root / file).read_text())
-        author = ('-c', 'user.name=a', '-c', 'user.email=a@b')
-        for words in (['init'], ['add', '-A'], [*author, 'commit', '-m', 'a']):
-            subprocess.run(['git', '-C', folder, *words], check=True, capture_output=True)
-        return folder.as_uri()
+        return commit(folder)
     return make
 
 
