@@ -11,6 +11,7 @@ from audio import MAX_RATE, MIN_RATE
 from utilities.cli import (
     OptionParser,
     add_checkpoint_options,
+    add_computing_options,
     exit_on,
     number,
     setup_logging,
@@ -33,6 +34,7 @@ def make_parser() -> OptionParser:
     add_checkpoint_options(
         parser, loss="BCE: scores are sigmoids; CE: softmax; without it what each checkpoint says, "
                      "else BCE, or CE in transformers' layout")
+    add_computing_options(parser)
     return parser
 
 

@@ -3,7 +3,9 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,20 @@ def same_process():
         signal.signal(number, handler)
     root_logger.handlers[:] = handlers
     root_logger.setLevel(level)
+
+
+@pytest.fixture(scope='session')
+def commit():
+    """Make a folder a git repository with one commit of all that it holds; returns its address."""
+    if not shutil.which('git'):
+        pytest.skip('git is not installed')
+
+    def make(folder):
+        author = ('-c', 'user.name=a', '-c', 'user.email=a@b')
+        for words in (['init'], ['add', '-A'], [*author, 'commit', '-m', 'a']):
+            subprocess.run(['git', '-C', folder, *words], check=True, capture_output=True)
+        return folder.as_uri()
+    return make
 
 
 @pytest.fixture

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging, whole
+from utilities.cli import (
+    OptionParser,
+    add_checkpoint_options,
+    add_computing_options,
+    exit_on,
+    setup_logging,
+    whole,
+)
 
 HERE = Path(__file__).resolve().parent
 
@@ -25,6 +32,7 @@ def make_parser() -> OptionParser:
     add_checkpoint_options(
         parser, loss='CE: average softmax outputs; BCE: sigmoid outputs, which are also averaged '
                      'without this option, as published')
+    add_computing_options(parser)
     return parser
 
 

@@ -15,6 +15,7 @@ from .errors import WeightsError
 from .state_dicts import INDEX_SUFFIX, read_file, read_state_dict, shard_files
 
 DROPBOX = 'https://www.dropbox.com'
+# In a clone of the repository. There is no such folder if pip installed this package.
 REPOSITORY_FOLDER = Path(__file__).resolve().parents[2] / 'pretrained_models'
 
 
@@ -69,10 +70,17 @@ def deit_file(deit_name: str) -> WeightsFile:
 def weights_folders() -> list[Path]:
     """Return the folders for weights: $TORCH_HOME, if it is set, then pretrained_models/.
 
-    Downloads go to the first of them.
+    Outside a clone of the repository, torch.hub's folder of files, which is in the user's cache,
+    takes the place of pretrained_models/. Downloads go to the first folder.
     """
     torch_home = os.environ.get('TORCH_HOME')
-    return ([Path(torch_home).expanduser()] if torch_home else []) + [REPOSITORY_FOLDER]
+    default = REPOSITORY_FOLDER if REPOSITORY_FOLDER.is_dir() else hub_folder()
+    return ([Path(torch_home).expanduser()] if torch_home else []) + [default]
+
+
+def hub_folder() -> Path:
+    """Return the folder in which torch.hub stores files: ~/.cache/torch/hub/checkpoints."""
+    return Path(torch.hub.get_dir()) / 'checkpoints'
 
 
 def searched_folders() -> list[Path]:
@@ -83,7 +91,7 @@ def searched_folders() -> list[Path]:
     folders = []
     for folder in weights_folders():
         folders += [folder, folder / 'hub' / 'checkpoints']
-    folders.append(Path(torch.hub.get_dir()) / 'checkpoints')
+    folders.append(hub_folder())
     return list(dict.fromkeys(folders))  # without repetitions
 
 

@@ -147,7 +147,7 @@ def add_num_workers(parser: argparse._ActionsContainer) -> None:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
-    """Add what programs that load checkpoints ask for: what those do not say, how to compute.
+    """Add what programs that load checkpoints ask for: all that a checkpoint may not say.
 
     Args:
         loss: help of --loss.
@@ -163,7 +163,12 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
         help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
     add('--dataset_std', type=fbank_std, help='standard deviation of the fbank, likewise')
     add('--loss', choices=['BCE', 'CE'], help=loss)
+
+
+def add_computing_options(parser: argparse.ArgumentParser) -> None:
+    """Add what programs that compute with a checkpoint ask for: workers, device, precision."""
     add_num_workers(parser)
+    add = parser.add_argument
     add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
 

@@ -1,0 +1,63 @@
+"""Export a trained model, so that other programs can use it without this repository.
+
+    python export.py --checkpoint exp/X/models/best_audio_model.pth --format transformers --out DIR
+"""
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging
+
+FORMATS = ('transformers', 'onnx', 'torch_export')
+
+
+def make_parser() -> OptionParser:
+    """Return the parser of all options."""
+    parser = OptionParser(prog='export.py', description=__doc__)
+    add = parser.add_argument
+    add('--checkpoint', required=True,
+        help='path, name of a published checkpoint, folder of transformers or id on Hugging Face')
+    add('--format', required=True, choices=FORMATS,
+        help='transformers: a folder for Hugging Face; onnx: a file for ONNX Runtime; '
+             'torch_export: a .pt2 for torch.export.load')
+    add('--out', required=True, type=Path,
+        help='the folder (transformers) or the file (.onnx, .pt2) to write')
+    add('--label_csv',
+        help='label file: index,mid,display_name; without it the names that the checkpoint knows')
+    add_checkpoint_options(parser, loss='BCE: scores are sigmoids; CE: softmax; without it what '
+                                        'the checkpoint says')
+    return parser
+
+
+def export(args: Namespace) -> None:
+    """Write the model that the options name."""
+    from exporting.trained import load_trained
+    trained = load_trained(
+        args.checkpoint, args.label_csv, fstride=args.fstride, tstride=args.tstride,
+        input_fdim=args.num_mel_bins, input_tdim=args.audio_length, mean=args.dataset_mean,
+        std=args.dataset_std, loss=args.loss)
+    if args.format == 'transformers':
+        from exporting.transformers_folder import write_transformers
+        write_transformers(trained, args.out)
+    elif args.format == 'onnx':
+        from exporting.onnx_file import write_onnx
+        write_onnx(trained, args.out)
+    else:
+        from exporting.pt2_file import write_pt2
+        write_pt2(trained, args.out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the options and write the model."""
+    args = make_parser().parse_args(argv)
+    # After the options: see utilities/cli.py.
+    from models import WeightsError
+    from utilities.errors import DataError
+    setup_logging()
+    with exit_on(DataError, WeightsError, OSError):
+        export(args)
+    print(args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,1 @@
+"""Write trained models in the forms in which other programs take them."""

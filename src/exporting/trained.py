@@ -1,0 +1,43 @@
+"""A trained model and all that is known of it: what every export begins with."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import ASTModel, load_model
+from models.weights import locate
+from tagging.tagger import labels_of
+from utilities.labels import Labels, read_labels
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model with what belongs to it.
+
+    Attributes:
+        path: of its weights.
+        model: in eval mode, on the CPU.
+        description: what load_model returned for it: mean, std, loss, dataset, ...
+        labels: its classes.
+    """
+    path: Path
+    model: ASTModel
+    description: dict[str, Any]
+    labels: Labels
+
+
+def load_trained(checkpoint: str, label_csv: str | None = None, **given: Any) -> Trained:
+    """Load a checkpoint with its labels.
+
+    Args:
+        checkpoint: see models.load_model.
+        label_csv: label file of a checkpoint that does not name its classes.
+        given: further arguments of models.load_model.
+
+    Raises:
+        WeightsError: if the checkpoint cannot be used.
+        DataError: if labels are missing or do not fit.
+    """
+    path = locate(checkpoint)
+    model, description = load_model(path, **given)
+    labels = labels_of(checkpoint, description, read_labels(label_csv) if label_csv else None)
+    return Trained(path, model, description, labels)
