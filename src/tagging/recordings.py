@@ -1,5 +1,4 @@
 """Tag recordings: cut them into windows, score the windows in batches, put the scores together."""
-import collections
 import functools
 import itertools
 import math
@@ -138,12 +137,12 @@ def _tag_in_order(tagger: Tagger, sources: list[Source], settings: Settings, num
         batches = math.ceil(sum(len(one.starts) for one in first) / settings.batch_size)
         if batches < 2:
             workers = 0  # to start one takes longer than a batch
-        plans = itertools.chain(first, map_ahead(plan, rest))
-        windows = _score_windows(tagger, plans, settings, min(workers, batches), done)
-        for its_plan, window in windows:
+        # The windows are scored some recordings ahead of the one that is put together.
+        ahead, plans = itertools.tee(itertools.chain(first, map_ahead(plan, rest)))
+        windows = _score_windows(tagger, ahead, settings, min(workers, batches), done)
+        for its_plan in plans:
             count = len(its_plan.starts)
-            others = (window for _, window in itertools.islice(windows, count - 1))
-            its_windows = progress.within(itertools.chain([window], others), count, 'window')
+            its_windows = progress.within(itertools.islice(windows, count), count, 'window')
             yield _put_together(tagger, its_plan, its_windows, settings.spectrograms)
             progress.advance(count)
 
@@ -163,30 +162,23 @@ def _plan_some(plan, sources, windows):
 
 
 def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: Settings, workers: int,
-                   done: Done) -> Iterator[tuple[WindowPlan, ScoredWindow]]:
-    """Yield every window of all recordings with its recording's plan, in order.
+                   done: Done) -> Iterator[ScoredWindow]:
+    """Yield every window of all recordings, in order.
 
     A matrix product may round differently in a batch of another size. If an earlier start has done
     a part of the job, the first batch therefore begins with blank windows: each window is in the
     place that it has in a job that was not interrupted.
     """
-    under_way: collections.deque[WindowPlan] = collections.deque()  # the plan of each window
-
-    def keys():
-        yield from itertools.repeat(None, done.windows % settings.batch_size)
-        for plan in plans:
-            for start in map(float, plan.starts):
-                under_way.append(plan)
-                yield plan.key(start, tagger.frames)
-
-    all_keys = keys()
+    blanks: Iterator[WindowKey | None] = itertools.repeat(None, done.windows % settings.batch_size)
+    keys = (plan.key(float(start), tagger.frames) for plan in plans for start in plan.starts)
+    all_keys = itertools.chain(blanks, keys)
     batches = iter(lambda: list(itertools.islice(all_keys, settings.batch_size)), [])
     loader = make_loader(Windows(tagger.frames, tagger.mel_bins), None, workers, batches=batches,
                          pin_memory=tagger.device.type == 'cuda')
     for batch in loader:
         for window in _score_batch(tagger, batch, settings.embeddings):
             if window.error != BLANK:
-                yield under_way.popleft(), window
+                yield window
 
 
 def _score_batch(tagger: Tagger, batch: Any, embeddings: bool) -> list[ScoredWindow]:
