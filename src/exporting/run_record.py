@@ -26,14 +26,14 @@ class RunRecord:
 
     Attributes:
         settings: the options of run.py.
+    model: which of its models it is, as text: epoch 3 of 25; '' if that is not known.
         start: the last start of environment.json: command, versions, commit. {} if it is not known.
-        epoch: of the model, from 1; None if it is an average or not known.
-        is_best: whether it is the best epoch's model.
+        is_best: whether it is the model of the best epoch.
         validation, evaluation: scores on the two sets; {} if they are not known.
     """
     settings: Settings
     start: dict[str, Any]
-    epoch: int | None
+    model: str
     is_best: bool
     validation: Scores
     evaluation: Scores
@@ -50,27 +50,29 @@ def read_run(checkpoint: Path) -> RunRecord | None:
         return None
     try:
         settings = read_settings(exp_dir)
-        epoch, validation = _validation_scores(exp_dir, checkpoint.stem, settings['metrics'])
+        model, validation = _validation_scores(exp_dir, checkpoint.stem, settings)
         is_best = checkpoint.stem == BEST
         evaluation = _evaluation_scores(exp_dir, settings['metrics']) if is_best else {}
-        return RunRecord(settings, _last_start(exp_dir), epoch, is_best, validation, evaluation)
+        return RunRecord(settings, _last_start(exp_dir), model, is_best, validation, evaluation)
     except (DataError, OSError, ValueError) as error:
         logger.warning('settings and scores are left out of the card: %s', error)
         return None
 
 
-def _validation_scores(exp_dir: Path, model: str, metric: str) -> tuple[int | None, Scores]:
-    """Return the epoch of a model of an experiment and its scores on the validation set."""
-    if model == AVERAGED and (exp_dir / 'wa_result.csv').exists():
+def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[str, Scores]:
+    """Return which model of an experiment has a name, and its scores on the validation set."""
+    metric = settings['metrics']
+    if name == AVERAGED and (exp_dir / 'wa_result.csv').exists():
         values = np.loadtxt(exp_dir / 'wa_result.csv').tolist()
-        return None, _known_scores(dict(zip(AVERAGE_COLUMNS, values)), metric)
+        which = f'mean of the weights of epochs {settings["wa_start"]} to {settings["wa_end"]}'
+        return which, _known_scores(dict(zip(AVERAGE_COLUMNS, values)), metric)
     if not (exp_dir / 'result.csv').exists():
-        return None, {}
+        return '', {}
     best = 1 + best_of(read_rows(exp_dir / 'result.csv'))
     for epoch, values in enumerate(read_epochs(exp_dir, metric), 1):
-        if model == name_of_epoch(epoch) or (model == BEST and epoch == best):
-            return epoch, _known_scores(values, metric)
-    return None, {}
+        if name == name_of_epoch(epoch) or (name == BEST and epoch == best):
+            return f'epoch {epoch} of {settings["n_epochs"]}', _known_scores(values, metric)
+    return '', {}
 
 
 def _evaluation_scores(exp_dir: Path, metric: str) -> Scores:
