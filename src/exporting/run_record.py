@@ -26,8 +26,8 @@ class RunRecord:
 
     Attributes:
         settings: the options of run.py.
-    model: which of its models it is, as text: epoch 3 of 25; '' if that is not known.
         start: the last start of environment.json: command, versions, commit. {} if it is not known.
+        model: which of its models it is, as text: epoch 3 of 25; '' if that is not known.
         is_best: whether it is the model of the best epoch.
         validation, evaluation: scores on the two sets; {} if they are not known.
     """

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from models.atomic import write_errors
 from utilities.errors import DataError
 
 
@@ -56,7 +55,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     require_new_folder(path)
     path = Path(os.path.realpath(path))
     partial = path.with_name(f'.{path.name}.part-{secrets.token_hex(3)}')
-    with output_folders(path.parent), write_errors(path):
+    with output_folders(path.parent):
         partial.mkdir()
         try:
             yield partial
