@@ -13,6 +13,15 @@ from utilities.formatting import quoted
 FORMATS = ('transformers', 'onnx', 'torch_export')
 
 
+def license_id(text: str) -> str:
+    """Read an identifier of a license; the hub refuses a card with another one."""
+    if not re.fullmatch(r'[a-z0-9.+-]+', text):
+        raise ArgumentTypeError(f'expected an identifier such as apache-2.0 or cc-by-4.0 '
+                                f'(https://huggingface.co/docs/hub/repositories-licenses), '
+                                f'got {quoted(text)}')
+    return text
+
+
 def make_parser() -> OptionParser:
     """Return the parser of all options."""
     parser = OptionParser(prog='export.py', description=__doc__)
@@ -38,15 +47,6 @@ def check_options(parser: OptionParser, args: Namespace) -> None:
     """End the program with a sentence if options contradict each other."""
     if args.license and args.format != 'transformers':
         parser.error('--license goes into the card that --format transformers writes')
-
-
-def license_id(text: str) -> str:
-    """Read an identifier of a license; the hub refuses a card with another one."""
-    if not re.fullmatch(r'[a-z0-9.+-]+', text):
-        raise ArgumentTypeError(f'expected an identifier such as apache-2.0 or cc-by-4.0 '
-                                f'(https://huggingface.co/docs/hub/repositories-licenses), '
-                                f'got {quoted(text)}')
-    return text
 
 
 def export(args: Namespace) -> None:

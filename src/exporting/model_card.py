@@ -20,10 +20,12 @@ from training.options import FREE_OPTIONS
 TASK = 'audio-classification'
 METRIC_IDS = {'acc': 'accuracy', 'mAP': 'mean_average_precision', 'mAUC': 'roc_auc',
               'macro F1': 'f1'}  # our names -> those of the hub, as far as it has them
+MODEL_OPTIONS = ('model_size', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'loss')
 DATASET_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
-# Settings that are paths say nothing to others, and may name people.
-LEFT_OUT = (*FREE_OPTIONS, 'data_train', 'data_val', 'data_eval', 'label_csv', 'save_model')
-VERSIONS = ('python', 'torch', 'timm', 'commit')
+# Paths say nothing to others, and may name people; those of the second line are told elsewhere.
+LEFT_OUT = (*FREE_OPTIONS, 'data_train', 'data_val', 'data_eval', 'label_csv', 'save_model',
+            'n_class', 'dataset', 'dataset_mean', 'dataset_std', 'model', *MODEL_OPTIONS)
+VERSIONS = ('python', 'torch', 'timm', 'commit', 'changed since the commit')  # of environment.json
 SCORES = {'BCE': 'Scores are sigmoids: each class has a score from 0 to 1 of its own, and several '
                  'classes may be heard at once.',
           'CE': 'Scores are softmax: those of all classes add up to 1.'}
@@ -141,8 +143,8 @@ def scores(run: RunRecord) -> str:
     rows = [[as_markdown(name), *(as_score(values, name) for values in columns.values())]
             for name in names]
     lines = [['metric', *columns], ['---'] * (1 + len(columns)), *rows]
-    note = ('\nThe epoch is the one with the best score on the validation set, which is therefore '
-            'too good an estimate.\n' if run.is_best else '')
+    note = ('\nThe epoch was chosen by its score on the validation set, so its scores there are '
+            'optimistic.\n' if run.is_best else '')
     return '## Scores\n\n' + '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n' + note
 
 
@@ -153,9 +155,9 @@ def as_score(values: Scores, name: str) -> str:
 
 def training(run: RunRecord) -> str:
     """Return the settings of training, the versions and the command."""
-    settings = {name: value for name, value in run.settings.items() if name not in LEFT_OUT}
-    versions = {name: run.start[name] for name in VERSIONS if run.start.get(name)}
-    text = as_table('Training', settings | versions)
+    values = {f'`--{name}`': value for name, value in run.settings.items() if name not in LEFT_OUT}
+    values |= {name: run.start[name] for name in VERSIONS if run.start.get(name)}
+    text = as_table('Training', values)
     if command := run.start.get('command'):
         text += f'\n```bash\npython {without_folders(command)}\n```\n'
     return text
@@ -171,11 +173,12 @@ def without_folders(command: str) -> str:
 
 
 def as_table(title: str, values: dict[str, Any]) -> str:
-    """Return a section with a table of names and values."""
-    rows = [f'| {as_markdown(name)} | {as_markdown(value)} |' for name, value in values.items()]
+    """Return a section with a table of names, which are Markdown, and values."""
+    rows = [f'| {name} | {as_markdown(value)} |' for name, value in values.items()]
     return '\n'.join([f'## {title}', '', '| setting | value |', '|---|---|', *rows, ''])
 
 
 def as_markdown(value: Any) -> str:
     """Return a value as text on one line in which no character is taken for Markdown."""
-    return re.sub(r'([\\`*_\[\]<>|~#&])', r'\\\1', ' '.join(str(value).split()))
+    # Inside a word, _ is only itself.
+    return re.sub(r'([\\`*\[\]<>|~#&]|\b_|_\b)', r'\\\1', ' '.join(str(value).split()))
