@@ -27,7 +27,8 @@ LEFT_OUT = (*FREE_OPTIONS, 'data_train', 'data_val', 'data_eval', 'label_csv', '
             'n_class', 'dataset', 'dataset_mean', 'dataset_std', 'model', *MODEL_OPTIONS)
 VERSIONS = ('python', 'torch', 'timm', 'commit', 'changed since the commit')  # of environment.json
 SCORES = {'BCE': 'Scores are sigmoids: each class has a score from 0 to 1 of its own, and several '
-                 'classes may be heard at once.',
+                 'classes may be heard at once. Version 4 of transformers takes softmax unless '
+                 '`function_to_apply` says sigmoid.',
           'CE': 'Scores are softmax: those of all classes add up to 1.'}
 
 
@@ -94,16 +95,18 @@ def introduction(trained: Trained, name: str) -> str:
 def usage(trained: Trained, name: str) -> str:
     """Say how to use the model, and what to know for that."""
     seconds = trained.model.config.input_tdim * FRAME_SHIFT_MS / 1000
+    loss = trained.description['loss']
+    options = ", function_to_apply='sigmoid'" if loss == 'BCE' else ''
     return f"""## Use
 
 ```python
 from transformers import pipeline
 
 classify = pipeline('{TASK}', {name!r})  # a folder, or an id on Hugging Face
-print(classify('recording.wav'))
+print(classify('recording.wav'{options}))
 ```
 
-{SCORES[trained.description['loss']]} The pipeline hears the first {seconds:g} s of a recording.
+{SCORES[loss]} The pipeline hears the first {seconds:g} s of a recording.
 
 The feature extractor of transformers computes spectrograms with other code than the training. For
 recordings of 16 kHz, the values differ by about 0.001 at most. Other rates are resampled by other

@@ -30,7 +30,7 @@ from utilities.texts import write_json, write_text
 
 HEAD_EPS = 1e-5  # of the classifier's LayerNorm in every ASTModel
 # What a config.json of transformers has no field for, if the description says it.
-OWN_NAMES = ('labels', 'dataset', 'model_size', 'start')
+OWN_NAMES = ('model_size', 'start')
 
 
 def write_transformers(trained: Trained, out: Path, license: str | None = None) -> None:
@@ -104,7 +104,9 @@ def make_config(trained: Trained) -> dict[str, Any]:
     block: Any = model.v.blocks[0]
     problem_types = {ours: theirs for theirs, ours in LOSSES.items()}
     own = {name: description[name] for name in OWN_NAMES if name in description}
-    labels = {'mids': list(trained.labels.mids), 'names': list(names)}
+    if trained.dataset:
+        own['dataset'] = trained.dataset
+    own['labels'] = {'mids': list(trained.labels.mids), 'names': list(names)}
     return {
         'architectures': ['ASTForAudioClassification'],
         'model_type': 'audio-spectrogram-transformer',
@@ -120,7 +122,7 @@ def make_config(trained: Trained) -> dict[str, Any]:
         # Two classes may have one name: then label2id has fewer entries, and only id2label counts.
         'id2label': {str(i): name for i, name in enumerate(names)},
         'label2id': {name: i for i, name in enumerate(names)},
-        OWN_FIELD: {**own, 'labels': labels}}
+        OWN_FIELD: own}
 
 
 def make_extractor(trained: Trained) -> dict[str, Any]:
