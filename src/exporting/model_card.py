@@ -20,11 +20,13 @@ from training.options import FREE_OPTIONS
 TASK = 'audio-classification'
 METRIC_IDS = {'acc': 'accuracy', 'mAP': 'mean_average_precision', 'mAUC': 'roc_auc',
               'macro F1': 'f1'}  # our names -> those of the hub, as far as it has them
-MODEL_OPTIONS = ('model_size', 'fstride', 'tstride', 'num_mel_bins', 'audio_length', 'loss')
-DATASET_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
-# Paths say nothing to others, and may name people; those of the second line are told elsewhere.
-LEFT_OUT = (*FREE_OPTIONS, 'data_train', 'data_val', 'data_eval', 'label_csv', 'save_model',
-            'n_class', 'dataset', 'dataset_mean', 'dataset_std', 'model', *MODEL_OPTIONS)
+DATASET_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')  # the hub takes no other names
+# Options that the settings of training leave out: the rest of the card says them, or they are paths,
+# which may name people.
+OF_MODEL = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
+            'dataset', 'dataset_mean', 'dataset_std', 'loss')
+LEFT_OUT = (*FREE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'label_csv',
+            'save_model')
 VERSIONS = ('python', 'torch', 'timm', 'commit', 'changed since the commit')  # of environment.json
 SCORES = {'BCE': 'Scores are sigmoids: each class has a score from 0 to 1 of its own, and several '
                  'classes may be heard at once. Version 4 of transformers takes softmax unless '
@@ -50,12 +52,11 @@ def card_data(trained: Trained, run: RunRecord | None, name: str, license: str |
               ) -> ModelCardData:
     """Return the fields of the card that the hub reads."""
     results = evaluation_results(run) if run else []
-    # The hub takes nothing but ids.
-    datasets = [name for name in (trained.dataset,) if name and DATASET_ID.fullmatch(name)]
+    dataset = trained.dataset or ''
     return ModelCardData(
         license=license, library_name='transformers', pipeline_tag=TASK,
         tags=['audio', 'audio-spectrogram-transformer'], base_model=base_model(trained),
-        datasets=datasets or None,
+        datasets=[dataset] if DATASET_ID.fullmatch(dataset) else None,
         metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
         model_name=name if results else None, eval_results=results or None)
 
@@ -65,7 +66,9 @@ def base_model(trained: Trained) -> str | None:
     start = trained.description.get('start')
     if start == 'AudioSet':
         return AUDIOSET.hub_id
-    return deit_file(DEIT[trained.model.config.model_size]).hub_id if start == 'ImageNet' else None
+    if start == 'ImageNet':
+        return deit_file(DEIT[trained.model.config.model_size]).hub_id
+    return None
 
 
 def evaluation_results(run: RunRecord) -> list[EvalResult]:
@@ -82,14 +85,14 @@ def introduction(trained: Trained, name: str) -> str:
     """Say in a paragraph what the model is."""
     config, start = trained.model.config, trained.description.get('start')
     parameters = sum(value.numel() for value in trained.model.parameters()) / 1e6
-    data = f' It was trained on {as_markdown(trained.dataset)}' if trained.dataset else ''
+    origin = f' on {as_markdown(trained.dataset)}' if trained.dataset else ''
     if start:
-        weights = 'random weights' if start == 'random' else f'{as_markdown(start)} weights'
-        data = f'{data or " It was trained"}, starting from {weights}'
+        origin += f', starting from {as_markdown(start)} weights'
+    trained_on = f' It was trained{origin}.' if origin else ''
     return (f'# {as_markdown(name)}\n\n'
             f'An Audio Spectrogram Transformer ([paper](https://arxiv.org/abs/2104.01778)) of size '
             f'{config.model_size}, {parameters:.1f} M parameters. It classifies sounds: '
-            f'{config.label_dim} classes.{data and data + "."}\n')
+            f'{config.label_dim} classes.{trained_on}\n')
 
 
 def usage(trained: Trained, name: str) -> str:
