@@ -11,6 +11,7 @@ import torch
 from audio.reading import AudioError
 from dataloader import AudioConf, AudiosetDataset
 from models import ASTModel, WeightsError
+from models.ast_models import name_start
 from reports.pages import run_page
 from training import processes
 from training.bad_audio import ReplaceUnreadable
@@ -103,7 +104,8 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
     On a signal, mark the experiment as interrupted and exit with 75.
     """
     description = {'dataset': args.dataset, 'labels': asdict(loaders.val.dataset.labels),
-                   'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss}
+                   'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss,
+                   'start': name_start(args.imagenet_pretrain, args.audioset_pretrain)}
     try:
         with as_training_errors(), processes.catch_lost_processes(processes.LOST_SIGNS):
             this_run = Run(model, device, loaders.train, loaders.val, args, description, interrupt)

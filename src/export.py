@@ -2,13 +2,24 @@
 
     python export.py --checkpoint exp/X/models/best_audio_model.pth --format transformers --out DIR
 """
-from argparse import Namespace
+import re
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging
+from utilities.formatting import quoted
 
 FORMATS = ('transformers', 'onnx', 'torch_export')
+
+
+def license_id(text: str) -> str:
+    """Read an identifier of a license; the hub refuses a card with another one."""
+    if not re.fullmatch(r'[a-z0-9.+-]+', text):
+        raise ArgumentTypeError(f'expected an identifier such as apache-2.0 or cc-by-4.0 '
+                                f'(https://huggingface.co/docs/hub/repositories-licenses), '
+                                f'got {quoted(text)}')
+    return text
 
 
 def make_parser() -> OptionParser:
@@ -24,9 +35,18 @@ def make_parser() -> OptionParser:
         help='the folder (transformers) or the file (.onnx, .pt2) to write')
     add('--label_csv',
         help='label file: index,mid,display_name; without it the names that the checkpoint knows')
+    add('--license', type=license_id,
+        help="license of the model by its identifier on Hugging Face, for a folder's card: "
+             'apache-2.0, cc-by-4.0, ...')
     add_checkpoint_options(parser, loss='BCE: scores are sigmoids; CE: softmax; without it what '
                                         'the checkpoint says')
     return parser
+
+
+def check_options(parser: OptionParser, args: Namespace) -> None:
+    """End the program with a sentence if options contradict each other."""
+    if args.license and args.format != 'transformers':
+        parser.error('--license goes into the card that --format transformers writes')
 
 
 def export(args: Namespace) -> None:
@@ -38,7 +58,7 @@ def export(args: Namespace) -> None:
         std=args.dataset_std, loss=args.loss)
     if args.format == 'transformers':
         from exporting.transformers_folder import write_transformers
-        write_transformers(trained, args.out)
+        write_transformers(trained, args.out, args.license)
     elif args.format == 'onnx':
         from exporting.onnx_file import write_onnx
         write_onnx(trained, args.out)
@@ -49,7 +69,9 @@ def export(args: Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and write the model."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check_options(parser, args)
     # After the options: see utilities/cli.py.
     from models import WeightsError
     from utilities.errors import DataError

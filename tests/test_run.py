@@ -122,7 +122,7 @@ def test_the_best_model_is_described_beside_it(start, exp_dir):
     assert description == {
         'model_size': 'tiny224', 'label_dim': 3, 'fstride': 16, 'tstride': 16, 'input_fdim': 32, 'input_tdim': 32,
         'dataset': 'demo', 'labels': {'mids': ['/m/0', '/m/1', '/m/2'], 'names': ['class 0', 'class 1', 'class 2']},
-        'mean': -5.5, 'std': 3.0, 'loss': 'BCE'}
+        'mean': -5.5, 'std': 3.0, 'loss': 'BCE', 'start': 'random'}
 
 
 def test_the_options_are_kept(start, exp_dir):

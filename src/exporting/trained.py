@@ -24,6 +24,13 @@ class Trained:
     description: dict[str, Any]
     labels: Labels
 
+    @property
+    def dataset(self) -> str | None:
+        """The name of the data that it was trained with, if it is known."""
+        dataset = self.description.get('dataset')
+        # Of a folder that transformers wrote, load_model knows only the folder's name.
+        return None if dataset == self.path.absolute().parent.name else dataset
+
 
 def load_trained(checkpoint: str, label_csv: str | None = None, **given: Any) -> Trained:
     """Load a checkpoint with its labels.

@@ -257,8 +257,7 @@ class ASTModel(nn.Module):
     def summary(self, imagenet_pretrain: bool, audioset_pretrain: bool) -> str:
         """Describe the model in one line: size, weights, input, patches, parameters."""
         config = self.config
-        start = ('AudioSet' if audioset_pretrain else
-                 'ImageNet' if imagenet_pretrain else 'random')
+        start = name_start(imagenet_pretrain, audioset_pretrain)
         f, t = self.grid
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
         return (f'AST {config.model_size} from {start} weights: input {config.input_tdim} frames '
@@ -348,6 +347,13 @@ def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
     if audioset_pretrain and config.model_size != 'base384':
         raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the '
                          f'AudioSet checkpoint, got {config.model_size}')
+
+
+def name_start(imagenet_pretrain: bool, audioset_pretrain: bool) -> str:
+    """Return the name of the weights that training starts from: AudioSet, ImageNet or random."""
+    if audioset_pretrain:
+        return 'AudioSet'
+    return 'ImageNet' if imagenet_pretrain else 'random'
 
 
 def drop_unused_heads(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -51,6 +51,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'std': (_is_positive, 'a finite number above 0'),
     'loss': (lambda value: value in ('BCE', 'CE'), 'BCE or CE'),
     'dataset': (_is_text, 'text'),
+    'start': (_is_text, 'text'),
     'labels': (_is_labels, 'lists of texts under mids and names'),
 }
 

@@ -10,27 +10,29 @@ from .descriptions import AUDIOSET_INPUT, Description, check_description, quote,
 from .errors import WeightsError
 from .layouts import TRANSFORMERS_PREFIX, State, collect_entries
 
-ENCODER = re.escape(TRANSFORMERS_PREFIX)
-LAYER = ENCODER + r'(?:encoder\.layer|layers)\.(\d+)\.'
-# Names of ASTForAudioClassification -> ours. Of two names, the first is the one on disk, which is
-# that of transformers 4; the second is the one that transformers 5 has in memory.
-TO_OURS = [(re.compile(theirs), ours) for theirs, ours in (
-    (ENCODER + r'embeddings\.cls_token', 'v.cls_token'),
-    (ENCODER + r'embeddings\.distillation_token', 'v.dist_token'),
-    (ENCODER + r'embeddings\.position_embeddings', 'v.pos_embed'),
-    (ENCODER + r'embeddings\.patch_embeddings\.projection\.', 'v.patch_embed.proj.'),
-    (LAYER + r'attention\.(?:attention\.query|q_proj)\.', r'v.blocks.\1.attn.q.'),
-    (LAYER + r'attention\.(?:attention\.key|k_proj)\.', r'v.blocks.\1.attn.k.'),
-    (LAYER + r'attention\.(?:attention\.value|v_proj)\.', r'v.blocks.\1.attn.v.'),
-    (LAYER + r'attention\.(?:output\.dense|o_proj)\.', r'v.blocks.\1.attn.proj.'),
-    (LAYER + r'(?:intermediate\.dense|mlp\.fc1)\.', r'v.blocks.\1.mlp.fc1.'),
-    (LAYER + r'(?:output\.dense|mlp\.fc2)\.', r'v.blocks.\1.mlp.fc2.'),
-    (LAYER + r'layernorm_before\.', r'v.blocks.\1.norm1.'),
-    (LAYER + r'layernorm_after\.', r'v.blocks.\1.norm2.'),
-    (ENCODER + r'layernorm\.', 'v.norm.'),
-    (r'classifier\.layernorm\.', 'mlp_head.0.'),
-    (r'classifier\.dense\.', 'mlp_head.1.'),
-)]
+LAYER = f'{TRANSFORMERS_PREFIX}encoder.layer.#.'
+# Names of an ASTModel, then those of ASTForAudioClassification; # is the number of a layer. Of two
+# of theirs, the first is the one on disk, which is that of transformers 4; the second is the one
+# that transformers 5 has in memory.
+NAMES = (
+    ('v.cls_token', f'{TRANSFORMERS_PREFIX}embeddings.cls_token'),
+    ('v.dist_token', f'{TRANSFORMERS_PREFIX}embeddings.distillation_token'),
+    ('v.pos_embed', f'{TRANSFORMERS_PREFIX}embeddings.position_embeddings'),
+    ('v.patch_embed.proj.', f'{TRANSFORMERS_PREFIX}embeddings.patch_embeddings.projection.'),
+    ('v.blocks.#.norm1.', f'{LAYER}layernorm_before.'),
+    ('v.blocks.#.attn.q.', f'{LAYER}attention.attention.query.', f'{LAYER}attention.q_proj.'),
+    ('v.blocks.#.attn.k.', f'{LAYER}attention.attention.key.', f'{LAYER}attention.k_proj.'),
+    ('v.blocks.#.attn.v.', f'{LAYER}attention.attention.value.', f'{LAYER}attention.v_proj.'),
+    ('v.blocks.#.attn.proj.', f'{LAYER}attention.output.dense.', f'{LAYER}attention.o_proj.'),
+    ('v.blocks.#.norm2.', f'{LAYER}layernorm_after.'),
+    ('v.blocks.#.mlp.fc1.', f'{LAYER}intermediate.dense.', f'{LAYER}mlp.fc1.'),
+    ('v.blocks.#.mlp.fc2.', f'{LAYER}output.dense.', f'{LAYER}mlp.fc2.'),
+    ('v.norm.', f'{TRANSFORMERS_PREFIX}layernorm.'),
+    ('mlp_head.0.', 'classifier.layernorm.'),
+    ('mlp_head.1.', 'classifier.dense.'),
+)
+TO_OURS = [(theirs, ours) for ours, *both in NAMES for theirs in both]
+TO_THEIRS = [(ours, on_disk) for ours, on_disk, *_ in NAMES]
 
 # What transformers takes if a file of its own does not say it.
 CONFIG_DEFAULTS: Description = {
@@ -46,6 +48,8 @@ KNOWN_EXTRACTOR = {'feature_extractor_type': ('ASTFeatureExtractor',),
 CONFIG_SIZES = {'frequency_stride': 'fstride', 'time_stride': 'tstride',  # theirs -> ours
                 'num_mel_bins': 'input_fdim', 'max_length': 'input_tdim'}
 LOSSES = {'single_label_classification': 'CE', 'multi_label_classification': 'BCE'}
+# The field of a config.json in which our own folders say what transformers has no field for.
+OWN_FIELD = 'ast_description'
 
 
 def from_transformers(state: State) -> State:
@@ -64,11 +68,46 @@ def from_transformers(state: State) -> State:
     return joined
 
 
+def to_transformers(state: State) -> State:
+    """Give the entries of an ASTModel the names that an ASTForAudioClassification has on disk.
+
+    This is the inverse of from_transformers.
+
+    Raises:
+        ValueError: if an ASTForAudioClassification has no place for an entry.
+    """
+    split: State = {}
+    for name, value in state.items():
+        if '.attn.qkv.' in name:
+            for part, third in zip('qkv', value.chunk(3)):
+                split[name.replace('.attn.qkv.', f'.attn.{part}.')] = third
+        else:
+            split[name] = value
+    return {_their_name(name): value for name, value in split.items()}
+
+
 def _our_name(name: str) -> str:
-    for theirs, ours in TO_OURS:
-        if match := theirs.match(name):
-            return match.expand(ours) + name[match.end():]
-    return name
+    # Transformers 5 has `layers` in memory for `encoder.layer`.
+    on_disk = name.replace(f'{TRANSFORMERS_PREFIX}layers.', f'{TRANSFORMERS_PREFIX}encoder.layer.')
+    return _rename(on_disk, TO_OURS) or name
+
+
+def _their_name(name: str) -> str:
+    renamed = _rename(name, TO_THEIRS)
+    if renamed is None:
+        raise ValueError(f'it has no {name}')
+    return renamed
+
+
+def _rename(name: str, table: list[tuple[str, str]]) -> str | None:
+    """Replace the start of a name as a table of (old, new) says; None if it does not say it."""
+    match = re.search(r'\d+', name)
+    number = match[0] if match else '#'
+    for old, new in table:
+        start = old.replace('#', number)
+        if name.startswith(start):
+            return new.replace('#', number) + name.removeprefix(start)
+    return None
 
 
 def describe_transformers(folder: Path) -> Description:
@@ -88,11 +127,12 @@ def describe_transformers(folder: Path) -> Description:
     _refuse_others(config, KNOWN_CONFIG, path)
     names = _class_names(config.get('id2label', {}), path)
     description = check_description({
+        'labels': {'mids': names, 'names': names},
+        'dataset': folder.name,
+        **_own_description(config, names, path),
         **{ours: config[theirs] for theirs, ours in CONFIG_SIZES.items()},
         'layer_norm_eps': config['layer_norm_eps'],
-        'num_attention_heads': config['num_attention_heads'],
-        'labels': {'mids': names, 'names': names},
-        'dataset': folder.name}, path)
+        'num_attention_heads': config['num_attention_heads']}, path)
     description |= _describe_extractor(folder / 'preprocessor_config.json', config)
 
     problem_type = config.get('problem_type')
@@ -102,6 +142,19 @@ def describe_transformers(folder: Path) -> Description:
         raise WeightsError(f'{path} says problem_type {quote(problem_type)!r}, expected '
                            f'{" or ".join(LOSSES)}')
     return {**description, 'loss': LOSSES[problem_type]}
+
+
+def _own_description(config: Mapping[str, Any], names: list[str], path: Path) -> Description:
+    """Return what our own folders say in OWN_FIELD: the mids of the classes, the dataset, ...
+
+    transformers keeps a field that it does not know, even if it trains the model for other classes.
+    So the field counts only if it names the classes that id2label names.
+    """
+    own = config.get(OWN_FIELD)
+    if not isinstance(own, dict):
+        return {}
+    check_description(own, path)
+    return own if own.get('labels', {}).get('names') == names else {}
 
 
 def _describe_extractor(path: Path, config: Mapping[str, Any]) -> Description:

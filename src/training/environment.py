@@ -1,8 +1,10 @@
-"""Record every start of an experiment in environment.json: devices, versions, commit."""
+"""Record every start of an experiment in environment.json: command, devices, versions, commit."""
 import contextlib
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections import Counter
 from datetime import UTC, datetime
 from importlib import import_module
@@ -23,7 +25,10 @@ def now() -> str:
 
 
 def record_start(exp_dir: Path, device: torch.device, processes: int = 1) -> None:
-    """Append a start to environment.json, without the names of host and user."""
+    """Append a start to environment.json, without the names of host and user.
+
+    They are there only if a path on the command line has them.
+    """
     path = exp_dir / 'environment.json'
     starts = read_json(path)['starts'] if path.exists() else []
     gpus = []
@@ -32,8 +37,9 @@ def record_start(exp_dir: Path, device: torch.device, processes: int = 1) -> Non
         gpus = [torch.cuda.get_device_name(number) for number in numbers]
     names = [f'{processes * count} × {name}' for name, count in Counter(gpus).items()]
     versions = {name: import_module(name).__version__ for name in PACKAGES}
-    start = {'time': now(), 'device': str(device), 'devices': processes * max(1, len(gpus)),
-             'processes': processes, 'GPUs': ', '.join(names) or None, 'CUDA': torch.version.cuda,
+    start = {'time': now(), 'command': shlex.join(sys.argv), 'device': str(device),
+             'devices': processes * max(1, len(gpus)), 'processes': processes,
+             'GPUs': ', '.join(names) or None, 'CUDA': torch.version.cuda,
              'CPU cores': available_cores(), 'platform': platform.platform(),
              'python': platform.python_version(), **versions, **git_state(ROOT)}
     write_json(path, {'starts': [*starts, start]})

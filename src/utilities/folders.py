@@ -1,6 +1,8 @@
 """Folders: made for what a program writes, and walked for their files."""
 import contextlib
 import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,38 @@ def output_folders(*folders: str | Path) -> Iterator[None]:
         for folder in sorted(made, key=lambda one: len(one.parts), reverse=True):
             with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def require_new_folder(path: Path) -> None:
+    """Raise DataError if there is something at a path other than an empty folder."""
+    if path.is_dir():
+        if any(path.iterdir()):
+            raise DataError(f'the folder {path} is not empty: name another one, or remove it first')
+    elif os.path.lexists(path):
+        raise DataError(f'{path} is no folder: name another one')
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to write to; on success, it takes the place of `path`.
+
+    On an error it is removed, and nothing is left.
+
+    Raises:
+        DataError: if there is something at `path` other than an empty folder.
+    """
+    require_new_folder(path)
+    path = Path(os.path.realpath(path))
+    partial = path.with_name(f'.{path.name}.part-{secrets.token_hex(3)}')
+    with output_folders(path.parent):
+        partial.mkdir()
+        try:
+            yield partial
+            if path.exists():  # Windows does not rename over an empty folder
+                path.rmdir()
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def files_below(folder: str | Path) -> Iterator[str]:

@@ -18,6 +18,7 @@ from models import (
     read_state_dict,
     save_checkpoint,
 )
+from models.transformers_format import from_transformers, to_transformers
 from models.weights import locate, sha256
 
 transformers = pytest.importorskip('transformers')
@@ -257,6 +258,54 @@ def test_scores_are_those_of_the_pipeline_of_transformers(problem, loss, make_fo
     assert scores[0].tolist() == pytest.approx(softmax_or_sigmoid(theirs, X), abs=1e-5)
     assert ['loss CE (softmax scores) (--loss)' in record.getMessage()
             for record in caplog.records] == ([] if problem else [True])
+
+
+@pytest.mark.parametrize('problem, loss', [
+    ('single_label_classification', 'CE'), ('multi_label_classification', 'BCE')])
+def test_a_model_that_transformers_trained_is_read_bit_for_bit(problem, loss, make_folder,
+                                                               tmp_path):
+    folder, _ = make_folder(extractor={'mean': -1.5}, problem_type=problem)
+    model = transformers.AutoModelForAudioClassification.from_pretrained(folder).train()
+    labels = torch.tensor([0, 1, 4])
+    if loss == 'BCE':
+        labels = torch.nn.functional.one_hot(labels, CLASSES).float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model(X, labels=labels).loss.backward()
+    optimizer.step()
+    model.eval().save_pretrained(tmp_path / 'tuned')
+    transformers.AutoFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path / 'tuned')
+
+    ours, description = load_model(tmp_path / 'tuned')
+    assert logits_agree(ours, model)
+    assert (description['loss'], description['mean']) == (loss, -1.5)
+    on_disk = load_file(tmp_path / 'tuned' / 'model.safetensors')
+    in_memory = model.state_dict()
+    for theirs in (on_disk, in_memory):
+        expected = from_transformers(theirs)
+        assert expected.keys() == ours.state_dict().keys()
+        assert all(torch.equal(value, expected[name]) for name, value in ours.state_dict().items())
+    again = to_transformers(ours.state_dict())
+    assert again.keys() == on_disk.keys()
+    assert all(torch.equal(value, again[name]) for name, value in on_disk.items())
+
+
+def test_an_entry_for_which_transformers_has_no_place_is_named(make_tiny):
+    state = {**make_tiny().state_dict(), 'v.blocks.0.ls1.gamma': torch.ones(192)}
+    with pytest.raises(ValueError, match='v.blocks.0.ls1.gamma'):
+        to_transformers(state)
+
+
+@pytest.mark.parametrize('own', ['text', {}, {'labels': {'mids': ['/m/0'], 'names': ['a']}},
+                                 {'dataset': 'another'}])
+def test_a_field_of_ours_that_does_not_fit_the_classes_is_left_out(own, change_folder):
+    description = load_model(change_folder({'ast_description': own}))[1]
+    names = [f'LABEL_{i}' for i in range(CLASSES)]
+    assert description['labels'] == {'mids': names, 'names': names}
+    assert description['dataset'] == 'hub'
+
+
+def test_a_field_of_ours_that_says_what_cannot_be_is_refused(change_folder):
+    assert 'labels' in refused(change_folder({'ast_description': {'labels': ['a']}}))
 
 
 def test_of_a_single_class_scores_are_sigmoids(make_folder):

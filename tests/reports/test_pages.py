@@ -1,7 +1,9 @@
 """The page that an experiment leaves: whole, readable without network, and right."""
 import json
 import re
+import shlex
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -243,8 +245,9 @@ def test_a_start_says_nothing_of_host_and_user(tmp_path):
     environment.record_start(tmp_path, torch.device('cpu'))
     start, = json.loads((tmp_path / 'environment.json').read_text())['starts']
     assert set(start) == {
-        'time', 'device', 'devices', 'processes', 'GPUs', 'CUDA', 'CPU cores', 'platform', 'python',
+        'time', 'command', 'device', 'devices', 'processes', 'GPUs', 'CUDA', 'CPU cores', 'platform', 'python',
         'torch', 'torchaudio', 'timm', 'numpy', 'commit', 'changed since the commit'}
+    assert shlex.split(start['command']) == sys.argv
     assert start['devices'] == 1 and start['platform'].startswith(('Linux', 'macOS', 'Windows'))
 
 

@@ -1,0 +1,99 @@
+"""What an experiment recorded of the model that it trained: settings, scores, command."""
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reports.experiments import Settings, read_settings
+from reports.scores import AVERAGE_COLUMNS, read_epochs
+from training.results import best_of, read_rows
+from training.saved_models import AVERAGED, BEST, name_of_epoch
+from utilities.errors import DataError
+from utilities.stats import FURTHER_METRICS
+from utilities.texts import read_json
+
+Scores = dict[str, float]  # name of a metric -> value
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of the run that a checkpoint comes from.
+
+    Attributes:
+        settings: the options of run.py.
+        start: the last start of environment.json: command, versions, commit. {} if it is not known.
+        model: which of its models it is, as text: epoch 3 of 25; '' if that is not known.
+        is_best: whether it is the model of the best epoch.
+        validation, evaluation: scores on the two sets; {} if they are not known.
+    """
+    settings: Settings
+    start: dict[str, Any]
+    model: str
+    is_best: bool
+    validation: Scores
+    evaluation: Scores
+
+
+def read_run(checkpoint: Path) -> RunRecord | None:
+    """Return the record of the run of a checkpoint EXP_DIR/models/NAME.pth, or None.
+
+    A record that cannot be read is left out with a warning.
+    """
+    checkpoint = checkpoint.absolute()
+    exp_dir = checkpoint.parent.parent
+    if checkpoint.parent.name != 'models' or not (exp_dir / 'args.json').is_file():
+        return None
+    try:
+        settings = read_settings(exp_dir)
+        model, validation = _validation_scores(exp_dir, checkpoint.stem, settings)
+        is_best = checkpoint.stem == BEST
+        evaluation = _evaluation_scores(exp_dir, settings['metrics']) if is_best else {}
+        return RunRecord(settings, _last_start(exp_dir), model, is_best, validation, evaluation)
+    except (DataError, OSError, ValueError) as error:
+        logger.warning('settings and scores are left out of the card: %s', error)
+        return None
+
+
+def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[str, Scores]:
+    """Return which model of an experiment has a name, and its scores on the validation set."""
+    metric = settings['metrics']
+    if name == AVERAGED and (exp_dir / 'wa_result.csv').exists():
+        values = np.loadtxt(exp_dir / 'wa_result.csv').tolist()
+        which = f'mean of the weights of epochs {settings["wa_start"]} to {settings["wa_end"]}'
+        return which, _known_scores(dict(zip(AVERAGE_COLUMNS, values)), metric)
+    if not (exp_dir / 'result.csv').exists():
+        return '', {}
+    best = 1 + best_of(read_rows(exp_dir / 'result.csv'))
+    for epoch, values in enumerate(read_epochs(exp_dir, metric), 1):
+        if name == name_of_epoch(epoch) or (name == BEST and epoch == best):
+            return f'epoch {epoch} of {settings["n_epochs"]}', _known_scores(values, metric)
+    return '', {}
+
+
+def _evaluation_scores(exp_dir: Path, metric: str) -> Scores:
+    """Return the scores of the best model on the evaluation set, if there is one."""
+    path = exp_dir / 'eval_result.csv'
+    if not path.exists():
+        return {}
+    _, _, score, auc = np.loadtxt(path).tolist()
+    return _known_scores({metric: score, 'mAUC': auc}, metric)
+
+
+def _known_scores(values: Scores, metric: str) -> Scores:
+    """Return the scores that other people compute in the same way.
+
+    precision and recall of result.csv are those of the published code's own rule.
+    """
+    names = dict.fromkeys((metric, 'mAP', 'mAUC', 'd_prime', *FURTHER_METRICS))
+    return {name: values[name] for name in names if math.isfinite(values.get(name, math.nan))}
+
+
+def _last_start(exp_dir: Path) -> dict[str, Any]:
+    path = exp_dir / 'environment.json'
+    starts = read_json(path).get('starts') if path.exists() else None
+    return starts[-1] if starts else {}

@@ -1,0 +1,139 @@
+"""Write a model as a folder of transformers, which Hugging Face's hub and programs read.
+
+It holds config.json, preprocessor_config.json, model.safetensors and README.md, the model card.
+transformers itself is not needed: models/transformers_format.py knows its names.
+"""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from exporting.model_card import write_card
+from exporting.trained import Trained
+from models import ASTModel
+from models.atomic import atomic_write
+from models.layouts import State
+from models.transformers_format import (
+    CONFIG_SIZES,
+    KNOWN_CONFIG,
+    KNOWN_EXTRACTOR,
+    LOSSES,
+    NAMES,
+    OWN_FIELD,
+    to_transformers,
+)
+from utilities.errors import DataError
+from utilities.folders import whole_folder
+from utilities.texts import write_json, write_text
+
+HEAD_EPS = 1e-5  # of the classifier's LayerNorm in every ASTModel
+# What a config.json of transformers has no field for, if the description says it.
+OWN_NAMES = ('model_size', 'start')
+
+
+def write_transformers(trained: Trained, out: Path, license: str | None = None) -> None:
+    """Write a model as a folder that transformers reads: whole or not at all.
+
+    Args:
+        out: the folder. It is new or empty.
+        license: an identifier of the hub, for the card.
+
+    Raises:
+        DataError: if transformers' AST would compute something else, or `out` is not empty.
+    """
+    with whole_folder(out) as folder:
+        state = make_state(trained)
+        write_json(folder / 'config.json', make_config(trained))
+        write_json(folder / 'preprocessor_config.json', make_extractor(trained))
+        write_text(folder / 'README.md', write_card(trained, out.absolute().name, license))
+        with atomic_write(folder / 'model.safetensors') as partial:
+            partial.write_bytes(save(state, {'format': 'pt'}))
+
+
+def make_state(trained: Trained) -> State:
+    """Return the weights under the names of transformers.
+
+    Raises:
+        DataError: if an AST of transformers computes something else with them.
+    """
+    model = trained.model
+    try:
+        state = to_transformers(model.state_dict())
+        check_computation(model, state)
+        if trained.description['loss'] == 'CE' and len(trained.labels) == 1:
+            raise ValueError('it takes no softmax of a single class: --loss BCE says sigmoid')
+    except ValueError as error:
+        raise DataError(f'{trained.path} cannot become an AST of transformers: {error}') from None
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def check_computation(model: ASTModel, state: State) -> None:
+    """Raise ValueError if an AST of transformers lacks a setting that a model needs.
+
+    Args:
+        state: the model's weights under the names of transformers.
+    """
+    blocks: Any = model.v.blocks
+    for name in needed_names(len(blocks)):
+        if name not in state:
+            raise ValueError(f'it needs {name}, which this model does not have')
+    inner = {norm.eps for norm in model.v.modules() if isinstance(norm, nn.LayerNorm)}
+    if len(inner) > 1 or model.mlp_head[0].eps != HEAD_EPS:
+        raise ValueError(f'it has one layer_norm_eps for all layers, and {HEAD_EPS} in the '
+                         f'classifier; this model has others')
+    for block in blocks:
+        if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != 'none':
+            raise ValueError(f'its activation is GELU, that of this model is {block.mlp.act}')
+
+
+def needed_names(layers: int) -> Sequence[str]:
+    """Return the names of all weights that an AST of transformers with so many layers has."""
+    names: list[str] = []
+    for _, name, *_ in NAMES:
+        entries = [name + end for end in ('weight', 'bias')] if name.endswith('.') else [name]
+        numbers = range(layers) if '#' in name else [0]
+        names += [entry.replace('#', str(number)) for number in numbers for entry in entries]
+    return names
+
+
+def make_config(trained: Trained) -> dict[str, Any]:
+    """Return the config.json: what the model is, and what its outputs mean."""
+    model, description, names = trained.model, trained.description, trained.labels.names
+    block: Any = model.v.blocks[0]
+    problem_types = {ours: theirs for theirs, ours in LOSSES.items()}
+    own = {name: description[name] for name in OWN_NAMES if name in description}
+    if trained.dataset:
+        own['dataset'] = trained.dataset
+    own['labels'] = {'mids': list(trained.labels.mids), 'names': list(names)}
+    return {
+        'architectures': ['ASTForAudioClassification'],
+        'model_type': 'audio-spectrogram-transformer',
+        'hidden_size': model.v.embed_dim,
+        'num_hidden_layers': len(model.v.blocks),
+        'num_attention_heads': block.attn.num_heads,
+        'intermediate_size': block.mlp.fc1.out_features,
+        'layer_norm_eps': block.norm1.eps,  # transformers' default is 1e-12
+        **{name: values[0] for name, values in KNOWN_CONFIG.items()},
+        **{theirs: getattr(model.config, ours) for theirs, ours in CONFIG_SIZES.items()},
+        # The pipeline takes sigmoid or softmax by it.
+        'problem_type': problem_types[description['loss']],
+        # Two classes may have one name: then label2id has fewer entries, and only id2label counts.
+        'id2label': {str(i): name for i, name in enumerate(names)},
+        'label2id': {name: i for i, name in enumerate(names)},
+        OWN_FIELD: own}
+
+
+def make_extractor(trained: Trained) -> dict[str, Any]:
+    """Return the preprocessor_config.json: how recordings become the model's input."""
+    config = trained.model.config
+    return {**{name: values[0] for name, values in KNOWN_EXTRACTOR.items()},
+            'mean': trained.description['mean'],
+            'std': trained.description['std'],
+            'max_length': config.input_tdim,
+            'num_mel_bins': config.input_fdim,
+            'feature_size': 1,
+            'padding_side': 'right',
+            'padding_value': 0.0,
+            'return_attention_mask': False}
