@@ -48,6 +48,7 @@ class FFmpegReader(Reader):
             raise RuntimeError('there is no sound in it')
         self.stream = self.container.streams.audio[0]
         self.stream.codec_context.thread_count = 1  # data workers share the cores
+        self.encoding = self.container.format.name, self.stream.codec_context.name
 
         self.first_packet = 0  # its position in the file, in bytes
         self.decoded = self._decode()

@@ -18,6 +18,7 @@ class Reader(abc.ABC):
         length: samples of each channel that the header promises, or None if it does not say.
         seek_is_exact: whether `seek` finds the very sample. If not, only reading forward does.
         damaged: whether reading has ended at something that cannot be decoded.
+        encoding: (container, codec), in the words of the library that reads it.
     """
     source: str | BinaryIO
     samplerate: int
@@ -25,6 +26,7 @@ class Reader(abc.ABC):
     length: int | None = None
     seek_is_exact = False
     damaged = False
+    encoding: tuple[str, str]
 
     @abc.abstractmethod
     def read(self, size: int) -> np.ndarray:

@@ -63,6 +63,7 @@ class SndfileReader(Reader):
         self.file = _ForwardSoundFile(source)
         self.samplerate, self.channels = self.file.samplerate, self.file.channels
         self.length = self.file.frames if self.file.frames < UNKNOWN_LENGTH else None
+        self.encoding = self.file.format, self.file.subtype
         is_exact = SEEKABLE.match(self.file.subtype) is not None
         self.seek_is_exact = self.length is not None and is_exact
         self.position = 0

@@ -15,6 +15,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff; m
 h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.15rem; margin: 2.6rem 0 .6rem }
 h3 { font-size: 1rem }
 p { margin: .5rem 0 } .soft { color: var(--soft) } img { width: 100% } a { color: rgb(var(--blue)) }
+audio { display: block; width: 19rem; max-width: 100%; height: 2.2rem; margin: .3rem 0 }
 .wide { overflow-x: auto } .beside { display: flex; flex-wrap: wrap; gap: 0 3rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem;
   line-height: 1.35 }
@@ -35,7 +36,7 @@ table.matrix { line-height: 1 }
 .settings .wide { overflow: visible }
 @media print {
   body { max-width: none; margin: 0; font-size: 11px } .wide { overflow: visible }
-  h2, h3 { break-after: avoid } tr { break-inside: avoid } }
+  audio { display: none } h2, h3 { break-after: avoid } tr { break-inside: avoid } }
 </style></head><body>
 <h1>$title</h1><p class="soft">$lead</p>
 $sections

@@ -1,5 +1,5 @@
 """report.html: an experiment, or the folds of one, on a page that needs no network."""
-import base64
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,7 @@ import numpy as np
 from reports.experiments import finished_folds, read_settings, state_of
 from reports.html import page, section
 from reports.machine import machine_tables, settings_tables
+from reports.players import data_address, with_player
 from reports.predictions import Evaluated, predictions_section, read_evaluated
 from reports.scores import epochs_table, folds_table, scores_table
 from training.environment import now
@@ -14,31 +15,39 @@ from training.results import best_of, read_rows
 from utilities.texts import write_text
 
 
-def write_report(exp_dir: Path) -> None:
+def write_report(exp_dir: Path, embed_audio: bool = False) -> None:
     """Write report.html of an experiment, finished or not, or of the folds in a folder.
+
+    Args:
+        exp_dir: the folder, which gets the page.
+        embed_audio: put the sounds of the players into the page, in place of links to the files.
 
     Raises:
         DataError: there is neither.
     """
     if (exp_dir / 'args.json').exists():
-        html = run_page(exp_dir)
+        html = run_page(exp_dir, embed_audio)
     else:
-        html = fold_page(exp_dir, finished_folds(exp_dir)[0])
+        html = fold_page(exp_dir, finished_folds(exp_dir)[0], embed_audio)
     write_text(exp_dir / 'report.html', html)
 
 
-def run_page(exp_dir: Path) -> str:
-    """Return the report of one experiment, finished or not, as HTML."""
+def run_page(exp_dir: Path, embed_audio: bool = False) -> str:
+    """Return the report of one experiment, finished or not, as HTML.
+
+    The arguments are those of write_report.
+    """
     settings = read_settings(exp_dir)
+    show = functools.partial(with_player, folder=exp_dir, embed=embed_audio)
 
     def validation_set():
         epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
         return predictions_section(read_evaluated(
-            exp_dir, settings, 'data_val', f'predictions_{epoch}', 'target'))
+            exp_dir, settings, 'data_val', f'predictions_{epoch}', 'target'), show)
 
     def evaluation_set():
         return predictions_section(read_evaluated(
-            exp_dir, settings, 'data_eval', 'eval_predictions', 'eval_targets'))
+            exp_dir, settings, 'data_eval', 'eval_predictions', 'eval_targets'), show)
 
     sections = [section('Results', scores_table, exp_dir, settings),
                 section('Curves', curves, exp_dir),
@@ -52,13 +61,15 @@ def run_page(exp_dir: Path) -> str:
                 state_of(exp_dir, settings), sections, now())
 
 
-def fold_page(exp_dir: Path, folds: list[Path]) -> str:
+def fold_page(exp_dir: Path, folds: list[Path], embed_audio: bool = False) -> str:
     """Return the report over folds as HTML.
 
     Args:
         exp_dir: it has result.csv and curves.png of the mean over the folds.
         folds: directories in exp_dir.
+        embed_audio: as in write_report.
     """
+    show = functools.partial(with_player, folder=exp_dir, embed=embed_audio)
     settings = [read_settings(fold) for fold in folds]
     common = {name: value for name, value in settings[0].items()
               if all(one.get(name) == value for one in settings)}
@@ -70,7 +81,7 @@ def fold_page(exp_dir: Path, folds: list[Path]) -> str:
         return predictions_section(Evaluated(
             parts[0].names, [clip for part in parts for clip in part.clips],
             np.concatenate([part.scores for part in parts]),
-            np.concatenate([part.targets for part in parts])))
+            np.concatenate([part.targets for part in parts])), show)
 
     return page(
         f'{common["dataset"]}: AST {common["model_size"]}, {len(folds)} folds',
@@ -84,6 +95,5 @@ def fold_page(exp_dir: Path, folds: list[Path]) -> str:
 
 def curves(exp_dir: Path) -> str:
     """Return curves.png as HTML that holds the picture itself."""
-    data = base64.b64encode((exp_dir / 'curves.png').read_bytes()).decode()
-    return (f'<img alt="loss, metric and learning rate over the epochs" '
-            f'src="data:image/png;base64,{data}">\n')
+    picture = data_address((exp_dir / 'curves.png').read_bytes(), 'image/png')
+    return f'<img alt="loss, metric and learning rate over the epochs" src="{picture}">\n'

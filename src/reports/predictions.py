@@ -1,7 +1,7 @@
 """Sections of a report about predictions: confusions, classes, and the most confident mistakes."""
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logit, softmax
 
+from audio.fbank import FRAME_SHIFT_MS
 from reports.experiments import Settings
-from reports.html import as_html, table
+from reports.html import Html, as_html, table
+from reports.players import Clip
 from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
 from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label
@@ -20,6 +22,8 @@ PAGE_MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
 LISTED = 20  # classes, or mistakes
 SMALLEST = 1e-9  # distance of a sigmoid from 0 and 1, of which the logits are infinite
 
+Show = Callable[[Clip], Html]  # returns a clip's name with its player
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,12 +32,12 @@ class Evaluated(NamedTuple):
 
     Attributes:
         names: of the classes.
-        clips: what to call each clip: its path.
+        clips: the recordings, or the parts of them that the model heard.
         scores: (clips, classes), as inference.py shows them.
         targets: labels (clips, classes).
     """
     names: list[str]
-    clips: list[str]
+    clips: list[Clip]
     scores: np.ndarray
     targets: np.ndarray
 
@@ -60,19 +64,27 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
         logits = logit(scores.astype(np.float64).clip(SMALLEST, 1 - SMALLEST))
         scores = softmax(logits, axis=1)
     try:
-        clips = read_wavs(settings[datafile], labels['mids'], truth)
+        clips = read_clips(settings[datafile], labels['mids'], truth,
+                           settings['audio_length'] * FRAME_SHIFT_MS / 1000)
     except DataError as error:
         logger.warning('the report has numbers in place of paths: %s', error)
-        clips = [f'entry {i} of {settings[datafile]} (not found from here, or changed)'
+        clips = [Clip(f'entry {i} of {settings[datafile]} (not found from here, or changed)')
                  for i in range(len(truth))]
     return Evaluated(labels['names'], clips, scores, truth)
 
 
-def read_wavs(datafile: str | Path, mids: Sequence[str], targets: np.ndarray) -> list[str]:
-    """Return the paths in a datafile, with the start if an entry has one.
+def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, seconds: float
+               ) -> list[Clip]:
+    """Return the entries of a datafile, as far as the model hears them.
+
+    Args:
+        datafile: its path.
+        mids: of all classes.
+        targets: labels (clips, classes).
+        seconds: the length of the model's input.
 
     Raises:
-        DataError: the datafile is not the one that the targets (clips, classes) came from.
+        DataError: the datafile is not the one that the targets came from.
     """
     index = {mid: k for k, mid in enumerate(mids)}
     data = read_datafile(datafile, index)
@@ -81,15 +93,23 @@ def read_wavs(datafile: str | Path, mids: Sequence[str], targets: np.ndarray) ->
             for labels, row in zip(data.labels, targets)):
         raise DataError(f'the datafile {datafile} is not the one that was evaluated: its samples '
                         f'differ')
-    if data.windows is None:
-        return data.wavs.tolist()
-    return [f'{wav} from {start:.10g} s' for wav, start in zip(data.wavs, data.windows[:, 0])]
+    clips = []
+    for i, wav in enumerate(data.wavs):
+        start, greatest = data.window(i)
+        name = wav if data.windows is None else f'{wav} from {start:.10g} s'
+        clips.append(Clip(name, wav, start, min(seconds, greatest)))
+    return clips
 
 
-def predictions_section(found: Evaluated) -> str:
-    """Return how good predictions are, class by class, and the worst mistakes, as HTML."""
+def predictions_section(found: Evaluated, show: Show) -> str:
+    """Return how good predictions are, class by class, and the worst mistakes, as HTML.
+
+    Args:
+        found: the predictions.
+        show: returns a clip as HTML.
+    """
     if not is_single_label(found.targets):
-        return class_tables(found) + absent_labels(found)
+        return class_tables(found) + absent_labels(found, show)
     labelled = found.only(np.any(found.targets, axis=1))
     truth, predicted = classes_of(found.scores, found.targets)
     metrics = {'accuracy': float(np.mean(truth == predicted)),
@@ -101,17 +121,17 @@ def predictions_section(found: Evaluated) -> str:
         text += confusions(found.names, classes, truth, predicted)
     else:
         text += class_tables(found)
-    return text + mistakes(labelled, truth, predicted) + negatives(found)
+    return text + mistakes(labelled, truth, predicted, show) + negatives(found, show)
 
 
-def negatives(found: Evaluated) -> str:
+def negatives(found: Evaluated, show: Show) -> str:
     """Return a section about clips without a label, which the accuracy leaves out, if any."""
     negative = ~np.any(found.targets, axis=1)
     if not negative.any():
         return ''
     return (f'<p>{negative.sum()} more clips are negatives: none of the classes is heard. They '
             'count in loss, AP and AUC, not in the accuracy and the confusions.</p>\n'
-            + absent_labels(found.only(negative)))
+            + absent_labels(found.only(negative), show))
 
 
 def confusions(names: Sequence[str], classes: np.ndarray, truth: np.ndarray, predicted: np.ndarray
@@ -167,7 +187,7 @@ def class_tables(found: Evaluated) -> str:
             f'<div class="beside">{tables}</div>\n')
 
 
-def mistakes(found: Evaluated, truth: np.ndarray, predicted: np.ndarray) -> str:
+def mistakes(found: Evaluated, truth: np.ndarray, predicted: np.ndarray, show: Show) -> str:
     """Return the clips with the highest scores of a wrong class as an HTML table.
 
     truth, predicted: classes (clips,).
@@ -175,13 +195,13 @@ def mistakes(found: Evaluated, truth: np.ndarray, predicted: np.ndarray) -> str:
     wrong = np.flatnonzero(truth != predicted)
     confidence = found.scores[wrong, predicted[wrong]]
     worst = wrong[np.argsort(-confidence, kind='stable')][:LISTED]
-    rows = [(found.clips[i], found.names[predicted[i]], float(found.scores[i, predicted[i]]),
+    rows = [(show(found.clips[i]), found.names[predicted[i]], float(found.scores[i, predicted[i]]),
              found.names[truth[i]], float(found.scores[i, truth[i]])) for i in worst]
     return (f'<h3>Most confident mistakes, of {len(wrong)}</h3>\n'
             + table(['clip', 'predicted class', 'its score', 'true class', 'its score'], rows))
 
 
-def absent_labels(found: Evaluated) -> str:
+def absent_labels(found: Evaluated, show: Show) -> str:
     """Return the labels with the highest scores that clips do not have as an HTML table."""
     names = found.names
     scores = np.where(found.targets == 0, found.scores, -1).ravel()  # (clips * classes,)
@@ -190,6 +210,6 @@ def absent_labels(found: Evaluated) -> str:
     rows = []
     for clip, k in (divmod(i, len(names)) for i in highest if scores[i] >= 0):
         labels = ', '.join(names[j] for j in np.flatnonzero(found.targets[clip]))
-        rows.append((found.clips[clip], names[k], float(found.scores[clip, k]), labels))
+        rows.append((show(found.clips[clip]), names[k], float(found.scores[clip, k]), labels))
     return ('<h3>Most confident mistakes: absent labels with the highest scores</h3>\n'
             + table(['clip', 'absent label', 'its score', 'the labels it has'], rows))

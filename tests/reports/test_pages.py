@@ -15,7 +15,7 @@ import report
 import run
 from reports import pages
 from reports.folds import summarise_folds
-from reports.predictions import read_wavs
+from reports.predictions import read_clips
 from training import environment
 from training.options import make_parser
 from training.results import write_rows
@@ -168,8 +168,8 @@ def test_an_entry_with_a_start_is_shown_with_it(single):
     (single / 'val.json').write_text(json.dumps(data))
     mids = [f'/m/{k}' for k in range(4)]
     targets = np.load(single / 'predictions' / 'target.npy')
-    wavs = read_wavs(single / 'val.json', mids, targets)
-    assert wavs[0] == 'clip0.wav from 30 s'
+    clips = read_clips(single / 'val.json', mids, targets, seconds=10)
+    assert clips[0].name == 'clip0.wav from 30 s'
 
 
 def test_several_labels_show_the_best_and_the_worst_classes(make_experiment):
