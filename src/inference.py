@@ -68,6 +68,9 @@ def add_output_options(parser: OptionParser) -> None:
         help='write the scores of all classes, one row per window')
     add('--plot', type=Path, metavar='PNG',
         help='draw spectrogram and tags: a .png, or a folder for several files')
+    add('--html', type=Path, metavar='PAGE',
+        help='write a page to listen to a recording, with its spectrogram and tags over time: a '
+             '.html, or a folder for several files')
     add('--embeddings', type=Path, metavar='NPZ', help='write the embedding of every window')
 
 
@@ -86,11 +89,11 @@ def check_options(parser: OptionParser, args: Namespace) -> None:
     if reads_standard_input(args):
         if len(args.audio) + len(args.audio_path) > 1:
             parser.error('- is standard input, which is tagged alone: give no files beside it')
-        for name in ('plot', 'batch_size'):
+        for name in ('plot', 'html', 'batch_size'):
             if getattr(args, name):
                 parser.error(f'--{name} does not go with standard input, which is tagged window by '
                              f'window')
-    for name in ('json', 'csv', 'plot', 'embeddings'):
+    for name in ('json', 'csv', 'plot', 'html', 'embeddings'):
         if str(getattr(args, name)) == '-':
             parser.error(f'--{name} wants the name of a file: standard output has the text')
     if args.embeddings and len(args.checkpoint) > 1:

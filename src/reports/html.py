@@ -1,4 +1,4 @@
-"""Write a page of tables and sections as HTML that needs nothing else: no network, no script."""
+"""Write a page of tables and sections as HTML that needs no network."""
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from html import escape
@@ -37,10 +37,10 @@ table.matrix { line-height: 1 }
 @media print {
   body { max-width: none; margin: 0; font-size: 11px } .wide { overflow: visible }
   audio { display: none } h2, h3 { break-after: avoid } tr { break-inside: avoid } }
-</style></head><body>
+$css</style></head><body>
 <h1>$title</h1><p class="soft">$lead</p>
 $sections
-<p class="soft">Written $time by report.py.</p>
+<p class="soft">Written $time by $program.</p>
 </body></html>
 ''')
 
@@ -95,7 +95,15 @@ def section(title: str, make: Callable[..., str], *args: Any) -> str:
     return f'<h2>{escape(title)}</h2>\n{body}'
 
 
-def page(title: str, lead: str, sections: Iterable[str], time: str) -> str:
-    """Return the whole page. title, lead and time are texts, sections are HTML."""
+def page(title: str, lead: str, sections: Iterable[str], time: str, program: str = 'report.py',
+         css: str = '') -> str:
+    """Return the whole page.
+
+    Args:
+        title, lead, time: texts.
+        sections: HTML.
+        program: that writes the page.
+        css: more style.
+    """
     return PAGE.substitute(title=escape(title), lead=escape(lead), sections='\n'.join(sections),
-                           time=time)
+                           time=time, program=program, css=css)

@@ -22,8 +22,10 @@ from utilities.errors import DataError
 from utilities.folders import files_below, output_folders
 
 SHOWN_NAMES = 3  # of files that are left out
+# Options with an output for each file -> what it is, its suffix.
+OUTPUTS_OF_EACH = {'plot': ('picture', '.png'), 'html': ('page', '.html')}
 # The options that the results depend on, besides the device, precision and size of batches.
-JOB_OPTIONS = ('window', 'hop_seconds', 'top_k', 'json', 'csv', 'embeddings', 'plot')
+JOB_OPTIONS = ('window', 'hop_seconds', 'top_k', 'json', 'csv', 'embeddings', 'plot', 'html')
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,10 @@ def infer(args: Namespace, from_standard_input: bool) -> tuple[int, int]:
     files: list[Path] = []
     if not from_standard_input:
         files = find_audio([*args.audio, *args.audio_path])
-    pictures = picture_paths(args.plot, files) if args.plot else []
-    written = [path for path in (args.json, args.csv, args.embeddings, *pictures[:1]) if path]
+    pictures = paths_of_each('plot', args.plot, files)
+    pages = paths_of_each('html', args.html, files)
+    written = [path for path in (args.json, args.csv, args.embeddings, *pictures[:1], *pages[:1])
+               if path]
     with output_folders(*(path.parent for path in written)):
         check_writable(written)
         tagger = load_tagger(
@@ -47,7 +51,7 @@ def infer(args: Namespace, from_standard_input: bool) -> tuple[int, int]:
             input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
         if from_standard_input:
             return tag_standard_input(args, tagger)
-        return tag_files(args, tagger, files, pictures)
+        return tag_files(args, tagger, files, pictures, pages)
 
 
 def find_audio(paths: Iterable[str | Path]) -> list[Path]:
@@ -78,25 +82,32 @@ def _audio_below(folder):
     return [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
-def picture_paths(plot: Path, files: Sequence[Path]) -> list[Path]:
-    """Return where the picture of each file goes.
+def paths_of_each(option: str, path: Path | None, files: Sequence[Path]) -> list[Path]:
+    """Return where the picture or the page of each file goes.
 
-    `plot` is the picture if it is a .png, else a folder for <name of the file>.png.
+    Args:
+        option: plot or html.
+        path: its value: one picture or page if it has the suffix of one, else a folder for
+            <name of the file><suffix>; None for no outputs.
+        files: the recordings.
 
     Raises:
-        DataError: it is a .png, but there are several files.
+        DataError: it is one picture or page, but there are several files.
     """
-    if plot.suffix.lower() == '.png':
+    if path is None:
+        return []
+    kind, suffix = OUTPUTS_OF_EACH[option]
+    if path.suffix.lower() == suffix:
         if len(files) > 1:
-            raise DataError(f'--plot {plot} names one picture, but there are {len(files)} files: '
-                            f'give a folder')
-        return [plot]
+            raise DataError(f'--{option} {path} names one {kind}, but there are {len(files)} '
+                            f'files: give a folder')
+        return [path]
     seen: Counter[str] = Counter()
     paths = []
     for name in (file.name for file in files):
         seen[name] += 1
         number = f'-{seen[name]}' if seen[name] > 1 else ''
-        paths.append(plot / f'{name}{number}.png')
+        paths.append(path / f'{name}{number}{suffix}')
     return paths
 
 
@@ -110,26 +121,26 @@ def check_writable(paths: Sequence[Path]) -> None:
                             f'be written to')
 
 
-def tag_files(args: Namespace, tagger: Tagger, files: Sequence[Path], pictures: Sequence[Path]
-              ) -> tuple[int, int]:
+def tag_files(args: Namespace, tagger: Tagger, files: Sequence[Path], pictures: Sequence[Path],
+              pages: Sequence[Path]) -> tuple[int, int]:
     """Tag files, but those that an earlier start has done; write and print the results.
 
     Args:
         args: of the command line.
         tagger: the models.
         files: what to tag.
-        pictures: where the picture of each file goes; empty for no pictures.
+        pictures, pages: where the picture and the page of each file go; empty for none.
 
     Returns:
         How many files there were, and how many could not be read.
     """
     outputs = make_outputs(args, tagger, longest_path=max(len(str(file)) for file in files))
-    beside = outputs[0].path if outputs else args.plot
+    beside = outputs[0].path if outputs else args.plot or args.html
     with Job(outputs, beside, job_settings(args, tagger, files), len(files)) as job:
         start = job.done.files
         taggings = tag(tagger, files[start:], args.window, args.hop_seconds,
                        batch_size=args.batch_size, num_workers=args.num_workers,
-                       embeddings=bool(args.embeddings), spectrograms=bool(pictures),
+                       embeddings=bool(args.embeddings), spectrograms=bool(pictures or pages),
                        done=job.done)
         for i, tagging in enumerate(taggings, start):
             if tagging.error:
@@ -139,6 +150,8 @@ def tag_files(args: Namespace, tagger: Tagger, files: Sequence[Path], pictures: 
                 sys.stdout.flush()
                 if pictures:
                     draw(tagging, pictures[i])
+                if pages:
+                    write_page(tagging, pages[i], args)
             job.add(tagging)
         job.finish()
     return job.state.files, job.state.failed
@@ -177,6 +190,13 @@ def draw(tagging: Tagging, path: Path) -> None:
     figure = plot_tags(tagging.spectrogram, tagging.ends[-1], tagging.starts, tagging.ends,
                        tagging.scores, tagging.labels.names, Path(tagging.path).name)
     write_figure(path, figure)
+
+
+def write_page(tagging: Tagging, path: Path, args: Namespace) -> None:
+    """Write the page of a recording."""
+    from tagging.listening import write_listening_page  # here, since it imports matplotlib
+    models = ', '.join(Path(checkpoint).name for checkpoint in args.checkpoint)
+    write_listening_page(path, tagging, args.top_k, models)
 
 
 def tag_standard_input(args: Namespace, tagger: Tagger) -> tuple[int, int]:

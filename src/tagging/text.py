@@ -1,4 +1,6 @@
 """What inference prints about a recording."""
+import numpy as np
+
 from tagging.result import Tagging
 from utilities.formatting import clock
 
@@ -8,8 +10,8 @@ TIMELINE_SCORE = 0.1  # the least score of a class in the timeline; the best cla
 def as_text(tagging: Tagging, top_k: int) -> str:
     """Return a Tagging for people: the best classes of the recording, then of every window."""
     several = len(tagging.starts) > 1
-    tenths = tagging.seconds < 10 or bool(several and tagging.starts[1] < 5)
-    lines = [_title(tagging, tenths)]
+    tenths = needs_tenths(tagging)
+    lines = [f'{tagging.path}  {duration(tagging)}']
     if tagging.incomplete_from is not None:
         lines.append(f'  incomplete: what follows {tagging.incomplete_from:.2f} s is missing or '
                      f'damaged')
@@ -25,13 +27,19 @@ def as_text(tagging: Tagging, top_k: int) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _title(tagging, tenths):
-    """Return the path, the duration and, if the only window is a part, when that is."""
-    title = f'{tagging.path}  {clock(tagging.seconds, tenths)}'
+def needs_tenths(tagging: Tagging) -> bool:
+    """Return whether whole seconds are too coarse for the times of a recording."""
+    return tagging.seconds < 10 or bool(len(tagging.starts) > 1 and tagging.starts[1] < 5)
+
+
+def duration(tagging: Tagging) -> str:
+    """Return the duration and, if the only window is a part, when that is."""
+    tenths = needs_tenths(tagging)
+    length = clock(tagging.seconds, tenths)
     if len(tagging.starts) > 1 or tagging.ends[0] == tagging.seconds:
-        return title
+        return length
     start, end = clock(tagging.starts[0], tenths), clock(tagging.ends[0], tenths)
-    return f'{title}, of which {start}-{end}'
+    return f'{length}, of which {start}-{end}'
 
 
 def timeline(tagging: Tagging, top_k: int, tenths: bool) -> list[str]:
@@ -42,10 +50,18 @@ def timeline(tagging: Tagging, top_k: int, tenths: bool) -> list[str]:
         top_k: how many classes to show at most.
         tenths: show times in tenths of a second.
     """
-    lines = []
-    for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores):
-        best = tagging.top(scores, top_k)
-        heard = [(i, score) for i, score in best if score >= TIMELINE_SCORE] or best[:1]
-        classes = ', '.join(f'{tagging.labels.names[i]} {score:.2f}' for i, score in heard)
-        lines.append(f'  {clock(start, tenths)}-{clock(end, tenths)}  {classes}')
-    return lines
+    return [f'  {clock(start, tenths)}-{clock(end, tenths)}  {heard(tagging, scores, top_k)}'
+            for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores)]
+
+
+def heard(tagging: Tagging, scores: np.ndarray, top_k: int) -> str:
+    """Return the best of some scores (classes,) with the names of their classes.
+
+    Args:
+        tagging: has the classes.
+        scores: of a window.
+        top_k: at most so many classes.
+    """
+    best = tagging.top(scores, top_k)
+    shown = [(i, score) for i, score in best if score >= TIMELINE_SCORE] or best[:1]
+    return ', '.join(f'{tagging.labels.names[i]} {score:.2f}' for i, score in shown)

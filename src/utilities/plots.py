@@ -1,11 +1,12 @@
 """Draw curves over the epochs, confusion matrices, and what was heard in a recording and when."""
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
+from matplotlib.image import AxesImage, imsave
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torchaudio.compliance.kaldi import mel_scale_scalar
 
@@ -150,13 +151,17 @@ def strongest_classes(scores: np.ndarray) -> np.ndarray:
 
 def _set_time_axis(axes: Axes, seconds: float) -> None:
     """Label the time axis in seconds, or as m:ss from a minute on."""
-    step = next((step for step in TIME_STEPS if seconds / step < MAX_TIME_TICKS),
-                seconds / MAX_TIME_TICKS)
-    axes.xaxis.set_major_locator(MultipleLocator(step))
+    axes.xaxis.set_major_locator(MultipleLocator(time_step(seconds)))
     if seconds >= 60:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
     unit = 's' if seconds < 60 else 'm:ss' if seconds < 3600 else 'h:mm:ss'
     axes.set(xlim=(0, seconds), xlabel=f'time ({unit})')
+
+
+def time_step(seconds: float) -> float:
+    """Return the seconds from tick to tick of a time axis of so many seconds."""
+    return next((step for step in TIME_STEPS if seconds / step < MAX_TIME_TICKS),
+                seconds / MAX_TIME_TICKS)
 
 
 def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: str = 'magma'
@@ -166,12 +171,33 @@ def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: 
     Frequencies are at their mel positions. Returns the image, for a colour bar.
     """
     low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
-    level = (spectrogram - np.nanmax(spectrogram)) * DB_PER_NEPER
     axes.set_yticks([mel_scale_scalar(1000 * khz) for khz in MEL_TICKS_KHZ],
                     [f'{khz:g}' for khz in MEL_TICKS_KHZ])
     axes.set(xlabel='time (s)', ylabel='frequency (kHz)')
-    return axes.imshow(level.T, origin='lower', aspect='auto', cmap=cmap, vmin=-DYNAMIC_RANGE_DB,
+    return axes.imshow(levels(spectrogram).T, origin='lower', aspect='auto', cmap=cmap, vmin=-DYNAMIC_RANGE_DB,
                        vmax=0, extent=(0, seconds, low, high), interpolation='nearest')
+
+
+def levels(spectrogram: np.ndarray) -> np.ndarray:
+    """Return a log mel spectrogram in dB below its loudest point."""
+    return (spectrogram - np.nanmax(spectrogram)) * DB_PER_NEPER
+
+
+def spectrogram_png(spectrogram: np.ndarray) -> bytes:
+    """Return a PNG of a log mel spectrogram (frames, bins), one pixel each, without axes.
+
+    What is NaN is transparent.
+    """
+    file = io.BytesIO()
+    imsave(file, levels(spectrogram).T, vmin=-DYNAMIC_RANGE_DB, vmax=0, cmap='magma',
+           origin='lower', format='png')
+    return file.getvalue()
+
+
+def frequency_ticks() -> list[tuple[float, float]]:
+    """Return the ticks of a mel axis: (kHz, height as a share of the axis)."""
+    low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
+    return [(khz, (mel_scale_scalar(1000 * khz) - low) / (high - low)) for khz in MEL_TICKS_KHZ]
 
 
 def show_attention(axes: Axes, attention: np.ndarray, config: ModelConfig) -> None:
