@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from browser import Tabs, launched
 from dataloader import AudiosetDataset
 from http_server import Server, running
 from small_dataset import CONF
@@ -175,3 +176,18 @@ def be_process(monkeypatch):
         monkeypatch.setattr('training.processes.rank', lambda: rank)
         monkeypatch.setattr('training.processes.size', lambda: size)
     return make
+
+
+@pytest.fixture(scope='module')
+def browser():
+    """Chromium, for the tests of a module: Playwright would disturb asyncio in those of others."""
+    with launched() as started:
+        yield started
+
+
+@pytest.fixture
+def tabs(browser):
+    """Open pages with tabs.open(path). At the end, none may have asked the network for anything."""
+    opened = Tabs(browser)
+    yield opened
+    opened.close()

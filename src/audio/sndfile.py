@@ -60,13 +60,19 @@ class SndfileReader(Reader):
 
     def __init__(self, source: str | BinaryIO):
         self.source = source
-        self.file = _ForwardSoundFile(source)
+        self.file = self._open()
         self.samplerate, self.channels = self.file.samplerate, self.file.channels
         self.length = self.file.frames if self.file.frames < UNKNOWN_LENGTH else None
         self.encoding = self.file.format, self.file.subtype
         is_exact = SEEKABLE.match(self.file.subtype) is not None
         self.seek_is_exact = self.length is not None and is_exact
         self.position = 0
+
+    def _open(self):
+        source = self.source
+        if isinstance(source, str) and os.name == 'posix':
+            source = os.fsencode(source)  # soundfile would refuse names that are not UTF-8
+        return _ForwardSoundFile(source)
 
     def close(self):
         self.file.close()
@@ -169,7 +175,7 @@ class SndfileReader(Reader):
         self.file.close()
         if not isinstance(self.source, str):
             self.source.seek(0)
-        self.file = _ForwardSoundFile(self.source)
+        self.file = self._open()
         whole_blocks, rest = divmod(sample, BLOCK_SAMPLES)
         for size in [BLOCK_SAMPLES] * whole_blocks + [rest]:
             self.file.read(size)

@@ -48,7 +48,7 @@ def write_listening_page(path: Path, tagging: Tagging, top_k: int, models: str) 
     name = readable(Path(tagging.path).name)
     sections = ['<h2>Tags</h2>', tags_table(tagging, top_k),
                 '<h2>Over time</h2>', player(name, prepare_sound(tagging, path)),
-                chart(merged), timeline_table(merged, top_k), script()]
+                chart(merged), timeline_table(merged, top_k, windows_a_cell(tagging)), script()]
     html = page(name, lead(tagging, models), sections, now(), 'inference.py',
                 _beside('listening.css'))
     write_text(path, html)
@@ -70,12 +70,17 @@ def lead(tagging: Tagging, models: str) -> str:
     return text
 
 
+def windows_a_cell(tagging: Tagging) -> int:
+    """Return how many windows share a cell of the chart."""
+    return math.ceil(len(tagging.starts) / MAX_CELLS)
+
+
 def merge_windows(tagging: Tagging) -> Tagging:
     """Return a Tagging of at most MAX_CELLS windows.
 
     If there are more, neighbours become one, with the highest score of each class.
     """
-    together = math.ceil(len(tagging.starts) / MAX_CELLS)
+    together = windows_a_cell(tagging)
     firsts = np.arange(0, len(tagging.starts), together)
     lasts = np.append(firsts[1:], len(tagging.starts)) - 1
     return Tagging(tagging.path, tagging.seconds, tagging.starts[firsts], tagging.ends[lasts],
@@ -103,7 +108,7 @@ def prepare_sound(tagging: Tagging, page_path: Path) -> PageSound:
             return PageSound(data_address(flac(path), 'audio/flac'), AS_HEARD)
         if its_type:
             return PageSound(address(path, page_path.parent),
-                             'The sound is not in this page but in the file of the recording.')
+                             'This page plays the file of the recording from where it is now.')
         beside = page_path.with_name(f'{page_path.name}.flac')
         with atomic_write(beside) as partial:
             write_flac(path, partial)
@@ -172,19 +177,24 @@ def cells(tagging: Tagging, scores: np.ndarray) -> Iterator[str]:
     ends = np.minimum(tagging.ends, np.append(tagging.starts[1:], np.inf))
     for start, end, score in zip(tagging.starts, ends, scores):
         if score >= MIN_SCORE:
-            yield f'<path d="M{start:.6g} 0h{end - start:.6g}v1H{start:.6g}z" opacity="{score:.2f}"/>'
+            shape = f'M{start:.6g} 0H{end:.6g}V1H{start:.6g}z'
+            yield f'<path d="{shape}" opacity="{score:.2f}"/>'
 
 
-def timeline_table(tagging: Tagging, top_k: int) -> str:
-    """Return what was heard in each window as an HTML table; the script reads it, too."""
+def timeline_table(tagging: Tagging, top_k: int, together: int) -> str:
+    """Return what was heard in each window as an HTML table; the script reads it, too.
+
+    Args:
+        tagging: of the windows, after merge_windows.
+        top_k: show at most so many classes.
+        together: how many windows share a row.
+    """
     tenths = needs_tenths(tagging)
     rows = ''.join(
         f'<tr><td><button data-start="{start:.6g}">{clock(start, tenths)}–{clock(end, tenths)}'
         f'</button></td><td>{escape(heard(tagging, scores, top_k))}</td></tr>\n'
         for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores))
-    note = ''
-    if tagging.planned > len(tagging.starts):
-        note = ' (neighbouring windows together, with their highest scores)'
+    note = f' ({together} windows a row, with their highest scores)' if together > 1 else ''
     return (f'<details><summary>As a table{note}</summary>\n<table>\n'
             f'<tr><th>time</th><th>classes</th></tr>\n{rows}</table></details>\n')
 

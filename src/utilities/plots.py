@@ -174,8 +174,9 @@ def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: 
     axes.set_yticks([mel_scale_scalar(1000 * khz) for khz in MEL_TICKS_KHZ],
                     [f'{khz:g}' for khz in MEL_TICKS_KHZ])
     axes.set(xlabel='time (s)', ylabel='frequency (kHz)')
-    return axes.imshow(levels(spectrogram).T, origin='lower', aspect='auto', cmap=cmap, vmin=-DYNAMIC_RANGE_DB,
-                       vmax=0, extent=(0, seconds, low, high), interpolation='nearest')
+    return axes.imshow(levels(spectrogram).T, origin='lower', aspect='auto', cmap=cmap,
+                       vmin=-DYNAMIC_RANGE_DB, vmax=0, extent=(0, seconds, low, high),
+                       interpolation='nearest')
 
 
 def levels(spectrogram: np.ndarray) -> np.ndarray:

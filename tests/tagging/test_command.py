@@ -34,7 +34,7 @@ def read_scores(path):
     return [[float(score) for score in row[3:-1]] for row in rows]
 
 
-@pytest.mark.parametrize('option', ['--json', '--csv', '--plot', '--embeddings'])
+@pytest.mark.parametrize('option', ['--json', '--csv', '--plot', '--html', '--embeddings'])
 def test_no_file_is_called_as_standard_output_is(refuse, option):
     said = refuse('a.wav', '--checkpoint', 'x.pth', option, '-')
     assert f'{option} wants the name of a file' in said
