@@ -1,0 +1,209 @@
+"""The players of a report: what they play, and that a browser plays it."""
+import io
+import json
+import os
+import shutil
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import soundfile
+
+import inference
+import report
+import run
+from audio.reading import load_waveform
+from browser import wait_for_sound
+from reports.experiments import read_settings
+from reports.players import Clip, address, flac, media_type, write_flac
+from reports.predictions import read_evaluated
+from small_tagger import make_noise
+
+SECONDS = 3  # of the recordings
+HEARD = 0.64  # seconds of the model's input
+TRAINING = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 '
+            '--exp_dir exp --dataset demo --num_mel_bins 16 --audio_length 64 --fstride 16 '
+            '--tstride 16 --model_size tiny224 --imagenet_pretrain False --n_epochs 1 '
+            '--batch_size 4 --num_workers 0 --device cpu --amp off --metrics acc --loss CE').split()
+
+
+class Players(HTMLParser):
+    """Collects the addresses of the players of a page, by what their labels say."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.sources = {}
+        self.feed(Path(page).read_text(encoding='utf-8'))
+
+    def handle_starttag(self, tag, attributes):
+        if tag == 'audio':
+            found = dict(attributes)
+            assert found['preload'] == 'none' and 'controls' in found
+            self.sources[Path(found['aria-label']).name] = found['src']
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in a folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def trained(folder, make_labels):
+    """Train for an epoch on some clips; their labels are then exchanged, so that some are wrong.
+
+    Takes entries of a datafile without labels. Returns the directory of the experiment.
+    """
+    def train(entries):
+        make_labels(2)
+        data = [{**entry, 'labels': f'/m/{i % 2}'} for i, entry in enumerate(entries)]
+        Path('data.json').write_text(json.dumps({'data': data}))
+        run.main(TRAINING)
+        return folder / 'exp'
+    return train
+
+
+def show_all_as_mistakes(exp_dir):
+    """Exchange the predictions of the two classes wherever they are right."""
+    path = exp_dir / 'predictions' / 'predictions_1.npy'
+    scores, targets = np.load(path), np.load(exp_dir / 'predictions' / 'target.npy')
+    right = scores.argmax(axis=1) == targets.argmax(axis=1)
+    scores[right] = scores[right, ::-1]
+    np.save(path, scores)
+
+
+def write_report(exp_dir, *options):
+    """Write the report with every clip as a mistake; return its path and its players."""
+    show_all_as_mistakes(exp_dir)
+    report.main(['--exp_dir', str(exp_dir), *options])
+    return exp_dir / 'report.html', Players(exp_dir / 'report.html').sources
+
+
+def write_noise(path, rate=16000, **options):
+    """Write a recording; return its entry of a datafile."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, make_noise(SECONDS, rate), rate, **options)
+    return {'wav': str(path)}
+
+
+NAMES = ['a.wav', 'b#1?c%41&amp;.flac', 'it\'s "ü" <日本>.wav', 'c:d.ogg']
+
+
+def test_players_lead_to_the_files_and_a_browser_plays_what_the_model_heard(
+        trained, folder, tabs):
+    exp_dir = trained([write_noise(folder / 'in' / name) for name in NAMES]
+                      + [{**write_noise('in/later.wav'), 'start': 1.5, 'seconds': 0.5}])
+    page, sources = write_report(exp_dir)
+    assert {*NAMES} | {'later.wav from 1.5 s'} >= {name.removesuffix(' from 0 s')
+                                                   for name in sources}
+    tab = tabs.open(page)
+    assert tab.evaluate('document.querySelectorAll("audio").length') == len(NAMES) + 1
+    assert not [url for url in tabs.asked if 'in/' in url]  # nothing is loaded at once
+    for number, source in enumerate(sources.values()):
+        assert source.startswith('file:///') and Path(unquote(source[7:].split('#')[0])).exists()
+        tab.evaluate('n => document.querySelectorAll("audio")[n].load()', number)
+        tab.evaluate('n => document.querySelectorAll("audio")[n].play()', number)
+        assert wait_for_sound(tab, number) == pytest.approx(SECONDS, abs=0.1)
+        tab.wait_for_function('n => document.querySelectorAll("audio")[n].paused', arg=number)
+        end = tab.evaluate('n => document.querySelectorAll("audio")[n].currentTime', number)
+        start, seconds = (1.5, 0.5) if 'later' in source else (0, HEARD)
+        assert end == pytest.approx(start + seconds, abs=0.3)
+        assert source.endswith(f'#t={start:g},{start + seconds:g}')
+    assert not tabs.errors
+
+
+def test_embedded_players_hold_what_the_model_heard_and_play(trained, folder, tabs):
+    write_noise('in/a.wav')
+    with zipfile.ZipFile('shard.zip', 'w') as shard:
+        shard.write('in/a.wav', 'a.wav')
+    exp_dir = trained([write_noise('in/a.aiff', 44100), {'wav': 'shard.zip/a.wav'},
+                       {**write_noise('in/later.wav'), 'start': 1.5, 'seconds': 0.5},
+                       {**write_noise('in/rest.wav'), 'start': 2}])
+    page, sources = write_report(exp_dir, '--embed_audio')
+    assert all(source.startswith('data:audio/flac;base64,') for source in sources.values())
+    shutil.rmtree('in')
+    os.remove('shard.zip')
+    tab = tabs.open(page)
+    for number, name in enumerate(sources):
+        tab.evaluate('n => document.querySelectorAll("audio")[n].load()', number)
+        tab.evaluate('n => document.querySelectorAll("audio")[n].play()', number)
+        assert wait_for_sound(tab, number) == (0.5 if 'later' in name else HEARD)
+    assert len(sources) == 4 and not tabs.errors
+
+
+@pytest.mark.parametrize('option', [[], ['--embed_audio']])
+def test_a_clip_that_cannot_be_played_is_shown_by_its_name_alone(trained, folder, option):
+    names = ['gone.wav', 'broken.wav', 'law.wav', 'good.wav']
+    exp_dir = trained([write_noise(name, subtype='ALAW' if name == 'law.wav' else None)
+                       for name in names])
+    os.remove('gone.wav')
+    Path('broken.wav').write_text('no sound')
+    page, sources = write_report(exp_dir, *option)
+    text = page.read_text()
+    assert all(name in text for name in names) and 'Not known' not in text
+    assert set(sources) == ({'law.wav', 'good.wav'} if option else {'good.wav'})
+
+
+def test_a_link_to_a_file_below_the_page_is_relative(folder):
+    assert address('exp/in/a b.wav', 'exp') == 'in/a%20b.wav'
+    assert address('http:/x.wav', '.') == 'http%3A/x.wav'
+    assert address('exp/a.wav', 'experiment') == (folder / 'exp' / 'a.wav').as_uri()
+    if os.name == 'posix':
+        assert address(os.fsdecode(b'\xff.wav'), '.') == '%FF.wav'
+
+
+def test_browsers_play_what_is_said_to_be_played(folder, tabs):
+    """Every file of which media_type gives a type loads in Chromium."""
+    for rate in (4000, 8000, 192000):
+        write_noise(f'{rate}.wav', rate)
+    for name, subtype in (('u8', 'PCM_U8'), ('24', 'PCM_24'), ('float', 'FLOAT'),
+                          ('double', 'DOUBLE'), ('law', 'ULAW'), ('adpcm', 'IMA_ADPCM')):
+        write_noise(f'{name}.wav', subtype=subtype)
+    for name in ('a.flac', 'a.ogg', 'a.mp3', 'a.aiff', 'a.au', 'a.caf'):
+        write_noise(name)
+    soundfile.write('eight.wav', np.tile(make_noise(1), 8), 16000)
+    write_noise('opus.ogg', subtype='OPUS')
+    types = {path.name: media_type(path) for path in sorted(folder.iterdir())}
+    assert {name for name, its_type in types.items() if not its_type} == {
+        '4000.wav', 'double.wav', 'law.wav', 'adpcm.wav', 'a.aiff', 'a.au', 'a.caf'}
+    played = [name for name, its_type in types.items() if its_type]
+    Path('page.html').write_text('<!DOCTYPE html><title>a</title>' + ''.join(
+        f'<audio src="{address(name, ".")}"></audio>' for name in played))
+    tab = tabs.open('page.html')
+    for number, name in enumerate(played):
+        assert wait_for_sound(tab, number) > 0, name
+
+
+def test_flac_of_a_long_recording_is_written_piece_by_piece_and_without_seams(
+        folder, monkeypatch):
+    monkeypatch.setattr('reports.players.BLOCK_SECONDS', 2)
+    for name in ('a.wav', 'a.ogg'):
+        soundfile.write(name, make_noise(7.3, 44100), 44100)
+        for start, seconds in ((0, np.inf), (0.7, np.inf), (0, 4), (1.3, 3.1), (6, 5)):
+            samples, rate = soundfile.read(io.BytesIO(flac(name, start, seconds)))
+            whole = load_waveform(name, start=start).numpy()
+            expected = whole[:round(min(seconds, 10) * 16000)]
+            assert rate == 16000 and np.allclose(samples, expected, atol=1e-4)
+
+
+def test_flac_that_cannot_be_written_is_an_error_of_the_file(folder):
+    write_noise('a.wav')
+    with pytest.raises(OSError, match='libsndfile cannot write FLAC'):
+        write_flac('a.wav', 'no/such/folder.flac')
+
+
+def test_scores_of_cross_entropy_are_those_of_inference(trained, folder):
+    entries = [write_noise(f'{i}.wav', 8000 + 1000 * i) for i in range(6)]
+    exp_dir = trained(entries)
+    found = read_evaluated(exp_dir, read_settings(exp_dir), 'data_val', 'predictions_1', 'target')
+    inference.main([*(entry['wav'] for entry in entries), '--checkpoint',
+                    'exp/models/best_audio_model.pth', '--window', 'first', '--csv', 'scores.csv',
+                    '--device', 'cpu', '--amp', 'off', '--num_workers', '0'])
+    scores = np.loadtxt('scores.csv', delimiter=',', skiprows=1, usecols=(3, 4))
+    assert np.allclose(scores.sum(axis=1), 1, atol=1e-5)
+    assert np.allclose(found.scores, scores, atol=1e-4)
+    assert found.clips[0] == Clip('0.wav', '0.wav', 0, HEARD)
