@@ -16,15 +16,8 @@ import run
 from reports import pages
 from reports.folds import summarise_folds
 from reports.predictions import read_clips
+from small_experiment import TRAINING, one_label, write_experiment
 from training import environment
-from training.options import make_parser
-from training.results import write_rows
-
-EPOCHS = 3
-TRAINING = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 '
-            '--exp_dir exp --dataset demo --num_mel_bins 16 --audio_length 32 --fstride 16 '
-            '--tstride 16 --model_size tiny224 --imagenet_pretrain False --n_epochs 1 '
-            '--batch_size 4 --num_workers 0 --device cpu').split()
 
 
 class Reader(HTMLParser):
@@ -49,37 +42,12 @@ class Reader(HTMLParser):
         self.texts.append(data)
 
 
-def one_label(classes):
-    """Return the labels of clips of the given classes, (clips, 4)."""
-    return np.eye(4, dtype=np.float32)[classes]
-
-
 @pytest.fixture
 def make_experiment(tmp_path):
     """Write what a finished run leaves; returns its directory."""
-    def make(targets, predictions, folder='exp', names=('dog', 'cat', 'hen', 'cow'),
-             wav='clip{}.wav', **settings):
-        exp_dir, mids = tmp_path / folder, [f'/m/{k}' for k in range(len(names))]
-        for name in ('models', 'predictions'):
-            (exp_dir / name).mkdir(parents=True)
-        data = [{'wav': wav.format(i), 'labels': ','.join(mids[k] for k in np.flatnonzero(row))}
-                for i, row in enumerate(targets)]
-        (exp_dir / 'val.json').write_text(json.dumps({'data': data}))
-        rows = 0.01 * np.arange(10 * EPOCHS).reshape(EPOCHS, 10) + 0.0012
-        rows[:, 0] = 0.5, 0.9, 0.7  # the best epoch is the second
-        write_rows(exp_dir / 'result.csv', rows)
-        np.save(exp_dir / 'predictions' / 'target.npy', targets)
-        for epoch in range(1, EPOCHS + 1):
-            np.save(exp_dir / 'predictions' / f'predictions_{epoch}.npy',
-                    predictions * (epoch == 2))
-        (exp_dir / 'curves.png').write_bytes(b'\x89PNG of the curves')
-        (exp_dir / 'finished').write_text('{"seconds": 7200}')
-        (exp_dir / 'models' / 'best_audio_model.json').write_text(
-            json.dumps({'labels': {'mids': mids, 'names': list(names)}}))
-        args = vars(make_parser().parse_args(TRAINING)) | {
-            'data_val': str(exp_dir / 'val.json'), 'metrics': 'acc', 'n_epochs': EPOCHS, **settings}
-        (exp_dir / 'args.json').write_text(json.dumps(args))
-        return exp_dir
+    def make(targets, predictions, folder='exp', **options):
+        write_experiment(tmp_path / folder, targets, predictions, **options)
+        return tmp_path / folder
     return make
 
 

@@ -20,14 +20,11 @@ from browser import wait_for_sound
 from reports.experiments import read_settings
 from reports.players import Clip, address, flac, media_type, write_flac
 from reports.predictions import read_evaluated
+from small_experiment import TRAINING, one_label, write_experiment
 from small_tagger import make_noise
 
 SECONDS = 3  # of the recordings
-HEARD = 0.64  # seconds of the model's input
-TRAINING = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 '
-            '--exp_dir exp --dataset demo --num_mel_bins 16 --audio_length 64 --fstride 16 '
-            '--tstride 16 --model_size tiny224 --imagenet_pretrain False --n_epochs 1 '
-            '--batch_size 4 --num_workers 0 --device cpu --amp off --metrics acc --loss CE').split()
+HEARD = 0.32  # seconds of the model's input
 
 
 class Players(HTMLParser):
@@ -53,34 +50,20 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def trained(folder, make_labels):
-    """Train for an epoch on some clips; their labels are then exchanged, so that some are wrong.
+def reported(folder):
+    """Write the report of an experiment in which every clip is a mistake.
 
-    Takes entries of a datafile without labels. Returns the directory of the experiment.
+    Takes entries of a datafile without labels, and options of report.py. Returns the page and the
+    addresses of its players.
     """
-    def train(entries):
-        make_labels(2)
-        data = [{**entry, 'labels': f'/m/{i % 2}'} for i, entry in enumerate(entries)]
-        Path('data.json').write_text(json.dumps({'data': data}))
-        run.main(TRAINING)
-        return folder / 'exp'
-    return train
-
-
-def show_all_as_mistakes(exp_dir):
-    """Exchange the predictions of the two classes wherever they are right."""
-    path = exp_dir / 'predictions' / 'predictions_1.npy'
-    scores, targets = np.load(path), np.load(exp_dir / 'predictions' / 'target.npy')
-    right = scores.argmax(axis=1) == targets.argmax(axis=1)
-    scores[right] = scores[right, ::-1]
-    np.save(path, scores)
-
-
-def write_report(exp_dir, *options):
-    """Write the report with every clip as a mistake; return its path and its players."""
-    show_all_as_mistakes(exp_dir)
-    report.main(['--exp_dir', str(exp_dir), *options])
-    return exp_dir / 'report.html', Players(exp_dir / 'report.html').sources
+    def make(entries, *options):
+        count = len(entries)
+        confidence = np.linspace(0.9, 0.6, count)[:, None]  # the mistakes keep their order
+        write_experiment(folder / 'exp', one_label([0] * count), confidence * one_label([1] * count),
+                         entries=entries)
+        report.main(['--exp_dir', 'exp', *options])
+        return folder / 'exp' / 'report.html', Players('exp/report.html').sources
+    return make
 
 
 def write_noise(path, rate=16000, **options):
@@ -94,12 +77,10 @@ NAMES = ['a.wav', 'b#1?c%41&amp;.flac', 'it\'s "ü" <日本>.wav', 'c:d.ogg']
 
 
 def test_players_lead_to_the_files_and_a_browser_plays_what_the_model_heard(
-        trained, folder, tabs):
-    exp_dir = trained([write_noise(folder / 'in' / name) for name in NAMES]
-                      + [{**write_noise('in/later.wav'), 'start': 1.5, 'seconds': 0.5}])
-    page, sources = write_report(exp_dir)
-    assert {*NAMES} | {'later.wav from 1.5 s'} >= {name.removesuffix(' from 0 s')
-                                                   for name in sources}
+        reported, folder, tabs):
+    page, sources = reported([write_noise(folder / 'in' / name) for name in NAMES]
+                             + [{**write_noise('in/later.wav'), 'start': 1.5, 'seconds': 0.2}])
+    assert list(sources) == [*(f'{name} from 0 s' for name in NAMES), 'later.wav from 1.5 s']
     tab = tabs.open(page)
     assert tab.evaluate('document.querySelectorAll("audio").length') == len(NAMES) + 1
     assert not [url for url in tabs.asked if 'in/' in url]  # nothing is loaded at once
@@ -110,20 +91,19 @@ def test_players_lead_to_the_files_and_a_browser_plays_what_the_model_heard(
         assert wait_for_sound(tab, number) == pytest.approx(SECONDS, abs=0.1)
         tab.wait_for_function('n => document.querySelectorAll("audio")[n].paused', arg=number)
         end = tab.evaluate('n => document.querySelectorAll("audio")[n].currentTime', number)
-        start, seconds = (1.5, 0.5) if 'later' in source else (0, HEARD)
+        start, seconds = (1.5, 0.2) if 'later' in source else (0, HEARD)
         assert end == pytest.approx(start + seconds, abs=0.3)
         assert source.endswith(f'#t={start:g},{start + seconds:g}')
     assert not tabs.errors
 
 
-def test_embedded_players_hold_what_the_model_heard_and_play(trained, folder, tabs):
+def test_embedded_players_hold_what_the_model_heard_and_play(reported, folder, tabs):
     write_noise('in/a.wav')
     with zipfile.ZipFile('shard.zip', 'w') as shard:
         shard.write('in/a.wav', 'a.wav')
-    exp_dir = trained([write_noise('in/a.aiff', 44100), {'wav': 'shard.zip/a.wav'},
-                       {**write_noise('in/later.wav'), 'start': 1.5, 'seconds': 0.5},
-                       {**write_noise('in/rest.wav'), 'start': 2}])
-    page, sources = write_report(exp_dir, '--embed_audio')
+    page, sources = reported([write_noise('in/a.aiff', 44100), {'wav': 'shard.zip/a.wav'},
+                              {**write_noise('in/later.wav'), 'start': 1.5, 'seconds': 0.2},
+                              {**write_noise('in/rest.wav'), 'start': 2}], '--embed_audio')
     assert all(source.startswith('data:audio/flac;base64,') for source in sources.values())
     shutil.rmtree('in')
     os.remove('shard.zip')
@@ -131,18 +111,17 @@ def test_embedded_players_hold_what_the_model_heard_and_play(trained, folder, ta
     for number, name in enumerate(sources):
         tab.evaluate('n => document.querySelectorAll("audio")[n].load()', number)
         tab.evaluate('n => document.querySelectorAll("audio")[n].play()', number)
-        assert wait_for_sound(tab, number) == (0.5 if 'later' in name else HEARD)
+        assert wait_for_sound(tab, number) == (0.2 if 'later' in name else HEARD)
     assert len(sources) == 4 and not tabs.errors
 
 
 @pytest.mark.parametrize('option', [[], ['--embed_audio']])
-def test_a_clip_that_cannot_be_played_is_shown_by_its_name_alone(trained, folder, option):
+def test_a_clip_that_cannot_be_played_is_shown_by_its_name_alone(reported, option):
     names = ['gone.wav', 'broken.wav', 'law.wav', 'good.wav']
-    exp_dir = trained([write_noise(name, subtype='ALAW' if name == 'law.wav' else None)
-                       for name in names])
+    entries = [write_noise(name, subtype='ALAW' if name == 'law.wav' else None) for name in names]
     os.remove('gone.wav')
     Path('broken.wav').write_text('no sound')
-    page, sources = write_report(exp_dir, *option)
+    page, sources = reported(entries, *option)
     text = page.read_text()
     assert all(name in text for name in names) and 'Not known' not in text
     assert set(sources) == ({'law.wav', 'good.wav'} if option else {'good.wav'})
@@ -196,9 +175,13 @@ def test_flac_that_cannot_be_written_is_an_error_of_the_file(folder):
         write_flac('a.wav', 'no/such/folder.flac')
 
 
-def test_scores_of_cross_entropy_are_those_of_inference(trained, folder):
-    entries = [write_noise(f'{i}.wav', 8000 + 1000 * i) for i in range(6)]
-    exp_dir = trained(entries)
+def test_scores_of_cross_entropy_are_those_of_inference(folder, make_labels):
+    make_labels(2)
+    entries = [{**write_noise(f'{i}.wav', 8000 + 1000 * i), 'labels': f'/m/{i % 2}'}
+               for i in range(6)]
+    Path('data.json').write_text(json.dumps({'data': entries}))
+    run.main([*TRAINING, '--loss', 'CE', '--metrics', 'acc', '--amp', 'off'])
+    exp_dir = Path('exp')
     found = read_evaluated(exp_dir, read_settings(exp_dir), 'data_val', 'predictions_1', 'target')
     inference.main([*(entry['wav'] for entry in entries), '--checkpoint',
                     'exp/models/best_audio_model.pth', '--window', 'first', '--csv', 'scores.csv',
