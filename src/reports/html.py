@@ -32,7 +32,7 @@ table.matrix { line-height: 1 }
   vertical-align: middle }
 .matrix tr:first-child th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left;
   padding: .4em 0 }
-.settings { columns: 2; column-gap: 3rem } .settings table { width: 100% }
+.settings { columns: 2 15rem; column-gap: 3rem } .settings table { width: 100% }
 .settings .wide { overflow: visible }
 @media print {
   body { max-width: none; margin: 0; font-size: 11px } .wide { overflow: visible }
