@@ -28,7 +28,7 @@ AS_HEARD = 'You hear what the model hears: mono, at 16 kHz.'
 
 class PageSound(NamedTuple):
     """The sound of a page: its address, or None if there is none; and a sentence about it."""
-    address: str | None
+    source: str | None
     sentence: str
 
 
@@ -45,25 +45,20 @@ def write_listening_page(path: Path, tagging: Tagging, top_k: int, models: str) 
         models: the names of the models.
     """
     merged = merge_windows(tagging)
-    name = readable(Path(tagging.path).name)
+    name = Path(tagging.path).name
     sections = ['<h2>Tags</h2>', tags_table(tagging, top_k),
                 '<h2>Over time</h2>', player(name, prepare_sound(tagging, path)),
                 chart(merged), timeline_table(merged, top_k, windows_a_cell(tagging)), script()]
     html = page(name, lead(tagging, models), sections, now(), 'inference.py',
                 _beside('listening.css'))
-    write_text(path, html)
-
-
-def readable(name: str) -> str:
-    """Return a file's name as a text that can be written: it need not be UTF-8."""
-    return os.fsencode(name).decode('utf-8', 'replace')
+    write_text(path, without_surrogates(html))
 
 
 def lead(tagging: Tagging, models: str) -> str:
     """Return the first lines of the page: which recording, which windows, which models."""
     count = len(tagging.starts)
     windows = 'One window' if count == 1 else f'{count} windows'
-    text = (f'{readable(tagging.path)}, {duration(tagging)}. {windows} of '
+    text = (f'{tagging.path}, {duration(tagging)}. {windows} of '
             f'{tagging.ends[0] - tagging.starts[0]:.3g} s, tagged by {models}.')
     if tagging.incomplete_from is not None:
         text += f' What follows {tagging.incomplete_from:.2f} s is missing or damaged.'
@@ -113,18 +108,18 @@ def prepare_sound(tagging: Tagging, page_path: Path) -> PageSound:
         with atomic_write(beside) as partial:
             write_flac(path, partial)
         return PageSound(address(beside, page_path.parent),
-                         f'{AS_HEARD} It is in {readable(beside.name)}, beside this page, '
-                         f'since browsers do not play the format of the recording.')
+                         f'{AS_HEARD} It is in {beside.name}, beside this page, since browsers do '
+                         f'not play the format of the recording.')
     except AudioError as error:
         return PageSound(None, f'There is nothing to play: {error}.')
 
 
 def player(name: str, sound: PageSound) -> str:
     """Return the player as HTML."""
-    source = f' src="{escape(sound.address)}"' if sound.address else ''
+    source = f' src="{escape(sound.source)}"' if sound.source else ''
     return (f'<div class="player"><audio controls preload="metadata" aria-label="{escape(name)}"'
             f'{source}></audio>\n<p id="now"></p></div>\n'
-            f'<p class="soft" id="sound">{escape(readable(sound.sentence))}</p>\n'
+            f'<p class="soft" id="sound">{escape(sound.sentence)}</p>\n'
             '<p class="soft help">Click in a picture to go there. In the player, the space bar '
             'plays and stops, and the arrow keys move.</p>\n')
 
@@ -139,7 +134,7 @@ def chart(tagging: Tagging) -> str:
             f'<img class="over-time" alt="Spectrogram over {clock(end, tenths=True)}, frequencies '
             f'up to 8 kHz" src="{picture}">\n'
             f'<div class="axis times">{time_labels(end)}</div>\n{rows}'
-            f'<div class="track"><div id="position" data-seconds="{end:.6g}"></div></div></div>\n')
+            f'<div class="track"><div id="position" data-seconds="{end:.8g}"></div></div></div>\n')
 
 
 def frequency_labels() -> str:
@@ -165,7 +160,7 @@ def class_row(tagging: Tagging, k: int) -> str:
     label = f'{name}: highest score {scores[best]:.2f} at {clock(tagging.starts[best], True)}'
     return (f'<div class="label" aria-hidden="true">{name}</div>'
             f'<svg class="over-time" role="img" aria-label="{label}" '
-            f'viewBox="0 0 {tagging.ends[-1]:.6g} 1" preserveAspectRatio="none">'
+            f'viewBox="0 0 {tagging.ends[-1]:.8g} 1" preserveAspectRatio="none">'
             f'{"".join(cells(tagging, scores))}</svg>\n')
 
 
@@ -177,7 +172,7 @@ def cells(tagging: Tagging, scores: np.ndarray) -> Iterator[str]:
     ends = np.minimum(tagging.ends, np.append(tagging.starts[1:], np.inf))
     for start, end, score in zip(tagging.starts, ends, scores):
         if score >= MIN_SCORE:
-            shape = f'M{start:.6g} 0H{end:.6g}V1H{start:.6g}z'
+            shape = f'M{start:.8g} 0H{end:.8g}V1H{start:.8g}z'
             yield f'<path d="{shape}" opacity="{score:.2f}"/>'
 
 
@@ -191,12 +186,17 @@ def timeline_table(tagging: Tagging, top_k: int, together: int) -> str:
     """
     tenths = needs_tenths(tagging)
     rows = ''.join(
-        f'<tr><td><button data-start="{start:.6g}">{clock(start, tenths)}–{clock(end, tenths)}'
+        f'<tr><td><button data-start="{start:.8g}">{clock(start, tenths)}–{clock(end, tenths)}'
         f'</button></td><td>{escape(heard(tagging, scores, top_k))}</td></tr>\n'
         for start, end, scores in zip(tagging.starts, tagging.ends, tagging.scores))
     note = f' ({together} windows a row, with their highest scores)' if together > 1 else ''
     return (f'<details><summary>As a table{note}</summary>\n<table>\n'
             f'<tr><th>time</th><th>classes</th></tr>\n{rows}</table></details>\n')
+
+
+def without_surrogates(text: str) -> str:
+    """Return a text that can be written, with signs of replacement for bytes in names of files."""
+    return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 
 def script() -> str:

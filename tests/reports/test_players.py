@@ -16,7 +16,7 @@ import inference
 import report
 import run
 from audio.reading import load_waveform
-from browser import wait_for_sound
+from browser import PHONE, wait_for_sound
 from reports.experiments import read_settings
 from reports.players import Clip, address, flac, media_type, write_flac
 from reports.predictions import read_evaluated
@@ -113,6 +113,12 @@ def test_embedded_players_hold_what_the_model_heard_and_play(reported, folder, t
         tab.evaluate('n => document.querySelectorAll("audio")[n].play()', number)
         assert wait_for_sound(tab, number) == (0.2 if 'later' in name else HEARD)
     assert len(sources) == 4 and not tabs.errors
+
+
+def test_a_report_with_players_fits_a_phone(reported, tabs):
+    page, _ = reported([write_noise(f'{"in/" * 20}a{i}.wav') for i in range(4)])
+    tab = tabs.open(page, PHONE)
+    assert tab.evaluate('document.documentElement.scrollWidth') == PHONE['width']
 
 
 @pytest.mark.parametrize('option', [[], ['--embed_audio']])
