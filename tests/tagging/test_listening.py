@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from audio.reading import load_waveform
-from browser import PHONE, wait_for_sound
+from browser import DESKTOP, PHONE, wait_for_sound
 from small_tagger import make_noise
 from tagging.listening import MAX_CELLS, merge_windows, write_listening_page
 from tagging.result import Tagging
@@ -300,6 +300,18 @@ def test_the_table_leads_to_its_windows_by_keyboard_alone(tabs, tagged_page):
     tab.locator('summary').press('Enter')
     tab.locator('details button').nth(6).press('Enter')
     assert time_of(tab) == pytest.approx(3, abs=0.01)
+
+
+@pytest.mark.parametrize('size', [DESKTOP, PHONE])
+def test_rows_are_as_high_for_a_short_recording_as_for_a_long_one(tabs, listen, make_tone, size):
+    make_tone('a.wav')
+    heights = set()
+    for seconds in (0.2, 12.3, 4000):
+        tab = tabs.open(listen('a.wav', seconds), size)
+        heights |= {row.bounding_box()['height'] for row in tab.locator('svg.over-time').all()}
+        times = {label.bounding_box()['height'] for label in tab.locator('.times span:visible').all()}
+        assert len(times) == 1 and max(times) < 20  # on one line
+    assert len(heights) == 1 and max(heights) < 30
 
 
 def test_the_page_fits_a_phone(tabs, listen, make_tone):
