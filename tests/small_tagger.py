@@ -5,11 +5,14 @@ import torch
 from audio.fbank import fbank, fit_frames, normalise
 from inference import tag
 from models import ASTModel, save_checkpoint
+from tagging.result import Tagging
+from utilities.labels import Labels
 
 FRAMES, MEL_BINS, CLASSES = 32, 32, 3  # windows of 0.32 s
 MEAN, STD = -6.0, 3.0
 RATE = 16000
 LABELS = {'mids': ['/m/0', '/m/1', '/m/2'], 'names': ['dog', 'rain', 'sea, waves']}
+LONG_SECONDS = 70  # of a recording that a page does not hold, as WAV or as FLAC
 
 
 def save_model(path, seed=0, classes=CLASSES, frames=FRAMES, **description):
@@ -36,3 +39,14 @@ def make_noise(seconds, rate=RATE, channels=1):
 def tag_here(tagger, files, **options):
     """Tag without worker processes."""
     return list(tag(tagger, files, num_workers=0, **options))
+
+
+def make_tagging(path, seconds, hop=1.0, window=1.0, names=LABELS['names']):
+    """Return a Tagging with random scores, as if a recording was tagged."""
+    rng = np.random.default_rng(0)
+    starts = np.arange(0, seconds, hop)
+    scores = rng.random((len(starts), len(names))).astype(np.float32)
+    mids = tuple(f'/m/{k}' for k in range(len(names)))
+    spectrogram = rng.normal(-6, 3, (round(min(1500, 100 * seconds)), 32)).astype(np.float32)
+    return Tagging(str(path), seconds, starts, np.minimum(starts + window, seconds), scores,
+                   Labels(mids, tuple(names)), spectrogram=spectrogram, planned=len(starts))

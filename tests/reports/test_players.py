@@ -59,8 +59,8 @@ def reported(folder):
     def make(entries, *options):
         count = len(entries)
         confidence = np.linspace(0.9, 0.6, count)[:, None]  # the mistakes keep their order
-        write_experiment(folder / 'exp', one_label([0] * count), confidence * one_label([1] * count),
-                         entries=entries)
+        predictions = confidence * one_label([1] * count)
+        write_experiment(folder / 'exp', one_label([0] * count), predictions, entries=entries)
         report.main(['--exp_dir', 'exp', *options])
         return folder / 'exp' / 'report.html', Players('exp/report.html').sources
     return make

@@ -5,7 +5,8 @@ import soundfile
 
 import inference
 from inference import load_tagger
-from small_tagger import save_model
+from small_tagger import LONG_SECONDS, make_noise, make_tagging, save_model
+from tagging.listening import write_listening_page
 from utilities.parallel import one_thread
 
 
@@ -63,3 +64,20 @@ def broken(folder, make_tone):
     make_tone('good.wav')
     make_tone('well.wav')
     return ['empty.wav', 'good.wav', 'gone.wav', 'length.flac', 'nan.wav', 'text.wav', 'well.wav']
+
+
+@pytest.fixture(scope='module')
+def long_sound(tmp_path_factory):
+    """Write a long recording that browsers play; return its path."""
+    path = tmp_path_factory.mktemp('long') / 'long.wav'
+    soundfile.write(path, make_noise(LONG_SECONDS), 16000)
+    return path
+
+
+@pytest.fixture
+def listen(folder):
+    """Write the page of a recording that is not tagged for real; return its path."""
+    def make(path, seconds, page='page.html', **options):
+        write_listening_page(folder / page, make_tagging(path, seconds, **options), 2, 'model')
+        return folder / page
+    return make
