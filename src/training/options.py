@@ -4,6 +4,8 @@ Only the standard library is imported here. So --help and a wrong option are ans
 is imported, and a recipe can check a command line before there is an environment, with any Python
 from 3.8 on (egs/recipe_options.py). What needs torch or the files, option_checks.py checks.
 """
+import argparse
+
 from utilities.cli import (
     OptionParser,
     add_num_workers,
@@ -161,6 +163,9 @@ def add_run_options(group):
     """Add the options of output, logging and resuming."""
     add = group.add_argument
     add('--exp_dir', required=True, help='directory of this experiment')
+    add('--config', default=argparse.SUPPRESS,  # training/config.py takes it out before
+        help='args.json of an earlier run: its settings, but for those on the command line and '
+             '--exp_dir')
     add('--save_model', type=boolean, default=False,
         help="keep every epoch's model, not just the best")
     add('--n_print_steps', type=whole(1), default=100, help='steps from one report to the next')

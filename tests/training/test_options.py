@@ -56,7 +56,8 @@ SLOW_PACKAGES = {'torch', 'torchaudio', 'timm', 'scipy', 'sklearn', 'joblib', 'm
                  'av', 'huggingface_hub'}
 # What the texts among the options stand for, by their names.
 KINDS = {
-    'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments',
+    'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments '
+                  'config',
     'input folder': 'audio_dir data data_dir',
     'recordings': 'audio audio_path',  # of which those that can be read are used: test_command.py
     'checkpoint': 'checkpoint checkpoints',
