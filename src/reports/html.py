@@ -1,4 +1,5 @@
 """Write a page of tables and sections as HTML that needs nothing else: no network, no script."""
+import base64
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from html import escape
@@ -79,6 +80,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence], marked: Collection[i
     body = ''.join(f'<tr{" class=marked" if i in marked else ""}>{cells("td", row)}</tr>\n'
                    for i, row in enumerate(rows))
     return f'<div class="wide"><table>\n{head}{body}</table></div>\n'
+
+
+def picture(png: bytes, description: str) -> str:
+    """Return HTML that holds a picture itself. description: for those who cannot see it."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">\n'
 
 
 def section(title: str, make: Callable[..., str], *args: Any) -> str:

@@ -1,11 +1,10 @@
 """report.html: an experiment, or the folds of one, on a page that needs no network."""
-import base64
 from pathlib import Path
 
 import numpy as np
 
 from reports.experiments import finished_folds, read_settings, state_of
-from reports.html import page, section
+from reports.html import page, picture, section
 from reports.machine import machine_tables, settings_tables
 from reports.predictions import Evaluated, predictions_section, read_evaluated
 from reports.scores import epochs_table, folds_table, scores_table
@@ -84,6 +83,5 @@ def fold_page(exp_dir: Path, folds: list[Path]) -> str:
 
 def curves(exp_dir: Path) -> str:
     """Return curves.png as HTML that holds the picture itself."""
-    data = base64.b64encode((exp_dir / 'curves.png').read_bytes()).decode()
-    return (f'<img alt="loss, metric and learning rate over the epochs" '
-            f'src="data:image/png;base64,{data}">\n')
+    png = (exp_dir / 'curves.png').read_bytes()
+    return picture(png, 'loss, metric and learning rate over the epochs')

@@ -8,8 +8,8 @@ from utilities.errors import DataError
 from utilities.formatting import quoted
 from utilities.texts import read_json
 
-# They are about one start, not about what is trained: a file never sets them.
-NOT_TAKEN = ('exp_dir', 'resume', 'force', 'dry_run', 'config')
+# Options of one start, not of what is trained: a file never sets them.
+OF_ONE_START = ('exp_dir', 'resume', 'force', 'dry_run', 'config')
 
 
 def expand_config(parser: OptionParser, argv: Sequence[str] | None = None) -> list[str]:
@@ -40,7 +40,7 @@ def _as_words(settings, path):
     checker.prog += f': --config {path}'
     words = []
     for name, value in settings.items():
-        if name in NOT_TAKEN or value is None:  # None: not given, and the default
+        if name in OF_ONE_START or value is None:  # None: not given, and the default
             continue
         if f'--{name}' not in checker._option_string_actions:
             checker.error(f'there is no option --{name} in this version of the code; delete it '
