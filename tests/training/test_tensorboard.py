@@ -1,23 +1,37 @@
 """What TensorBoard's own reader finds in the log of a run: every epoch once, with result.csv's numbers."""
 import resource
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import torch
+from tensorboard.summary.writer import event_file_writer
 
 import run
-from reports.experiments import read_further_metrics
+from tensorboard_reader import check_log, read_log
 from training.evaluation import Evaluation
-from training.results import Results, read_rows, result_columns
+from training.results import Results, read_rows
 from training.tensorboard_log import TensorBoardLog
+from utilities.parallel import one_thread
 
 BASE = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 --num_mel_bins 16 '
         '--audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False --batch_size 4 '
         '--lr 1e-4 --num_workers 0 --device cpu --metrics acc --loss CE --save_model True --exp_dir exp').split()
 LOG = ['--tensorboard', 'True']
+
+
+class Killed(BaseException):
+    """Ends a run where it is, as a kill does: nobody catches it."""
+
+
+@pytest.fixture(autouse=True)
+def few_files(monkeypatch):
+    """Begin the numbers in the names of logs at 0.
+
+    Readers sort the files of one process and one second by them, as texts: 10 would be before 9.
+    """
+    monkeypatch.setattr(event_file_writer, '_global_uid', event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture
@@ -31,83 +45,81 @@ def folder(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
 
 def start(epochs, *options):
     """Train up to an epoch, in this process."""
-    run.main([*BASE, '--n_epochs', str(epochs), *options])
+    with one_thread():
+        run.main([*BASE, '--n_epochs', str(epochs), *options])
 
 
-def read_log(exp_dir):
-    """Return {name: {step: value}} that TensorBoard reads. No step may come twice, or out of order."""
-    log = EventAccumulator(str(exp_dir / 'tensorboard'), size_guidance={'scalars': 0}).Reload()
-    read = {}
-    for name in log.Tags()['scalars']:
-        steps = [event.step for event in log.Scalars(name)]
-        assert steps == sorted(set(steps)), name
-        read[name] = {event.step: event.value for event in log.Scalars(name)}
-    return read
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+    """A folder for the experiment that several tests begin with."""
+    return tmp_path_factory.mktemp('kept')
 
 
-def check_log(exp_dir, epochs, metric='acc'):
-    """Compare the log with result.csv and metrics.csv; return {epoch: samples a second}."""
-    log, rows = read_log(exp_dir), read_rows(exp_dir / 'result.csv')
-    assert len(rows) == epochs
-    expected = {**dict(zip(result_columns(metric), rows.T)), **read_further_metrics(exp_dir)}
-    assert set(log) - {'samples per second'} == set(expected) and len(expected) > 10
-    for name, values in expected.items():
-        assert list(log[name]) == list(range(1, epochs + 1))
-        np.testing.assert_allclose(list(log[name].values()), values, rtol=1e-6, err_msg=name)
-    return log.get('samples per second', {})
+@pytest.fixture
+def logged(folder, kept):
+    """An experiment of one epoch with a log. What a test before has trained is copied."""
+    if not (kept / 'exp').exists():
+        start(1, *LOG)
+        shutil.copytree('exp', kept / 'exp')
+    else:
+        shutil.copytree(kept / 'exp', 'exp')
+    return folder / 'exp'
 
 
-def test_the_log_has_every_epoch_with_the_numbers_of_the_tables_and_the_speed(folder):
-    start(2, *LOG)
-    speeds = check_log(folder / 'exp', 2)
-    assert list(speeds) == [1, 2] and all(speed > 0 for speed in speeds.values())
-
-
-def test_a_run_that_goes_on_adds_its_epochs_and_keeps_the_speeds_of_the_earlier(folder):
-    start(1, *LOG)
-    [first] = check_log(folder / 'exp', 1).values()
+def test_a_run_that_goes_on_adds_its_epochs_and_keeps_the_speeds_of_the_earlier(logged):
+    [first] = check_log(logged, 1, 'acc').values()
     start(3, *LOG)
-    speeds = check_log(folder / 'exp', 3)
-    assert list(speeds) == [1, 2, 3] and speeds[1] == first
+    speeds = check_log(logged, 3, 'acc')
+    assert list(speeds) == [1, 2, 3] and speeds[1] == first and all(speed > 0 for speed in speeds.values())
 
 
-def test_switched_on_later_the_log_has_the_earlier_epochs_too(folder):
-    start(2)
-    assert not (folder / 'exp' / 'tensorboard').exists()
-    start(3, *LOG)
-    assert list(check_log(folder / 'exp', 3)) == [3]  # how fast the earlier ones were is not known
-    start(4)
-    start(5, *LOG)
-    assert list(check_log(folder / 'exp', 5)) == [3, 5]
-
-
-def test_resume_none_begins_a_new_log(folder):
+def test_switched_on_later_the_log_has_the_earlier_epochs_too(logged):
+    shutil.rmtree(logged / 'tensorboard')
     start(2, *LOG)
-    start(1, *LOG, '--resume', 'none')
-    check_log(folder / 'exp', 1)
+    assert list(check_log(logged, 2, 'acc')) == [2]  # how fast the earlier one was is not known
+
+
+@pytest.mark.parametrize('values', [0, 7])
+def test_a_run_that_is_killed_after_the_checkpoint_and_so_many_values_goes_on_without_a_gap(logged, monkeypatch, values):
+    from torch.utils.tensorboard import SummaryWriter
+    add_scalar, left = SummaryWriter.add_scalar, iter(range(values))
+
+    def add_some(*args):
+        if next(left, None) is None:
+            raise Killed
+        add_scalar(*args)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(SummaryWriter, 'add_scalar', add_some)
+        start(2, *LOG)
+    assert sum(2 in steps for steps in read_log(logged).values()) == values
+    start(2, *LOG)
+    assert list(check_log(logged, 2, 'acc')) == [1]
+
+
+def test_resume_none_removes_the_log(logged):
     start(1, '--resume', 'none')
-    assert not (folder / 'exp' / 'tensorboard').exists()
+    assert not (logged / 'tensorboard').exists()
 
 
-def test_without_the_option_there_is_no_log_and_no_need_of_the_package(folder, root):
-    code = "import sys; sys.modules['tensorboard'] = None; sys.path.insert(0, sys.argv.pop(1)); import run; run.main()"
-    command = [sys.executable, '-c', code, root / 'src', *BASE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and not (folder / 'exp' / 'tensorboard').exists()
-    shutil.rmtree(folder / 'exp')
-    done = subprocess.run([*command, *LOG], capture_output=True, text=True)
-    [sentence] = done.stderr.splitlines()
-    assert done.returncode == 2 and 'python -m pip install tensorboard' in sentence
+def test_without_the_package_a_run_with_a_log_does_not_begin(folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'tensorboard', None)
+    monkeypatch.delitem(sys.modules, 'torch.utils.tensorboard', raising=False)
+    monkeypatch.delattr(torch.utils, 'tensorboard', raising=False)
+    with pytest.raises(SystemExit) as stop:
+        start(1, *LOG)
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and 'python -m pip install tensorboard' in sentence
     assert not (folder / 'exp').exists()
+    start(1, '--dry_run')
 
 
 def test_a_log_that_cannot_be_written_is_a_warning(folder, capsys):
     (folder / 'exp').mkdir()
     (folder / 'exp' / 'tensorboard').write_text('in the way')
-    start(2, *LOG)
+    start(1, *LOG)
     said = capsys.readouterr().err
-    assert said.count('tensorboard was not written: ') == 2 and 'Traceback' not in said
-    assert (folder / 'exp' / 'finished').exists() and len(read_rows(folder / 'exp' / 'result.csv')) == 2
+    assert 'exp/tensorboard was not written: ' in said and 'Traceback' not in said
+    assert (folder / 'exp' / 'finished').exists() and len(read_rows(folder / 'exp' / 'result.csv')) == 1
 
 
 @pytest.fixture
@@ -142,6 +154,20 @@ def test_a_log_that_was_cut_off_anywhere_is_completed(make_results, exp_dir, sha
     path.write_bytes(data[:int(share * len(data))])
     TensorBoardLog(exp_dir).write(make_results(4))
     check_log(exp_dir, 4, 'mAP')
+
+
+def test_a_log_that_was_off_for_a_while_has_no_gap(make_results, exp_dir):
+    for epochs in (2, 5):
+        TensorBoardLog(exp_dir).write(make_results(epochs), speed=float(epochs))
+    assert check_log(exp_dir, 5, 'mAP') == {2: 2, 5: 5}
+
+
+def test_one_start_writes_one_file(make_results, exp_dir):
+    log = TensorBoardLog(exp_dir)
+    for epochs in (1, 2, 3):
+        log.write(make_results(epochs))
+    assert len(list((exp_dir / 'tensorboard').iterdir())) == 1
+    check_log(exp_dir, 3, 'mAP')
 
 
 def test_an_epoch_that_the_checkpoint_does_not_know_is_forgotten(make_results, exp_dir):
