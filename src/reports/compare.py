@@ -25,6 +25,7 @@ from training.environment import now
 from training.options import make_parser
 from training.results import EpochRow, best_of
 from utilities.errors import DataError, error_reason
+from utilities.folders import output_folders
 from utilities.formatting import clock
 from utilities.plots import CURVE_STYLES, plot_comparison, png_of
 from utilities.tables import read_numbers
@@ -82,25 +83,26 @@ def write_comparison(folders: Sequence[Path], out: Path) -> None:
     for folder in folders:
         try:
             experiments.append(read_experiment(folder))
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
             sentence = str(error) if isinstance(error, DataError) else (
                 f'{folder} cannot be read: {error_reason(error)}')
             problems.append(sentence)
             logger.warning('not on the page: %s', sentence)
     if not experiments:
         raise DataError('; '.join(problems))
-    write_text(out, comparison_page(experiments, problems, out.parent))
+    with output_folders(out.parent):
+        write_text(out, comparison_page(experiments, problems, out.parent))
 
 
 def read_experiment(folder: Path) -> Experiment:
     """Read an experiment, or the finished folds in a folder.
 
     Raises:
-        DataError, OSError, KeyError, TypeError, ValueError: it is broken, or is none.
+        DataError: it is none, or has no epoch yet. This and errors of all kinds: it is broken.
     """
     folds = [] if (folder / 'args.json').exists() else list_folds(folder)
     if not folds and not (folder / 'args.json').exists():
-        raise DataError(f'{folder} holds no experiment: there is neither args.json nor fold1'
+        raise DataError(f'{folder} holds no experiment: there is neither args.json nor fold1 in it'
                         if folder.is_dir() else f'there is no folder {folder}')
     runs = finished_folds(folder)[0] if folds else [folder]
     settings = common_settings([read_settings(run) for run in runs])
@@ -109,8 +111,9 @@ def read_experiment(folder: Path) -> Experiment:
                         f'{", ".join(METRICS)}')
     if not all((run / 'result.csv').exists() for run in runs):
         raise DataError(f'{folder} has no epoch yet')
-    rows = read_results(runs).mean(axis=0)
-    return Experiment(folder, runs, len(folds), settings, rows, read_scores(runs, rows, settings))
+    rows = read_results(runs)
+    return Experiment(folder, runs, len(folds), settings, rows.mean(axis=0),
+                      read_scores(runs, rows, settings))
 
 
 def common_settings(settings: Sequence[Settings]) -> Settings:
@@ -121,17 +124,27 @@ def common_settings(settings: Sequence[Settings]) -> Settings:
 
 
 def read_scores(runs: Sequence[Path], rows: np.ndarray, settings: Settings) -> dict[str, Any]:
-    """Return the cells of an experiment in the table of scores; of folds, their mean."""
-    best = best_of(rows)
+    """Return the cells of an experiment in the table of scores.
+
+    Of folds they are the mean, and ± is the standard deviation.
+
+    Args:
+        runs: the experiment itself, or its folds.
+        rows: of their result.csv, (runs, epochs, columns).
+        settings: of the experiment.
+    """
+    mean = rows.mean(axis=0)
+    best = best_of(mean)
     metric = METRICS[settings['metrics']]
     seconds = [read_seconds(run) for run in runs]
     known = [number for number in seconds if number is not None]
     return {
-        'epochs': f'{len(rows)} of {settings["n_epochs"]}',
+        'epochs': f'{len(mean)} of {settings["n_epochs"]}',
         'best epoch': best + 1,
-        f'its {metric}': float(rows[best, 0]),
-        'last': float(rows[-1, 0]),
-        'ensemble': float(EpochRow(*rows[-1]).cum_metric),
+        f'its {metric}': (float(mean[best, 0]) if len(runs) == 1 else
+                          f'{mean[best, 0]:.4f} ± {rows[:, best, 0].std():.4f}'),
+        'last epoch': float(mean[-1, 0]),
+        'ensemble': float(EpochRow(*mean[-1]).cum_metric),
         'averaged, mAP': read_mean(runs, 'wa_result.csv', 0),
         'evaluation set': read_mean(runs, 'eval_result.csv', 2),
         'time': clock(sum(known)) if len(known) == len(runs) else None,
@@ -171,9 +184,10 @@ def comparison_page(experiments: Sequence[Experiment], problems: Sequence[str],
     """
     names = short_names([experiment.folder for experiment in experiments])
     sentences = [*describe_differences(experiments, names),
-                 *(f'{problem}.' for problem in problems)]
+                 *(f'Not shown: {problem}.' for problem in problems)]
     notes = ''.join(f'<p>{escape(sentence)}</p>\n' for sentence in sentences)
-    return page(f'Comparison of {len(experiments)} experiments', ', '.join(names), [
+    folders = ', '.join(str(experiment.folder) for experiment in experiments)
+    return page('Comparison of experiments', folders, [
         notes,
         section('Curves', draw_curves, experiments, names),
         section('Scores', scores_tables, experiments, names, page_folder),
@@ -236,16 +250,19 @@ def draw_curves(experiments: Sequence[Experiment], names: Sequence[str]) -> str:
 
 def scores_tables(experiments: Sequence[Experiment], names: Sequence[str],
                   page_folder: Path) -> str:
-    """Return a table of scores for each main metric as HTML. The best score is bold."""
+    """Return a table of scores for each main metric as HTML. On one dataset the best is bold."""
     tables = ''
-    is_one_dataset = len({one.settings['dataset'] for one in experiments}) == 1
-    for metric in dict.fromkeys(one.metric for one in experiments):
+    metrics = list(dict.fromkeys(one.metric for one in experiments))
+    is_one_dataset = len({str(one.settings['dataset']) for one in experiments}) == 1
+    for metric in metrics:
         shown = [(one, name) for one, name in zip(experiments, names) if one.metric == metric]
         columns = [column for column in shown[0][0].scores
                    if any(one.scores[column] is not None for one, _ in shown)]
         rows = [[link(one.folder, name, page_folder), *map(one.scores.get, columns)]
                 for one, name in shown]
-        best = best_of([[one.scores[f'its {METRICS[metric]}']] for one, _ in shown])
+        best = best_of([[one.rows[best_of(one.rows), 0]] for one, _ in shown])
+        if len(metrics) > 1:
+            tables += f'<h3>{METRICS[metric]}</h3>\n'
         tables += table(['', *columns], rows,
                         marked=[best] if is_one_dataset and len(shown) > 1 else [])
     return tables
