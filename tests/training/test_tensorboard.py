@@ -66,9 +66,10 @@ def logged(folder, kept):
     return folder / 'exp'
 
 
-def test_a_run_that_goes_on_adds_its_epochs_and_keeps_the_speeds_of_the_earlier(logged):
+def test_a_run_that_goes_on_adds_its_epochs_and_keeps_the_speeds_of_the_earlier(logged, capsys):
     [first] = check_log(logged, 1, 'acc').values()
     start(3, *LOG)
+    assert 'tfevents' not in capsys.readouterr().err  # TensorBoard's reader names its files in the log
     speeds = check_log(logged, 3, 'acc')
     assert list(speeds) == [1, 2, 3] and speeds[1] == first and all(speed > 0 for speed in speeds.values())
 
@@ -84,10 +85,11 @@ def test_a_run_that_is_killed_after_the_checkpoint_and_so_many_values_goes_on_wi
     from torch.utils.tensorboard import SummaryWriter
     add_scalar, left = SummaryWriter.add_scalar, iter(range(values))
 
-    def add_some(*args):
+    def add_some(writer, *args):
         if next(left, None) is None:
+            writer.flush()  # its thread would not outlive the process
             raise Killed
-        add_scalar(*args)
+        add_scalar(writer, *args)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(SummaryWriter, 'add_scalar', add_some)
         start(2, *LOG)
