@@ -23,7 +23,7 @@ from training.options import OLD_NAMES, add_options
 from utilities.cli import OptionParser, boolean, number, whole
 
 # Options of src/run.py that a recipe sets itself, unless it has an option of that name.
-SET_BY_RECIPE = {'data_train', 'data_val', 'data_eval', 'label_csv', 'n_class'}
+SET_BY_RECIPE = {'data_train', 'data_val', 'data_eval', 'label_csv', 'n_class', 'config'}
 # What a default looks like -> the type of its option.
 TYPES = {r'True|False': boolean, r'\d+': whole(0), r'\d+\.\d+': number(0)}
 
@@ -48,7 +48,8 @@ def make_recipe_parser(recipe, options):
             own.add_argument(f'--{name}', type=kind, default=default or None, help=text)
     for name in SET_BY_RECIPE - {name for name, _, _ in listed}:
         actions[name].default, actions[name].help = None, argparse.SUPPRESS
-        actions[name].required, actions[name].type = False, refuse_any
+        actions[name].required = False
+        actions[name].type = refuse_config if name == 'config' else refuse_any
     return parser, actions.keys() - SET_BY_RECIPE - {'exp_dir'}
 
 
@@ -75,6 +76,13 @@ def add_launch_options(group):
 def refuse_any(_):
     """Refuse any value, as the type of an option."""
     raise argparse.ArgumentTypeError('the recipe sets it itself')
+
+
+def refuse_config(path):
+    """Refuse --config, as its type."""
+    raise argparse.ArgumentTypeError(
+        f'a recipe has settings of its own; to give those of a run back, start src/run.py '
+        f'--config {path} --exp_dir NEW')
 
 
 def as_typed(kind):

@@ -2,6 +2,7 @@
 
 The options are declared in training/options.py, and experiment.py does the work.
 """
+from training.config import expand_config
 from training.interrupt import Interrupt
 from training.options import make_parser
 
@@ -11,7 +12,7 @@ def main(argv=None):
     # First of all: before it, a stop signal ends the process with another exit code.
     interrupt = Interrupt().listen()
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(expand_config(parser, argv))
     from experiment import start  # after the options: see utilities/cli.py
     start(parser, args, interrupt)
 

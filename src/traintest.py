@@ -21,6 +21,7 @@ from training.losses import LOSSES
 from training.results import Results
 from training.saved_models import AVERAGED, BEST, SavedModels, name_of_epoch
 from training.supervisor import Supervisor
+from training.tensorboard_log import TensorBoardLog
 from training.trainer import Trainer
 from utilities.progress import Progress
 
@@ -81,6 +82,7 @@ class Run:
 
         self.trainer = Trainer(model, device, settings, len(train_loader))
         self.results = Results(self.exp_dir, settings.metrics, description['dataset'])
+        self.tensorboard = TensorBoardLog(self.exp_dir) if settings.tensorboard else None
         self.models = SavedModels(self.exp_dir, description)
         self.bad_audio = train_loader.bad_audio
         self.checkpoint = Checkpoint(self.exp_dir, settings.checkpoint_minutes,
@@ -177,6 +179,8 @@ class Run:
         The checkpoint is saved before. So if the run is killed here, the next start repeats this.
         """
         self.results.write()
+        if self.tensorboard:
+            self.tensorboard.write(self.results, self.trainer.speed)
         if self.trainer.loss.steps > 0:
             return  # the next epoch has changed the weights; the models were written before that
         epoch = len(self.results.rows)

@@ -1,8 +1,8 @@
 """Kill a small training at random moments, start it again each time, compare it with a whole one.
 
 python tests/kill_and_resume.py --kills 100 [--signal SIGTERM] [--seed 0]: exits with 0 if the
-tables and the final weights are identical and, with SIGTERM, no step was done twice. Starts have 0
-and 1 data workers in turn.
+tables and the final weights are identical, TensorBoard's log has every epoch once and, with SIGTERM,
+no step was done twice. Starts have 0 and 1 data workers in turn.
 """
 import argparse
 import json
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+from torch.utils import tensorboard  # noqa: F401, for all starts
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
 import run
+from tensorboard_reader import check_log
 from training.interrupt import EXIT_CODE, STOP_SIGNALS
 
 CLIPS, STEPS, EPOCHS = 40, 10, 4
@@ -27,7 +29,7 @@ OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json -
            f'--audio_length 32 --fstride 16 --tstride 16 --n_epochs {EPOCHS} '
            f'--batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 --timem 8 --noise True '
            '--freq_patchout 1 --time_patchout 1 --bal bal --warmup True --wa True '
-           f'--wa_end {EPOCHS} --n_print_steps 1')
+           f'--wa_end {EPOCHS} --n_print_steps 1 --tensorboard True')
 
 
 def make_data(folder):
@@ -132,6 +134,7 @@ def main():
             assert all(map(same, ('result.csv', 'metrics.csv', 'wa_result.csv',
                                   'models/audio_model_wa.pth', 'models/best_audio_model.pth'))), (
                 'the disturbed run differs')
+            check_log(Path('disturbed'), EPOCHS, 'mAP')
             steps = re.findall(r'epoch (\d+) of \d+, step (\d+) of', text)
             if args.signal != 'SIGKILL':
                 assert len(steps) == len(set(steps)) == STEPS * EPOCHS, (

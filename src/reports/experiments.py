@@ -69,14 +69,26 @@ def state_of(exp_dir: Path, settings: Settings) -> str:
     return f'{state}: {epochs} of {settings["n_epochs"]} epochs.'
 
 
+def read_devices(exp_dir: Path) -> list[str]:
+    """Return the devices of all starts of an experiment, each once; [] if they are not known."""
+    path = exp_dir / 'environment.json'
+    starts = read_json(path)['starts'] if path.exists() else []
+    return list(dict.fromkeys(start.get('GPUs') or start['device'] for start in starts))
+
+
+def list_folds(exp_dir: Path) -> list[Path]:
+    """Return the folders fold1, fold2, ... of an experiment, in this order."""
+    return sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
+                  key=lambda path: int(path.name.removeprefix('fold')))
+
+
 def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
     """Return the folders fold1, fold2, ... of finished runs, and the settings of the first.
 
     Raises:
         DataError: there is none, or their settings differ in more than the data.
     """
-    folds = sorted((path for path in exp_dir.glob('fold*') if re.fullmatch(r'fold\d+', path.name)),
-                   key=lambda path: int(path.name.removeprefix('fold')))
+    folds = list_folds(exp_dir)
     finished = [fold for fold in folds if (fold / 'finished').exists()]
     if not finished:
         raise DataError(f'there is no finished fold in {exp_dir}')

@@ -1,4 +1,5 @@
 """Write a page of tables and sections as HTML that needs no network."""
+import base64
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from html import escape
@@ -80,6 +81,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence], marked: Collection[i
     body = ''.join(f'<tr{" class=marked" if i in marked else ""}>{cells("td", row)}</tr>\n'
                    for i, row in enumerate(rows))
     return f'<div class="wide"><table>\n{head}{body}</table></div>\n'
+
+
+def picture(png: bytes, description: str) -> str:
+    """Return HTML that holds a picture itself. description: for those who cannot see it."""
+    address = data_address(png, 'image/png')
+    return f'<img alt="{escape(description)}" src="{address}">\n'
+
+
+def data_address(data: bytes, media_type: str) -> str:
+    """Return an address that holds the data itself."""
+    return f'data:{media_type};base64,{base64.b64encode(data).decode()}'
 
 
 def section(title: str, make: Callable[..., str], *args: Any) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from reports.experiments import finished_folds, read_settings, state_of
-from reports.html import page, section
+from reports.html import page, picture, section
 from reports.machine import machine_tables, settings_tables
-from reports.players import data_address, with_player
+from reports.players import with_player
 from reports.predictions import Evaluated, predictions_section, read_evaluated
 from reports.scores import epochs_table, folds_table, scores_table
 from training.environment import now
@@ -95,5 +95,5 @@ def fold_page(exp_dir: Path, folds: list[Path], embed_audio: bool = False) -> st
 
 def curves(exp_dir: Path) -> str:
     """Return curves.png as HTML that holds the picture itself."""
-    picture = data_address((exp_dir / 'curves.png').read_bytes(), 'image/png')
-    return f'<img alt="loss, metric and learning rate over the epochs" src="{picture}">\n'
+    png = (exp_dir / 'curves.png').read_bytes()
+    return picture(png, 'loss, metric and learning rate over the epochs')

@@ -1,5 +1,4 @@
 """Audio players of pages: their sound is linked, or embedded in a form that all browsers play."""
-import base64
 import io
 import itertools
 import math
@@ -15,7 +14,7 @@ from audio.fbank import SAMPLE_RATE
 from audio.formats import AudioError, open_audio
 from audio.reading import WindowReader
 from audio.shards import split_path
-from reports.html import Html
+from reports.html import Html, data_address
 
 # What Chromium, Firefox and Safari play: container -> (media type, codecs), by the names that
 # libsndfile (in capitals) and FFmpeg give them.
@@ -115,11 +114,6 @@ def flac(path: str | os.PathLike, start: float = 0.0, seconds: float = math.inf)
     file = io.BytesIO()
     write_flac(path, file, start, seconds)
     return file.getvalue()
-
-
-def data_address(data: bytes, its_type: str) -> str:
-    """Return an address that holds the data itself."""
-    return f'data:{its_type};base64,{base64.b64encode(data).decode()}'
 
 
 def with_player(clip: Clip, folder: Path, embed: bool = False) -> Html:

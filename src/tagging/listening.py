@@ -10,8 +10,8 @@ import numpy as np
 
 from audio.formats import AudioError
 from models.atomic import atomic_write
-from reports.html import page, table
-from reports.players import address, data_address, flac, media_type, write_flac
+from reports.html import data_address, page, table
+from reports.players import address, flac, media_type, write_flac
 from tagging.result import Tagging
 from tagging.text import duration, heard, needs_tenths
 from training.environment import now

@@ -20,7 +20,7 @@ from utilities.texts import read_json, write_json
 FILES = ('args.json', 'checkpoint.pth', 'finished', 'interrupted', 'result.csv', 'metrics.csv',
          'wa_result.csv', 'eval_result.csv', 'curves.png', 'confusion_matrix.png',
          'class_accuracy.csv', 'environment.json', 'report.html')
-FOLDERS = ('models', 'predictions')
+FOLDERS = ('models', 'predictions', 'tensorboard')
 
 logger = logging.getLogger(__name__)
 

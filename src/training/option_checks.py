@@ -58,6 +58,8 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, '
                      f'{args.wa_end}, {args.n_epochs}')
+    if args.tensorboard:
+        check_tensorboard(parser)
     return device
 
 
@@ -82,6 +84,15 @@ def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, launc
                      f'mel bins x {args.audio_length} frames of --audio_length each, take '
                      f'{size / GB:.0f} GB, more than the {memory / GB:.0f} GB of memory of this '
                      f'machine')
+
+
+def check_tensorboard(parser: argparse.ArgumentParser) -> None:
+    """End the program with a sentence if TensorBoard is not installed."""
+    try:
+        from torch.utils import tensorboard  # noqa: F401
+    except ImportError:
+        parser.error('--tensorboard True needs the package tensorboard, which is not installed: '
+                     'python -m pip install tensorboard')
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ Only the standard library is imported here. So --help and a wrong option are ans
 is imported, and a recipe can check a command line before there is an environment, with any Python
 from 3.8 on (egs/recipe_options.py). What needs torch or the files, option_checks.py checks.
 """
+import argparse
+
 from utilities.cli import (
     OptionParser,
     add_num_workers,
@@ -30,7 +32,7 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
              'optim', 'metrics')
 # A second start in the same folder may change these options: they do not change what is computed.
-FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'n_print_steps',
+FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',
                 'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',
                 'dry_run')
 # Variables of the published scripts, and the options that replace them.
@@ -161,8 +163,14 @@ def add_run_options(group):
     """Add the options of output, logging and resuming."""
     add = group.add_argument
     add('--exp_dir', required=True, help='directory of this experiment')
+    add('--config', default=argparse.SUPPRESS,  # training/config.py takes it out before
+        help='args.json of an earlier run: its settings, but for those on the command line and '
+             '--exp_dir')
     add('--save_model', type=boolean, default=False,
         help="keep every epoch's model, not just the best")
+    add('--tensorboard', type=boolean, default=False,
+        help='write EXP_DIR/tensorboard, for TensorBoard: the metrics and losses of every epoch, '
+             'learning rate, samples a second')
     add('--n_print_steps', type=whole(1), default=100, help='steps from one report to the next')
     add('--checkpoint_minutes', type=number(0), default=15,
         help='minutes between checkpoints inside an epoch')

@@ -42,6 +42,7 @@ class Trainer:
         evaluation_model: the model to call in evaluation. It splits batches in the same way.
         epoch: number of the current epoch, from 1.
         loss: running mean loss of the current epoch. loss.steps counts the steps that are done.
+        speed: samples a second in the last call of train_epoch, or None if it had no batches.
     """
 
     STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
@@ -53,6 +54,7 @@ class Trainer:
         self.settings = settings
         self.epoch = 1
         self.loss = EpochLoss(device)
+        self.speed: float | None = None
         self.seconds_before, self.start = 0.0, time.monotonic()  # of earlier starts
 
         if settings.compile:
@@ -97,6 +99,7 @@ class Trainer:
                     progress.report(loss=f'{self.loss.mean():.4f}',
                                     lr=f'{self.schedule.current:.3g}')
                 after_step()
+            self.speed = progress.speed if progress.samples else None
         warn_of_waiting(batches, loader, title)
         return self.loss.mean()
 

@@ -1,5 +1,7 @@
 """Draw curves over the epochs, confusion matrices, and what was heard in a recording and when."""
 import io
+import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,13 @@ from utilities.formatting import clock
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
+PURPLE, SKY, AMBER, BLACK = '#CC79A7', '#56B4E9', '#E69F00', '#000000'
+# Of several experiments, each has another pair of these.
+CURVE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK)
+CURVE_STYLES = tuple({'color': colour, 'marker': marker, 'linestyle': line}
+                     for line in ('-', '--', ':', '-.')
+                     for colour, marker in zip(CURVE_COLOURS, 'os^DvPX'))
+LEGEND_WIDTH = 110  # characters
 MEL_RANGE_HZ = (20, 8000)  # of Kaldi's mel bins at 16 kHz
 MEL_TICKS_KHZ = (0.25, 0.5, 1, 2, 4, 8)
 DB_PER_NEPER = 10 / np.log(10)  # the fbank is the natural logarithm of a power
@@ -73,15 +82,58 @@ def plot_curves(columns: Mapping[str, np.ndarray], metric: str, title: str) -> F
     for axes, (label, lines) in zip(figure.subplots(1, 3), panels):
         for name, legend, colour in lines:
             axes.plot(epochs, columns[name], color=colour, label=legend, marker='o', markersize=3)
-        axes.set(xlabel='epoch', ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[['top', 'right']].set_visible(False)
+        _style_curves(axes, label)
         if len(lines) > 1:
             axes.legend(frameon=False, loc='best')
     axes.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
     figure.suptitle(plain(title), **fonts_of(title))
     return figure
+
+
+def _style_curves(axes: Axes, label: str) -> None:
+    """Label the axes of curves over the epochs, and leave out what only takes space."""
+    axes.set(xlabel='epoch', ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def plot_comparison(panels: Mapping[str, Mapping[str, np.ndarray]], names: Sequence[str]
+                    ) -> Figure:
+    """Draw curves of several experiments over the epochs, with one legend.
+
+    Args:
+        panels: what a panel shows -> name of an experiment -> (epochs,).
+        names: of all experiments, at most as many as CURVE_STYLES.
+    """
+    columns = max(1, min(3, LEGEND_WIDTH // (8 + max(map(len, names)))))
+    legend_rows = math.ceil(len(names) / columns)
+    rows = math.ceil(len(panels) / 2)
+    figure = Figure(figsize=(11, 3.3 * rows + 0.23 * legend_rows), layout='constrained')
+    grid = figure.subplots(rows, 2, squeeze=False).flatten()
+    styles = dict(zip(names, CURVE_STYLES))
+    lines = {}
+    for axes, (title, curves) in zip(grid, panels.items()):
+        for name, values in curves.items():
+            epochs = np.arange(1, len(values) + 1)
+            [lines[name]] = axes.plot(epochs, values, markersize=4, **styles[name])
+        _style_curves(axes, title)
+        if title == 'learning rate':
+            axes.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
+    for axes in grid[len(panels):]:
+        axes.remove()
+
+    labels = [textwrap.fill(plain(name), LEGEND_WIDTH) for name in names]
+    figure.legend([lines[name] for name in names], labels, loc='outside upper center',
+                  ncols=columns, frameon=False, prop=fonts_of(*names))
+    return figure
+
+
+def png_of(figure: Figure) -> bytes:
+    """Return a figure as PNG."""
+    file = io.BytesIO()
+    figure.savefig(file, format='png', dpi=120)
+    return file.getvalue()
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:

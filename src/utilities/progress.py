@@ -90,11 +90,16 @@ class Progress:
                 self.bar.set_postfix_str(f'{name} {index} of {count}' if index < count else '')
             yield item
 
+    @property
+    def speed(self) -> float:
+        """Samples a second so far."""
+        return self.samples / max(time.monotonic() - self.start, 1e-9)
+
     def report(self, **values: str) -> None:
         """Show values (name=text) and the speed: beside the bar, or as a line of the log."""
         seconds = time.monotonic() - self.start
         text = ', '.join(f'{name} {value}' for name, value in values.items())
-        speed = f'{self.samples / max(seconds, 1e-9):.1f} samples/s'
+        speed = f'{self.speed:.1f} samples/s'
         if not self.bar.disable:
             self.bar.set_postfix_str(f'{text}, {speed}')
             return

@@ -96,6 +96,8 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, mak
     (['--loss', 'MSE'], 'argument --loss: invalid choice'),
     (['--exp_dir', ''], 'argument --exp_dir: expected some text'),
     (['--data_train', 'a.json'], 'argument --data_train: the recipe sets it itself'),
+    (['--config', 'old/args.json'], 'argument --config: a recipe has settings of its own'),
+    (['--config=old/args.json'], 'start src/run.py --config old/args.json --exp_dir NEW'),
     (['--epoch', '3'], '--epoch is called --n_epochs here'),
     (['--imagenetpretrain=False'], '--imagenetpretrain is called --imagenet_pretrain here'),
     (['--base-exp-dir', 'exp'], '--base_exp_dir is called --exp_dir here'),

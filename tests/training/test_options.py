@@ -56,8 +56,9 @@ SLOW_PACKAGES = {'torch', 'torchaudio', 'timm', 'scipy', 'sklearn', 'joblib', 'm
                  'av', 'huggingface_hub'}
 # What the texts among the options stand for, by their names.
 KINDS = {
-    'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments',
-    'input folder': 'audio_dir data data_dir',
+    'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments '
+                  'config',
+    'input folder': 'audio_dir compare data data_dir',
     'recordings': 'audio audio_path',  # of which those that can be read are used: test_command.py
     'checkpoint': 'checkpoint checkpoints',
     'output file': 'json csv embeddings out',
@@ -294,7 +295,8 @@ def test_every_script_with_options_is_walked_here(root):
     scripts = [path for part in ('src', 'egs') for path in (root / part).rglob('*.py')]
     with_parser = {str(path.relative_to(root)) for path in scripts
                    if '.parse_args(' in path.read_text() and path.name != 'cli.py'}
-    assert with_parser - {'egs/recipe_options.py'} == set(ENTRY_POINTS)  # that one with the recipes
+    # These are no programs: the recipes and run.py read their options with them.
+    assert with_parser - {'egs/recipe_options.py', 'src/training/config.py'} == set(ENTRY_POINTS)
 
 
 def test_an_exp_dir_that_somebody_made_stays_where_a_run_is_refused(start, folder):

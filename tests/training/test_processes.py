@@ -21,6 +21,7 @@ from ranks import (
     wait_for,
     write_data,
 )
+from tensorboard_reader import check_log
 from training import processes
 from training.loaders import count_workers
 from training.processes import (
@@ -50,7 +51,7 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('size, more', [(2, '--grad_accum 3 --num_workers 1'), (4, '--features gpu')])
+@pytest.mark.parametrize('size, more', [(2, '--grad_accum 3 --num_workers 1 --tensorboard True'), (4, '--features gpu')])
 def test_several_processes_train_to_the_numbers_of_one(data, size, more):
     exp_dir, log = f'exp{size}{more[:5]}', f'{size}{more[:5]}.txt'
     options = [*OPTIONS, *more.split(), '--exp_dir', exp_dir, '--data_eval', 'train.json']
@@ -61,6 +62,9 @@ def test_several_processes_train_to_the_numbers_of_one(data, size, more):
     np.testing.assert_allclose(np.load(data / exp_dir / 'predictions' / 'eval_predictions.npy'),
                                np.load(data / 'exp1' / 'predictions' / 'eval_predictions.npy'), atol=1e-5)
     assert log_of(data, log).count('epoch 2 of 2, step 6 of 6') == 1  # one process logs
+    if 'tensorboard' in more:
+        assert len(list((data / exp_dir / 'tensorboard').iterdir())) == 1
+        check_log(data / exp_dir, 2, 'mAP')
 
 
 @pytest.mark.parametrize('before, after', [(2, 1), (1, 2)])

@@ -1,0 +1,108 @@
+"""The folder `tensorboard` of an experiment, for TensorBoard (--tensorboard True)."""
+import contextlib
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from training.processes import main_process_only
+from training.results import Results, result_columns
+from utilities.errors import warn_only
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class TensorBoardLog:
+    """What result.csv and metrics.csv have, by its names, and samples a second. A step is an epoch.
+
+    An experiment may have been killed at any moment, and the log switched on late. So the first
+    write of a start looks which epochs the log holds already.
+
+    Args:
+        exp_dir: folder of the experiment.
+    """
+
+    def __init__(self, exp_dir: str | Path):
+        self.folder = Path(exp_dir) / 'tensorboard'
+        self.writer: SummaryWriter | None = None
+        self.written = 0  # epochs, if there is a writer
+
+    @main_process_only
+    def write(self, results: Results, speed: float | None = None) -> None:
+        """Write the epochs that the log lacks. If that fails, warn; the next write tries again.
+
+        Args:
+            results: of all epochs so far.
+            speed: samples a second in the training of the last epoch, if it is known.
+        """
+        epochs = [{**dict(zip(result_columns(results.metric), row)), **further}
+                  for row, further in zip(results.rows, results.further)]
+        for scalars in epochs:
+            scalars.pop('epoch')
+        with warn_only(str(self.folder)), no_tracebacks_of_threads():
+            try:
+                self._write(epochs, speed)
+            except Exception:
+                self._close()
+                raise
+
+    def _write(self, epochs, speed):
+        """Write the epochs, each {name: value}, from the first one on that the log lacks."""
+        from torch.utils.tensorboard import SummaryWriter
+        if self.writer is None:
+            self.written = count_epochs(self.folder, epochs)
+            # Readers forget what was logged of this epoch and of later ones.
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.written + 1)
+        for number in range(self.written + 1, len(epochs) + 1):
+            scalars = epochs[number - 1]
+            if speed is not None and number == len(epochs):
+                scalars = {**scalars, 'samples per second': speed}
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, number)
+        self.writer.flush()
+        self.written = len(epochs)
+
+    def _close(self):
+        """End the writer, which may be broken."""
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+
+def count_epochs(folder: Path, epochs: list[dict[str, float]]) -> int:
+    """Return how many epochs, from the first on, a log holds with all their values.
+
+    Args:
+        folder: of the log. It may be missing.
+        epochs: {name: value} of each.
+    """
+    if not folder.exists():
+        return 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    log = EventAccumulator(str(folder), size_guidance={'scalars': 0}).Reload()
+    logged: dict[int, dict[str, float]] = defaultdict(dict)
+    for name in log.Tags()['scalars']:
+        for event in log.Scalars(name):
+            logged[event.step][name] = event.value
+
+    for number, scalars in enumerate(epochs, 1):
+        values = [logged[number][name] for name in scalars if name in logged[number]]
+        expected = np.array([*scalars.values()], np.float32)  # as events keep them
+        if not np.array_equal(values, expected, equal_nan=True):
+            return number - 1
+    return len(epochs)
+
+
+@contextlib.contextmanager
+def no_tracebacks_of_threads() -> Iterator[None]:
+    """Keep threads from printing tracebacks: the writer's thread passes its errors on, too."""
+    hook, threading.excepthook = threading.excepthook, lambda _: None
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
