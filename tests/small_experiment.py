@@ -4,7 +4,7 @@ import json
 import numpy as np
 
 from training.options import make_parser
-from training.results import write_rows
+from training.result_files import write_rows
 
 EPOCHS = 3
 TRAINING = ('--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 '

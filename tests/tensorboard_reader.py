@@ -3,7 +3,7 @@ import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from reports.experiments import read_further_metrics
-from training.results import read_rows, result_columns
+from training.result_files import read_rows, result_columns
 
 SPEED = 'samples per second'
 

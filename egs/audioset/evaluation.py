@@ -18,7 +18,7 @@ from tagging.tagger import labels_of
 from training.devices import choose_device, choose_precision, parallelise
 from training.errors import as_training_errors
 from training.loaders import make_loader
-from training.results import write_array, write_rows
+from training.result_files import write_array, write_rows
 from traintest import validate
 from utilities.stats import Metrics, calculate_stats, is_single_label, summarise
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # After the options: see src/utilities/cli.py.
     from models.atomic import WriteError
     from sample_weights import print_summary, sample_weights
-    from training.results import write_rows
+    from training.result_files import write_rows
     from utilities.datafiles import read_datafile
     from utilities.errors import DataError
     from utilities.labels import read_labels

@@ -9,7 +9,7 @@ import numpy as np
 
 from reports.experiments import Settings, read_settings
 from reports.scores import AVERAGE_COLUMNS, read_epochs
-from training.results import best_of, read_rows
+from training.result_files import best_of, read_rows
 from training.saved_models import AVERAGED, BEST, name_of_epoch
 from utilities.errors import DataError
 from utilities.stats import FURTHER_METRICS

@@ -23,7 +23,7 @@ from reports.html import Html, page, picture, section, table
 from training.config import OF_ONE_START
 from training.environment import now
 from training.options import make_parser
-from training.results import EpochRow, best_of
+from training.result_files import EpochRow, best_of
 from utilities.errors import DataError, error_reason
 from utilities.folders import output_folders
 from utilities.formatting import clock

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.options import FREE_OPTIONS
-from training.results import read_rows
+from training.result_files import read_rows
 from utilities.errors import DataError
 from utilities.texts import read_json
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from reports.experiments import finished_folds, read_further_metrics
 from reports.pages import fold_page
-from training.results import (
+from training.result_files import (
     best_of,
     read_rows,
     result_columns,

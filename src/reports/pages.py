@@ -11,7 +11,7 @@ from reports.players import with_player
 from reports.predictions import Evaluated, predictions_section, read_evaluated
 from reports.scores import epochs_table, folds_table, scores_table
 from training.environment import now
-from training.results import best_of, read_rows
+from training.result_files import best_of, read_rows
 from utilities.texts import write_text
 
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from reports.experiments import Settings, read_further_metrics, read_seconds
 from reports.html import Html, table
-from training.results import best_of, read_rows, result_columns
+from training.result_files import best_of, read_rows, result_columns
 from utilities.formatting import clock
 
 AVERAGE_COLUMNS = ('mAP', 'mAUC', 'precision', 'recall', 'd_prime')  # the lines of wa_result.csv

@@ -1,64 +1,31 @@
-"""What an experiment leaves in exp_dir: the tables of its epochs, predictions, pictures."""
-import csv
-import io
+"""The epochs of an experiment: their metrics, their predictions and the best of them."""
 import logging
 import math
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from models.atomic import atomic_write
 from training.checkpoint import CheckpointError
 from training.errors import TrainingError
 from training.evaluation import Evaluation
 from training.losses import NOT_FINITE_ADVICE
 from training.processes import is_main, main_process_only
-from utilities.errors import DataError, error_reason
-from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label, summarise
-from utilities.tables import read_numbers
-from utilities.texts import write_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-MATRIX_CLASSES = 100  # up to which a confusion matrix can be read, and is drawn
+from training.result_files import (
+    EpochRow,
+    best_of,
+    result_columns,
+    write_array,
+    write_confusion,
+    write_figure,
+    write_metrics,
+    write_rows,
+)
+from utilities.stats import calculate_stats, further_metrics, is_single_label, summarise
 
 logger = logging.getLogger(__name__)
-
-
-class EpochRow(NamedTuple):
-    """A row of result.csv. The metric is the main one, --metrics.
-
-    The columns cum_ are those of the ensemble of epochs: predictions averaged over all epochs so
-    far. lr: of the last step.
-    """
-    metric: float
-    mAUC: float
-    precision: float
-    recall: float
-    d_prime: float
-    train_loss: float
-    valid_loss: float
-    cum_metric: float
-    cum_mAUC: float
-    lr: float
-
-
-def result_columns(metric: str) -> tuple[str, ...]:
-    """Return the published names of the columns of result.csv. metric: 'acc' or 'mAP'."""
-    return tuple(name.replace('metric', metric) for name in EpochRow._fields)
-
-
-def best_of(rows: Sequence[Sequence[float]] | np.ndarray) -> int:
-    """Return the index of the row with the best main metric, the earliest of equals.
-
-    Args:
-        rows: (epochs, columns) of result.csv.
-    """
-    return int(np.nan_to_num(np.asarray(rows)[:, 0], nan=-np.inf).argmax())
 
 
 class Results:
@@ -231,98 +198,3 @@ def left_out(absent: float, classes: int) -> str:
     """Return what a line about metrics adds if some classes have no positives, else ''."""
     return (f', {absent} of {classes} classes without positives left out of the means'
             if absent else '')
-
-
-def write_rows(path: Path, rows: Sequence | np.ndarray) -> None:
-    """Write rows of numbers, comma-separated, for numpy.loadtxt.
-
-    A flat list gives one number per line.
-    """
-    with atomic_write(path) as partial:
-        np.savetxt(partial, rows, delimiter=',', fmt='%.10g')
-
-
-def read_rows(path: Path) -> np.ndarray:
-    """Read a result.csv: (epochs, columns).
-
-    Raises:
-        DataError: if it is not there, or is something else.
-    """
-    try:
-        rows = read_numbers(path, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
-    columns = len(EpochRow._fields)
-    if not len(rows) or rows.shape[1] != columns:
-        raise DataError(f'cannot read {path}: expected {columns} numbers for each epoch, got shape '
-                        f'{rows.shape}')
-    return rows
-
-
-def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
-    """Write a metrics.csv: a header, and a row for each epoch."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    write_table(path, names, [[f'{row.get(name, math.nan):.10g}' for name in names]
-                              for row in rows])
-
-
-def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Write a CSV with a header."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([header, *rows])
-    write_text(path, text.getvalue())
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy."""
-    with atomic_write(path) as partial, open(partial, 'wb') as file:
-        np.save(file, array)
-
-
-def write_figure(path: Path, figure: 'Figure') -> None:
-    """Write a figure of matplotlib as .png."""
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format='png', dpi=120)
-
-
-def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
-                    targets: np.ndarray) -> str:
-    """Write confusion_matrix.png and class_accuracy.csv of predictions with single labels.
-
-    They are over the classes that occur, without negatives, which have no class. The picture is
-    left out for more than 100 classes.
-
-    Args:
-        folder: the folder to write to.
-        names: of all classes.
-        predictions: scores (samples, classes).
-        targets: labels (samples, classes) of 0 and 1.
-
-    Returns:
-        A line that names the classes with the lowest accuracy.
-    """
-    from sklearn.metrics import confusion_matrix
-    truth, predicted = classes_of(predictions, targets)
-    classes = np.union1d(truth, predicted)
-    matrix = confusion_matrix(truth, predicted, labels=classes)
-    if len(classes) <= MATRIX_CLASSES:
-        _draw_confusion(folder, names, classes, matrix)
-
-    clips = matrix.sum(axis=1)
-    accuracies = [(names[k], clips[i], matrix[i, i] / clips[i])
-                  for i, k in enumerate(classes) if clips[i]]
-    write_table(folder / 'class_accuracy.csv', ['class', 'clips', 'accuracy'],
-                [(name, count, f'{accuracy:.4f}') for name, count, accuracy in accuracies])
-    hardest = sorted(accuracies, key=lambda row: row[2])[:5]
-    return 'hardest classes: ' + ', '.join(f'{name} {accuracy:.2f}'
-                                           for name, _, accuracy in hardest)
-
-
-def _draw_confusion(folder, names, classes, matrix):
-    """Draw the confusion matrix of some classes, given by their indices."""
-    from utilities.plots import drawable_names, plot_confusion  # matplotlib
-    shown = drawable_names(tuple(names))
-    clips = matrix.sum()
-    title = f'{clips} clips, accuracy {matrix.trace() / clips:.3f}'
-    figure = plot_confusion(matrix, [shown[k] for k in classes], title)
-    write_figure(folder / 'confusion_matrix.png', figure)

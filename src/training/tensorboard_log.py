@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training.processes import main_process_only
-from training.results import Results, result_columns
+from training.result_files import result_columns
+from training.results import Results
 from utilities.errors import warn_only
 
 if TYPE_CHECKING:

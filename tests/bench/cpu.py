@@ -40,7 +40,8 @@ from published import make_model as published_model
 from tagging import load_tagger, tag
 from training.gpu_fbanks import WaveformDataset
 from training.losses import LOSSES
-from training.results import Results, write_array
+from training.result_files import write_array
+from training.results import Results
 from traintest import Evaluation
 from utilities.stats import calculate_stats
 

@@ -11,7 +11,7 @@ from reports import compare
 from reports.compare import short_names
 from test_pages import TRAINING, Reader
 from training.options import make_parser
-from training.results import write_rows
+from training.result_files import write_rows
 from utilities.errors import DataError
 from utilities.plots import CURVE_STYLES, plot_comparison, png_of
 

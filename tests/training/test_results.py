@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import golden
-from training.results import (
-    Results,
+from training.result_files import (
     read_rows,
     result_columns,
     write_array,
@@ -15,6 +14,7 @@ from training.results import (
     write_metrics,
     write_rows,
 )
+from training.results import Results
 from traintest import Evaluation
 from utilities.errors import DataError
 from utilities.plots import plot_confusion, plot_curves

@@ -11,7 +11,8 @@ from tensorboard.summary.writer import event_file_writer
 import run
 from tensorboard_reader import check_log, read_log
 from training.evaluation import Evaluation
-from training.results import Results, read_rows
+from training.result_files import read_rows
+from training.results import Results
 from training.tensorboard_log import TensorBoardLog
 from utilities.parallel import one_thread
 
