@@ -32,7 +32,7 @@ from utilities.tables import read_numbers
 from utilities.texts import write_text
 
 METRICS = {'acc': 'accuracy', 'mAP': 'mAP'}  # --metrics -> name of the axis
-BY_FOLD = 'another for each fold'  # value of a setting in which the folds differ
+BY_FOLD = 'different in each fold'  # instead of the value of a setting in which folds differ
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Experiment:
         all_folds: how many folds there are, finished or not; 0 for a single experiment.
         settings: if folds differ in one, it is BY_FOLD.
         rows: of result.csv (epochs, columns), or their mean.
-        scores: {column of the table of scores: number or text}, without those it has not got.
+        scores: {column of the table of scores: number, text, or None if there is none}.
     """
     folder: Path
     runs: list[Path]
@@ -100,11 +100,14 @@ def read_experiment(folder: Path) -> Experiment:
     Raises:
         DataError: it is none, or has no epoch yet. This and errors of all kinds: it is broken.
     """
-    folds = [] if (folder / 'args.json').exists() else list_folds(folder)
-    if not folds and not (folder / 'args.json').exists():
+    folds: list[Path] = []
+    if (folder / 'args.json').exists():
+        runs = [folder]
+    elif folds := list_folds(folder):
+        runs = finished_folds(folder)[0]
+    else:
         raise DataError(f'{folder} holds no experiment: there is neither args.json nor fold1 in it'
                         if folder.is_dir() else f'there is no folder {folder}')
-    runs = finished_folds(folder)[0] if folds else [folder]
     settings = common_settings([read_settings(run) for run in runs])
     if settings['metrics'] not in METRICS:
         raise DataError(f'{folder}: its main metric is {settings["metrics"]!r}, expected one of '
@@ -273,7 +276,7 @@ def link(folder: Path, name: str, page_folder: Path) -> str:
     report = folder / 'report.html'
     if not report.exists():
         return name
-    address = quote(Path(os.path.relpath(report, page_folder)).as_posix())
+    address = quote(os.fsencode(Path(os.path.relpath(report, page_folder)).as_posix()))
     return Html(f'<a href="{address}">{escape(name)}</a>')
 
 

@@ -117,5 +117,6 @@ def page(title: str, lead: str, sections: Iterable[str], time: str, program: str
         program: that writes the page.
         css: more style.
     """
-    return PAGE.substitute(title=escape(title), lead=escape(lead), sections='\n'.join(sections),
+    html = PAGE.substitute(title=escape(title), lead=escape(lead), sections='\n'.join(sections),
                            time=time, program=program, css=css)
+    return html.encode('utf-8', 'replace').decode()  # the bytes of a path need not be UTF-8

@@ -181,10 +181,10 @@ def setup_logging(rank: int = 0) -> None:
     prefix = f'process {rank}: ' if rank else ''
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, datefmt='%H:%M:%S',
                         format=f'%(asctime)s {prefix}%(message)s', force=True)
-    # Who trains a model does not want to read about every request of huggingface_hub, and every
-    # file that TensorBoard's reader opens.
-    for name in ('httpx', 'tensorboard'):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    # Who trains a model does not want to read about every request of huggingface_hub, and about
+    # every file and restart that TensorBoard's reader finds.
+    logging.getLogger('httpx').setLevel(logging.WARNING)
+    logging.getLogger('tensorboard').setLevel(logging.ERROR)
     # Standard output: names of files may have characters that a terminal's encoding lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')

@@ -1,6 +1,7 @@
 """The page that compares experiments: right numbers, axes that go together, a sentence for what is missing."""
 import base64
 import json
+import os
 import re
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_folds_are_their_mean(make, show, panels):
     page, tables = show('cv', make('single'))
     assert panels['accuracy']['cv'] == pytest.approx([0.3, 0.7, 0.3])
     assert tables['Scores'][1] == ['cv', '3 of 3', '2', '0.7000 ± 0.1000', '0.3000', '0.3010', '2:00:00', 'cpu']
-    assert ['--data_val', 'another for each fold', 'data.json'] in tables['Settings in which they differ']
+    assert ['--data_val', 'different in each fold', 'data.json'] in tables['Settings in which they differ']
     assert 'cv is the mean of 2 folds.' in page and 'different paths' in page
 
 
@@ -220,6 +221,14 @@ def test_names_and_settings_are_shown_as_they_are(make, show):
     names = [make('_$a & <b>$'), make('"x"', dataset='<script>alert(1)</script>')]
     page, tables = show(*names)
     assert {*names, '<script>alert(1)</script>'} <= set(Reader(page).texts) and '<script' not in page
+
+
+def test_a_folder_whose_name_is_no_text_is_shown_with_question_marks(make, show, tmp_path):
+    odd = os.fsdecode(b'caf\xe9')
+    make(odd)
+    (tmp_path / odd / 'report.html').touch()
+    page, tables = show(odd, make('b'))
+    assert [row[0] for row in tables['Scores']] == ['', 'caf?', 'b'] and 'href="caf%E9/report.html"' in page
 
 
 @pytest.mark.parametrize('folders, names', [
