@@ -16,7 +16,7 @@ import run
 import traintest
 from dataloader import AudioConf
 from models import read_state_dict
-from training import folder, optimizer, schedule, supervisor, trainer
+from training import config, folder, optimizer, schedule, supervisor, trainer
 from training.options import make_parser
 from utilities.parallel import one_thread
 
@@ -344,7 +344,7 @@ def attributes(code, *owners):
 
 
 def test_every_option_is_read_somewhere():
-    read = attributes(experiment, 'args') | attributes(folder, 'self.args')
+    read = attributes(experiment, 'args') | attributes(folder, 'self.args') | attributes(config, 'found')
     read |= {'device'}  # option_checks.check_options returns it
     read |= {field.name for field in fields(AudioConf)}  # make_dataset reads all that are options
     for module in (traintest, trainer, optimizer, schedule, supervisor):

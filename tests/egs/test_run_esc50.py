@@ -35,12 +35,14 @@ def test_the_recipe_trains_and_summarises_from_another_directory(recipe, run_she
 def test_the_recipe_passes_its_options_on_under_their_names(recipe, run_shell, make_esc, tmp_path):
     done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY, '--folds', '2',
                       '--lr', '2e-4', '--batch-size=5', '--loss', 'BCE', '--mixup', '0.5', '--seed', '3',
-                      '--dataset_mean', '-4.5', '--n_epochs', '1', '--stop_stage', '2'])
+                      '--dataset_mean', '-4.5', '--n_epochs', '1', '--tensorboard', 'True', '--stop_stage', '2'])
     assert done.returncode == 0, done.stderr
     options = json.loads((tmp_path / 'exp' / 'fold2' / 'args.json').read_text())
-    asked = {'lr': 2e-4, 'batch_size': 5, 'loss': 'BCE', 'mixup': 0.5, 'seed': 3, 'dataset_mean': -4.5, 'n_epochs': 1}
+    asked = {'lr': 2e-4, 'batch_size': 5, 'loss': 'BCE', 'mixup': 0.5, 'seed': 3, 'dataset_mean': -4.5, 'n_epochs': 1,
+             'tensorboard': True}
     assert {name: options[name] for name in asked} == asked
     assert not (tmp_path / 'exp' / 'result.csv').exists()
+    assert (tmp_path / 'exp' / 'fold2' / 'tensorboard').exists()
 
 
 def test_the_defaults_are_the_published_settings(recipe, run_shell, shown_defaults, make_esc, tmp_path):
