@@ -1,6 +1,7 @@
 """compare.html: curves, scores and differing settings of several experiments on one page."""
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -33,6 +34,7 @@ from utilities.texts import write_text
 
 METRICS = {'acc': 'accuracy', 'mAP': 'mAP'}  # --metrics -> name of the axis
 BY_FOLD = 'different in each fold'  # instead of the value of a setting in which folds differ
+LONG_NAME = 20  # characters, from which on a name is made shorter
 
 logger = logging.getLogger(__name__)
 
@@ -198,15 +200,28 @@ def comparison_page(experiments: Sequence[Experiment], problems: Sequence[str],
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Return names that tell folders apart: their paths without what all have in common."""
-    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
-    shortest = min(map(len, parts))
+    """Return names that tell folders apart: their paths without what all have in common.
+
+    Recipes name a folder after its settings, as in esc50-base384-f10-t10-audioset-b48-lr1e-5-seed0.
+    Of such long names, the settings that all have in common are left out, too.
+    """
+    paths = [list(Path(os.path.abspath(folder)).parts) for folder in folders]
+    names = ['/'.join(parts) for parts in without_common(paths)]
+    if len(names) > 1 and max(map(len, names)) > LONG_NAME:
+        settings = [re.split(r'(?<!\de)-', name) for name in names]  # 1e-5 stays whole
+        names = ['-'.join(parts) for parts in without_common(settings)]
+    return names
+
+
+def without_common(lists: Sequence[list[str]]) -> list[list[str]]:
+    """Return lists without the beginning and the end that all share. Something stays of each."""
+    shortest = min(map(len, lists))
     start = end = 0
-    while start < shortest - 1 and len({one[start] for one in parts}) == 1:
+    while start < shortest - 1 and len({one[start] for one in lists}) == 1:
         start += 1
-    while end < shortest - start - 1 and len({one[-1 - end] for one in parts}) == 1:
+    while end < shortest - start - 1 and len({one[-1 - end] for one in lists}) == 1:
         end += 1
-    return ['/'.join(one[start:len(one) - end]) for one in parts]
+    return [one[start:len(one) - end] for one in lists]
 
 
 def describe_differences(experiments: Sequence[Experiment], names: Sequence[str]) -> list[str]:

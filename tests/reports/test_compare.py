@@ -235,7 +235,12 @@ def test_a_folder_whose_name_is_no_text_is_shown_with_question_marks(make, show,
     (['exp/a', 'exp/b'], ['a', 'b']), (['exp/a'], ['a']), (['a/fold1', 'b/fold1'], ['a', 'b']),
     (['exp/a/fold1', 'exp/a/fold2'], ['fold1', 'fold2']), (['exp', 'exp/fold1'], ['exp', 'exp/fold1']),
     (['x/a/y/fold1', 'x/b/y/fold1'], ['a', 'b']), (['/a/b', '/c/d'], ['a/b', 'c/d']),
-    (['a/x/x', 'a/x'], ['x/x', 'x'])])
+    (['a/x/x', 'a/x'], ['x/x', 'x']), (['exp/run-1', 'exp/run-2'], ['run-1', 'run-2']),
+    (['e/esc50-base384-b48-lr1e-5-seed0', 'e/esc50-base384-b48-lr1e-4-seed0'], ['lr1e-5', 'lr1e-4']),
+    (['e/esc50-base384-b48-lr1e-5-seed0', 'e/esc50-tiny224-b48-lr1e-5-seed1'],
+     ['base384-b48-lr1e-5-seed0', 'tiny224-b48-lr1e-5-seed1']),
+    (['e/esc50-base384-b48-lr1e-5-seed0'], ['esc50-base384-b48-lr1e-5-seed0']),
+    (['e/esc50-base384-b48-lr1e-5', 'e/esc50-base384-b48-lr1e-5-seed1'], ['lr1e-5', 'lr1e-5-seed1'])])
 def test_short_names_tell_folders_apart(tmp_path, monkeypatch, folders, names):
     monkeypatch.chdir(tmp_path)
     assert short_names(list(map(compare.Path, folders))) == names
