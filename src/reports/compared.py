@@ -1,0 +1,164 @@
+"""Read experiments that are compared: single ones, and folds, of which the mean counts."""
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reports.experiments import (
+    Settings,
+    finished_folds,
+    list_folds,
+    read_devices,
+    read_seconds,
+    read_settings,
+)
+from reports.folds import read_results
+from training.results import EpochRow, best_of
+from utilities.errors import DataError
+from utilities.formatting import clock
+from utilities.tables import read_numbers
+
+METRICS = {'acc': 'accuracy', 'mAP': 'mAP'}  # --metrics -> name of the axis
+BY_FOLD = 'different in each fold'  # instead of the value of a setting in which folds differ
+LONG_NAME = 20  # characters, from which on a name is made shorter
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment to compare: a single one, or the mean of its folds.
+
+    Attributes:
+        folder: as the user named it.
+        runs: the folder itself, or those of the finished folds.
+        all_folds: how many folds there are, finished or not; 0 for a single experiment.
+        settings: if folds differ in one, it is BY_FOLD.
+        rows: of result.csv (epochs, columns), or their mean.
+        scores: {column of the table of scores: number, text, or None if there is none}.
+    """
+    folder: Path
+    runs: list[Path]
+    all_folds: int
+    settings: Settings
+    rows: np.ndarray
+    scores: dict[str, Any]
+
+    @property
+    def metric(self) -> str:
+        """The main metric, 'acc' or 'mAP'."""
+        return self.settings['metrics']
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs and what follows them are done."""
+        return all((run / 'finished').exists() for run in self.runs)
+
+
+def read_experiment(folder: Path) -> Experiment:
+    """Read an experiment, or the finished folds in a folder.
+
+    Raises:
+        DataError: it is none, or has no epoch yet. This and errors of all kinds: it is broken.
+    """
+    folds: list[Path] = []
+    if (folder / 'args.json').exists():
+        runs = [folder]
+    elif folds := list_folds(folder):
+        runs = finished_folds(folder)[0]
+    else:
+        raise DataError(f'{folder} holds no experiment: there is neither args.json nor fold1 in it'
+                        if folder.is_dir() else f'there is no folder {folder}')
+    settings = common_settings([read_settings(run) for run in runs])
+    if settings['metrics'] not in METRICS:
+        raise DataError(f'{folder}: its main metric is {settings["metrics"]!r}, expected one of '
+                        f'{", ".join(METRICS)}')
+    if not all((run / 'result.csv').exists() for run in runs):
+        raise DataError(f'{folder} has no epoch yet')
+    rows = read_results(runs)
+    return Experiment(folder, runs, len(folds), settings, rows.mean(axis=0),
+                      read_scores(runs, rows, settings))
+
+
+def common_settings(settings: Sequence[Settings]) -> Settings:
+    """Return the settings of all folds, with BY_FOLD for those in which they differ."""
+    first = settings[0]
+    return {name: value if all(one.get(name) == value for one in settings) else BY_FOLD
+            for name, value in first.items()}
+
+
+def read_scores(runs: Sequence[Path], rows: np.ndarray, settings: Settings) -> dict[str, Any]:
+    """Return the cells of an experiment in the table of scores.
+
+    Of folds they are the mean, and ± is the standard deviation.
+
+    Args:
+        runs: the experiment itself, or its folds.
+        rows: of their result.csv, (runs, epochs, columns).
+        settings: of the experiment.
+    """
+    mean = rows.mean(axis=0)
+    best = best_of(mean)
+    metric = METRICS[settings['metrics']]
+    seconds = [read_seconds(run) for run in runs]
+    known = [number for number in seconds if number is not None]
+    return {
+        'epochs': f'{len(mean)} of {settings["n_epochs"]}',
+        'best epoch': best + 1,
+        f'its {metric}': (float(mean[best, 0]) if len(runs) == 1 else
+                          f'{mean[best, 0]:.4f} ± {rows[:, best, 0].std():.4f}'),
+        'last epoch': float(mean[-1, 0]),
+        'ensemble': float(EpochRow(*mean[-1]).cum_metric),
+        'averaged, mAP': read_mean(runs, 'wa_result.csv', 0),
+        'evaluation set': read_mean(runs, 'eval_result.csv', 2),
+        'time': clock(sum(known)) if len(known) == len(runs) else None,
+        'device': ', '.join(dict.fromkeys(name for run in runs for name in read_devices(run)))
+                  or None}
+
+
+def read_mean(runs: Sequence[Path], name: str, line: int) -> float | None:
+    """Return the number in a line of a file of each run, as the mean over the runs.
+
+    Without the file it is None.
+
+    Raises:
+        DataError: a file holds something else.
+    """
+    paths = [run / name for run in runs]
+    if not all(path.exists() for path in paths):
+        return None
+    numbers = []
+    for path in paths:
+        try:
+            numbers.append(float(read_numbers(path, ndmin=1)[line]))
+        except (OSError, ValueError, IndexError):
+            raise DataError(f'cannot read {path}: expected a number in each of at least '
+                            f'{line + 1} lines') from None
+    return float(np.mean(numbers))
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Return names that tell folders apart: their paths without what all have in common.
+
+    Recipes name a folder after its settings, as in esc50-base384-f10-t10-audioset-b48-lr1e-5-seed0.
+    Of such long names, the settings that all have in common are left out, too.
+    """
+    paths = [list(Path(os.path.abspath(folder)).parts) for folder in folders]
+    names = ['/'.join(parts) for parts in without_common(paths)]
+    if len(names) > 1 and max(map(len, names)) > LONG_NAME:
+        settings = [re.split(r'(?<!\de)-', name) for name in names]  # 1e-5 stays whole
+        names = ['-'.join(parts) for parts in without_common(settings)]
+    return names
+
+
+def without_common(lists: Sequence[list[str]]) -> list[list[str]]:
+    """Return lists without the beginning and the end that all share. Something stays of each."""
+    shortest = min(map(len, lists))
+    start = end = 0
+    while start < shortest - 1 and len({one[start] for one in lists}) == 1:
+        start += 1
+    while end < shortest - start - 1 and len({one[-1 - end] for one in lists}) == 1:
+        end += 1
+    return [one[start:len(one) - end] for one in lists]
