@@ -60,10 +60,6 @@ find_python() {
 # Arguments are requirements files besides the repository's own. If the user sets AST_PYTHON, that
 # Python is used unchecked.
 setup_environment() {
-    # Threads that wait in a loop slow each other down on a busy machine: a tiny model beside two
-    # busy processes trained on 49 samples/s with this setting, and on 9 to 21 without. On an idle
-    # machine there was no difference.
-    export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
     PYTHON=${AST_PYTHON:-}
     [ -z "$PYTHON" ] || return 0
     find_python

@@ -13,6 +13,7 @@ from utilities.cli import (
     add_checkpoint_options,
     add_computing_options,
     exit_on,
+    let_threads_sleep,
     number,
     setup_logging,
     whole,
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
     check_options(parser, args)
+    let_threads_sleep()
     # After the options: see utilities/cli.py.
     from audio.reading import AudioError
     from models import WeightsError

@@ -5,6 +5,7 @@ The options are declared in training/options.py, and experiment.py does the work
 from training.config import expand_config
 from training.interrupt import Interrupt
 from training.options import make_parser
+from utilities.cli import let_threads_sleep
 
 
 def main(argv=None):
@@ -13,6 +14,7 @@ def main(argv=None):
     interrupt = Interrupt().listen()
     parser = make_parser()
     args = parser.parse_args(expand_config(parser, argv))
+    let_threads_sleep()
     from experiment import start  # after the options: see utilities/cli.py
     start(parser, args, interrupt)
 

@@ -9,6 +9,7 @@ from utilities.cli import (
     add_checkpoint_options,
     add_computing_options,
     exit_on,
+    let_threads_sleep,
     setup_logging,
     whole,
 )
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and evaluate the checkpoints."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    let_threads_sleep()
     # After the options: see src/utilities/cli.py.
     from audio.reading import AudioError
     from evaluation import ensemble

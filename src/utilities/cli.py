@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -171,6 +172,16 @@ def add_computing_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
     add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+
+
+def let_threads_sleep() -> None:
+    """Let the threads of OpenMP sleep soon when they wait. Call this before torch is imported.
+
+    Threads that wait in a loop slow each other down on a busy machine: a tiny model beside two busy
+    processes trained on 49 samples/s with this setting, and on 9 to 21 without. On an idle machine
+    there was no difference.
+    """
+    os.environ.setdefault('GOMP_SPINCOUNT', '1000')
 
 
 def setup_logging(rank: int = 0) -> None:

@@ -36,6 +36,8 @@ ENTRY_POINTS = {
     'src/report.py': '--exp_dir deep/exp',
     'src/summarise_folds.py': '--exp_dir deep/exp',
     'src/average_checkpoints.py': '--checkpoints model.pth model.pth --out deep/mean.pth',
+    'src/export.py': '--checkpoint model.pth --format transformers --out deep/model '
+                     '--label_csv labels.csv',
     'egs/audioset/download_models.py': 'audioset_10_10_0.4593',
     'egs/audioset/ensemble.py':
         f'--checkpoints model.pth --data_eval data.json --exp_dir deep/exp {LOADING}',
@@ -62,9 +64,10 @@ KINDS = {
     'recordings': 'audio audio_path',  # of which those that can be read are used: test_command.py
     'checkpoint': 'checkpoint checkpoints',
     'output file': 'json csv embeddings out',
-    'output folder': 'exp_dir prep_dir out_dir flac_dir shards plot',
+    'output folder': 'exp_dir prep_dir out_dir flac_dir shards plot html',
     'known name': 'device names',
     'any name': 'dataset',
+    'identifier': 'license',
 }
 MAX_MESSAGE = 7000  # characters; a message may quote 5000
 UNUSABLE = ['missing', 'dangling', 'labels.csv/below', 'x' * 5000]
@@ -74,10 +77,11 @@ REFUSED = {
     'recordings': [],
     'checkpoint': ['missing.pth', 'dangling', 'labels.csv/below.pth', 'x' * 5000, 'folder',
                    'rubbish'],
-    'output file': ['folder', 'labels.csv/below', 'x' * 5000 + '/x.pth', '/proc/nowhere/x.pth'],
+    'output file': ['classes', 'labels.csv/below', 'x' * 5000 + '/x.pth', '/proc/nowhere/x.pth'],
     'output folder': ['labels.csv', 'labels.csv/below', 'x' * 5000, '/proc/nowhere'],
     'known name': ['nonsense', '-1', 'x' * 5000, 'cuda:128', 'cpu:1'],
     'any name': [],
+    'identifier': ['MIT License', 'a/b', 'x' * 5000 + '/'],
     'number': ['some', 'nan', 'inf', '-inf', '1e400', '9' * 400, '9' * 5000, '0x10', 'True'],
     'one of a few': ['some', '-1', '0', 'nan', '1e30', 'x' * 5000],
 }
@@ -151,9 +155,9 @@ def kind_of(action):
     """Return the key of REFUSED that an option belongs to."""
     if action.choices or action.type is boolean:
         return 'one of a few'
-    if action.type not in (None, Path):
-        return 'number'
     kinds = [kind for kind, names in KINDS.items() if action.dest in names.split()]
+    if not kinds and action.type not in (None, Path):
+        return 'number'
     assert kinds, f'say in KINDS what {action.dest} stands for'
     return kinds[0]
 
