@@ -81,7 +81,7 @@ def refuse_any(_):
 def refuse_config(path):
     """Refuse --config, as its type."""
     raise argparse.ArgumentTypeError(
-        f'a recipe has settings of its own; to give those of a run back, start src/run.py '
+        f'a recipe has settings of its own; to repeat a run, start src/run.py '
         f'--config {path} --exp_dir NEW')
 
 

@@ -162,6 +162,10 @@ class AudiosetDataset(Dataset):
             targets = augmentation.lam * targets + (1 - augmentation.lam) * partner
         return targets
 
+    def all_targets(self) -> np.ndarray:
+        """Return the labels (samples, classes) of all samples, without mixup."""
+        return np.stack([self.make_targets(index).numpy() for index in range(len(self))])
+
     def _multi_hot(self, index):
         targets = torch.zeros(len(self.labels))
         mids = split_labels(self.datafile.labels[index])

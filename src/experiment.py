@@ -2,50 +2,34 @@
 import argparse
 import logging
 import sys
-from dataclasses import asdict, fields
-from typing import Any, NamedTuple
+from dataclasses import asdict
 
-import numpy as np
 import torch
 
 from audio.reading import AudioError
-from dataloader import AudioConf, AudiosetDataset
+from experiment_data import Loaders, check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
 from models.ast_models import name_start
 from reports.pages import run_page
 from training import processes
-from training.bad_audio import ReplaceUnreadable
 from training.checkpoint import CheckpointError
-from training.devices import choose_precision, features_on_device
+from training.devices import choose_precision
 from training.errors import TrainingError, as_training_errors
 from training.folder import ExperimentFolder
-from training.gpu_fbanks import WaveformDataset
 from training.interrupt import EXIT_CODE, Interrupt
-from training.loaders import make_loader
-from training.option_checks import check_files, check_options
-from training.processes import DistributedError, Launch
-from training.sampler import EpochSampler
+from training.launch import DistributedError, Launch, read_launch
+from training.option_checks import check_options
 from training.supervisor import Interrupted
 from traintest import Run
 from utilities.cli import exit_on, setup_logging
-from utilities.datafiles import Datafile
 from utilities.errors import DataError, warn_only
 from utilities.parallel import limit_threads
 from utilities.texts import write_text
-from utilities.weight_files import read_sample_weights, weight_file
 
 MODELS = {'ast': ASTModel}  # --model
-FIRST_FEW = 10  # recordings of which one must be readable
 PRECISIONS = (None, torch.float16, torch.bfloat16)  # in order of preference, the best last
 
 logger = logging.getLogger(__name__)
-
-
-class Loaders(NamedTuple):
-    """The loaders of an experiment."""
-    train: Any  # TrainingLoader
-    val: Any  # AudioLoader
-    test: Any  # AudioLoader of --data_eval, or None
 
 
 def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: Interrupt) -> None:
@@ -53,7 +37,7 @@ def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: 
     errors = (AudioError, CheckpointError, DataError, DistributedError, OSError, TrainingError,
               WeightsError)
     with processes.exit_without_waiting(), exit_on(*errors):
-        launch = processes.read_launch()
+        launch = read_launch()
         device = check_options(parser, args, launch)
         setup_logging(launch.rank)
         limit_threads()
@@ -85,7 +69,7 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
             model = make_model(args).to(device)
         model.autocast_dtype = precision
         model.v.set_grad_checkpointing(args.grad_checkpointing)
-        folder.begin(device)
+        folder.clear_if_asked()
         train_and_evaluate(args, model, device, loaders, folder, interrupt)
 
 
@@ -109,11 +93,13 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
     try:
         with as_training_errors(), processes.catch_lost_processes(processes.LOST_SIGNS):
             this_run = Run(model, device, loaders.train, loaders.val, args, description, interrupt)
+            this_run.resume()
+            folder.note_start(device)
             this_run.train()
             log_best(args.metrics, this_run.results)
             if args.wa:
                 this_run.average_weights()
-            if loaders.test:
+            if loaders.test is not None:
                 this_run.evaluate_best(loaders.test)
         folder.mark_finished(this_run.trainer.seconds)
         this_run.remove_intermediate()
@@ -125,92 +111,6 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
     if processes.is_main():
         with warn_only('report.html'):
             write_text(folder.path / 'report.html', run_page(folder.path))
-
-
-def make_loaders(args: argparse.Namespace, device: torch.device) -> Loaders:
-    """Build the loaders of an experiment."""
-    check_files(args)
-    train_set = ReplaceUnreadable(make_dataset(args, args.data_train, 'train', device))
-    weights = None
-    if args.bal == 'bal':
-        weights = read_sample_weights(weight_file(args.data_train), len(train_set))
-    sampler = EpochSampler(len(train_set), args.seed, weights)
-
-    workers, pin = args.num_workers, device.type == 'cuda'
-
-    def evaluation_loader(datafile):
-        dataset = make_dataset(args, datafile, 'evaluation', device)
-        # Without gradients there is room for twice the samples.
-        batch_size = 2 * args.batch_size // processes.size()
-        return make_loader(dataset, batch_size, workers, pin)
-
-    return Loaders(train=make_loader(train_set, args.batch_size, workers, pin, sampler),
-                   val=evaluation_loader(args.data_val),
-                   test=evaluation_loader(args.data_eval) if args.data_eval else None)
-
-
-def make_dataset(args, datafile, mode, device):
-    """Build the dataset of one of the experiment's datafiles.
-
-    Raises:
-        DataError: if the datafile does not go with the options.
-    """
-    # These fields of AudioConf are options of the same name: num_mel_bins, mixup, freqm, timem,
-    # noise, dataset.
-    audio_conf = {field.name: getattr(args, field.name) for field in fields(AudioConf)
-                  if hasattr(args, field.name)}
-    audio_conf |= {'target_length': args.audio_length, 'mode': mode, 'mean': args.dataset_mean,
-                   'std': args.dataset_std}
-    kind = WaveformDataset if features_on_device(args.features, device) else AudiosetDataset
-    dataset = kind(datafile, audio_conf, args.label_csv)
-    check_labels(dataset.datafile, args.loss, None if mode == 'train' else args.metrics)
-    return dataset
-
-
-def check_labels(datafile: Datafile, loss: str, metric: str | None) -> None:
-    """Raise DataError if labels do not go with the loss or the metric; warn of negatives alone.
-
-    Args:
-        datafile: of a data set.
-        loss: 'BCE' or 'CE'.
-        metric: that the data set is evaluated with, or None.
-    """
-    several = np.strings.count(datafile.labels, ',').any()
-    if metric == 'acc' and several:
-        raise DataError(f'--metrics acc needs one label a sample, but {datafile.path} has samples '
-                        f'with several: use --metrics mAP')
-    if loss == 'CE' and (several or datafile.negatives):
-        found = 'samples with several' if several else f'{datafile.negatives} without (negatives)'
-        raise DataError(f'--loss CE needs one label a sample, but {datafile.path} has {found}: '
-                        f'use --loss BCE')
-    if datafile.negatives == len(datafile):
-        logger.warning('%s: no sample has a label: there is no class to learn from it, and AP, AUC '
-                       'and accuracy on it are nan', datafile.path)
-
-
-def check_first_recordings(loaders: Loaders) -> None:
-    """Read the first recording of every data set; of the training set, one of the first few.
-
-    A wrong path is better noticed now than in an hour.
-
-    Raises:
-        AudioError: if none of them can be read.
-    """
-    train_set = loaders.train.dataset.dataset  # within ReplaceUnreadable
-    read_one_of(train_set, min(FIRST_FEW, len(train_set)))
-    for loader in filter(None, (loaders.val, loaders.test)):
-        read_one_of(loader.dataset, 1)
-
-
-def read_one_of(dataset: AudiosetDataset, count: int) -> None:
-    """Read one of the first `count` samples. Raises AudioError if none of them can be read."""
-    for index in range(count):
-        try:
-            dataset[index]
-            return
-        except AudioError:
-            if index == count - 1:
-                raise
 
 
 def make_model(args: argparse.Namespace, pretrained: bool = True) -> ASTModel:
@@ -242,7 +142,7 @@ def log_settings(args, loaders, device, precision, size):
     """Log the settings and what they lead to. size: how many processes train."""
     names = ('training', 'validation', 'evaluation')
     samples = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(names, loaders)
-                        if loader)
+                        if loader is not None)
     settings = ' '.join(f'--{name} {value}' for name, value in vars(args).items())
     dtype = str(precision or torch.float32).removeprefix('torch.')
     each = f' in each of {size} processes' if size > 1 else ''

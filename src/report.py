@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging()
     with exit_on(DataError, OSError):
         if args.compare:
-            from reports.compare import write_comparison
+            from reports.comparison_page import write_comparison
             out = args.out or Path('compare.html')
             write_comparison(args.compare, out)
         else:

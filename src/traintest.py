@@ -59,7 +59,7 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
 
 
 class Run:
-    """One experiment under way. It continues from its checkpoint, if there is one.
+    """One experiment under way. Call `resume`, then `train`, then what else is wanted.
 
     Args:
         model: an ASTModel on `device`.
@@ -90,6 +90,23 @@ class Run:
                                      bad_audio=self.bad_audio)
         self.supervisor = Supervisor(self.trainer, train_loader, self.checkpoint, interrupt)
 
+    def resume(self) -> None:
+        """Load the checkpoint, if there is one, and write what a killed run had not written yet.
+
+        Raises:
+            CheckpointError: if it cannot be used, or belongs to another validation set.
+        """
+        if processes.is_main():
+            for folder in ('.', 'models', 'predictions'):  # of a run that was killed
+                remove_leftovers(self.exp_dir / folder)
+        if not self.checkpoint.restore():
+            return
+        self.results.require_same_samples(self.val_loader.dataset)
+        logger.info('continuing in epoch %d after %d steps', self.trainer.epoch,
+                    self.trainer.loss.steps)
+        if self.results.rows:
+            self._write_epoch()
+
     def train(self) -> None:
         """Train to the last epoch.
 
@@ -97,7 +114,6 @@ class Run:
             TrainingError: if the loss is no longer finite, or too many recordings are unreadable.
             Interrupted: if a signal came. The checkpoint holds all that was trained.
         """
-        self._go_on()
         while self.trainer.epoch <= self.settings.n_epochs:
             self._run_epoch(f'epoch {self.trainer.epoch} of {self.settings.n_epochs}')
 
@@ -159,19 +175,6 @@ class Run:
         if not self.settings.save_model:
             self.checkpoint.remove()
             self.models.remove_epochs()
-
-    def _go_on(self):
-        """Load the checkpoint, if there is one, and write what a killed run had not written yet."""
-        if processes.is_main():
-            for folder in ('.', 'models', 'predictions'):  # of a run that was killed
-                remove_leftovers(self.exp_dir / folder)
-        if not self.checkpoint.restore():
-            return
-        self.results.require_samples(len(self.val_loader.dataset))
-        logger.info('continuing in epoch %d after %d steps', self.trainer.epoch,
-                    self.trainer.loss.steps)
-        if self.results.rows:
-            self._write_epoch()
 
     def _write_epoch(self):
         """Write the results of the epochs so far and the models of the last epoch.

@@ -48,6 +48,9 @@ class Samples(Dataset):
         index = key.index if isinstance(key, SampleKey) else key
         return self.fbanks[index], self.labels[index]
 
+    def all_targets(self):
+        return self.labels.numpy()
+
 
 def settings(**changes):
     """Return the options of run.py, the defaults but for some."""

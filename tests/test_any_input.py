@@ -26,7 +26,7 @@ from models import WeightsError
 from parsers import parser_of
 from training import option_checks, options
 from training.devices import choose_device
-from training.processes import Launch
+from training.launch import Launch
 from utilities.datafiles import read_datafile, read_entries, split_labels
 from utilities.errors import DataError
 from utilities.labels import read_labels

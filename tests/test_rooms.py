@@ -6,8 +6,8 @@ import pytest
 # From the top to the bottom. A program is a file of src that no other file imports.
 PROGRAMS = ('run', 'inference', 'check_data', 'get_norm_stats', 'report', 'summarise_folds',
             'average_checkpoints', 'export', 'demo')
-ROOMS = ('experiment', 'exporting', 'tagging', 'checks', 'traintest', 'reports', 'training',
-         'dataloader', 'utilities', 'audio', 'models')
+ROOMS = ('experiment', 'experiment_data', 'exporting', 'tagging', 'checks', 'traintest', 'reports',
+         'training', 'dataloader', 'utilities', 'audio', 'models')
 
 
 def imported_rooms(path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import experiment
+import experiment_data
 import run
 import traintest
 from dataloader import AudioConf
@@ -202,7 +203,7 @@ def test_n_print_steps_sets_how_often_the_loss_is_reported(start, capsys):
 
 def test_validation_batches_are_twice_as_large(exp_dir):
     args = make_parser().parse_args([*BASE.split(), '--data_eval', 'val.json'])
-    train, val, test = experiment.make_loaders(args, torch.device('cpu'))
+    train, val, test = experiment_data.make_loaders(args, torch.device('cpu'))
     assert (train.batch_sampler.batch_size, val.batch_size, test.batch_size) == (4, 8, 8)
 
 
@@ -344,7 +345,8 @@ def attributes(code, *owners):
 
 
 def test_every_option_is_read_somewhere():
-    read = attributes(experiment, 'args') | attributes(folder, 'self.args') | attributes(config, 'found')
+    read = attributes(experiment, 'args') | attributes(experiment_data, 'args')
+    read |= attributes(folder, 'self.args') | attributes(config, 'found')
     read |= {'device'}  # option_checks.check_options returns it
     read |= {field.name for field in fields(AudioConf)}  # make_dataset reads all that are options
     for module in (traintest, trainer, optimizer, schedule, supervisor):

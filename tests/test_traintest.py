@@ -71,6 +71,7 @@ def trained(tmp_path):
     def run(**changes):
         chosen, model = settings(n_epochs=3, **changes), LinearModel()
         this_run = start(model, tmp_path, chosen)
+        this_run.resume()
         this_run.train()
         return this_run, model, this_run.results, tmp_path / 'models'
     return run

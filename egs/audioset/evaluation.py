@@ -76,8 +76,7 @@ def evaluate(args: Namespace, source: str, device: torch.device) -> tuple[np.nda
         logger.info('%s: its predictions are in %s', source, kept)
     else:
         write_array(kept, predict(args, model, dataset, device, loss, title=source))
-    targets = np.stack([dataset.make_targets(i).numpy() for i in range(len(dataset))])
-    return np.load(kept), targets
+    return np.load(kept), dataset.all_targets()
 
 
 def file_name(path: Path, what: dict[str, Any]) -> str:

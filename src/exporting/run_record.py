@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reports.experiments import Settings, read_settings
-from reports.scores import AVERAGE_COLUMNS, read_epochs
-from training.result_files import best_of, read_rows
+from reports.scores import read_epochs
+from training.result_files import best_of, read_average, read_evaluation, read_rows
 from training.saved_models import AVERAGED, BEST, name_of_epoch
 from utilities.errors import DataError
 from utilities.stats import FURTHER_METRICS
@@ -62,10 +60,9 @@ def read_run(checkpoint: Path) -> RunRecord | None:
 def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[str, Scores]:
     """Return which model of an experiment has a name, and its scores on the validation set."""
     metric = settings['metrics']
-    if name == AVERAGED and (exp_dir / 'wa_result.csv').exists():
-        values = np.loadtxt(exp_dir / 'wa_result.csv').tolist()
+    if name == AVERAGED and (average := read_average(exp_dir)):
         which = f'mean of the weights of epochs {settings["wa_start"]} to {settings["wa_end"]}'
-        return which, _known_scores(dict(zip(AVERAGE_COLUMNS, values)), metric)
+        return which, _known_scores(average._asdict(), metric)
     if not (exp_dir / 'result.csv').exists():
         return '', {}
     best = 1 + best_of(read_rows(exp_dir / 'result.csv'))
@@ -77,15 +74,14 @@ def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[st
 
 def _evaluation_scores(exp_dir: Path, metric: str) -> Scores:
     """Return the scores of the best model on the evaluation set, if there is one."""
-    path = exp_dir / 'eval_result.csv'
-    if not path.exists():
+    row = read_evaluation(exp_dir)
+    if row is None:
         return {}
-    _, _, score, auc = np.loadtxt(path).tolist()
-    return _known_scores({metric: score, 'mAUC': auc}, metric)
+    return _known_scores({metric: row.evaluation_metric, 'mAUC': row.evaluation_mAUC}, metric)
 
 
 def _known_scores(values: Scores, metric: str) -> Scores:
-    """Return the scores that other people compute in the same way.
+    """Return the standard metrics alone.
 
     precision and recall of result.csv are those of the published code's own rule.
     """

@@ -2,18 +2,16 @@
 import csv
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from training.options import FREE_OPTIONS
+from training.options import OF_ONE_FOLD
 from training.result_files import read_rows
 from utilities.errors import DataError
 from utilities.texts import read_json
 
 NEEDED = ('dataset', 'metrics', 'model_size', 'n_epochs')  # settings that every page shows
-# Settings in which folds of one experiment may differ.
-OF_ONE_FOLD = ('data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
-               *FREE_OPTIONS)
 
 Settings = dict[str, Any]  # name of an option of run.py -> value
 
@@ -47,6 +45,12 @@ def read_further_metrics(exp_dir: Path) -> dict[str, list[float]]:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name != 'epoch'] if rows else []
     return {name: _numbers([row[name] for row in rows]) for name in names}
+
+
+def common_settings(settings: Sequence[Settings]) -> Settings:
+    """Return the settings that all of several experiments share."""
+    return {name: value for name, value in settings[0].items()
+            if all(one.get(name) == value for one in settings)}
 
 
 def _numbers(cells: list[str]) -> list[float]:

@@ -1,10 +1,13 @@
 """Write a page of tables and sections as HTML that needs no network."""
 import base64
 import math
+import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from html import escape
+from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 PAGE = Template('''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -87,6 +90,21 @@ def picture(png: bytes, description: str) -> str:
     """Return HTML that holds a picture itself. description: for those who cannot see it."""
     address = data_address(png, 'image/png')
     return f'<img alt="{escape(description)}" src="{address}">\n'
+
+
+def report_link(exp_dir: Path, name: str, page_folder: Path) -> str:
+    """Return a link to an experiment's report.html, or the name alone if there is none.
+
+    Args:
+        exp_dir: the experiment's directory.
+        name: the text of the link.
+        page_folder: where the page with the link will be.
+    """
+    report = exp_dir / 'report.html'
+    if not report.exists():
+        return name
+    address = quote(os.fsencode(Path(os.path.relpath(report, page_folder)).as_posix()))
+    return Html(f'<a href="{address}">{escape(name)}</a>')
 
 
 def data_address(data: bytes, media_type: str) -> str:

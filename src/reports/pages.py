@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.experiments import finished_folds, read_settings, state_of
+from reports.experiments import common_settings, finished_folds, read_settings, state_of
 from reports.html import page, picture, section
 from reports.machine import machine_tables, settings_tables
 from reports.players import with_player
@@ -71,8 +71,7 @@ def fold_page(exp_dir: Path, folds: list[Path], embed_audio: bool = False) -> st
     """
     show = functools.partial(with_player, folder=exp_dir, embed=embed_audio)
     settings = [read_settings(fold) for fold in folds]
-    common = {name: value for name, value in settings[0].items()
-              if all(one.get(name) == value for one in settings)}
+    common = common_settings(settings)
     epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
 
     def all_clips():

@@ -4,11 +4,9 @@ from pathlib import Path
 import numpy as np
 
 from reports.experiments import Settings, read_further_metrics, read_seconds
-from reports.html import Html, table
-from training.result_files import best_of, read_rows, result_columns
+from reports.html import report_link, table
+from training.result_files import best_of, read_average, read_evaluation, read_rows, result_columns
 from utilities.formatting import clock
-
-AVERAGE_COLUMNS = ('mAP', 'mAUC', 'precision', 'recall', 'd_prime')  # the lines of wa_result.csv
 
 
 def scores_table(exp_dir: Path, settings: Settings) -> str:
@@ -26,13 +24,12 @@ def scores_table(exp_dir: Path, settings: Settings) -> str:
         f'last epoch ({last + 1})': epochs[last],
         f'ensemble of the {len(rows)} epochs': {metric: epochs[last][f'cum_{metric}'],
                                                 'mAUC': epochs[last]['cum_mAUC']}}
-    if (exp_dir / 'wa_result.csv').exists():
-        average = np.loadtxt(exp_dir / 'wa_result.csv').tolist()
+    if average := read_average(exp_dir):
         title = f'average of epochs {settings["wa_start"]} to {settings["wa_end"]}'
-        scores[title] = dict(zip(AVERAGE_COLUMNS, average))
-    if (exp_dir / 'eval_result.csv').exists():
-        numbers = np.loadtxt(exp_dir / 'eval_result.csv').tolist()
-        scores['best epoch, evaluation set'] = {metric: numbers[2], 'mAUC': numbers[3]}
+        scores[title] = average._asdict()
+    if evaluation := read_evaluation(exp_dir):
+        scores['best epoch, evaluation set'] = {metric: evaluation.evaluation_metric,
+                                                'mAUC': evaluation.evaluation_mAUC}
     main = ('acc', 'mAP', *result_columns(metric)[1:5], *read_further_metrics(exp_dir))
     names = [name for name in main if any(name in row for row in scores.values())]
     return table(['', *names], [[title, *(row.get(name) for name in names)]
@@ -69,16 +66,9 @@ def folds_table(folds: list[Path], metric: str, epoch: int) -> str:
     columns = [read_rows(fold / 'result.csv')[:, 0] for fold in folds]
     scores = np.array([(column[epoch - 1], column[-1], column.max()) for column in columns])
     seconds = [read_seconds(fold) or 0.0 for fold in folds]
-    rows = [[_link(fold), *row, clock(time)]
+    rows = [[report_link(fold, fold.name, fold.parent), *row, clock(time)]
             for fold, row, time in zip(folds, scores.tolist(), seconds)]
     rows += [['mean', *scores.mean(axis=0).tolist(), f'{clock(sum(seconds))} in all'],
              ['standard deviation', *scores.std(axis=0).tolist(), '']]
     return table(['fold', f'{metric}, epoch {epoch}', 'last epoch', "fold's own best", 'time'],
                  rows, marked=[len(folds)])
-
-
-def _link(fold: Path) -> str:
-    """Return a link to a fold's own report, or its name if there is no report."""
-    if not (fold / 'report.html').exists():
-        return fold.name
-    return Html(f'<a href="{fold.name}/report.html">{fold.name}</a>')

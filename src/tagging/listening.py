@@ -16,13 +16,18 @@ from tagging.result import Tagging
 from tagging.text import duration, heard, needs_tenths
 from training.environment import now
 from utilities.formatting import clock
-from utilities.plots import frequency_ticks, spectrogram_png, strongest_classes, time_step
+from utilities.plots import (
+    MIN_TAG_SCORE,
+    frequency_ticks,
+    spectrogram_png,
+    strongest_classes,
+    time_step,
+)
 from utilities.texts import write_text
 
 MAX_EMBEDDED_BYTES = 2 ** 21  # of a file that browsers play
 MAX_EMBEDDED_SECONDS = 60  # of a recording that is converted
 MAX_CELLS = 1000  # in a row of the chart; of more windows, neighbours share a cell
-MIN_SCORE = 0.01  # what is lower would not be seen
 AS_HEARD = 'You hear what the model hears: mono, at 16 kHz.'
 
 
@@ -171,7 +176,7 @@ def cells(tagging: Tagging, scores: np.ndarray) -> Iterator[str]:
     """
     ends = np.minimum(tagging.ends, np.append(tagging.starts[1:], np.inf))
     for start, end, score in zip(tagging.starts, ends, scores):
-        if score >= MIN_SCORE:
+        if score >= MIN_TAG_SCORE:
             shape = f'M{start:.8g} 0H{end:.8g}V1H{start:.8g}z'
             yield f'<path d="{shape}" opacity="{score:.2f}"/>'
 

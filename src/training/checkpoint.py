@@ -35,7 +35,7 @@ class Checkpoint:
     Args:
         exp_dir: folder of the experiment.
         minutes: how often it is due.
-        parts: the objects, by name. Processes other than the main one may have fewer.
+        parts: the objects, by name. All processes have the same.
     """
 
     def __init__(self, exp_dir: str | Path, minutes: float, **parts: Stateful):

@@ -1,15 +1,12 @@
-"""Give back the settings of an earlier run: run.py --config args.json."""
+"""Read the settings of an earlier run: run.py --config args.json."""
 import sys
 from collections.abc import Sequence
 
-from training.options import make_parser
+from training.options import OF_ONE_START, make_parser
 from utilities.cli import OptionParser, with_underscores
 from utilities.errors import DataError
 from utilities.formatting import quoted
 from utilities.texts import read_json
-
-# Options of one start, not of what is trained: a file never sets them.
-OF_ONE_START = ('exp_dir', 'resume', 'force', 'dry_run', 'config')
 
 
 def expand_config(parser: OptionParser, argv: Sequence[str] | None = None) -> list[str]:

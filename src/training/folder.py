@@ -73,7 +73,6 @@ class ExperimentFolder:
             DataError: if the folder holds an experiment with other settings, or a finished one
                 without a checkpoint that could continue.
         """
-        (self.path / 'interrupted').unlink(missing_ok=True)  # of an earlier start
         if self.args.resume == 'none' or not (self.path / 'args.json').exists():
             return True
         before = read_json(self.path / 'args.json')
@@ -81,6 +80,7 @@ class ExperimentFolder:
             raise DataError(f'cannot read {self.path / "args.json"}: it does not say how many '
                             f'epochs there were')
         self._check_settings(before)
+        (self.path / 'interrupted').unlink(missing_ok=True)  # of an earlier start
         if not (self.path / 'finished').exists():
             return True
 
@@ -119,10 +119,17 @@ class ExperimentFolder:
         return changed
 
     @processes.main_process_only
-    def begin(self, device: torch.device) -> None:
-        """Note the settings and the machine of the run that begins or continues."""
+    def clear_if_asked(self) -> None:
+        """With --resume none, remove what an earlier run left."""
         if self.args.resume == 'none':
             self.clear()
+
+    @processes.main_process_only
+    def note_start(self, device: torch.device) -> None:
+        """Write the settings and the machine of the run that begins, or has resumed.
+
+        Call it after the checkpoint was accepted: the settings must stay those of the checkpoint.
+        """
         write_json(self.path / 'args.json', vars(self.args))
         for name in ('finished', 'report.html'):
             (self.path / name).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import torch
 
 from models.ast_models import ModelConfig, check_pretraining, patch_grid
 from training.devices import choose_device, memory_bytes, splits_batches
-from training.processes import Launch, own_device
+from training.launch import Launch, own_device
 from utilities.errors import DataError
 from utilities.labels import read_labels
 from utilities.weight_files import WEIGHT_RULE, weight_file

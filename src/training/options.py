@@ -35,6 +35,11 @@ STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bi
 FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',
                 'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',
                 'dry_run')
+# --config does not take these options from its file.
+OF_ONE_START = ('exp_dir', 'resume', 'force', 'dry_run', 'config')
+# The folds of a cross-validation may differ in these options.
+OF_ONE_FOLD = ('data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
+               *FREE_OPTIONS)
 # Variables of the published scripts, and the options that replace them.
 OLD_NAMES = {'tr_data': 'data_train', 'te_data': 'data_val', 'val_data': 'data_val',
              'eval_data': 'data_eval', 'epoch': 'n_epochs', 'epochs': 'n_epochs',

@@ -1,4 +1,4 @@
-"""The tables, arrays and pictures of an experiment: what their columns are; read and write them."""
+"""Read and write the result files of an experiment, and name their columns."""
 import csv
 import io
 import math
@@ -36,6 +36,23 @@ class EpochRow(NamedTuple):
     cum_metric: float
     cum_mAUC: float
     lr: float
+
+
+class AverageRow(NamedTuple):
+    """The numbers of wa_result.csv: the averaged model on the validation set."""
+    mAP: float
+    mAUC: float
+    precision: float
+    recall: float
+    d_prime: float
+
+
+class EvaluationRow(NamedTuple):
+    """The numbers of eval_result.csv: the best model on both sets."""
+    validation_metric: float
+    validation_mAUC: float
+    evaluation_metric: float
+    evaluation_mAUC: float
 
 
 def result_columns(metric: str) -> tuple[str, ...]:
@@ -76,6 +93,31 @@ def read_rows(path: Path) -> np.ndarray:
         raise DataError(f'cannot read {path}: expected {columns} numbers for each epoch, got shape '
                         f'{rows.shape}')
     return rows
+
+
+def read_average(exp_dir: Path) -> AverageRow | None:
+    """Return the numbers of wa_result.csv, or None if there is none. Raises DataError."""
+    return AverageRow(*numbers) if (numbers := _read_lines(exp_dir / 'wa_result.csv', 5)) else None
+
+
+def read_evaluation(exp_dir: Path) -> EvaluationRow | None:
+    """Return the numbers of eval_result.csv, or None if there is none. Raises DataError."""
+    numbers = _read_lines(exp_dir / 'eval_result.csv', 4)
+    return EvaluationRow(*numbers) if numbers else None
+
+
+def _read_lines(path, count):
+    """Return the numbers of a file with one per line, [] without the file."""
+    if not path.exists():
+        return []
+    try:
+        numbers = read_numbers(path, ndmin=1).tolist()
+    except (OSError, ValueError) as error:
+        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+    if len(numbers) != count:
+        raise DataError(f'cannot read {path}: expected {count} lines with a number each, got '
+                        f'{len(numbers)}')
+    return numbers
 
 
 def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:

@@ -14,7 +14,9 @@ from training.evaluation import Evaluation
 from training.losses import NOT_FINITE_ADVICE
 from training.processes import is_main, main_process_only
 from training.result_files import (
+    AverageRow,
     EpochRow,
+    EvaluationRow,
     best_of,
     result_columns,
     write_array,
@@ -42,6 +44,7 @@ class Results:
         rows: of result.csv.
         further: rows of metrics.csv.
         predictions_sum: (samples, classes), over the epochs.
+        targets: the labels (samples, classes) that resumed epochs were evaluated on.
     """
 
     def __init__(self, exp_dir: str | Path, metric: str, title: str):
@@ -51,6 +54,7 @@ class Results:
         self.rows: list[EpochRow] = []
         self.further: list[dict[str, float]] = []
         self.predictions_sum: Any = 0.0
+        self.targets = np.zeros((0, 0))
         self.folder = self.exp_dir / 'predictions'
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -138,8 +142,8 @@ class Results:
     def write_average(self, evaluation: Evaluation, epochs: range) -> None:
         """Write wa_result.csv, and log it: how good the average of some epochs' weights is."""
         result = evaluation.summary()
-        write_rows(self.exp_dir / 'wa_result.csv', [
-            result.mAP, result.mAUC, result.precision, result.recall, result.d_prime])
+        write_rows(self.exp_dir / 'wa_result.csv', AverageRow(
+            result.mAP, result.mAUC, result.precision, result.recall, result.d_prime))
         logger.info('average of epochs %d to %d: %s %.4f, mAUC %.4f, d-prime %.4f%s', epochs[0],
                     epochs[-1], self.metric, getattr(result, self.metric), result.mAUC,
                     result.d_prime, left_out(result.classes_without_positives, result.classes))
@@ -162,7 +166,7 @@ class Results:
             numbers += [score, result.mAUC]
             logger.info('best model on the %s set: %s %.4f, mAUC %.4f%s', name, self.metric, score,
                         result.mAUC, left_out(result.classes_without_positives, result.classes))
-        write_rows(self.exp_dir / 'eval_result.csv', numbers)
+        write_rows(self.exp_dir / 'eval_result.csv', EvaluationRow(*numbers))
 
         evaluation = evaluations['evaluation']
         write_array(self.folder / 'eval_predictions.npy', evaluation.predictions)
@@ -172,12 +176,23 @@ class Results:
                                         evaluation.targets))
 
     @main_process_only
-    def require_samples(self, samples: int) -> None:
-        """Raise CheckpointError if the epochs so far were evaluated on more or fewer samples."""
-        if self.rows and len(self.predictions_sum) != samples:
+    def require_same_samples(self, dataset: Any) -> None:
+        """Raise CheckpointError if the epochs so far were evaluated on samples with other labels.
+
+        Args:
+            dataset: the validation set.
+        """
+        if not self.rows:
+            return
+        advice = 'choose another --exp_dir, or --resume none'
+        if len(self.targets) != len(dataset):
             raise CheckpointError(f'{self.exp_dir}: its epochs so far were evaluated on '
-                                  f'{len(self.predictions_sum)} samples, but the validation set '
-                                  f'has {samples}: choose another --exp_dir, or --resume none')
+                                  f'{len(self.targets)} samples, but the validation set has '
+                                  f'{len(dataset)}: {advice}')
+        if not np.array_equal(self.targets, dataset.all_targets()):
+            raise CheckpointError(f'{self.exp_dir}: its epochs so far were evaluated on other '
+                                  f'samples than those of the validation set, or in another order: '
+                                  f'their labels differ; {advice}')
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps. The predictions are in their files already."""
@@ -189,9 +204,9 @@ class Results:
         self.further = []
         self.predictions_sum = 0.0
         if self.rows and is_main():
-            targets = np.load(self.folder / 'target.npy')
+            self.targets = np.load(self.folder / 'target.npy')
             for epoch in range(1, len(self.rows) + 1):
-                self._add_predictions(np.load(self._predictions_file(epoch)), targets)
+                self._add_predictions(np.load(self._predictions_file(epoch)), self.targets)
 
 
 def left_out(absent: float, classes: int) -> str:

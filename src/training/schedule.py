@@ -50,9 +50,7 @@ class Decay:
 
 
 class StepDecay(Decay):
-    """Decay by --lrscheduler_decay at the end of some epochs.
-
-    The first is epoch --lrscheduler_start. --lrscheduler_step epochs lie between one and the next.
+    """Decay by --lrscheduler_decay after epoch --lrscheduler_start, then every --lrscheduler_step.
     """
 
     def end_epoch(self, epoch, metric):
@@ -67,7 +65,8 @@ class PlateauDecay(Decay):
 
     def __init__(self, settings, total_steps):
         super().__init__(settings, total_steps)
-        # PyTorch's plateau changes the rate of an optimizer. This one stands for the factor.
+        # PyTorch's plateau can only change the rate of an optimizer. That of this one is our
+        # factor.
         self.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, 'max', factor=settings.lrscheduler_decay, patience=settings.lr_patience)
@@ -83,7 +82,9 @@ class PlateauDecay(Decay):
         super().load_state_dict(state)
         self.optimizer.param_groups[0]['lr'] = self.factor
         if state.get('plateau'):
-            self.plateau.load_state_dict(state['plateau'])
+            # It has --lr_patience and --lrscheduler_decay, too, which --force may have changed.
+            own = {'patience': self.plateau.patience, 'factor': self.plateau.factor}
+            self.plateau.load_state_dict({**state['plateau'], **own})
 
 
 def make_decay(settings: argparse.Namespace, total_steps: int) -> Decay:

@@ -30,9 +30,9 @@ from stand_ins import DataParallelOnCpu, stand_in_devices
 from tagging.tagger import load_tagger
 from training.devices import parallelise
 from training.errors import TrainingError, as_training_errors
+from training.launch import Launch
 from training.option_checks import check_options
 from training.options import make_parser
-from training.processes import Launch
 from training.trainer import Trainer
 from traintest import validate
 

@@ -9,7 +9,7 @@ import pytest
 
 import report
 from reports import compare
-from reports.compared import short_names
+from reports.comparison_data import short_names
 from test_pages import TRAINING, Reader
 from training.options import make_parser
 from training.result_files import write_rows

@@ -23,16 +23,9 @@ from ranks import (
 )
 from tensorboard_reader import check_log
 from training import processes
+from training.launch import DistributedError, Launch, own_device, read_launch
 from training.loaders import count_workers
-from training.processes import (
-    LOST_SIGNS,
-    DelayedSum,
-    DistributedError,
-    Launch,
-    catch_lost_processes,
-    exit_without_waiting,
-    read_launch,
-)
+from training.processes import LOST_SIGNS, DelayedSum, catch_lost_processes, exit_without_waiting
 from training.sampler import DistributedBatchSampler, EpochSampler
 from utilities.parallel import available_cores
 
@@ -261,9 +254,9 @@ def test_every_process_takes_its_own_gpu(monkeypatch, place, gpus, asked, expect
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: gpus)
     if ' ' in expected:
         with pytest.raises(ValueError, match=expected):
-            processes.own_device(place, torch.device(asked))
+            own_device(place, torch.device(asked))
     else:
-        assert str(processes.own_device(place, torch.device(asked))) == expected
+        assert str(own_device(place, torch.device(asked))) == expected
 
 
 @pytest.mark.parametrize('device, current', [('cuda:1', ['cuda:1']), ('cuda', []), ('cpu', [])])

@@ -4,16 +4,14 @@ import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 
-from reports.compared import METRICS, Experiment, read_experiment, short_names
-from reports.html import Html, page, picture, section, table
-from training.config import OF_ONE_START
+from reports.comparison_data import METRICS, Experiment, read_experiment, short_names
+from reports.html import page, picture, report_link, section, table
 from training.environment import now
-from training.options import make_parser
-from training.results import EpochRow, best_of
+from training.options import OF_ONE_START, make_parser
+from training.result_files import EpochRow, best_of
 from utilities.errors import DataError, error_reason
 from utilities.folders import output_folders
 from utilities.plots import CURVE_STYLES, plot_comparison, png_of
@@ -84,8 +82,8 @@ def describe_differences(experiments: Sequence[Experiment], names: Sequence[str]
                          'be compared if the files list the same clips.')
     for setting, title in (('metrics', 'main metrics'), ('loss', 'loss functions')):
         if len(values(setting)) > 1:
-            sentences.append(f'The {title} are different ({", ".join(values(setting))}): each has '
-                             f'axes of its own.')
+            sentences.append(f'The {title} are different ({", ".join(values(setting))}): each is '
+                             f'drawn in a panel of its own.')
     for experiment, name in zip(experiments, names):
         if experiment.all_folds:
             finished, folds = len(experiment.runs), experiment.all_folds
@@ -114,31 +112,26 @@ def draw_curves(experiments: Sequence[Experiment], names: Sequence[str]) -> str:
 
 def scores_tables(experiments: Sequence[Experiment], names: Sequence[str],
                   page_folder: Path) -> str:
-    """Return a table of scores for each main metric as HTML. On one dataset the best is bold."""
+    """Return a table of scores for each main metric as HTML.
+
+    The best is bold if all have the same validation set.
+    """
     tables = ''
     metrics = list(dict.fromkeys(one.metric for one in experiments))
-    is_one_dataset = len({str(one.settings['dataset']) for one in experiments}) == 1
+    data = {(str(one.settings['dataset']), str(one.settings.get('data_val')))
+            for one in experiments}
     for metric in metrics:
         shown = [(one, name) for one, name in zip(experiments, names) if one.metric == metric]
         columns = [column for column in shown[0][0].scores
                    if any(one.scores[column] is not None for one, _ in shown)]
-        rows = [[link(one.folder, name, page_folder), *map(one.scores.get, columns)]
+        rows = [[report_link(one.folder, name, page_folder), *map(one.scores.get, columns)]
                 for one, name in shown]
         best = best_of([[one.rows[best_of(one.rows), 0]] for one, _ in shown])
         if len(metrics) > 1:
             tables += f'<h3>{METRICS[metric]}</h3>\n'
         tables += table(['', *columns], rows,
-                        marked=[best] if is_one_dataset and len(shown) > 1 else [])
+                        marked=[best] if len(data) == 1 and len(shown) > 1 else [])
     return tables
-
-
-def link(folder: Path, name: str, page_folder: Path) -> str:
-    """Return a link to an experiment's report.html, or the name alone if there is none."""
-    report = folder / 'report.html'
-    if not report.exists():
-        return name
-    address = quote(os.fsencode(Path(os.path.relpath(report, page_folder)).as_posix()))
-    return Html(f'<a href="{address}">{escape(name)}</a>')
 
 
 def settings_table(experiments: Sequence[Experiment], names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from reports.experiments import (
     Settings,
+    common_settings,
     finished_folds,
     list_folds,
     read_devices,
@@ -17,10 +18,9 @@ from reports.experiments import (
     read_settings,
 )
 from reports.folds import read_results
-from training.results import EpochRow, best_of
+from training.result_files import EpochRow, best_of, read_average, read_evaluation
 from utilities.errors import DataError
 from utilities.formatting import clock
-from utilities.tables import read_numbers
 
 METRICS = {'acc': 'accuracy', 'mAP': 'mAP'}  # --metrics -> name of the axis
 BY_FOLD = 'different in each fold'  # instead of the value of a setting in which folds differ
@@ -61,7 +61,8 @@ def read_experiment(folder: Path) -> Experiment:
     """Read an experiment, or the finished folds in a folder.
 
     Raises:
-        DataError: it is none, or has no epoch yet. This and errors of all kinds: it is broken.
+        DataError: the folder is no experiment, or has no epoch yet. Files that are broken may raise
+            other errors.
     """
     folds: list[Path] = []
     if (folder / 'args.json').exists():
@@ -71,7 +72,8 @@ def read_experiment(folder: Path) -> Experiment:
     else:
         raise DataError(f'{folder} holds no experiment: there is neither args.json nor fold1 in it'
                         if folder.is_dir() else f'there is no folder {folder}')
-    settings = common_settings([read_settings(run) for run in runs])
+    of_runs = [read_settings(run) for run in runs]
+    settings = {**dict.fromkeys(of_runs[0], BY_FOLD), **common_settings(of_runs)}
     if settings['metrics'] not in METRICS:
         raise DataError(f'{folder}: its main metric is {settings["metrics"]!r}, expected one of '
                         f'{", ".join(METRICS)}')
@@ -80,13 +82,6 @@ def read_experiment(folder: Path) -> Experiment:
     rows = read_results(runs)
     return Experiment(folder, runs, len(folds), settings, rows.mean(axis=0),
                       read_scores(runs, rows, settings))
-
-
-def common_settings(settings: Sequence[Settings]) -> Settings:
-    """Return the settings of all folds, with BY_FOLD for those in which they differ."""
-    first = settings[0]
-    return {name: value if all(one.get(name) == value for one in settings) else BY_FOLD
-            for name, value in first.items()}
 
 
 def read_scores(runs: Sequence[Path], rows: np.ndarray, settings: Settings) -> dict[str, Any]:
@@ -111,32 +106,18 @@ def read_scores(runs: Sequence[Path], rows: np.ndarray, settings: Settings) -> d
                           f'{mean[best, 0]:.4f} ± {rows[:, best, 0].std():.4f}'),
         'last epoch': float(mean[-1, 0]),
         'ensemble': float(EpochRow(*mean[-1]).cum_metric),
-        'averaged, mAP': read_mean(runs, 'wa_result.csv', 0),
-        'evaluation set': read_mean(runs, 'eval_result.csv', 2),
+        'averaged, mAP': mean_of_all([row and row.mAP for row in map(read_average, runs)]),
+        'evaluation set': mean_of_all([row and row.evaluation_metric
+                                       for row in map(read_evaluation, runs)]),
         'time': clock(sum(known)) if len(known) == len(runs) else None,
         'device': ', '.join(dict.fromkeys(name for run in runs for name in read_devices(run)))
                   or None}
 
 
-def read_mean(runs: Sequence[Path], name: str, line: int) -> float | None:
-    """Return the number in a line of a file of each run, as the mean over the runs.
-
-    Without the file it is None.
-
-    Raises:
-        DataError: a file holds something else.
-    """
-    paths = [run / name for run in runs]
-    if not all(path.exists() for path in paths):
-        return None
-    numbers = []
-    for path in paths:
-        try:
-            numbers.append(float(read_numbers(path, ndmin=1)[line]))
-        except (OSError, ValueError, IndexError):
-            raise DataError(f'cannot read {path}: expected a number in each of at least '
-                            f'{line + 1} lines') from None
-    return float(np.mean(numbers))
+def mean_of_all(numbers: Sequence[float | None]) -> float | None:
+    """Return the mean of the numbers of all runs, or None if one is missing."""
+    known = [number for number in numbers if number is not None]
+    return float(np.mean(known)) if len(known) == len(numbers) else None
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

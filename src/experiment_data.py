@@ -1,0 +1,119 @@
+"""The data of one experiment: data sets and loaders from its options, checked."""
+import argparse
+import logging
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from audio.reading import AudioError
+from dataloader import AudioConf, AudiosetDataset
+from training import processes
+from training.bad_audio import ReplaceUnreadable
+from training.devices import features_on_device
+from training.gpu_fbanks import WaveformDataset
+from training.loaders import make_loader
+from training.option_checks import check_files
+from training.sampler import EpochSampler
+from utilities.datafiles import Datafile
+from utilities.errors import DataError
+from utilities.weight_files import read_sample_weights, weight_file
+
+FIRST_FEW = 10  # recordings of which one must be readable
+
+logger = logging.getLogger(__name__)
+
+
+class Loaders(NamedTuple):
+    """The loaders of an experiment."""
+    train: Any  # TrainingLoader
+    val: Any  # AudioLoader
+    test: Any  # AudioLoader of --data_eval, or None
+
+
+def make_loaders(args: argparse.Namespace, device: torch.device) -> Loaders:
+    """Build the loaders of an experiment."""
+    check_files(args)
+    train_set = ReplaceUnreadable(make_dataset(args, args.data_train, 'train', device))
+    weights = None
+    if args.bal == 'bal':
+        weights = read_sample_weights(weight_file(args.data_train), len(train_set))
+    sampler = EpochSampler(len(train_set), args.seed, weights)
+
+    workers, pin = args.num_workers, device.type == 'cuda'
+
+    def evaluation_loader(datafile):
+        dataset = make_dataset(args, datafile, 'evaluation', device)
+        # Without gradients there is room for twice the samples.
+        batch_size = 2 * args.batch_size // processes.size()
+        return make_loader(dataset, batch_size, workers, pin)
+
+    return Loaders(train=make_loader(train_set, args.batch_size, workers, pin, sampler),
+                   val=evaluation_loader(args.data_val),
+                   test=evaluation_loader(args.data_eval) if args.data_eval else None)
+
+
+def make_dataset(args, datafile, mode, device):
+    """Build the dataset of one of the experiment's datafiles.
+
+    Raises:
+        DataError: if the datafile does not go with the options.
+    """
+    # These fields of AudioConf are options of the same name: num_mel_bins, mixup, freqm, timem,
+    # noise, dataset.
+    audio_conf = {field.name: getattr(args, field.name) for field in fields(AudioConf)
+                  if hasattr(args, field.name)}
+    audio_conf |= {'target_length': args.audio_length, 'mode': mode, 'mean': args.dataset_mean,
+                   'std': args.dataset_std}
+    kind = WaveformDataset if features_on_device(args.features, device) else AudiosetDataset
+    dataset = kind(datafile, audio_conf, args.label_csv)
+    check_labels(dataset.datafile, args.loss, None if mode == 'train' else args.metrics)
+    return dataset
+
+
+def check_labels(datafile: Datafile, loss: str, metric: str | None) -> None:
+    """Raise DataError if labels do not go with the loss or the metric; warn of negatives alone.
+
+    Args:
+        datafile: of a data set.
+        loss: 'BCE' or 'CE'.
+        metric: that the data set is evaluated with, or None.
+    """
+    several = np.strings.count(datafile.labels, ',').any()
+    if metric == 'acc' and several:
+        raise DataError(f'--metrics acc needs one label a sample, but {datafile.path} has samples '
+                        f'with several: use --metrics mAP')
+    if loss == 'CE' and (several or datafile.negatives):
+        found = 'samples with several' if several else f'{datafile.negatives} without (negatives)'
+        raise DataError(f'--loss CE needs one label a sample, but {datafile.path} has {found}: '
+                        f'use --loss BCE')
+    if datafile.negatives == len(datafile):
+        logger.warning('%s: no sample has a label: there is no class to learn from it, and AP, AUC '
+                       'and accuracy on it are nan', datafile.path)
+
+
+def check_first_recordings(loaders: Loaders) -> None:
+    """Read the first recording of every data set; of the training set, one of the first few.
+
+    A wrong path is better noticed now than in an hour.
+
+    Raises:
+        AudioError: if none of them can be read.
+    """
+    train_set = loaders.train.dataset.dataset  # within ReplaceUnreadable
+    read_one_of(train_set, min(FIRST_FEW, len(train_set)))
+    for loader in (loaders.val, loaders.test):
+        if loader is not None:
+            read_one_of(loader.dataset, 1)
+
+
+def read_one_of(dataset: AudiosetDataset, count: int) -> None:
+    """Read one of the first `count` samples. Raises AudioError if none of them can be read."""
+    for index in range(count):
+        try:
+            dataset[index]
+            return
+        except AudioError:
+            if index == count - 1:
+                raise
