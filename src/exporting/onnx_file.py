@@ -35,15 +35,15 @@ def write_onnx(trained: Trained, out: Path, waveform: bool = False, int8: bool =
     """
     graph = (WaveformToScores if waveform else FbankToScores)(trained).eval()
     content = convert(graph, describe(trained, graph))
-    run = make_runner(content, graph.input_name)
-    difference = require_agreement(graph, run, 'ONNX Runtime')
+    difference = require_agreement(graph, make_runner(content, graph.input_name), 'ONNX Runtime')
     logger.info('ONNX Runtime computes what PyTorch does, the largest difference is %.1e',
                 difference)
     if int8:
-        float_size, content = len(content), quantise(content)
-        compare_int8(graph, run, make_runner(content, graph.input_name))
+        in_float, content = content, quantise(content)
+        compare_int8(graph, make_runner(in_float, graph.input_name),
+                     make_runner(content, graph.input_name))
         logger.info('the file has %.1f MB, in float32 %.1f MB', len(content) / 1e6,
-                    float_size / 1e6)
+                    len(in_float) / 1e6)
     with output_folders(out.parent), atomic_write(out) as partial:
         partial.write_bytes(content)
 
