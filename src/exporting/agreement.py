@@ -28,6 +28,11 @@ def make_sounds(count: int, samples: int) -> torch.Tensor:
     return loudness * harmonics + noise * torch.randn(count, samples, generator=generator)
 
 
+def make_example(graph: FbankToScores) -> torch.Tensor:
+    """Make an input to trace a graph with, a batch of 2."""
+    return graph.convert_sounds(make_sounds(2, window_samples(graph.frames)))
+
+
 def make_inputs(graph: FbankToScores) -> list[torch.Tensor]:
     """Make inputs of a graph: a batch of 1, shorter than a window, and one of 5, longer."""
     window = window_samples(graph.frames)

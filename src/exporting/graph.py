@@ -15,6 +15,9 @@ from audio.fbank import (
     window_samples,
 )
 from exporting.trained import Trained
+from utilities.errors import DataError
+
+MAX_LENGTH = 2 ** 31 - 1  # of an axis; without a bound, torch 2.6 fails
 
 
 class FbankToScores(nn.Module):
@@ -47,8 +50,8 @@ class FbankToScores(nn.Module):
         return waveforms_to_fbanks(waveforms, self.frames, self.tables)
 
     def dynamic_shapes(self) -> dict[int, Any]:
-        """Return the names of the axes of the input that may have any length."""
-        return {0: torch.export.Dim('batch')}
+        """Return the axes of the input that may have any length, with their names."""
+        return {0: torch.export.Dim('batch', max=MAX_LENGTH)}
 
 
 class WaveformToScores(FbankToScores):
@@ -64,8 +67,8 @@ class WaveformToScores(FbankToScores):
         return waveforms
 
     def dynamic_shapes(self) -> dict[int, Any]:
-        """Return the names of the axes of the input that may have any length."""
-        return {**super().dynamic_shapes(), 1: torch.export.Dim('samples')}
+        """Return the axes of the input that may have any length, with their names."""
+        return {**super().dynamic_shapes(), 1: torch.export.Dim('samples', max=MAX_LENGTH)}
 
 
 def waveforms_to_fbanks(waveforms: torch.Tensor, frames: int, tables: FbankTables
@@ -91,6 +94,27 @@ def waveforms_to_fbanks(waveforms: torch.Tensor, frames: int, tables: FbankTable
     fbanks = compute_fbank(padded, tables)
     ends = torch.arange(frames) * SHIFT_SAMPLES + MIN_SAMPLES
     return torch.where((ends <= samples)[:, None], fbanks, 0.0)
+
+
+def trace(graph: FbankToScores, example: torch.Tensor) -> torch.export.ExportedProgram:
+    """Return a graph as a program of torch.export, for batches of any size.
+
+    Args:
+        graph: in eval mode.
+        example: an input. Its batch is not 1, which torch.export would take for a constant.
+
+    Raises:
+        DataError: if this PyTorch cannot do that.
+    """
+    try:
+        with torch.no_grad():
+            return torch.export.export(graph, (example,), strict=False,
+                                       dynamic_shapes=(graph.dynamic_shapes(),))
+    except RuntimeError as error:
+        if '_fft_r2c' not in str(error):
+            raise
+        raise DataError(f'PyTorch {torch.__version__} cannot export the FFT of an fbank: leave out '
+                        f'--waveform, or update PyTorch (2.11 can)') from error
 
 
 def describe(trained: Trained, graph: FbankToScores) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from audio.fbank import window_samples
-from exporting.agreement import Run, make_sounds, require_agreement
-from exporting.graph import FbankToScores, WaveformToScores, describe
+from exporting.agreement import Run, make_example, require_agreement
+from exporting.graph import FbankToScores, WaveformToScores, describe, trace
 from exporting.int8 import compare_int8, quantise
 from exporting.libraries import quiet_libraries
 from exporting.trained import Trained
@@ -50,11 +49,10 @@ def write_onnx(trained: Trained, out: Path, waveform: bool = False, int8: bool =
 
 def convert(graph: FbankToScores, metadata: dict[str, Any]) -> bytes:
     """Return a graph as the content of an ONNX file."""
-    # torch.export takes a size of 1 for a constant, so the example is a batch of 2.
-    example = graph.convert_sounds(make_sounds(2, window_samples(graph.frames)))
+    traced = trace(graph, make_example(graph))
     with torch.no_grad(), quiet_libraries():
         program = torch.onnx.export(
-            graph, (example,), dynamo=True, dynamic_shapes=(graph.dynamic_shapes(),),
+            traced, dynamo=True, dynamic_shapes=(graph.dynamic_shapes(),),
             input_names=[graph.input_name], output_names=['logits', 'scores'], verbose=False)
     assert program is not None
     program.model.metadata_props.update(

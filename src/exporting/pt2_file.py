@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 
-from audio.fbank import window_samples
-from exporting.agreement import make_sounds, require_agreement
-from exporting.graph import FbankToScores, WaveformToScores, describe
+from exporting.agreement import make_example, require_agreement
+from exporting.graph import FbankToScores, WaveformToScores, describe, trace
 from exporting.libraries import quiet_libraries
 from exporting.trained import Trained
 from models.atomic import atomic_write
@@ -32,7 +31,7 @@ def write_pt2(trained: Trained, out: Path, waveform: bool = False) -> None:
         DataError: if the results differ too much. `out` is then as it was.
     """
     graph = (WaveformToScores if waveform else FbankToScores)(trained).eval()
-    program = trace(graph)
+    program = trace(graph, make_example(graph))
     metadata = json.dumps(describe(trained, graph), ensure_ascii=False)
     with output_folders(out.parent), atomic_write(out) as partial:
         with open(partial, 'wb') as file:  # of a path, torch would want the suffix .pt2
@@ -47,12 +46,3 @@ def write_pt2(trained: Trained, out: Path, waveform: bool = False) -> None:
         difference = require_agreement(graph, run, 'the .pt2 file')
     logger.info('the file computes what the model does, the largest difference is %.1e',
                 difference)
-
-
-def trace(graph: FbankToScores) -> torch.export.ExportedProgram:
-    """Return a graph as a program of torch.export, for batches of any size."""
-    # torch.export takes a size of 1 for a constant, so the example is a batch of 2.
-    example = graph.convert_sounds(make_sounds(2, window_samples(graph.frames)))
-    with torch.no_grad():
-        return torch.export.export(graph, (example,), dynamic_shapes=(graph.dynamic_shapes(),),
-                                   strict=False)
