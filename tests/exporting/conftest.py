@@ -39,8 +39,13 @@ def exported(tmp_path_factory, checkpoints):
         if (form, *options) not in made:
             path = folder / f'{len(made)}{export.SUFFIXES[form]}'
             checkpoint = checkpoints['waveform' if '--waveform' in options else 'fbank']
-            export.main(['--checkpoint', str(checkpoint), '--format', form, '--out', str(path),
-                         *options])
+            try:
+                export.main(['--checkpoint', str(checkpoint), '--format', form, '--out', str(path),
+                             *options])
+            except SystemExit as error:
+                if 'cannot export the FFT' in str(error):  # torch 2.6
+                    pytest.skip(str(error))
+                raise
             made[form, *options] = path
         return made[form, *options]
     return make
