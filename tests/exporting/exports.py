@@ -1,4 +1,6 @@
 """What the tests of exported files share: inputs, and what this repository computes of them."""
+import re
+
 import numpy as np
 import torch
 
@@ -34,3 +36,10 @@ def tag_first_windows(tagger, sounds):
     """Return the scores (sounds, classes) of arrays or files, as inference.py computes them."""
     return np.stack([tagging.scores[0]
                      for tagging in tag_here(tagger, sounds, rate=RATE, window='first')])
+
+
+def read_script(page, word):
+    """Return the Python script of a page that contains a word."""
+    scripts = re.findall(r'```python\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL)
+    [script] = [script for script in scripts if word in script]
+    return script

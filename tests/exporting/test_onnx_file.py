@@ -1,6 +1,5 @@
 """ONNX files: ONNX Runtime computes what PyTorch does, and needs the file alone."""
 import json
-import re
 import subprocess
 import sys
 import wave
@@ -12,7 +11,14 @@ import torch
 import export
 from audio.reading import load_waveform
 from exporting import int8
-from exports import LENGTHS, compute_logits, make_fbanks, make_waveforms, tag_first_windows
+from exports import (
+    LENGTHS,
+    compute_logits,
+    make_fbanks,
+    make_waveforms,
+    read_script,
+    tag_first_windows,
+)
 from small_tagger import FRAMES, LABELS, MEAN, MEL_BINS, RATE, STD
 
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -82,13 +88,6 @@ def test_the_file_says_what_a_program_must_know(exported, options):
     assert [int(known[name]) for name in ('sample_rate', 'frames', 'mel_bins')] == [
         RATE, FRAMES, MEL_BINS]
     assert known['input'] == session.get_inputs()[0].name == ('waveform' if options else 'fbank')
-
-
-def read_script(page, word):
-    """Return the Python script of a page that contains a word."""
-    scripts = re.findall(r'```python\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL)
-    [script] = [script for script in scripts if word in script]
-    return script
 
 
 @pytest.mark.parametrize('options', [(), ('--int8',)])

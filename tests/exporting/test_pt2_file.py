@@ -8,9 +8,15 @@ import pytest
 import torch
 
 import export
-from exports import LENGTHS, compute_logits, make_fbanks, make_waveforms, tag_first_windows
+from exports import (
+    LENGTHS,
+    compute_logits,
+    make_fbanks,
+    make_waveforms,
+    read_script,
+    tag_first_windows,
+)
 from small_tagger import FRAMES, LABELS, MEAN, MEL_BINS, RATE, STD
-from test_onnx_file import read_script
 
 
 @pytest.mark.parametrize('batch', [1, 5])
