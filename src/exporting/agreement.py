@@ -17,7 +17,7 @@ Run = Callable[[torch.Tensor], Results]  # of an input of the graph
 
 
 def make_sounds(count: int, samples: int) -> torch.Tensor:
-    """Make sounds with harmonics, a rhythm and noise, each another. Return (count, samples)."""
+    """Make different sounds of harmonics, a rhythm and noise. Return (count, samples)."""
     generator = torch.Generator().manual_seed(0)
     pitch, rhythm, noise = (10 ** torch.empty(count, 1).uniform_(low, high, generator=generator)
                             for low, high in ((2, 3), (-0.5, 1), (-4, -1)))  # Hz, Hz, amplitude
@@ -66,6 +66,6 @@ def require_agreement(graph: FbankToScores, run: Run, program: str) -> float:
     bound = BOUNDS[graph.input_name]
     if not largest <= bound:  # not a number is neither above nor below
         raise DataError(f'{program} computes other logits than PyTorch: they differ by '
-                        f'{largest:.2g}, expected at most {bound:g}; nothing was written. Are the '
-                        f'weights whole, and what does inference.py say?')
+                        f'{largest:.2g}, expected at most {bound:g}; nothing was written. Does '
+                        f'inference.py give sensible scores with this checkpoint?')
     return largest

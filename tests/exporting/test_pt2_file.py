@@ -61,6 +61,14 @@ def test_the_script_of_the_page_needs_nothing_of_this_repository(exported, root,
     assert names == LABELS['names'] and np.shape(scores) == (1, len(names))
 
 
+def test_a_file_can_be_moved_to_another_device(exported):
+    passes = pytest.importorskip('torch.export.passes')
+    program = torch.export.load(exported('torch_export', '--waveform'))
+    model = passes.move_to_device_pass(program, 'meta').module()
+    _, scores = model(torch.zeros(2, 5000, device='meta'))
+    assert scores.is_meta and scores.shape == (2, 3)
+
+
 def test_a_file_that_disagrees_with_the_model_is_not_written(overflowing, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit, match='the .pt2 file computes other logits than PyTorch'):
