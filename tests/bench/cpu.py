@@ -170,7 +170,7 @@ def exports(scale, folder):
             times = alternate(functions, scale.rounds)
         for name, what in (('fp32', 'ONNX Runtime fp32'), ('int8', 'ONNX Runtime int8'),
                            ('bf16', 'PyTorch bf16')):
-            yield faster(f'inference, {scale.model_size}, {what}, {count} threads, against '
+            yield faster(f'inference, {scale.model_size}, {what}, threads: {count}, against '
                          f'PyTorch fp32', times[name], times['off'])
 
 
