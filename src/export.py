@@ -1,6 +1,8 @@
 """Export a trained model, so that other programs can use it without this repository.
 
     python export.py --checkpoint exp/X/models/best_audio_model.pth --format transformers --out DIR
+    python export.py --checkpoint ... --format onnx --waveform --out model.onnx
+    python export.py --checkpoint ... --format torch_export --waveform --out model.pt2
 """
 import re
 from argparse import ArgumentTypeError, Namespace
@@ -11,6 +13,7 @@ from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_l
 from utilities.formatting import quoted
 
 FORMATS = ('transformers', 'onnx', 'torch_export')
+SUFFIXES = {'onnx': '.onnx', 'torch_export': '.pt2'}  # of files
 
 
 def license_id(text: str) -> str:
@@ -33,6 +36,10 @@ def make_parser() -> OptionParser:
              'torch_export: a .pt2 for torch.export.load')
     add('--out', required=True, type=Path,
         help='the folder (transformers) or the file (.onnx, .pt2) to write')
+    add('--waveform', action='store_true',
+        help='onnx, torch_export: the input is a 16 kHz waveform; without it, an fbank')
+    add('--int8', action='store_true',
+        help='onnx: linear layers with 8-bit numbers, for CPUs; says how far the scores move')
     add('--label_csv',
         help='label file: index,mid,display_name; without it the names that the checkpoint knows')
     add('--license', type=license_id,
@@ -47,10 +54,21 @@ def check_options(parser: OptionParser, args: Namespace) -> None:
     """End the program with a sentence if options contradict each other."""
     if args.license and args.format != 'transformers':
         parser.error('--license goes into the card that --format transformers writes')
+    if args.int8 and args.format != 'onnx':
+        parser.error(f'--int8 goes with --format onnx, got {args.format}')
+    if args.waveform and args.format == 'transformers':
+        parser.error('--waveform goes with --format onnx or torch_export: the model of '
+                     'transformers has a feature extractor')
+    suffix = SUFFIXES.get(args.format)
+    if suffix and args.out.suffix != suffix:
+        parser.error(f'--out of --format {args.format} must end in {suffix}, got {args.out}')
 
 
 def export(args: Namespace) -> None:
     """Write the model that the options name."""
+    if args.format == 'onnx':
+        from exporting.libraries import FOR_ONNX, require_packages
+        require_packages('--format onnx', FOR_ONNX)
     from exporting.trained import load_trained
     trained = load_trained(
         args.checkpoint, args.label_csv, fstride=args.fstride, tstride=args.tstride,
@@ -61,10 +79,10 @@ def export(args: Namespace) -> None:
         write_transformers(trained, args.out, args.license)
     elif args.format == 'onnx':
         from exporting.onnx_file import write_onnx
-        write_onnx(trained, args.out)
+        write_onnx(trained, args.out, args.waveform, args.int8)
     else:
         from exporting.pt2_file import write_pt2
-        write_pt2(trained, args.out)
+        write_pt2(trained, args.out, args.waveform)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,6 +2,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torchaudio
@@ -15,7 +16,19 @@ FFT_SAMPLES = 512  # Kaldi pads a frame to the next power of two
 PREEMPHASIS = 0.97  # Kaldi's default
 LOWEST_HERTZ, HIGHEST_HERTZ = 20.0, 0.0  # Kaldi's defaults; 0 stands for half the sample rate
 VOCAL_TRACT = (100.0, -500.0, 1.0)  # no warping of the frequency axis, Kaldi's default
-FILTERS_A_PIECE = 32  # see _fbank_tables
+FILTERS_A_PIECE = 32  # see fbank_tables
+
+
+class FbankTables(NamedTuple):
+    """What an fbank is computed with.
+
+    Attributes:
+        window: (MIN_SAMPLES,).
+        filters: the mel filters in pieces. Each has the slice of FFT bins that it uses, and its
+            weights (those FFT bins, mel bins).
+    """
+    window: torch.Tensor
+    filters: list[tuple[slice, torch.Tensor]]
 
 
 def fbank(waveform: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
@@ -34,8 +47,21 @@ def fbank(waveform: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
     """
     if waveform.shape[-1] < MIN_SAMPLES:
         return waveform.new_zeros(*waveform.shape[:-1], 0, num_mel_bins)
-    window, filters = _fbank_tables(num_mel_bins, waveform.device)
+    return compute_fbank(waveform, fbank_tables(num_mel_bins, waveform.device))
 
+
+def compute_fbank(waveform: torch.Tensor, tables: FbankTables) -> torch.Tensor:
+    """Return the fbank of waveforms that are at least one frame long.
+
+    Args:
+        waveform: (..., samples).
+        tables: what fbank_tables returns. torch.export can trace this function, but not the
+            making of tables.
+
+    Returns:
+        (..., frames, mel bins).
+    """
+    window, filters = tables
     waveform = waveform - waveform.mean(dim=-1, keepdim=True)
     frames = waveform.unfold(-1, MIN_SAMPLES, SHIFT_SAMPLES)  # (..., frames, MIN_SAMPLES)
     frames = frames - frames.mean(dim=-1, keepdim=True)
@@ -82,16 +108,11 @@ def _without_tf32() -> Iterator[None]:
 
 
 @functools.lru_cache(maxsize=8)
-def _fbank_tables(num_mel_bins: int, device: torch.device
-                  ) -> tuple[torch.Tensor, list[tuple[slice, torch.Tensor]]]:
-    """Return the window and the mel filters that `fbank` multiplies by.
+def fbank_tables(num_mel_bins: int, device: torch.device) -> FbankTables:
+    """Return the window and the mel filters of an fbank.
 
     Only 1.5 % of the whole table of filters is not zero. So it is cut into pieces of a few mel
     bins, and each piece is only as wide as the FFT bins that its filters use.
-
-    Returns:
-        The window (MIN_SAMPLES,), and for each piece the slice of FFT bins that it uses and its
-        weights (those FFT bins, mel bins).
     """
     window = torch.hann_window(MIN_SAMPLES, periodic=False, device=device)
     table, _ = torchaudio.compliance.kaldi.get_mel_banks(
@@ -101,7 +122,7 @@ def _fbank_tables(num_mel_bins: int, device: torch.device
         used = piece.any(dim=0).nonzero()
         first, end = (int(used.min()), int(used.max()) + 1) if len(used) else (0, 1)
         filters.append((slice(first, end), piece[:, first:end].T.contiguous().to(device)))
-    return window, filters
+    return FbankTables(window, filters)
 
 
 def count_frames(samples: int) -> int:

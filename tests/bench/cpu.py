@@ -4,12 +4,16 @@ import json
 from functools import partial
 
 import numpy as np
+import onnxruntime
 import soundfile
 import torch
 from transformers import ASTFeatureExtractor, pipeline
 
 from audio.fbank import SAMPLE_RATE, fbank, normalise
 from dataloader import AudiosetDataset, SampleKey
+from exporting.int8 import BOUND as INT8_BOUND
+from exporting.onnx_file import write_onnx
+from exporting.trained import load_trained
 from measure import (
     alternate,
     at_most,
@@ -146,6 +150,38 @@ def inference(scale, folder):
                 0.7, towards=True)
 
 
+def exports(scale, folder):
+    """One clip through the model and through its ONNX files, on one thread and on two."""
+    save_peer(folder, scale)
+    taggers = {amp: load_tagger(folder, 'cpu', amp) for amp in ('off', 'bf16')}
+    trained = load_trained(str(folder))
+    for name in ('fp32', 'int8'):
+        write_onnx(trained, folder / f'{name}.onnx', int8=name == 'int8')
+    fbanks = torch.randn(1, scale.frames, MEL_BINS)
+    for count in (1, 2):
+        files = {name: open_onnx(folder / f'{name}.onnx', count) for name in ('fp32', 'int8')}
+        functions = {**{amp: partial(tagger, fbanks) for amp, tagger in taggers.items()},
+                     **{name: partial(run, fbanks.numpy()) for name, run in files.items()}}
+        with threads(count):
+            expected = functions['off']()[0]
+            for name, tolerance in (('fp32', 1e-4), ('int8', INT8_BOUND)):
+                require_close(f'scores, ONNX Runtime {name}', functions[name]()[0], expected,
+                              tolerance)
+            times = alternate(functions, scale.rounds)
+        for name, what in (('fp32', 'ONNX Runtime fp32'), ('int8', 'ONNX Runtime int8'),
+                           ('bf16', 'PyTorch bf16')):
+            yield faster(f'inference, {scale.model_size}, {what}, threads: {count}, against '
+                         f'PyTorch fp32', times[name], times['off'])
+
+
+def open_onnx(path, count):
+    """A function that runs an ONNX file on so many threads: fbanks to scores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    return lambda fbanks: session.run(['scores'], {'fbank': fbanks})
+
+
 def tagging(scale, folder):
     """Files to tags end to end, in the precision that `auto` takes, with the weights that the pipeline has."""
     save_peer(folder, scale)
@@ -232,5 +268,5 @@ def patchout(scale, folder):
                  times['Patchout'], times['none'], 1.8)
 
 
-ROWS = {'features': features, 'dataset': dataset, 'inference': inference, 'tagging': tagging, 'metrics': metrics,
-        'training': training, 'patchout': patchout}
+ROWS = {'features': features, 'dataset': dataset, 'inference': inference, 'exports': exports, 'tagging': tagging,
+        'metrics': metrics, 'training': training, 'patchout': patchout}

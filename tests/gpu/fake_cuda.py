@@ -59,14 +59,14 @@ def fake_cuda():
     """
     if not hasattr(torch.accelerator, 'device_index'):  # torch 2.6 asks the driver, and aborts
         pytest.skip('the FakeTensorMode of this PyTorch needs a real GPU')
-    gpu, tables = Gpu(), fbank_module._fbank_tables
+    gpu, tables = Gpu(), fbank_module.fbank_tables
     with contextlib.ExitStack() as patches:
         for owner, name, substitute in (
                 (torch.Tensor, 'numpy', numpy),
                 (torch.Tensor, 'backward', lambda loss: gpu.backward(loss)),
                 (torch.cuda.amp.common, 'amp_definitely_not_available', lambda: False),
                 (torch.cuda, 'is_bf16_supported', lambda **_: True),
-                (fbank_module, '_fbank_tables', lambda *where: fbank_tables(tables, *where))):
+                (fbank_module, 'fbank_tables', lambda *where: fbank_tables(tables, *where))):
             patches.enter_context(mock.patch.object(owner, name, substitute))
         patches.enter_context(FakeCuda())
         yield gpu
@@ -80,7 +80,7 @@ def numpy(tensor):
 
 
 def fbank_tables(make, num_mel_bins, device):
-    """Stand in for fbank_module._fbank_tables, whose shapes depend on numbers.
+    """Stand in for fbank_module.fbank_tables, whose shapes depend on numbers.
 
     The real one runs past its cache on the device `meta`: what it puts there is on the fake device.
     """
