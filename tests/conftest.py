@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from browser import Tabs, launched
 from dataloader import AudiosetDataset
@@ -20,19 +21,35 @@ from utilities.parallel import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / 'tests' / 'golden'
+LONGEST = ('test_slurm', 'test_processes', 'test_resume', 'test_run_esc50')
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """Return how many processes share the files of tests.
 
-    One more than cores, since some wait a good deal; at most four, since each needs memory.
+    Two more than cores, since some wait a good deal; at most four, since each needs memory.
     """
-    return min(4, available_cores() + 1)
+    return min(4, available_cores() + 2)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that none of them is left for the end."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_sessionstart():
-    """Let the server that starts workers, if there is one (Python 3.14), import everything once."""
+    """Share the cores, and import everything once.
+
+    Each process that runs tests computes on its share of the cores, and so does what it starts:
+    threads that wait for a core burn time. The server that starts workers, if there is one
+    (Python 3.14), does the imports.
+    """
+    if 'OMP_NUM_THREADS' not in os.environ:
+        processes = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+        threads = max(1, available_cores() // processes)
+        os.environ['OMP_NUM_THREADS'] = str(threads)
+        torch.set_num_threads(threads)
     chosen = multiprocessing.get_start_method(allow_none=True)
     if (chosen or multiprocessing.get_all_start_methods()[0]) == 'forkserver':
         from ranks import make_context  # imports everything

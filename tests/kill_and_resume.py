@@ -1,8 +1,9 @@
 """Kill a small training at random moments, start it again each time, compare it with a whole one.
 
-python tests/kill_and_resume.py --kills 100 [--signal SIGTERM] [--seed 0]: exits with 0 if the
-tables and the final weights are identical, TensorBoard's log has every epoch once and, with SIGTERM,
-no step was done twice. Starts have 0 and 1 data workers in turn.
+python tests/kill_and_resume.py SIGKILL=100 SIGTERM=20 [--seed 0] kills runs 100 times, and stops
+others 20 times. It exits with 0 if the tables and the final weights are identical, TensorBoard's log
+has every epoch once and, except after SIGKILL, no step was done twice. Starts have 0 and 1 data
+workers in turn.
 """
 import argparse
 import json
@@ -23,7 +24,7 @@ import run
 from tensorboard_reader import check_log
 from training.interrupt import EXIT_CODE, STOP_SIGNALS
 
-CLIPS, STEPS, EPOCHS = 40, 10, 4
+CLIPS, STEPS, EPOCHS = 24, 6, 3
 OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 '
            '--dataset kill --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 '
            f'--audio_length 32 --fstride 16 --tstride 16 --n_epochs {EPOCHS} '
@@ -111,12 +112,38 @@ def same(name):
     return (Path('undisturbed') / name).read_bytes() == (Path('disturbed') / name).read_bytes()
 
 
+def compare(number, kills, seed):
+    """Disturb runs until so many signals have hit, and compare each with the undisturbed one."""
+    hits, rounds = 0, 0
+    while hits < kills:  # a run that ends before its last signal is followed by another
+        rng = np.random.default_rng((seed, rounds))
+        Path('disturbed.log').write_text('')
+        hits += disturb(kills - hits, number, rng, 'disturbed.log')
+        text = Path('disturbed.log').read_text()
+        assert Path('disturbed/finished').exists(), text
+        assert all(map(same, ('result.csv', 'metrics.csv', 'wa_result.csv',
+                              'models/audio_model_wa.pth', 'models/best_audio_model.pth'))), (
+            'the disturbed run differs')
+        check_log(Path('disturbed'), EPOCHS, 'mAP')
+        steps = re.findall(r'epoch (\d+) of \d+, step (\d+) of', text)
+        if number != signal.SIGKILL:
+            assert len(steps) == len(set(steps)) == STEPS * EPOCHS, (
+                'a step was done twice, or not at all')
+        rounds += 1
+        os.rename('disturbed', f'{number.name}{rounds}')
+    print(f'{hits} times {number.name} in {rounds} runs: identical to the undisturbed run')
+
+
+def signal_and_kills(text):
+    """Read a word such as SIGTERM=4."""
+    name, _, kills = text.partition('=')
+    return {number.name: number for number in (signal.SIGKILL, *STOP_SIGNALS)}[name], int(kills)
+
+
 def main():
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--kills', type=int, default=8)
-    parser.add_argument('--signal', default='SIGKILL',
-                        choices=['SIGKILL', 'SIGTERM', 'SIGINT', 'SIGUSR1'])
+    parser.add_argument('signals', type=signal_and_kills, nargs='+', metavar='SIGNAL=KILLS')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,24 +151,8 @@ def main():
         make_data(Path(folder))
         code = finish(start('undisturbed', 0, 'undisturbed.log'))
         assert code == 0, Path('undisturbed.log').read_text()
-        hits, rounds = 0, 0
-        while hits < args.kills:  # a run that ends before its last signal is followed by another
-            rng = np.random.default_rng((args.seed, rounds))
-            Path('disturbed.log').write_text('')
-            hits += disturb(args.kills - hits, signal.Signals[args.signal], rng, 'disturbed.log')
-            text = Path('disturbed.log').read_text()
-            assert Path('disturbed/finished').exists(), text
-            assert all(map(same, ('result.csv', 'metrics.csv', 'wa_result.csv',
-                                  'models/audio_model_wa.pth', 'models/best_audio_model.pth'))), (
-                'the disturbed run differs')
-            check_log(Path('disturbed'), EPOCHS, 'mAP')
-            steps = re.findall(r'epoch (\d+) of \d+, step (\d+) of', text)
-            if args.signal != 'SIGKILL':
-                assert len(steps) == len(set(steps)) == STEPS * EPOCHS, (
-                    'a step was done twice, or not at all')
-            rounds += 1
-            os.rename('disturbed', f'disturbed{rounds}')
-        print(f'{hits} times {args.signal} in {rounds} runs: identical to the undisturbed run')
+        for number, kills in args.signals:
+            compare(number, kills, args.seed)
 
 
 if __name__ == '__main__':

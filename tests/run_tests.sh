@@ -13,4 +13,6 @@ if [ "${1:-}" = gpu ]; then
     shift
     set -- -n 0 -o verbosity_test_cases=1 -rfEs gpu "$@"
 fi
+# Programs that tests start would compile src again and again if bytecode were not kept.
+export PYTHONDONTWRITEBYTECODE=
 exec "$PYTHON" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

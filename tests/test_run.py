@@ -3,6 +3,7 @@ import ast
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -25,6 +26,7 @@ CLIPS = 12
 BASE = ('--data-train train.json --data-val val.json --label-csv labels.csv --n_class 3 --exp-dir exp --dataset demo '
         '--num_mel_bins 32 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
         '--n-epochs 2 --batch-size 4 --lr 1e-4 --num-workers 0 --device cpu')
+CHANGED = '--lrscheduler_start 1 --dataset-mean -5.5 --dataset_std 3 --timem 7'
 EVERYTHING = '--mixup 0.5 --freqm 8 --timem 8 --noise True --bal bal --warmup True'
 PREDICTIONS = {'predictions/target.npy', 'predictions/cum_predictions.npy', 'predictions/predictions_1.npy',
                'predictions/predictions_2.npy'}
@@ -59,6 +61,25 @@ def start(exp_dir):
     return in_process
 
 
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+    """A folder for the experiments that several tests look at."""
+    return tmp_path_factory.mktemp('kept')
+
+
+@pytest.fixture
+def start_once(start, exp_dir, kept):
+    """Run an experiment in exp_dir, or copy what a test before has left with the same options."""
+    def copy_or_run(options=''):
+        copy = kept / (options or 'plain')
+        if copy.exists():
+            shutil.copytree(copy, exp_dir)
+        else:
+            start(options)
+            shutil.copytree(exp_dir, copy)
+    return copy_or_run
+
+
 @pytest.fixture
 def refuse(start, capsys):
     """Run an experiment that must stop with a mistake; returns the last line that the user sees."""
@@ -76,13 +97,13 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file()}
 
 
-def test_an_experiment_leaves_its_results_its_best_model_and_nothing_else(start, exp_dir):
-    start()
+def test_an_experiment_leaves_its_results_its_best_model_and_nothing_else(start_once, exp_dir):
+    start_once()
     assert files(exp_dir) == EXPERIMENT
 
 
-def test_result_csv_has_the_published_columns(start, exp_dir):
-    start('--lrscheduler_start 1')
+def test_result_csv_has_the_published_columns(start_once, exp_dir):
+    start_once(CHANGED)
     table = np.loadtxt(exp_dir / 'result.csv', delimiter=',')
     assert table.shape == (2, 10)
     assert table[:, 9].tolist() == pytest.approx([1e-4, 5e-5])
@@ -117,8 +138,8 @@ def test_metrics_that_only_negatives_do_not_have_are_announced(start, exp_dir, c
     assert np.isnan(np.loadtxt(exp_dir / 'result.csv', delimiter=',')[:5]).all()
 
 
-def test_the_best_model_is_described_beside_it(start, exp_dir):
-    start('--dataset-mean -5.5 --dataset_std 3')
+def test_the_best_model_is_described_beside_it(start_once, exp_dir):
+    start_once(CHANGED)
     description = json.loads((exp_dir / 'models' / 'best_audio_model.json').read_text())
     assert description == {
         'model_size': 'tiny224', 'label_dim': 3, 'fstride': 16, 'tstride': 16, 'input_fdim': 32, 'input_tdim': 32,
@@ -126,8 +147,8 @@ def test_the_best_model_is_described_beside_it(start, exp_dir):
         'mean': -5.5, 'std': 3.0, 'loss': 'BCE', 'start': 'random'}
 
 
-def test_the_options_are_kept(start, exp_dir):
-    start('--timem 7')
+def test_the_options_are_kept(start_once, exp_dir):
+    start_once(CHANGED)
     kept = json.loads((exp_dir / 'args.json').read_text())
     assert set(kept) == set(vars(make_parser().parse_args(BASE.split())))
     assert (kept['timem'], kept['lr'], kept['imagenet_pretrain'], kept['data_eval']) == (7, 1e-4, False, None)
@@ -157,11 +178,11 @@ def test_another_seed_is_another_run(start, exp_dir):
 @pytest.mark.parametrize('options', ['--mixup 1', '--freqm 16', '--timem 16', '--noise True', '--bal bal',
                                      '--warmup True', '--optim sgd', '--clip_grad 0.001', '--loss CE',
                                      '--dataset_mean -3', '--dataset-std=9', '--lr 2e-4', '-b 6'])
-def test_an_option_of_training_changes_what_is_learned(start, exp_dir, options):
-    start('--n_epochs 1 --exp_dir exp/plain')
-    start(f'--n_epochs 1 --exp_dir exp/changed {options}')
-    heads = [read_state_dict(exp_dir / name / 'models' / 'best_audio_model.pth')['mlp_head.1.weight']
-             for name in ('plain', 'changed')]
+def test_an_option_of_training_changes_what_is_learned(start, start_once, exp_dir, options):
+    start_once('--n_epochs 1')
+    start(f'--n_epochs 1 --exp_dir changed {options}')
+    heads = [read_state_dict(folder / 'models' / 'best_audio_model.pth')['mlp_head.1.weight']
+             for folder in (exp_dir, exp_dir.with_name('changed'))]
     assert not torch.equal(*heads)
 
 
@@ -221,16 +242,16 @@ def test_a_dry_run_needs_no_weights(start, exp_dir, monkeypatch, tmp_path):
     assert not exp_dir.exists() and not (tmp_path / 'empty').exists()
 
 
-def test_a_finished_experiment_is_not_run_again(start, exp_dir, capsys):
-    start()
+def test_a_finished_experiment_is_not_run_again(start, start_once, exp_dir, capsys):
+    start_once()
     before = {name: (exp_dir / name).stat().st_mtime_ns for name in files(exp_dir)}
     start('--num_workers 2 --n_print_steps 3')
     assert 'exp is finished already' in capsys.readouterr().err
     assert {name: (exp_dir / name).stat().st_mtime_ns for name in files(exp_dir)} == before
 
 
-def test_a_run_that_was_broken_off_can_be_started_again(start, exp_dir):
-    start()
+def test_a_run_that_was_broken_off_can_be_started_again(start, start_once, exp_dir):
+    start_once()
     table = (exp_dir / 'result.csv').read_bytes()
     (exp_dir / 'finished').unlink()
     start()
@@ -238,8 +259,8 @@ def test_a_run_that_was_broken_off_can_be_started_again(start, exp_dir):
     assert files(exp_dir) == EXPERIMENT
 
 
-def test_other_settings_in_the_same_folder_are_named(start, refuse, exp_dir):
-    start('--n_epochs 1')
+def test_other_settings_in_the_same_folder_are_named(start_once, refuse, exp_dir):
+    start_once('--n_epochs 1')
     table = (exp_dir / 'result.csv').read_bytes()
     message = refuse('--n_epochs 1 --lr 2e-4 --timem 5')
     assert '--lr 0.0001 -> 0.0002' in message and '--timem 0 -> 5' in message and '--n_epochs' not in message

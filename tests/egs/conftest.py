@@ -25,13 +25,14 @@ def python_of_recipes():
 def terminal():
     """Return a function that makes the environment of a user's terminal.
 
-    In it, `python` is this very Python. The function takes further variables.
+    In it, `python` is this very Python. The function takes further variables, and None for one
+    that is not to be there.
     """
     def environment(**given):
-        clean = {name: value for name, value in os.environ.items()
-                 if not name.startswith('SLURM') and name not in ('VIRTUAL_ENV', 'CONDA_PREFIX')}
-        return {**clean, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
-                **given}
+        changed = {'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
+                   'VIRTUAL_ENV': None, 'CONDA_PREFIX': None, **given}
+        return {name: value for name, value in {**os.environ, **changed}.items()
+                if value is not None and (name in given or not name.startswith('SLURM'))}
     return environment
 
 
@@ -41,6 +42,28 @@ def run_shell(tmp_path, terminal):
     def run(command, cwd=tmp_path, **environment):
         return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True,
                               text=True, env=terminal(**environment))
+    return run
+
+
+@pytest.fixture
+def planned(run_shell, tmp_path):
+    """Start a recipe with a python that only writes down the programs it is to run.
+
+    Returns them, a line each. It does run what reads the options.
+    """
+    stand_in, calls = tmp_path / 'bin' / 'python', tmp_path / 'calls'
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/sh\ncase $1 in */environment.py) echo "$0" ;; '
+                        f'-c | */recipe_options.py) exec "{sys.executable}" "$@" ;; '
+                        f'*) echo "$*" >> "{calls}" ;; esac\n')
+    stand_in.chmod(0o755)
+
+    def run(recipe, *words, cwd=tmp_path, **environment):
+        calls.write_text('')
+        path = f'{stand_in.parent}{os.pathsep}{os.environ["PATH"]}'
+        done = run_shell([recipe, *words], cwd=cwd, PATH=path, AST_PYTHON='', **environment)
+        assert done.returncode == 0, done.stderr
+        return calls.read_text()
     return run
 
 

@@ -30,11 +30,15 @@ def prepared(make_tone, make_datafile, tmp_path):
 
 @pytest.fixture
 def start(recipe, terminal, tmp_path):
-    """Start the recipe in two processes; return the process of the recipe itself."""
+    """Start the recipe in two processes; return the process of the recipe itself.
+
+    Nobody says how many threads they have: they share the cores.
+    """
     words = [str(recipe), '--exp_dir', 'two', *OPTIONS, '--launcher', 'torchrun',
              '--processes', '2']
-    return lambda: subprocess.Popen(words, cwd=tmp_path, env=terminal(), stderr=subprocess.PIPE,
-                                    text=True, stdout=subprocess.DEVNULL, start_new_session=True)
+    return lambda: subprocess.Popen(words, cwd=tmp_path, env=terminal(OMP_NUM_THREADS=None),
+                                    stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                                    start_new_session=True)
 
 
 def read_until(process, words):

@@ -1,8 +1,8 @@
 """The AudioSet recipe as its users start it: their clips and an official-looking list become an averaged model."""
 import json
 import os
+import re
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +18,10 @@ LABELS = ['/m/09x0r,/m/05zppz', '/m/0bt9lr', '/m/04rlf,/m/0342h', '/m/09x0r']
 TINY = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--fstride', '16', '--tstride', '16',
         '--num_mel_bins', '32', '--freqm', '8', '--audio_length', '64', '--timem', '8', '--n_epochs', '2',
         '--wa_start', '1', '--wa_end', '2', '--num_workers', '0']
+# What both sets have in common, and TINY has not changed.
+COMMON = {'n_class': 527, 'batch_size': 12, 'mixup': 0.5, 'warmup': True, 'wa': True, 'save_model': True,
+          'metrics': 'mAP', 'loss': 'BCE', 'dataset': 'audioset', 'dataset_mean': -4.2677393,
+          'dataset_std': 4.5689974, 'n_epochs': 2}
 
 
 @pytest.fixture
@@ -48,36 +52,20 @@ def datafiles(make_datafile):
 
 
 @pytest.fixture
-def planned(folder, run_shell, tmp_path):
-    """Start the recipe with a python that only writes down the programs it is to run; returns them, a line each."""
-    stand_in, calls = tmp_path / 'bin' / 'python', tmp_path / 'calls'
-    stand_in.parent.mkdir()
-    stand_in.write_text(f'#!/bin/sh\ncase $1 in */environment.py) echo "$0" ;; '
-                        f'-c | */recipe_options.py) exec "{sys.executable}" "$@" ;; '
-                        f'*) echo "$*" >> "{calls}" ;; esac\n')
-    stand_in.chmod(0o755)
-
-    def run(*words, script=folder / 'run.sh', cwd=tmp_path, **environment):
-        calls.write_text('')
-        path = f'{stand_in.parent}{os.pathsep}{os.environ["PATH"]}'
-        done = run_shell([script, *words], cwd=cwd, PATH=path, AST_PYTHON='', **environment)
-        assert done.returncode == 0, done.stderr
-        return calls.read_text()
-    return run
+def plan(folder, planned):
+    """Return the programs that the recipe would run, a line each."""
+    return lambda *words, script=folder / 'run.sh', **more: planned(script, *words, **more)
 
 
-@pytest.mark.parametrize('which, published', [
-    ('balanced', {'lr': 5e-5, 'bal': 'none', 'lrscheduler_start': 10, 'lrscheduler_step': 5}),
-    ('full', {'lr': 1e-5, 'bal': 'bal', 'lrscheduler_start': 2, 'lrscheduler_step': 1})])
-def test_clips_and_a_list_become_an_averaged_model(folder, run_shell, clips, tmp_path, which, published):
+def test_clips_and_a_list_become_an_averaged_model(folder, run_shell, clips, tmp_path):
     (segments, audio), labels = clips, folder / 'data' / 'class_labels_indices.csv'
     datafile = tmp_path / 'data' / 'all.json'
     audioset.prepare([segments], audio, datafile, flac_dir=None, label_csv=labels)
     checked = check([datafile], read_labels(labels), audio_length=64)
     assert checked['would_train'] and checked['datafiles'][0]['samples'] == 24
 
-    done = run_shell([folder / 'run.sh', '--set', which, '--data_train', 'data/all.json', '--data-val=data/all.json',
-                      '--exp_dir', 'my results', *TINY])
+    done = run_shell([folder / 'run.sh', '--data_train', 'data/all.json', '--data-val=data/all.json', '--exp_dir',
+                      'my results', *TINY])
     assert done.returncode == 0, done.stderr
     results = tmp_path / 'my results'
     assert np.loadtxt(results / 'result.csv', delimiter=',').shape == (2, 10)
@@ -85,52 +73,59 @@ def test_clips_and_a_list_become_an_averaged_model(folder, run_shell, clips, tmp
     assert (results / 'predictions' / 'cum_predictions.npy').exists()
     assert (results / 'models' / 'audio_model_wa.pth').exists()
     options = json.loads((results / 'args.json').read_text())
-    common = {'n_class': 527, 'batch_size': 12, 'mixup': 0.5, 'warmup': True, 'wa': True, 'save_model': True,
-              'metrics': 'mAP', 'loss': 'BCE', 'dataset': 'audioset', 'dataset_mean': -4.2677393,
-              'dataset_std': 4.5689974, 'n_epochs': 2}
-    assert {name: options[name] for name in [*common, *published]} == common | published
-    assert (tmp_path / 'data' / 'all_weight.csv').exists() == (which == 'full')
+    published = {**COMMON, 'lr': 1e-5, 'bal': 'bal', 'lrscheduler_start': 2, 'lrscheduler_step': 1}
+    assert {name: options[name] for name in published} == published
+    assert (tmp_path / 'data' / 'all_weight.csv').exists()
 
 
-def test_weights_are_made_where_there_are_none_or_older_ones(planned, datafiles, tmp_path):
+def test_the_balanced_set_is_trained_on_with_its_published_settings(plan, datafiles):
+    said = plan('--set', 'balanced', *datafiles, *TINY)
+    published = {**COMMON, 'lr': '5e-5', 'bal': 'none', 'lrscheduler_start': 10, 'lrscheduler_step': 5}
+    [training] = [line for line in said.splitlines() if '/src/run.py ' in line]
+    assert 'gen_weight_file.py' not in said
+    for name, value in published.items():
+        assert re.search(f'--{name}[= ]{value}( |$)', training), name
+
+
+def test_weights_are_made_where_there_are_none_or_older_ones(plan, datafiles, tmp_path):
     weights = tmp_path / 'train_weight.csv'
-    assert 'gen_weight_file.py' in planned(*datafiles)
+    assert 'gen_weight_file.py' in plan(*datafiles)
     weights.write_text('mine')
-    assert 'gen_weight_file.py' not in planned(*datafiles)
+    assert 'gen_weight_file.py' not in plan(*datafiles)
     os.utime(weights, (0, 0))
-    assert 'gen_weight_file.py' in planned(*datafiles)
-    assert 'gen_weight_file.py' not in planned(*datafiles, '--set', 'balanced')
-    assert 'gen_weight_file.py' in planned(*datafiles, '--set', 'balanced', '--bal', 'bal')
-    assert 'gen_weight_file.py' not in planned(*datafiles, '--stage', '2')
+    assert 'gen_weight_file.py' in plan(*datafiles)
+    assert 'gen_weight_file.py' not in plan(*datafiles, '--set', 'balanced')
+    assert 'gen_weight_file.py' in plan(*datafiles, '--set', 'balanced', '--bal', 'bal')
+    assert 'gen_weight_file.py' not in plan(*datafiles, '--stage', '2')
 
 
-def test_the_number_of_classes_follows_the_label_file(planned, datafiles, make_labels):
-    assert '--n_class 527\n' in planned(*datafiles)
-    assert '--n_class 3\n' in planned(*datafiles, '--label_csv', make_labels(3))
+def test_the_number_of_classes_follows_the_label_file(plan, datafiles, make_labels):
+    assert '--n_class 527\n' in plan(*datafiles)
+    assert '--n_class 3\n' in plan(*datafiles, '--label_csv', make_labels(3))
 
 
-def test_what_the_user_says_goes_before_what_the_set_says(planned, datafiles):
-    said = planned('--lr', '1e-3', *datafiles, '--set', 'balanced', '--wa_end=20')
+def test_what_the_user_says_goes_before_what_the_set_says(plan, datafiles):
+    said = plan('--lr', '1e-3', *datafiles, '--set', 'balanced', '--wa_end=20')
     for option in ('--lr=1e-3 ', '--wa_end=20 ', '--wa_start=6 ', '--n_epochs=25 '):
         assert option in said
 
 
-def test_of_two_values_of_an_option_the_last_counts_under_any_of_its_names(planned, datafiles):
-    said = planned(*datafiles, '--lr', '1e-3', '--n-epochs=7', '-b', '6', '--learning-rate', '2.50e-4', '--n_epochs', '3')
+def test_of_two_values_of_an_option_the_last_counts_under_any_of_its_names(plan, datafiles):
+    said = plan(*datafiles, '--lr', '1e-3', '--n-epochs=7', '-b', '6', '--learning-rate', '2.50e-4', '--n_epochs', '3')
     for option in ('--lr=2.50e-4 ', '--batch_size=6 ', '--n_epochs=3 '):
         assert said.count(option) == 1 and said.count(option.split('=')[0] + '=') == 1
     assert '/exp/audioset-full-base384-f10-t10-imagenet-b6-lr2.50e-4-seed0 ' in said
 
 
-def test_a_job_that_was_queued_again_goes_on_whatever_it_began_with(planned, datafiles):
-    assert planned(*datafiles, '--resume', 'none', SLURM_RESTART_COUNT='1').count('--resume') == 2
-    said = planned(*datafiles, '--resume', 'none', SLURM_RESTART_COUNT='1')
+def test_a_job_that_was_queued_again_goes_on_whatever_it_began_with(plan, datafiles):
+    assert plan(*datafiles, '--resume', 'none', SLURM_RESTART_COUNT='1').count('--resume') == 2
+    said = plan(*datafiles, '--resume', 'none', SLURM_RESTART_COUNT='1')
     assert said.index('--resume=none') < said.index('--resume auto')
 
 
-def test_the_two_sets_have_results_of_their_own(planned, datafiles):
+def test_the_two_sets_have_results_of_their_own(plan, datafiles):
     folders = {word for which in ('full', 'balanced')
-               for word in planned(*datafiles, '--set', which, '--lr', '1').split() if '/exp/' in word}
+               for word in plan(*datafiles, '--set', which, '--lr', '1').split() if '/exp/' in word}
     assert len(folders) == 2
 
 
@@ -163,10 +158,10 @@ def test_help_lists_the_settings_of_the_full_set(folder, shown_defaults):
     assert {name: shown[name] for name in published} == published
 
 
-def test_submitted_with_sbatch_the_recipe_finds_its_place(folder, planned, run_shell, datafiles, tmp_path):
+def test_submitted_with_sbatch_the_recipe_finds_its_place(folder, plan, run_shell, datafiles, tmp_path):
     (tmp_path / 'spool').mkdir()
     script = shutil.copy(folder / 'run.sh', tmp_path / 'spool' / 'slurm_script')
-    said = planned(*datafiles, script=script, cwd=folder, SLURM_SUBMIT_DIR=str(folder), SLURM_JOB_ID='1')
+    said = plan(*datafiles, script=script, cwd=folder, SLURM_SUBMIT_DIR=str(folder), SLURM_JOB_ID='1')
     assert f'{folder}/gen_weight_file.py' in said and f'{folder}/exp/' in said
     elsewhere = run_shell([script, *datafiles], SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
     assert elsewhere.returncode and 'submit run.sh in egs/audioset' in elsewhere.stderr

@@ -1,6 +1,7 @@
 """The ESC-50 recipe as its users start it: from any directory, under either name, under sbatch, with its options."""
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -11,38 +12,57 @@ TINY = ['--model_size', 'tiny224', '--imagenet_pretrain', 'False', '--audioset_p
         '--n_epochs', '2', '--num_workers', '0', '--folds', '1 3']
 
 
-@pytest.fixture
+# Options whose values show whether src/run.py gets them under their names.
+ASKED = {'lr': 2e-4, 'batch_size': 5, 'loss': 'BCE', 'mixup': 0.5, 'seed': 3, 'dataset_mean': -4.5, 'n_epochs': 2,
+         'tensorboard': True}
+
+
+@pytest.fixture(scope='module')
 def recipe(root):
     return root / 'egs' / 'esc50' / 'run_esc50.sh'
 
 
-def test_the_recipe_trains_and_summarises_from_another_directory(recipe, run_shell, make_esc, tmp_path):
-    make_esc("people's sounds")
-    done = run_shell([recipe.with_name('run_esc.sh'), '--data_dir', "people's sounds", '--prep-dir', 'prepared data',
-                      '--exp_dir=my results', *TINY])
-    assert done.returncode == 0, done.stderr
-    results = tmp_path / 'my results'
+@pytest.fixture(scope='module')
+def trained(recipe, terminal, write_esc, tmp_path_factory):
+    """Start the recipe twice from a folder that is not its own: to train two folds, and to go on to the end.
+
+    Returns (the folder, what the first start left in the results, the second start).
+    """
+    folder = tmp_path_factory.mktemp('elsewhere')
+    write_esc(folder / "people's sounds")
+
+    def start(name, *options):
+        words = [str(recipe.with_name(name)), '--data_dir', "people's sounds", '--prep-dir', 'prepared data',
+                 '--exp_dir=my results', *TINY, '--lr', '2e-4', '--batch-size=5', '--loss', 'BCE', '--mixup', '0.5',
+                 '--seed', '3', '--dataset_mean', '-4.5', '--tensorboard', 'True', *options]
+        done = subprocess.run(words, cwd=folder, env=terminal(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done
+    start('run_esc.sh', '--stop_stage', '2')
+    left = {path.name for path in (folder / 'my results').iterdir()}
+    return folder, left, start('run_esc50.sh')
+
+
+def test_the_recipe_trains_and_summarises_from_another_directory(trained):
+    folder, left, _ = trained
+    results = folder / 'my results'
+    assert left == {'fold1', 'fold3'}
     assert {path.name for path in results.iterdir()} == {
         'fold1', 'fold3', 'result.csv', 'metrics.csv', 'best_result.csv', 'acc_fold.csv', 'curves.png', 'confusion_matrix.png',
         'class_accuracy.csv', 'report.html'}
     assert np.loadtxt(results / 'result.csv', delimiter=',').shape == (2, 10)
     assert np.loadtxt(results / 'acc_fold.csv').shape == (3,)
-    again = run_shell([recipe, '--data_dir', "people's sounds", '--prep_dir', 'prepared data', '--exp_dir',
-                       'my results', *TINY])
-    assert again.returncode == 0 and again.stderr.count('is finished already') == 2
 
 
-def test_the_recipe_passes_its_options_on_under_their_names(recipe, run_shell, make_esc, tmp_path):
-    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY, '--folds', '2',
-                      '--lr', '2e-4', '--batch-size=5', '--loss', 'BCE', '--mixup', '0.5', '--seed', '3',
-                      '--dataset_mean', '-4.5', '--n_epochs', '1', '--tensorboard', 'True', '--stop_stage', '2'])
-    assert done.returncode == 0, done.stderr
-    options = json.loads((tmp_path / 'exp' / 'fold2' / 'args.json').read_text())
-    asked = {'lr': 2e-4, 'batch_size': 5, 'loss': 'BCE', 'mixup': 0.5, 'seed': 3, 'dataset_mean': -4.5, 'n_epochs': 1,
-             'tensorboard': True}
-    assert {name: options[name] for name in asked} == asked
-    assert not (tmp_path / 'exp' / 'result.csv').exists()
-    assert (tmp_path / 'exp' / 'fold2' / 'tensorboard').exists()
+def test_the_same_command_trains_no_fold_again(trained):
+    assert trained[2].stderr.count('is finished already') == 2
+
+
+def test_the_recipe_passes_its_options_on_under_their_names(trained):
+    fold = trained[0] / 'my results' / 'fold3'
+    options = json.loads((fold / 'args.json').read_text())
+    assert {name: options[name] for name in ASKED} == ASKED
+    assert (fold / 'tensorboard').exists()
 
 
 def test_the_defaults_are_the_published_settings(recipe, run_shell, shown_defaults, make_esc, tmp_path):
@@ -75,14 +95,12 @@ def test_a_dry_run_says_what_training_would_do_and_leaves_nothing(recipe, run_sh
     assert done.stdout == f'fold 3: {exp_dir}/fold3\n' and not exp_dir.exists()
 
 
-def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, make_esc, tmp_path):
-    spool = tmp_path / 'spool'
-    spool.mkdir()
-    shutil.copy(recipe, spool / 'slurm_script')
-    words = [spool / 'slurm_script', '--data_dir', make_esc(), '--prep_dir', tmp_path / 'prep', '--stop_stage', '1']
-    done = run_shell(words, cwd=recipe.parent, SLURM_SUBMIT_DIR=str(recipe.parent), SLURM_JOB_ID='1')
-    assert done.returncode == 0, done.stderr
-    elsewhere = run_shell(words, cwd=tmp_path, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
+def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, planned, run_shell, tmp_path):
+    (tmp_path / 'spool').mkdir()
+    script = shutil.copy(recipe, tmp_path / 'spool' / 'slurm_script')
+    said = planned(script, cwd=recipe.parent, SLURM_SUBMIT_DIR=str(recipe.parent), SLURM_JOB_ID='1')
+    assert f'{recipe.parent}/prep_esc50.py' in said and f'{recipe.parent}/exp/' in said
+    elsewhere = run_shell([script], SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
     assert elsewhere.returncode and 'submit run_esc50.sh in egs/esc50' in elsewhere.stderr
 
 
@@ -121,19 +139,26 @@ def test_a_failed_stage_ends_the_recipe(recipe, run_shell, tmp_path):
     assert done.returncode == 1 and 'does not exist' in done.stderr and 'Traceback' not in done.stderr
 
 
-def test_the_demo_settings_give_way_to_the_users(recipe, run_shell, make_esc, tmp_path):
-    done = run_shell([recipe, '--demo', 'True', '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp',
-                      '--n_epochs', '1', '--folds', '1'])
-    assert done.returncode == 0, done.stderr
-    options = json.loads((tmp_path / 'exp' / 'fold1' / 'args.json').read_text())
-    assert options['n_epochs'] == 1 and options['model_size'] == 'tiny224' and options['dataset'] == 'demo'
+def test_the_demo_settings_give_way_to_the_users(recipe, planned):
+    words = [recipe, '--demo', 'True', '--n_epochs', '1', '--folds', '1']  # test_signals.py trains such a demo
+    assert f'make_demo_data.py --out_dir {recipe.parent}/data/demo/sounds' in planned(*words)
+    said = planned(*words, '--data_dir', 'mine', '--prep_dir', 'prep', '--exp_dir', 'exp')
+    assert 'make_demo_data.py' not in said and 'prep_esc50.py --prep_dir prep --data_dir mine\n' in said
+    [training] = [line for line in said.splitlines() if '/src/run.py ' in line]
+    for option in ('--n_epochs=1', '--model_size=tiny224', '--dataset=demo', '--exp_dir exp/fold1'):
+        assert f'{option} ' in training
 
 
-@pytest.mark.parametrize('words, prepared', [([], False), (['--stop_stage', '1'], True),
-                                             (['--device', 'cpu', '--stop_stage', '1'], True)])
-def test_a_gpu_that_cannot_be_used_stops_the_recipe_before_the_data_are_prepared(recipe, run_shell, make_esc, tmp_path,
-                                                                                 words, prepared):
-    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY, *words],
+def test_a_gpu_that_cannot_be_used_stops_the_recipe_before_the_data_are_prepared(recipe, run_shell, make_esc, tmp_path):
+    done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY],
                      CUDA_VISIBLE_DEVICES='99')
-    assert (tmp_path / 'prep').exists() == prepared and not (tmp_path / 'exp').exists()
-    assert prepared or (done.returncode == 1 and 'CUDA_VISIBLE_DEVICES=99 asks for a GPU' in done.stderr)
+    assert not (tmp_path / 'prep').exists() and not (tmp_path / 'exp').exists()
+    assert done.returncode == 1 and 'CUDA_VISIBLE_DEVICES=99 asks for a GPU' in done.stderr
+
+
+@pytest.mark.parametrize('words, looked_at', [([], True), (['--device', 'cuda'], True), (['--device', 'cpu'], False),
+                                              (['--stop_stage', '1'], False)])
+def test_a_gpu_is_only_looked_at_for_a_training_on_it(recipe, planned, words, looked_at):
+    first, *others = planned(recipe, *words, CUDA_VISIBLE_DEVICES='99').splitlines()
+    assert first.startswith('-m training.devices ') == looked_at
+    assert 'prep_esc50.py' in (others[0] if looked_at else first)

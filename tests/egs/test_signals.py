@@ -1,12 +1,14 @@
 """The recipe under signals, as a terminal, a scheduler or an impatient user sends them; Slurm has a file of its own."""
+import json
 import os
 import signal
 import subprocess
 
 import pytest
 
-OPTIONS = ['--demo', 'True', '--clips_per_fold', '2', '--n_epochs', '2', '--folds', '1', '--num_workers', '0',
-           '--n_print_steps', '1', '--prep_dir', 'prep', '--exp_dir', 'exp']
+# An epoch has twenty steps: three signals come before its end.
+OPTIONS = ['--demo', 'True', '--clips_per_fold', '2', '--batch_size', '4', '--n_epochs', '2', '--folds', '1',
+           '--num_workers', '0', '--n_print_steps', '1', '--prep_dir', 'prep', '--exp_dir', 'exp']
 
 
 @pytest.fixture(scope='module')
@@ -23,19 +25,26 @@ def start(root, terminal, tmp_path_factory):
     return lambda *options: start_recipe('--stage', '2', '--stop_stage', '2', *options)
 
 
-@pytest.mark.parametrize('number, to_all', [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, False)])
-def test_a_recipe_that_is_signalled_stops_with_75_and_the_same_line_goes_on(start, number, to_all):
-    folder, process = start('--resume', 'none')
-    for line in process.stderr:
-        if 'epoch 1 of 2, step 1 of' in line:
-            (os.killpg if to_all else os.kill)(process.pid, number)
-            break
-    said = process.stderr.read()
-    assert process.wait() == 75 and 'the same command without --resume none continues' in said and 'Traceback' not in said
-    fold = folder / 'exp' / 'fold1'
-    assert (fold / 'interrupted').exists() and (fold / 'checkpoint.pth').exists()
-    assert not (fold / 'result.csv').exists()
+def test_a_recipe_that_is_signalled_stops_with_75_and_the_same_line_goes_on(start):
+    options, advice = ['--resume', 'none'], 'the same command without --resume none continues'
+    for number, to_all in [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, False)]:
+        folder, process = start(*options)
+        begun = []
+        for line in process.stderr:
+            begun.append(line)
+            if 'epoch 1 of 2, step ' in line:
+                (os.killpg if to_all else os.kill)(process.pid, number)
+                break
+        said = process.stderr.read()
+        assert process.wait() == 75 and advice in said and 'Traceback' not in said, f'{number}: {said}'
+        fold = folder / 'exp' / 'fold1'
+        assert (fold / 'interrupted').exists() and (fold / 'checkpoint.pth').exists()
+        assert not (fold / 'result.csv').exists()
+        assert bool(options) != ('continuing in epoch 1' in ''.join(begun))
+        options, advice = [], 'the same command continues'
     _, process = start()
     said = process.stderr.read()
     assert process.wait() == 0, said
     assert 'continuing in epoch 1' in said and (fold / 'finished').exists() and not (fold / 'interrupted').exists()
+    chosen = json.loads((fold / 'args.json').read_text())
+    assert (chosen['dataset'], chosen['model_size'], chosen['n_epochs']) == ('demo', 'tiny224', 2)

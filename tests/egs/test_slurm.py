@@ -56,6 +56,10 @@ ThreadsPerCore=1 RealMemory=1000000 Gres=gpu:4 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 '''
 
+# Eight clips: an epoch has four steps, each of them logged, and then writes its tables and pictures.
+SMALL = ('--model_size tiny224 --imagenet_pretrain False --audioset_pretrain False --num_mel_bins 32 '
+         '--audio_length 32 --freqm 8 --timem 8 --fstride 16 --tstride 16 --batch_size 2 --n_epochs 3 '
+         '--lr 1e-4 --n_print_steps 1 --num_workers 0 --amp off --device cpu').split()
 
 # A job in which common.sh starts four processes that say what they may use.
 SHARE = '''#!/bin/bash
@@ -132,32 +136,32 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def undisturbed(root, terminal, folder):
+def undisturbed(root, terminal, write_esc, folder):
     """The folder with the results of the recipe in one process that nobody disturbed."""
+    write_esc(folder / 'esc')
     recipe = root / 'egs' / 'esc50' / 'run_esc50.sh'
-    done = subprocess.run([recipe, *demo(folder, 'undisturbed')], capture_output=True, text=True,
-                          env=terminal())
+    done = subprocess.run([recipe, *options(folder, 'undisturbed')], capture_output=True,
+                          text=True, env=terminal())
     assert done.returncode == 0, done.stderr
     return folder / 'undisturbed'
 
 
-def demo(folder, exp_dir):
-    """Return the options of a short demo, on data that all runs share."""
-    return ['--demo', 'True', '--n_epochs', '3', '--folds', '1 2', '--n_print_steps', '1',
-            '--clips_per_fold', '2', '--prep_dir', folder / 'prep', '--exp_dir', folder / exp_dir,
-            '--num_workers', '0', '--amp', 'off', '--device', 'cpu']
+def options(folder, exp_dir):
+    """Return the options of a short training, on data that all runs share."""
+    return ['--data_dir', folder / 'esc', '--prep_dir', folder / 'prep', '--exp_dir',
+            folder / exp_dir, '--folds', '1 2', *SMALL]
 
 
-def preempt(slurm, root, folder, exp_dir, *options):
+def preempt(slurm, root, folder, exp_dir, asked_for, more=''):
     """Submit the recipe, preempt it in the second epoch, wait until it has ended; return its log.
 
     Args:
-        options: options of sbatch, the name of the recipe, and further options of the recipe.
+        asked_for: options of sbatch.
+        more: further options of the recipe.
     """
     log = folder / f'{exp_dir}.txt'
-    recipe = options.index('run_esc50.sh') + 1
-    words = ['sbatch', '--parsable', f'--output={log}', *options[:recipe], *demo(folder, exp_dir),
-             *options[recipe:]]
+    words = ['sbatch', '--parsable', f'--output={log}', *asked_for.split(), 'run_esc50.sh',
+             *options(folder, exp_dir), *more.split()]
     job = subprocess.check_output([str(word) for word in words], cwd=root / 'egs' / 'esc50',
                                   env=slurm, text=True).strip()
     wait_for(lambda: log.exists() and 'epoch 2 of 3, step' in log.read_text(), 180,
@@ -178,15 +182,15 @@ def preempt(slurm, root, folder, exp_dir, *options):
 
 def test_a_preempted_job_is_queued_again_and_ends_as_if_undisturbed(slurm, root, folder,
                                                                     undisturbed):
-    preempt(slurm, root, folder, 'job', '--gres=gpu:1', '-c', '2', 'run_esc50.sh')
+    preempt(slurm, root, folder, 'job', '--gres=gpu:1 -c 2')
     for name in ('result.csv', 'acc_fold.csv', 'fold1/result.csv', 'fold2/result.csv'):
         assert (folder / 'job' / name).read_bytes() == (undisturbed / name).read_bytes()
 
 
 def test_a_job_of_two_tasks_trains_in_two_processes_and_is_queued_again_like_any_other(
         slurm, root, folder, undisturbed):
-    said = preempt(slurm, root, folder, 'tasks', '--gres=gpu:1', '--ntasks-per-node=2', '-c', '1',
-                   'run_esc50.sh', '--launcher', 'slurm', '--stage', '2', '--folds', '1')
+    said = preempt(slurm, root, folder, 'tasks', '--gres=gpu:1 --ntasks-per-node=2 -c 1',
+                   '--launcher slurm --stage 2 --folds 1')
     assert 'in each of 2 processes' in said and 'Traceback' not in said
     expected = np.loadtxt(undisturbed / 'fold1' / 'result.csv', delimiter=',')
     for name in ('result.csv', 'fold1/result.csv'):  # the mean of one fold is that fold

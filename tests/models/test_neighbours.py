@@ -161,6 +161,7 @@ def test_the_adapters_of_peft_count_and_learn(model, x):
 @pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')),
                     reason='torch.compile needs a compiler')
 def test_an_adapter_counts_in_a_compiled_model(model, x):
+    del model.v.blocks[1:-1]  # compiling twelve blocks takes long
     model.v.blocks[-1].attn.qkv = Lora(model.v.blocks[-1].attn.qkv)
     expected = model(x).detach()
     compiled = torch.compile(model)

@@ -60,34 +60,36 @@ def test_several_processes_train_to_the_numbers_of_one(data, size, more):
         check_log(data / exp_dir, 2, 'mAP')
 
 
-@pytest.mark.parametrize('before, after', [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_processes(data, before, after):
-    exp_dir, log = f'from{before}to{after}', f'from{before}to{after}.txt'
-    ranks = start_ranks(before, [*OPTIONS, '--exp_dir', exp_dir], data, log)
-    wait_for('epoch 2 of 2, step 2 of 6', ranks, data, log)
-    os.kill(ranks[-1].pid, signal.SIGTERM)  # one of them is told, all stop
-    assert finish_ranks(ranks) == [75] * before, log_of(data, log)
-    assert (data / exp_dir / 'interrupted').exists()
-    assert finish_ranks(start_ranks(after, [*OPTIONS, '--exp_dir', exp_dir], data, log)) == [0] * after
-    assert 'continuing in epoch 2' in log_of(data, log)
-    assert log_of(data, log).count('epoch 2 of 2, step 6 of 6') == 1
+def test_a_run_goes_on_with_another_number_of_processes(data):
+    exp_dir, log = 'from2to1to2', 'from2to1to2.txt'
+    for size, step in (2, 'epoch 1 of 2, step 2 of 6'), (1, 'epoch 2 of 2, step 2 of 6'):
+        ranks = start_ranks(size, [*OPTIONS, '--exp_dir', exp_dir], data, log)
+        wait_for(step, ranks, data, log)
+        os.kill(ranks[-1].pid, signal.SIGTERM)  # one of them is told, all stop
+        assert finish_ranks(ranks) == [75] * size, log_of(data, log)
+        assert (data / exp_dir / 'interrupted').exists()
+    assert finish_ranks(start_ranks(2, [*OPTIONS, '--exp_dir', exp_dir], data, log)) == [0, 0]
+    said = log_of(data, log)
+    for epoch in (1, 2):
+        assert f'continuing in epoch {epoch}' in said and said.count(f'epoch {epoch} of 2, step 6 of 6') == 1
     require_same(data, exp_dir)
 
 
-@pytest.mark.parametrize('number, victim', [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
-def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_goes_on(data, number, victim):
-    exp_dir, log = f'lost{number}{victim}', f'lost{number}{victim}.txt'
-    options = [*OPTIONS, '--exp_dir', exp_dir, '--checkpoint_minutes', '0']
-    ranks = start_ranks(2, [*options, '--timeout_minutes', '0.2'], data, log)
-    wait_for('epoch 2 of 2, step 2 of 6', ranks, data, log)
-    os.kill(ranks[victim].pid, number)
-    assert finish_ranks([ranks[1 - victim]], 60) == [1]
-    ranks[victim].kill()
-    finish_ranks(ranks)
-    assert 'lost contact with another one' in log_of(data, log) and 'Traceback' not in log_of(data, log)
-    assert finish_ranks(start_ranks(2, options, data, log)) == [0, 0], log_of(data, log)
-    assert 'continuing in epoch 2' in log_of(data, log)
-    require_same(data, exp_dir)
+def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_goes_on(data):
+    options = [*OPTIONS, '--exp_dir', 'lost', '--checkpoint_minutes', '0']
+    for step, number, victim in (2, signal.SIGKILL, 0), (4, signal.SIGSTOP, 1):
+        log = f'lost{number}.txt'
+        ranks = start_ranks(2, [*options, '--timeout_minutes', '0.2'], data, log)
+        wait_for(f'epoch 2 of 2, step {step} of 6', ranks, data, log)
+        os.kill(ranks[victim].pid, number)
+        assert finish_ranks([ranks[1 - victim]], 60) == [1]
+        ranks[victim].kill()
+        finish_ranks(ranks)
+        assert 'lost contact with another one' in log_of(data, log) and 'Traceback' not in log_of(data, log)
+    assert finish_ranks(start_ranks(2, options, data, 'end.txt')) == [0, 0], log_of(data, 'end.txt')
+    for log in (f'lost{signal.SIGSTOP}.txt', 'end.txt'):
+        assert 'continuing in epoch 2' in log_of(data, log)
+    require_same(data, 'lost')
 
 
 ENDS = {'returns': (lambda: None, 0), 'wants to continue': (lambda: sys.exit(75), 75),
