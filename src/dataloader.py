@@ -27,7 +27,7 @@ from audio.augmentation import (
 )
 from audio.fbank import fbank, fit_frames, normalise
 from audio.reading import load_waveform, window_seconds
-from models.descriptions import AUDIOSET_INPUT
+from models.published_data import AUDIOSET_INPUT
 from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
 from utilities.labels import read_labels

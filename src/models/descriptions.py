@@ -8,9 +8,6 @@ from typing import Any
 from .ast_models import MINIMUMS
 from .errors import WeightsError
 
-# What the published checkpoints were trained on: size of the input, statistics of the fbank.
-AUDIOSET_INPUT = {'input_fdim': 128, 'input_tdim': 1024, 'mean': -4.2677393, 'std': 4.5689974}
-SPEECHCOMMANDS_INPUT = {'input_fdim': 128, 'input_tdim': 128, 'mean': -6.845978, 'std': 5.5654526}
 MAX_QUOTED = 100  # characters of a wrong value in a message
 
 Description = dict[str, Any]

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from .descriptions import AUDIOSET_INPUT, Description, check_description, quote, read_json
+from .descriptions import Description, check_description, quote, read_json
 from .errors import WeightsError
 from .layouts import TRANSFORMERS_PREFIX, State, collect_entries
+from .published_data import AUDIOSET_INPUT
 
 LAYER = f'{TRANSFORMERS_PREFIX}encoder.layer.#.'
 # Names of an ASTModel, then those of ASTForAudioClassification; # is the number of a layer. Of two

@@ -9,9 +9,10 @@ from pathlib import Path
 import timm
 import torch
 
-from .descriptions import AUDIOSET_INPUT, SPEECHCOMMANDS_INPUT, Description, read_json
+from .descriptions import Description, read_json
 from .downloads import DownloadError, HubFile, MissingDownloadError, Url, download
 from .errors import WeightsError
+from .published_data import AUDIOSET_INPUT, SPEECHCOMMANDS_INPUT
 from .state_dicts import INDEX_SUFFIX, read_file, read_state_dict, shard_files
 
 DROPBOX = 'https://www.dropbox.com'

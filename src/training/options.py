@@ -6,6 +6,7 @@ from 3.8 on (egs/recipe_options.py). What needs torch or the files, option_check
 """
 import argparse
 
+from models.published_data import AUDIOSET_INPUT
 from utilities.cli import (
     OptionParser,
     add_num_workers,
@@ -19,14 +20,12 @@ from utilities.cli import (
     whole,
 )
 
-# experiment.MODELS, models.ast_models.DEIT, losses.LOSSES, optimizer.OPTIMIZERS and
-# dataloader.AudioConf say the same. They would import torch, so tests/training/test_options.py
-# holds them equal instead.
+# experiment.MODELS, models.ast_models.DEIT, losses.LOSSES and optimizer.OPTIMIZERS say the same.
+# They would import torch, so tests/training/test_options.py holds them equal instead.
 MODELS = ('ast',)
 MODEL_SIZES = ('tiny224', 'small224', 'base224', 'base384')
 LOSSES = ('BCE', 'CE')
 OPTIMIZERS = ('adam', 'sgd')
-AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 
 # If one of these options changes, a checkpoint cannot be used, even with --force.
 STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
@@ -79,8 +78,9 @@ def add_data_options(group):
         help='name of the dataset, for messages, plots and the description of models')
     add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
     add('--audio_length', type=frames, default=1024, help='frames of 10 ms of the input')
-    add('--dataset_mean', type=fbank_mean, default=AUDIOSET_MEAN, help='mean of the fbank')
-    add('--dataset_std', type=fbank_std, default=AUDIOSET_STD,
+    add('--dataset_mean', type=fbank_mean, default=AUDIOSET_INPUT['mean'],
+        help='mean of the fbank')
+    add('--dataset_std', type=fbank_std, default=AUDIOSET_INPUT['std'],
         help='standard deviation of the fbank')
     add('--bal', type=str.lower, choices=['none', 'bal'], default='none',
         help='bal: draw training samples by the weights beside the datafile')

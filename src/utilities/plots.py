@@ -3,7 +3,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,9 +13,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torchaudio.compliance.kaldi import mel_scale_scalar
 
 from audio.fbank import FRAME_SHIFT_MS
-from models.ast_models import PATCH_SIZE, ModelConfig
 from utilities.fonts import drawable_names, font_families, missing_characters
 from utilities.formatting import clock
+
+if TYPE_CHECKING:
+    from models import ModelConfig
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
@@ -253,7 +255,7 @@ def frequency_ticks() -> list[tuple[float, float]]:
     return [(khz, (mel_scale_scalar(1000 * khz) - low) / (high - low)) for khz in MEL_TICKS_KHZ]
 
 
-def show_attention(axes: Axes, attention: np.ndarray, config: ModelConfig) -> None:
+def show_attention(axes: Axes, attention: np.ndarray, config: 'ModelConfig') -> None:
     """Lay attention over the spectrogram that show_spectrogram has drawn.
 
     The brighter, the more attention. It ends where the last patch does.
@@ -263,6 +265,7 @@ def show_attention(axes: Axes, attention: np.ndarray, config: ModelConfig) -> No
         attention: one number per patch, (f, t).
         config: of the ASTModel.
     """
+    from models.ast_models import PATCH_SIZE  # here, since timm is slow to import
     low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
     f, t = attention.shape
     bins = (f - 1) * config.fstride + PATCH_SIZE
