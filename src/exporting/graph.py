@@ -14,7 +14,7 @@ from audio.fbank import (
     normalise,
     window_samples,
 )
-from exporting.trained import Trained
+from exporting.trained import TrainedModel
 from utilities.errors import DataError
 
 MAX_LENGTH = 2 ** 31 - 1  # of an axis; without a bound, torch 2.6 fails
@@ -29,7 +29,7 @@ class FbankToScores(nn.Module):
     """
     input_name = 'fbank'
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedModel) -> None:
         super().__init__()
         self.model = trained.model
         self.mean, self.std = trained.description['mean'], trained.description['std']
@@ -117,7 +117,7 @@ def trace(graph: FbankToScores, example: torch.Tensor) -> torch.export.ExportedP
                         f'--waveform, or update PyTorch (2.11 can)') from error
 
 
-def describe(trained: Trained, graph: FbankToScores) -> dict[str, Any]:
+def describe(trained: TrainedModel, graph: FbankToScores) -> dict[str, Any]:
     """Return what a program must know to use an exported file."""
     return {
         'names': list(trained.labels.names),

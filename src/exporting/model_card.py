@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from audio.fbank import FRAME_SHIFT_MS
-from exporting.run_record import RunRecord, Scores, read_run
-from exporting.trained import Trained
+from exporting.run_record import MetricValues, RunRecord, read_run
+from exporting.trained import TrainedModel
 from models.ast_models import DEIT
 from models.weights import AUDIOSET, deit_file
 from training.options import FREE_OPTIONS
@@ -28,13 +28,14 @@ OF_MODEL = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bin
 LEFT_OUT = (*FREE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'label_csv',
             'save_model')
 VERSIONS = ('python', 'torch', 'timm', 'commit', 'changed since the commit')  # of environment.json
-SCORES = {'BCE': 'Scores are sigmoids: each class has a score from 0 to 1 of its own, and several '
-                 'classes may be heard at once. Version 4 of transformers takes softmax unless '
-                 '`function_to_apply` says sigmoid.',
-          'CE': 'Scores are softmax: those of all classes add up to 1.'}
+SCORE_NOTES = {
+    'BCE': 'Scores are sigmoids: each class has a score from 0 to 1 of its own, and several '
+           'classes may be heard at once. Version 4 of transformers takes softmax unless '
+           '`function_to_apply` says sigmoid.',
+    'CE': 'Scores are softmax: those of all classes add up to 1.'}
 
 
-def write_card(trained: Trained, name: str, license: str | None) -> str:
+def write_card(trained: TrainedModel, name: str, license: str | None) -> str:
     """Return the card of a model as text.
 
     Args:
@@ -42,13 +43,14 @@ def write_card(trained: Trained, name: str, license: str | None) -> str:
         license: an identifier of the hub, or None: then the card names none.
     """
     run = read_run(trained.path)
-    parts = [introduction(trained, name), usage(trained, name), scores(run) if run else '',
-             model_settings(trained), training(run) if run else '', classes(trained)]
+    parts = [introduction_section(trained, name), usage_section(trained, name),
+             scores_section(run) if run else '', model_section(trained),
+             training_section(run) if run else '', classes_section(trained)]
     body = '\n'.join(filter(None, parts))
     return f'---\n{card_data(trained, run, name, license).to_yaml()}\n---\n\n{body}'
 
 
-def card_data(trained: Trained, run: RunRecord | None, name: str, license: str | None
+def card_data(trained: TrainedModel, run: RunRecord | None, name: str, license: str | None
               ) -> ModelCardData:
     """Return the fields of the card that the hub reads."""
     results = evaluation_results(run) if run else []
@@ -61,7 +63,7 @@ def card_data(trained: Trained, run: RunRecord | None, name: str, license: str |
         model_name=name if results else None, eval_results=results or None)
 
 
-def base_model(trained: Trained) -> str | None:
+def base_model(trained: TrainedModel) -> str | None:
     """Return the id on the hub of the model that training started from, if it is known."""
     start = trained.description.get('start')
     if start == 'AudioSet':
@@ -81,7 +83,7 @@ def evaluation_results(run: RunRecord) -> list[EvalResult]:
             for name, value in values.items() if name in METRIC_IDS]
 
 
-def introduction(trained: Trained, name: str) -> str:
+def introduction_section(trained: TrainedModel, name: str) -> str:
     """Say in a paragraph what the model is."""
     config, start = trained.model.config, trained.description.get('start')
     parameters = sum(value.numel() for value in trained.model.parameters()) / 1e6
@@ -95,7 +97,7 @@ def introduction(trained: Trained, name: str) -> str:
             f'{config.label_dim} classes.{trained_on}\n')
 
 
-def usage(trained: Trained, name: str) -> str:
+def usage_section(trained: TrainedModel, name: str) -> str:
     """Say how to use the model, and what to know for that."""
     seconds = trained.model.config.input_tdim * FRAME_SHIFT_MS / 1000
     loss = trained.description['loss']
@@ -109,7 +111,7 @@ classify = pipeline('{TASK}', {name!r})  # a folder, or an id on Hugging Face
 print(classify('recording.wav'{options}))
 ```
 
-{SCORES[loss]} The pipeline hears the first {seconds:g} s of a recording.
+{SCORE_NOTES[loss]} The pipeline hears the first {seconds:g} s of a recording.
 
 The feature extractor of transformers computes spectrograms with other code than the training. For
 recordings of 16 kHz, the values differ by about 0.001 at most. Other rates are resampled by other
@@ -117,13 +119,13 @@ code, too, and the highest mel bins differ more.
 """
 
 
-def classes(trained: Trained) -> str:
+def classes_section(trained: TrainedModel) -> str:
     """Return the list of classes."""
     lines = [f'{i}. {as_markdown(name)}' for i, name in enumerate(trained.labels.names)]
     return '\n'.join(['## Classes', '', *lines, ''])
 
 
-def model_settings(trained: Trained) -> str:
+def model_section(trained: TrainedModel) -> str:
     """Return a table of the settings of the model and its input."""
     config, description = trained.model.config, trained.description
     values = {name: f'{description[name]}{", assumed" if name in description["assumed"] else ""}'
@@ -138,10 +140,10 @@ def model_settings(trained: Trained) -> str:
         'loss': values['loss']})
 
 
-def scores(run: RunRecord) -> str:
+def scores_section(run: RunRecord) -> str:
     """Return a table of the scores, or '' if there are none."""
-    columns = {f'validation set, {run.model}': run.validation,
-               f'evaluation set, {run.model}': run.evaluation}
+    columns = {f'validation set, {run.model_label}': run.validation,
+               f'evaluation set, {run.model_label}': run.evaluation}
     columns = {title: values for title, values in columns.items() if values}
     if not columns:
         return ''
@@ -154,17 +156,17 @@ def scores(run: RunRecord) -> str:
     return '## Scores\n\n' + '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n' + note
 
 
-def as_score(values: Scores, name: str) -> str:
+def as_score(values: MetricValues, name: str) -> str:
     """Return the score of a name as text, '' if there is none."""
     return f'{values[name]:.4f}' if name in values else ''
 
 
-def training(run: RunRecord) -> str:
+def training_section(run: RunRecord) -> str:
     """Return the settings of training, the versions and the command."""
     values = {f'`--{name}`': value for name, value in run.settings.items() if name not in LEFT_OUT}
-    values |= {name: run.start[name] for name in VERSIONS if run.start.get(name)}
+    values |= {name: run.last_start[name] for name in VERSIONS if run.last_start.get(name)}
     text = as_table('Training', values)
-    if command := run.start.get('command'):
+    if command := run.last_start.get('command'):
         text += f'\n```bash\npython {without_folders(command)}\n```\n'
     return text
 

@@ -10,7 +10,7 @@ from exporting.agreement import Run, make_example, require_agreement
 from exporting.graph import FbankToScores, WaveformToScores, describe, trace
 from exporting.int8 import compare_int8, quantise
 from exporting.libraries import quiet_libraries
-from exporting.trained import Trained
+from exporting.trained import TrainedModel
 from models.atomic import atomic_write
 from utilities.folders import output_folders
 from utilities.parallel import available_cores
@@ -18,7 +18,8 @@ from utilities.parallel import available_cores
 logger = logging.getLogger(__name__)
 
 
-def write_onnx(trained: Trained, out: Path, waveform: bool = False, int8: bool = False) -> None:
+def write_onnx(trained: TrainedModel, out: Path, waveform: bool = False, int8: bool = False
+               ) -> None:
     """Write a trained model as one ONNX file, once ONNX Runtime agrees with PyTorch.
 
     Its metadata says what a program must know: see exporting.graph.describe. Lists are JSON there.

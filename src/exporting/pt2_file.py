@@ -8,7 +8,7 @@ import torch
 from exporting.agreement import make_example, require_agreement
 from exporting.graph import FbankToScores, WaveformToScores, describe, trace
 from exporting.libraries import quiet_libraries
-from exporting.trained import Trained
+from exporting.trained import TrainedModel
 from models.atomic import atomic_write
 from utilities.folders import output_folders
 
@@ -17,7 +17,7 @@ METADATA = 'metadata.json'  # a file in the .pt2
 logger = logging.getLogger(__name__)
 
 
-def write_pt2(trained: Trained, out: Path, waveform: bool = False) -> None:
+def write_pt2(trained: TrainedModel, out: Path, waveform: bool = False) -> None:
     """Write a trained model for torch.export.load, once the file computes what the model does.
 
     Its extra file metadata.json says what a program must know: see exporting.graph.describe.

@@ -13,7 +13,7 @@ from utilities.errors import DataError
 from utilities.stats import FURTHER_METRICS
 from utilities.texts import read_json
 
-Scores = dict[str, float]  # name of a metric -> value
+MetricValues = dict[str, float]  # name of a metric -> value
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +24,18 @@ class RunRecord:
 
     Attributes:
         settings: the options of run.py.
-        start: the last start of environment.json: command, versions, commit. {} if it is not known.
-        model: which of its models it is, as text: epoch 3 of 25; '' if that is not known.
+        last_start: the last start in environment.json: command, versions, commit; {} if it is not
+            known.
+        model_label: which of its models it is: epoch 3 of 25; '' if that is not known.
         is_best: whether it is the model of the best epoch.
         validation, evaluation: scores on the two sets; {} if they are not known.
     """
     settings: Settings
-    start: dict[str, Any]
-    model: str
+    last_start: dict[str, Any]
+    model_label: str
     is_best: bool
-    validation: Scores
-    evaluation: Scores
+    validation: MetricValues
+    evaluation: MetricValues
 
 
 def read_run(checkpoint: Path) -> RunRecord | None:
@@ -57,7 +58,7 @@ def read_run(checkpoint: Path) -> RunRecord | None:
         return None
 
 
-def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[str, Scores]:
+def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[str, MetricValues]:
     """Return which model of an experiment has a name, and its scores on the validation set."""
     metric = settings['metrics']
     if name == AVERAGED and (average := read_average(exp_dir)):
@@ -72,7 +73,7 @@ def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[st
     return '', {}
 
 
-def _evaluation_scores(exp_dir: Path, metric: str) -> Scores:
+def _evaluation_scores(exp_dir: Path, metric: str) -> MetricValues:
     """Return the scores of the best model on the evaluation set, if there is one."""
     row = read_evaluation(exp_dir)
     if row is None:
@@ -80,7 +81,7 @@ def _evaluation_scores(exp_dir: Path, metric: str) -> Scores:
     return _known_scores({metric: row.evaluation_metric, 'mAUC': row.evaluation_mAUC}, metric)
 
 
-def _known_scores(values: Scores, metric: str) -> Scores:
+def _known_scores(values: MetricValues, metric: str) -> MetricValues:
     """Return the standard metrics alone.
 
     precision and recall of result.csv are those of the published code's own rule.

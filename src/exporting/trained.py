@@ -10,7 +10,7 @@ from utilities.labels import Labels, read_labels
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A trained model with what belongs to it.
 
     Attributes:
@@ -32,7 +32,7 @@ class Trained:
         return None if dataset == self.path.absolute().parent.name else dataset
 
 
-def load_trained(checkpoint: str, label_csv: str | None = None, **given: Any) -> Trained:
+def load_trained(checkpoint: str, label_csv: str | None = None, **given: Any) -> TrainedModel:
     """Load a checkpoint with its labels.
 
     Args:
@@ -47,4 +47,4 @@ def load_trained(checkpoint: str, label_csv: str | None = None, **given: Any) ->
     path = locate(checkpoint)
     model, description = load_model(path, **given)
     labels = labels_of(checkpoint, description, read_labels(label_csv) if label_csv else None)
-    return Trained(path, model, description, labels)
+    return TrainedModel(path, model, description, labels)

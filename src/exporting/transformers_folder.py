@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from exporting.model_card import write_card
-from exporting.trained import Trained
+from exporting.trained import TrainedModel
 from models import ASTModel
 from models.atomic import atomic_write
 from models.layouts import State
@@ -33,7 +33,7 @@ HEAD_EPS = 1e-5  # of the classifier's LayerNorm in every ASTModel
 OWN_NAMES = ('model_size', 'start')
 
 
-def write_transformers(trained: Trained, out: Path, license: str | None = None) -> None:
+def write_transformers(trained: TrainedModel, out: Path, license: str | None = None) -> None:
     """Write a model as a folder that transformers reads: whole or not at all.
 
     Args:
@@ -52,7 +52,7 @@ def write_transformers(trained: Trained, out: Path, license: str | None = None) 
             partial.write_bytes(save(state, {'format': 'pt'}))
 
 
-def make_state(trained: Trained) -> State:
+def make_state(trained: TrainedModel) -> State:
     """Return the weights under the names of transformers.
 
     Raises:
@@ -63,7 +63,7 @@ def make_state(trained: Trained) -> State:
         state = to_transformers(model.state_dict())
         check_computation(model, state)
         if trained.description['loss'] == 'CE' and len(trained.labels) == 1:
-            raise ValueError('it takes no softmax of a single class: --loss BCE says sigmoid')
+            raise ValueError('the format has no softmax of a single class: --loss BCE says sigmoid')
     except ValueError as error:
         raise DataError(f'{trained.path} cannot become an AST of transformers: {error}') from None
     return {name: value.contiguous() for name, value in state.items()}
@@ -78,14 +78,15 @@ def check_computation(model: ASTModel, state: State) -> None:
     blocks: Any = model.v.blocks
     for name in needed_names(len(blocks)):
         if name not in state:
-            raise ValueError(f'it needs {name}, which this model does not have')
+            raise ValueError(f'the format needs {name}, which this model does not have')
     inner = {norm.eps for norm in model.v.modules() if isinstance(norm, nn.LayerNorm)}
     if len(inner) > 1 or model.mlp_head[0].eps != HEAD_EPS:
-        raise ValueError(f'it has one layer_norm_eps for all layers, and {HEAD_EPS} in the '
+        raise ValueError(f'the format has one layer_norm_eps for all layers, and {HEAD_EPS} in the '
                          f'classifier; this model has others')
     for block in blocks:
         if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != 'none':
-            raise ValueError(f'its activation is GELU, that of this model is {block.mlp.act}')
+            raise ValueError(f'the activation of the format is GELU, that of this model is '
+                             f'{block.mlp.act}')
 
 
 def needed_names(layers: int) -> Sequence[str]:
@@ -98,7 +99,7 @@ def needed_names(layers: int) -> Sequence[str]:
     return names
 
 
-def make_config(trained: Trained) -> dict[str, Any]:
+def make_config(trained: TrainedModel) -> dict[str, Any]:
     """Return the config.json: what the model is, and what its outputs mean."""
     model, description, names = trained.model, trained.description, trained.labels.names
     block: Any = model.v.blocks[0]
@@ -125,7 +126,7 @@ def make_config(trained: Trained) -> dict[str, Any]:
         OWN_FIELD: own}
 
 
-def make_extractor(trained: Trained) -> dict[str, Any]:
+def make_extractor(trained: TrainedModel) -> dict[str, Any]:
     """Return the preprocessor_config.json: how recordings become the model's input."""
     config = trained.model.config
     return {**{name: values[0] for name, values in KNOWN_EXTRACTOR.items()},

@@ -96,7 +96,7 @@ def _our_name(name: str) -> str:
 def _their_name(name: str) -> str:
     renamed = _rename(name, TO_THEIRS)
     if renamed is None:
-        raise ValueError(f'it has no {name}')
+        raise ValueError(f'the format has no place for {name}')
     return renamed
 
 

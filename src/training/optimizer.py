@@ -36,12 +36,12 @@ def make_sgd(groups: list[dict[str, Any]], settings: argparse.Namespace) -> torc
     """Build an SGD with momentum."""
     optimizer = torch.optim.SGD(groups, settings.lr, momentum=SGD_MOMENTUM,
                                 weight_decay=WEIGHT_DECAY, fused=True)
-    fill_momentum(optimizer)
+    init_momentum_buffers(optimizer)
     return optimizer
 
 
-def fill_momentum(optimizer: torch.optim.SGD) -> None:
-    """Set the momentum to 0.
+def init_momentum_buffers(optimizer: torch.optim.SGD) -> None:
+    """Create the momentum buffers, filled with 0.
 
     The fused SGD allocates it in the first step and fills it in the same step. In float16, the
     gradient scaler often skips that step, and the next one would start from whatever was in that

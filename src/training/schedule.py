@@ -11,10 +11,11 @@ class Decay:
     """A factor of the learning rate that changes over a run, 1 at its start. This one stays 1.
 
     To add a schedule, write a subclass and name it in make_decay. If it depends on the step, it
-    overrides `at`; if it depends on the epoch or the metric, it overrides `end_epoch`. A cosine:
+    overrides `factor_at`; if it depends on the epoch or the metric, it overrides `end_epoch`. A
+    cosine:
 
         class CosineDecay(Decay):
-            def at(self, step):
+            def factor_at(self, step):
                 return 0.5 + 0.5 * math.cos(math.pi * step / self.total_steps)
 
     Attributes:
@@ -28,7 +29,7 @@ class Decay:
         self.total_steps = total_steps
         self.factor = 1.0
 
-    def at(self, step: int) -> float:
+    def factor_at(self, step: int) -> float:
         """Return the factor of a step, which is counted from 0 over the whole run."""
         return self.factor
 
@@ -117,7 +118,7 @@ class Schedule:
     def rate_at(self, step: int) -> float:
         """Return the rate of a step of the current epoch; steps count from 0 over the whole run."""
         warmup = min(1.0, step / WARMUP_STEPS) if self.settings.warmup else 1.0
-        return self.settings.lr * self.decay.at(step) * warmup
+        return self.settings.lr * self.decay.factor_at(step) * warmup
 
     @property
     def current(self) -> float:

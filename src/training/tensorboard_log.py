@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class TensorBoardLog:
-    """What result.csv and metrics.csv have, by its names, and samples a second. A step is an epoch.
+    """Writes the columns of result.csv and metrics.csv, and samples a second, as scalars.
+
+    A step of TensorBoard is an epoch.
 
     An experiment may have been killed at any moment, and the log switched on late. So the first
     write of a start looks which epochs the log holds already.
@@ -56,7 +58,7 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
         if self.writer is None:
             self.written = count_epochs(self.folder, epochs)
-            # Readers forget what was logged of this epoch and of later ones.
+            # TensorBoard ignores what was logged before of this epoch and of later ones.
             self.writer = SummaryWriter(str(self.folder), purge_step=self.written + 1)
         for number in range(self.written + 1, len(epochs) + 1):
             scalars = epochs[number - 1]

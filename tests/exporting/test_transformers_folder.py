@@ -204,7 +204,7 @@ def drop_a_bias(model):
 
 
 @pytest.mark.parametrize('change, word', [
-    (use_tanh, 'its activation is GELU'), (change_one_eps, 'layer_norm_eps'),
+    (use_tanh, 'the activation of the format is GELU'), (change_one_eps, 'layer_norm_eps'),
     (change_eps_of_the_head, 'layer_norm_eps'), (add_a_norm, 'v.blocks.0.attn.q_norm.weight'),
     (drop_a_token, 'needs audio_spectrogram_transformer.embeddings.distillation_token'),
     (drop_a_bias, 'query.bias')])
