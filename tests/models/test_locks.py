@@ -99,7 +99,7 @@ def test_without_locks_the_work_goes_on_and_the_log_warns(tmp_path, number, floc
 def test_all_that_takes_a_lock_goes_on_without(tmp_path, flock_raises, server, caplog):
     flock_raises(errno.ENOLCK)
     (tmp_path / 'weights.pth').touch()
-    folder = ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp'))
+    folder = ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp', resume='auto'))
     with folder.lock(), locked_folder(tmp_path / 'data'):
         download([Url(f'{server.address}/none', tmp_path / 'weights.pth')], None)
     assert caplog.text.count('this file system has no locks') == 3
@@ -111,4 +111,4 @@ def test_another_error_of_a_lock_is_an_error(tmp_path, flock_raises):
     with pytest.raises(OSError, match='output error'), hold_lock(tmp_path / 'lock'):
         pass
     with pytest.raises(DataError, match='exp cannot be locked: .*output error'):
-        ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp')).lock().__enter__()
+        ExperimentFolder(Namespace(exp_dir=tmp_path / 'exp', resume='auto')).lock().__enter__()

@@ -3,12 +3,13 @@ import base64
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import report
-from reports import compare
+from reports import comparison_page
 from reports.comparison_data import short_names
 from test_pages import TRAINING, Reader
 from training.options import make_parser
@@ -64,7 +65,7 @@ def panels(monkeypatch):
     def plot(shown, names):
         drawn.update(shown)
         return plot_comparison(shown, names)
-    monkeypatch.setattr(compare, 'plot_comparison', plot)
+    monkeypatch.setattr(comparison_page, 'plot_comparison', plot)
     return drawn
 
 
@@ -243,7 +244,7 @@ def test_a_folder_whose_name_is_no_text_is_shown_with_question_marks(make, show,
     (['e/esc50-base384-b48-lr1e-5', 'e/esc50-base384-b48-lr1e-5-seed1'], ['lr1e-5', 'lr1e-5-seed1'])])
 def test_short_names_tell_folders_apart(tmp_path, monkeypatch, folders, names):
     monkeypatch.chdir(tmp_path)
-    assert short_names(list(map(compare.Path, folders))) == names
+    assert short_names(list(map(Path, folders))) == names
 
 
 def test_a_folder_that_is_named_twice_is_shown_once(make, show, panels):
@@ -262,4 +263,4 @@ def test_no_two_curves_look_alike_and_more_are_refused(make):
     [legend] = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(curves)
     with pytest.raises(DataError, match='at most 28 experiments'):
-        compare.write_comparison([compare.Path(str(i)) for i in range(29)], compare.Path('page.html'))
+        comparison_page.write_comparison([Path(str(i)) for i in range(29)], Path('page.html'))
