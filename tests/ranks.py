@@ -33,6 +33,7 @@ def write_data(folder):
         clips.append({'wav': str(folder / f'{i}.wav'), 'labels': f'/m/{i % 3}'})
     (folder / 'train.json').write_text(json.dumps({'data': clips}))
     (folder / 'val.json').write_text(json.dumps({'data': clips[:19]}))
+    (folder / 'few.json').write_text(json.dumps({'data': clips[:3]}))  # of four processes, one has none
     (folder / 'labels.csv').write_text('index,mid,display_name\n0,/m/0,a\n1,/m/1,b\n2,/m/2,c\n')
     np.savetxt(folder / 'train_weight.csv', 1 + np.arange(CLIPS))
 

@@ -275,6 +275,7 @@ def test_other_settings_in_the_same_folder_are_named(start_once, refuse, exp_dir
     ('--loss CE --data-val several.json', 'one label a sample.*several.json'),
     ('--loss CE --data-train negatives.json', r'negatives.json has 3 without \(negatives\): use --loss BCE'),
     ('--loss CE --data-val negatives.json', r'negatives.json has 3 without \(negatives\): use --loss BCE'),
+    ('--metrics acc --data-val several.json', '--metrics acc needs one label.*several.json.*mAP'),
     ('--wa True --wa_start 2 --wa_end 3', 'wa_start <= wa_end <= n_epochs, got 2, 3, 2'),
     ('--wa True --wa_start 2 --wa_end 1', 'wa_start <= wa_end <= n_epochs, got 2, 1, 2'),
     ('--freqm 33', '--freqm 33 .*32 mel bins'),

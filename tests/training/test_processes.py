@@ -40,14 +40,14 @@ def data(tmp_path_factory):
     """A folder with tiny recordings of three classes, datafiles, weights and labels, and a run of one process: exp1."""
     folder = tmp_path_factory.mktemp('ranks')
     write_data(folder)
-    assert finish_ranks(start_ranks(1, [*OPTIONS, '--exp_dir', 'exp1', '--data_eval', 'train.json'], folder)) == [0]
+    assert finish_ranks(start_ranks(1, [*OPTIONS, '--exp_dir', 'exp1', '--data_eval', 'few.json'], folder)) == [0]
     return folder
 
 
 @pytest.mark.parametrize('size, more', [(2, '--grad_accum 3 --num_workers 1 --tensorboard True'), (4, '--features gpu')])
 def test_several_processes_train_to_the_numbers_of_one(data, size, more):
     exp_dir, log = f'exp{size}{more[:5]}', f'{size}{more[:5]}.txt'
-    options = [*OPTIONS, *more.split(), '--exp_dir', exp_dir, '--data_eval', 'train.json']
+    options = [*OPTIONS, *more.split(), '--exp_dir', exp_dir, '--data_eval', 'few.json']
     assert finish_ranks(start_ranks(size, options, data, log)) == [0] * size, log_of(data, log)
     require_same(data, exp_dir)
     for name in ('eval_result.csv', 'models/audio_model.1.json'):

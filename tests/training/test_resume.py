@@ -221,6 +221,19 @@ def test_another_number_of_validation_samples_is_refused_before_training(exp_dir
     assert 'evaluated on 8 samples, but the validation set has 4' in said
 
 
+def test_validation_samples_with_other_labels_are_refused_and_the_run_still_continues(
+        exp_dir, capsys, make_datafile):
+    clips = [(exp_dir.parent / f'{i}.wav', f'/m/{i % 2}') for i in range(8)]
+    make_datafile(clips[::-1], 'other.json')
+    (exp_dir / 'interrupted').touch()
+    other = ['--exp_dir', 'exp', '--n_epochs', '2', '--data_val', 'other.json']
+    assert '--data_val val.json -> other.json' in stopped(capsys, *other)
+    assert (exp_dir / 'interrupted').exists()
+    assert 'their labels differ' in stopped(capsys, *other, '--force')
+    start('--exp_dir', 'exp', '--n_epochs', '2')  # the settings are still those of the checkpoint
+    assert np.loadtxt(exp_dir / 'result.csv', delimiter=',').shape == (2, 10)
+
+
 def test_a_gpu_that_fails_is_explained_and_a_bug_is_not():
     AcceleratorError = type('AcceleratorError', (RuntimeError,), {})  # torch 2.6 has no such class
     sentence = 'the GPU failed .*ECC.*started again, training continues from its checkpoint'

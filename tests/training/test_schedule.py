@@ -64,6 +64,22 @@ def test_a_plateau_under_warmup_decays_the_full_rate():
     assert (seen[800], seen[1100], seen[1200]) == pytest.approx((0.8e-3, 1e-3, 0.5e-3))
 
 
+def test_a_plateau_that_continues_with_other_options_obeys_them():
+    schedule, _ = make_schedule(settings(lr=1e-3, lr_patience=5))
+    schedule.end_epoch(1, 0.5)
+    forced, _ = make_schedule(settings(lr=1e-3, lr_patience=1, lrscheduler_decay=0.1))
+    forced.load_state_dict(schedule.state_dict())
+    for epoch in (2, 3):
+        forced.end_epoch(epoch, 0.5)
+    assert forced.current == pytest.approx(1e-4)
+
+
+def test_a_checkpoint_of_an_earlier_version_without_a_plateau_is_read():
+    schedule, _ = make_schedule(settings(lr=1e-3))
+    schedule.load_state_dict({'decay': 0.25, 'step': 7, 'plateau': None})
+    assert schedule.step == 7 and schedule.current == pytest.approx(2.5e-4)
+
+
 @pytest.mark.parametrize('changes, rates', [
     ({}, [1e-3, 5e-4, 2.5e-4, 1.25e-4]), ({'lr_patience': 1}, [1e-3, 1e-3, 1e-3, 5e-4])],
     ids=['steps', 'plateau'])
