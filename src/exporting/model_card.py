@@ -30,7 +30,7 @@ LEFT_OUT = (*FREE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'la
 VERSIONS = ('python', 'torch', 'timm', 'commit', 'changed since the commit')  # of environment.json
 SCORE_NOTES = {
     'BCE': 'Scores are sigmoids: each class has a score from 0 to 1 of its own, and several '
-           'classes may be heard at once. Version 4 of transformers takes softmax unless '
+           'classes may be heard at once. Older versions of transformers take softmax unless '
            '`function_to_apply` says sigmoid.',
     'CE': 'Scores are softmax: those of all classes add up to 1.'}
 

@@ -284,8 +284,8 @@ class ASTModel(nn.Module):
 
         Not by parameters(), of which the replicas of nn.DataParallel have none.
         """
-        first = next(self.mlp_head.children(), self.mlp_head)
-        return getattr(getattr(first, 'weight', None), 'dtype', torch.float32)
+        parts = [*self.mlp_head.children(), self.mlp_head]
+        return getattr(getattr(parts[0], 'weight', None), 'dtype', torch.float32)
 
     def _autocast(self, x: torch.Tensor) -> contextlib.AbstractContextManager:
         """Return the context for a forward pass: mixed precision, if it is wanted.

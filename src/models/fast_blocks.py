@@ -70,11 +70,10 @@ def has_own_pass(v: VisionTransformer) -> bool:
 
 def has_tokenwise_end(block: nn.Module, norm: nn.Module) -> TypeGuard[Block]:
     """Return whether all of the last block, and the norm after it, is timm's own."""
-    if not (is_plain(block, Block) and has_plain_attention(block.get_submodule('attn'))
-            and is_plain(norm, *TOKENWISE)):
+    attn: Any = getattr(block, 'attn', None)
+    if not (is_plain(block, Block) and has_plain_attention(attn) and is_plain(norm, *TOKENWISE)):
         return False
 
-    attn = block.get_submodule('attn')
     others = [module for child in block.children() if child is not attn
               for module in child.modules()]
     return all(is_plain(module, *TOKENWISE) for module in (*others, *attn.children()))
