@@ -108,7 +108,7 @@ def usage_section(trained: TrainedModel, name: str) -> str:
 from transformers import pipeline
 
 classify = pipeline('{TASK}', {name!r})  # a folder, or an id on Hugging Face
-print(classify('recording.wav'{options}))
+print(classify('recording.wav'{options}))  # reads files with the program ffmpeg
 ```
 
 {SCORE_NOTES[loss]} The pipeline hears the first {seconds:g} s of a recording.
