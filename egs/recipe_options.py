@@ -29,7 +29,12 @@ TYPES = {r'True|False': boolean, r'\d+': whole(0), r'\d+\.\d+': number(0)}
 
 
 def make_recipe_parser(recipe, options):
-    """Return the parser of a recipe, and the names of the options that are passed to src/run.py."""
+    """Return the parser of a recipe, and the names of the options that are passed to src/run.py.
+
+    Args:
+        recipe: the script.
+        options: what list_options returns.
+    """
     parser = OptionParser(prog=recipe.name, description=read_description(recipe),
                           usage='%(prog)s [--name value] ...', old_names=OLD_NAMES)
     own = parser.add_argument_group('the recipe')
@@ -37,20 +42,24 @@ def make_recipe_parser(recipe, options):
     add_options(parser)
     actions = {action.dest: action for action in parser._actions if action.dest != 'help'}
     add_launch_options(launching)
-    listed = [re.match(r'(\w+)=(.*?)  +(.*)', line).groups()
-              for line in options.strip().replace('%', '%%').split('\n')]
-    for name, default, text in listed:
+    for name, default, text in options:
         if name in actions:
             actions[name].default, actions[name].help = default or None, text
             actions[name].required = False
         else:
             kind = next((TYPES[look] for look in TYPES if re.fullmatch(look, default)), None)
             own.add_argument(f'--{name}', type=kind, default=default or None, help=text)
-    for name in SET_BY_RECIPE - {name for name, _, _ in listed}:
+    for name in SET_BY_RECIPE - {name for name, _, _ in options}:
         actions[name].default, actions[name].help = None, argparse.SUPPRESS
         actions[name].required = False
         actions[name].type = refuse_config if name == 'config' else refuse_any
     return parser, actions.keys() - SET_BY_RECIPE - {'exp_dir'}
+
+
+def list_options(text):
+    """Return (name, default, help) of each line `name=default  help` in the OPTIONS of a recipe."""
+    return [re.match(r'(\w+)=(.*?)  +(.*)', line).groups()
+            for line in text.strip().replace('%', '%%').split('\n')]
 
 
 def read_description(recipe):
@@ -157,11 +166,13 @@ def main(recipe, options, *words):
     """Print the options of a recipe, or stop with a sentence about what is wrong with them."""
     end = words.index('--')
     defaults, words = words[:end], words[end + 1:]
-    parser, passed_on = make_recipe_parser(Path(recipe), options)
+    listed = list_options(options)
+    parser, passed_on = make_recipe_parser(Path(recipe), listed)
     for action in parser._actions:
         if action.type:
             action.type = as_typed(action.type)
-    changed = parse_named(parser, defaults)
+    changed = {name: default for name, default, _ in listed if default}
+    changed.update(parse_named(parser, defaults))
     parser.set_defaults(**changed)
     args = parser.parse_args(words)
     args.launcher, args.nodes = choose_launcher(parser, args, os.environ)
