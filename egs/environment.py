@@ -203,8 +203,11 @@ def is_active() -> bool:
     """Return whether this is the Python of an environment that the user has activated.
 
     The base environment of conda does not count, since conda activates it in every shell. The
-    variables may also name an environment that was moved or removed.
+    variables may also name an environment that was moved or removed. Nor does VENV count, which
+    make_venv brings up to date.
     """
+    if os.path.realpath(sys.prefix) == os.path.realpath(VENV):
+        return False
     active = [os.environ.get('VIRTUAL_ENV')]
     if os.environ.get('CONDA_DEFAULT_ENV') != 'base':
         active.append(os.environ.get('CONDA_PREFIX'))

@@ -17,7 +17,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging()
     with exit_on(DataError, OSError):
         print('\n'.join(summarise_folds(args.exp_dir)))
-        print(f'tables and pictures are in {args.exp_dir}')
+        print(f'tables and pictures are in {args.exp_dir}, all on one page in '
+              f'{args.exp_dir / "report.html"}')
 
 
 if __name__ == '__main__':

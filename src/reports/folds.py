@@ -87,8 +87,8 @@ def draw_curves(exp_dir: Path, rows: np.ndarray, metric: str, title: str) -> Non
 def scores_line(folds: Sequence[Path], scores: np.ndarray, metric: str, title: str) -> str:
     """Return a line with the folds' scores (folds,), their mean and standard deviation."""
     each = ', '.join(f'{fold.name} {score:.4f}' for fold, score in zip(folds, scores))
-    return (f'{title}: mean {metric} {scores.mean():.4f}, standard deviation {scores.std():.4f} '
-            f'({each})')
+    spread = f', standard deviation {scores.std():.4f}' if len(scores) > 1 else ''
+    return f'{title}: mean {metric} {scores.mean():.4f}{spread} ({each})'
 
 
 def read_predictions(folds: Sequence[Path], epoch: int) -> tuple[np.ndarray, np.ndarray]:

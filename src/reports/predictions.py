@@ -197,6 +197,8 @@ def mistakes(found: Evaluated, truth: np.ndarray, predicted: np.ndarray, show: S
     worst = wrong[np.argsort(-confidence, kind='stable')][:LISTED]
     rows = [(show(found.clips[i]), found.names[predicted[i]], float(found.scores[i, predicted[i]]),
              found.names[truth[i]], float(found.scores[i, truth[i]])) for i in worst]
+    if not rows:
+        return '<h3>Mistakes</h3>\n<p>There are none.</p>\n'
     return (f'<h3>Most confident mistakes, of {len(wrong)}</h3>\n'
             + table(['clip', 'predicted class', 'its score', 'true class', 'its score'], rows))
 

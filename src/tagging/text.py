@@ -36,9 +36,9 @@ def duration(tagging: Tagging) -> str:
     """Return the duration and, if the only window is a part, when that is."""
     tenths = needs_tenths(tagging)
     length = clock(tagging.seconds, tenths)
-    if len(tagging.starts) > 1 or tagging.ends[0] == tagging.seconds:
-        return length
     start, end = clock(tagging.starts[0], tenths), clock(tagging.ends[0], tenths)
+    if len(tagging.starts) > 1 or end == length:
+        return length
     return f'{length}, of which {start}-{end}'
 
 

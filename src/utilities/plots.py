@@ -95,7 +95,7 @@ def plot_curves(columns: Mapping[str, np.ndarray], metric: str, title: str) -> F
 def _style_curves(axes: Axes, label: str) -> None:
     """Label the axes of curves over the epochs, and leave out what only takes space."""
     axes.set(xlabel='epoch', ylabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
     axes.spines[['top', 'right']].set_visible(False)
 

@@ -116,8 +116,8 @@ def record_source(out_dir: Path, source: str, *made: Path) -> None:
     advice = f'give another folder with --prep_dir, or remove {" and ".join([*left, str(marker)])}'
     before = _read_source(marker, advice) if marker.exists() else None
     if left and before not in (None, source):
-        raise DataError(f'{out_dir} was prepared from {before or "an unknown source"}, not from '
-                        f'{source}: {advice}')
+        raise DataError(f'{out_dir} was prepared from other data or with other settings: '
+                        f'{before or "an unknown source"}; now it is {source}: {advice}')
     if before != source:
         write_json(marker, {'source': source})
 

@@ -453,11 +453,11 @@ def test_a_second_start_finds_everything_prepared(make_clips, out, capsys):
 def test_other_options_or_clips_are_refused_until_the_old_preparation_is_removed(make_clips, out):
     data = make_clips(*many(n=4))
     prep.prepare(data, out, SplitConf(n_folds=4))
-    reason = 'n_folds 4.* not from .*n_folds 2.*--prep_dir, or remove .*run_options.txt'
+    reason = 'n_folds 4.* now it is .*n_folds 2.*--prep_dir, or remove .*run_options.txt'
     with pytest.raises(DataError, match=reason):
         prep.prepare(data, out, SplitConf(n_folds=2))
     make_clips('cat/new.wav')
-    with pytest.raises(DataError, match='8 clips.* not from .*9 clips'):
+    with pytest.raises(DataError, match='8 clips.* now it is .*9 clips'):
         prep.prepare(data, out, SplitConf(n_folds=4))
     (out / 'run_options.txt').unlink()
     prep.prepare(data, out, SplitConf(n_folds=2))
