@@ -107,6 +107,13 @@ def test_the_base_environment_of_conda_is_nobodys_choice(begun, run_shell, setti
     assert done.stdout.strip() == str(begun / 'venvast' / 'bin' / 'python'), done.stderr
 
 
+def test_venvast_is_completed_if_it_is_the_active_environment(begun, run_shell, settings):
+    python = begun / 'venvast' / 'bin' / 'python'
+    done = run_shell([python, *command(begun)[1:]], VIRTUAL_ENV=str(begun / 'venvast'), **settings)
+    assert done.stdout.strip() == str(python), done.stderr
+    assert answer_of(python) == '1'
+
+
 def test_two_jobs_that_start_together_make_one_environment(clone, settings):
     words = [str(word) for word in command(clone)]
     jobs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
