@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / 'src'))
 
 HELP_LIMIT = 0.37  # of `import torch`
 INFERENCE_LIMIT = 1.5  # of `import torch, timm`
-NOT_PROGRAMS = ('cli.py', 'recipe_options.py')  # which read options for others
+NOT_PROGRAMS = ('cli.py', 'config.py', 'recipe_options.py')  # which read options for others
 IMPORT_TORCH = ['-c', 'import torch']
 IMPORT_TIMM = ['-c', 'import torch, timm']
 
