@@ -58,7 +58,8 @@ class AudioLoader(DataLoader):
     """
 
     def __iter__(self):
-        batches = super().__iter__()
+        with _signals_blocked():  # a worker that is starting would die of one
+            batches = super().__iter__()
         while True:
             with contextlib.nullcontext() if self.num_workers else one_thread():
                 batch = next(batches, None)
@@ -108,6 +109,21 @@ def _leave_signals_to_parent(_):
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, 'pthread_sigmask'):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
+@contextlib.contextmanager
+def _signals_blocked():
+    """Let stop signals wait until the block ends. Processes that start in it inherit this."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @functools.cache
