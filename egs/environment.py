@@ -222,6 +222,9 @@ def main(files):
     if not problems and not is_too_old:
         print(sys.executable)
     elif not is_active():
+        if os.path.realpath(sys.prefix) == os.path.realpath(VENV):
+            # Its packages are not those that it was made with: install them again.
+            shutil.rmtree(VENV / 'installed', ignore_errors=True)
         print(make_venv(files))
     elif is_too_old:
         sys.exit(f'error: the active environment has Python {platform.python_version()}, and '

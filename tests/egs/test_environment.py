@@ -112,6 +112,9 @@ def test_venvast_is_completed_if_it_is_the_active_environment(begun, run_shell, 
     done = run_shell([python, *command(begun)[1:]], VIRTUAL_ENV=str(begun / 'venvast'), **settings)
     assert done.stdout.strip() == str(python), done.stderr
     assert answer_of(python) == '1'
+    subprocess.run([python, '-m', 'pip', 'uninstall', '-qy', 'astprobe'], check=True)
+    run_shell([python, *command(begun)[1:]], VIRTUAL_ENV=str(begun / 'venvast'), **settings)
+    assert answer_of(python) == '1'
 
 
 def test_two_jobs_that_start_together_make_one_environment(clone, settings):
