@@ -24,8 +24,8 @@ class AugmentationConf:
     num_mel_bins: int
     target_length: int  # frames
     mixup: float = 0.0  # probability that a sample is mixed with another
-    freqm: int = 0  # SpecAugment (Park et al., 2019): frequency masks are less wide, in mel bins
-    timem: int = 0  # SpecAugment: time masks are less long, in frames
+    freqm: int = 0  # frequency masks are narrower than this, in mel bins (SpecAugment, Park 2019)
+    timem: int = 0  # time masks are shorter than this, in frames (SpecAugment)
     noise: bool = False  # whether to add noise and roll the sample in time
 
 

@@ -1,4 +1,4 @@
-"""Sounds to try exported files on, and how far their results are from those of PyTorch."""
+"""Compare what an exported file computes with what PyTorch computes, on artificial sounds."""
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +13,7 @@ BOUNDS = {'fbank': 1e-4, 'waveform': 1e-3}
 HARMONICS = 8  # of a sound
 
 Results = Sequence[np.ndarray]  # logits and scores, (batch, classes) each
-Run = Callable[[torch.Tensor], Results]  # of an input of the graph
+Run = Callable[[torch.Tensor], Results]  # takes an input of the graph
 
 
 def make_sounds(count: int, samples: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ MAX_LENGTH = 2 ** 31 - 1  # of an axis; without a bound, torch 2.6 fails
 
 
 class FbankToScores(nn.Module):
-    """A trained model between the fbank of a recording and its scores.
+    """A trained model that turns fbanks into scores.
 
     Attributes:
         input_name: what a file calls the input.
@@ -40,7 +40,8 @@ class FbankToScores(nn.Module):
     def forward(self, fbank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and scores (batch, classes) of fbanks (batch, frames, bins).
 
-        The fbanks are not normalised. The scores are those of tagging.tagger.Classifier.
+        The fbanks must not be normalised: forward does it. The scores are those of
+        tagging.tagger.Classifier.
         """
         logits = self.model(normalise(fbank, self.mean, self.std))
         return logits, logits.softmax(dim=1) if self.loss == 'CE' else logits.sigmoid()
@@ -55,7 +56,7 @@ class FbankToScores(nn.Module):
 
 
 class WaveformToScores(FbankToScores):
-    """A trained model between a recording (16 kHz, mono, full scale 1) and its scores."""
+    """A trained model that turns recordings (16 kHz, mono, full scale 1) into scores."""
     input_name = 'waveform'
 
     def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +109,7 @@ def trace(graph: FbankToScores, example: torch.Tensor) -> torch.export.ExportedP
     """
     try:
         with torch.no_grad():
+            # strict: a way of tracing, not of loading. torch 2.6 does it by default and fails.
             return torch.export.export(graph, (example,), strict=False,
                                        dynamic_shapes=(graph.dynamic_shapes(),))
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The libraries that write files for other programs: whether they are there, and their messages."""
+"""Check that the libraries for exports are installed, and silence their messages."""
 import contextlib
 import importlib.util
 import logging

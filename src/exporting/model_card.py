@@ -1,7 +1,7 @@
 """The model card: a README.md that says on Hugging Face's hub what a model is.
 
-It begins with fields for the hub's search (YAML) and goes on with text for people. It says what is
-known and leaves out the rest.
+It begins with fields for the hub's search (YAML) and continues with text for people. It says what
+is known and leaves out the rest.
 """
 import re
 import shlex
@@ -84,7 +84,7 @@ def evaluation_results(run: RunRecord) -> list[EvalResult]:
 
 
 def introduction_section(trained: TrainedModel, name: str) -> str:
-    """Say in a paragraph what the model is."""
+    """Return a paragraph that says what the model is."""
     config, start = trained.model.config, trained.description.get('start')
     parameters = sum(value.numel() for value in trained.model.parameters()) / 1e6
     origin = f' on {as_markdown(trained.dataset)}' if trained.dataset else ''
@@ -98,7 +98,7 @@ def introduction_section(trained: TrainedModel, name: str) -> str:
 
 
 def usage_section(trained: TrainedModel, name: str) -> str:
-    """Say how to use the model, and what to know for that."""
+    """Return the section that shows how to use the model."""
     seconds = trained.model.config.input_tdim * FRAME_SHIFT_MS / 1000
     loss = trained.description['loss']
     options = ", function_to_apply='sigmoid'" if loss == 'BCE' else ''
@@ -172,7 +172,7 @@ def training_section(run: RunRecord) -> str:
 
 
 def without_folders(command: str) -> str:
-    """Return a command line with the mere names of absolute paths, which may name people."""
+    """Return a command line without the folders of absolute paths: they may name people."""
     words = []
     for word in shlex.split(command):
         name, equals, value = word.rpartition('=')

@@ -29,7 +29,7 @@ from utilities.folders import whole_folder
 from utilities.texts import write_json, write_text
 
 HEAD_EPS = 1e-5  # of the classifier's LayerNorm in every ASTModel
-# What a config.json of transformers has no field for, if the description says it.
+# Fields of a description for which a config.json of transformers has none.
 OWN_NAMES = ('model_size', 'start')
 
 
@@ -90,7 +90,7 @@ def check_computation(model: ASTModel, state: State) -> None:
 
 
 def needed_names(layers: int) -> Sequence[str]:
-    """Return the names of all weights that an AST of transformers with so many layers has."""
+    """Return the names of all weights of an AST of transformers, given its number of layers."""
     names: list[str] = []
     for _, name, *_ in NAMES:
         entries = [name + end for end in ('weight', 'bias')] if name.endswith('.') else [name]
@@ -118,7 +118,7 @@ def make_config(trained: TrainedModel) -> dict[str, Any]:
         'layer_norm_eps': block.norm1.eps,  # transformers' default is 1e-12
         **{name: values[0] for name, values in KNOWN_CONFIG.items()},
         **{theirs: getattr(model.config, ours) for theirs, ours in CONFIG_SIZES.items()},
-        # The pipeline takes sigmoid or softmax by it.
+        # By it, the pipeline chooses sigmoid or softmax.
         'problem_type': problem_types[description['loss']],
         # Two classes may have one name: then label2id has fewer entries, and only id2label counts.
         'id2label': {str(i): name for i, name in enumerate(names)},

@@ -101,7 +101,7 @@ def _their_name(name: str) -> str:
 
 
 def _rename(name: str, table: list[tuple[str, str]]) -> str | None:
-    """Replace the start of a name as a table of (old, new) says; None if it does not say it."""
+    """Replace the start of a name by a table of (old, new), or return None if none fits."""
     match = re.search(r'\d+', name)
     number = match[0] if match else '#'
     for old, new in table:

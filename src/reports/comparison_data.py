@@ -1,4 +1,4 @@
-"""Read experiments that are compared: single ones, and folds, of which the mean counts."""
+"""Read the experiments to compare: single ones, and the means of folds."""
 import os
 import re
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ from utilities.errors import DataError
 from utilities.formatting import clock
 
 METRICS = {'acc': 'accuracy', 'mAP': 'mAP'}  # --metrics -> name of the axis
-BY_FOLD = 'different in each fold'  # instead of the value of a setting in which folds differ
-LONG_NAME = 20  # characters, from which on a name is made shorter
+BY_FOLD = 'different in each fold'  # in place of a setting's value, if the folds differ in it
+LONG_NAME = 20  # characters; longer names are made shorter
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def common_settings(settings: Sequence[Settings]) -> Settings:
 
 
 def _numbers(cells: list[str]) -> list[float]:
-    """Return the numbers of a column. Those of a count stay whole, for the tables."""
+    """Return the numbers of a column. Counts stay whole numbers."""
     return list(map(int if all(map(str.isdigit, cells)) else float, cells))
 
 

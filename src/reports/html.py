@@ -132,8 +132,8 @@ def page(title: str, lead: str, sections: Iterable[str], time: str, program: str
     Args:
         title, lead, time: texts.
         sections: HTML.
-        program: that writes the page.
-        css: more style.
+        program: the program that writes the page.
+        css: further style.
     """
     html = PAGE.substitute(title=escape(title), lead=escape(lead), sections='\n'.join(sections),
                            time=time, program=program, css=css)

@@ -28,7 +28,7 @@ PLAYED = {'WAV': WAV, 'WAVEX': WAV,
           'matroska,webm': ('audio/webm', {'opus', 'vorbis'})}
 PLAYED_RATES = 8000, 192_000  # Hz, lowest and highest
 PLAYED_CHANNELS = 8
-BLOCK_SECONDS = 60  # converted at once, so that an hour takes no more memory than a minute
+BLOCK_SECONDS = 60  # converted at a time: an hour takes no more memory than a minute
 ROUNDING_SECONDS = 1e-3
 
 
@@ -37,7 +37,7 @@ class Clip(NamedTuple):
 
     Attributes:
         name: what a page calls it.
-        path: the file, or None if nobody knows it.
+        path: the file, or None if it is not known.
         start: the second at which the part begins.
         seconds: its greatest length.
     """
@@ -80,7 +80,7 @@ def write_flac(path: str | os.PathLike, target: str | os.PathLike | BinaryIO, st
         path: the recording.
         target: where to: a path, or an open binary file.
         start: seconds to skip.
-        seconds: convert at most so much from there on.
+        seconds: how much to convert at most from there on.
 
     Raises:
         AudioError: there is no sound.
@@ -122,7 +122,7 @@ def with_player(clip: Clip, folder: Path, embed: bool = False) -> Html:
     Args:
         clip: it is played from its start to its end.
         folder: that of the page.
-        embed: put the sound into the page, as the model hears it; else lead to the file.
+        embed: put the sound into the page, as the model hears it; else link the file.
     """
     source = _embedded(clip) if embed else _linked(clip, folder)
     name = escape(clip.name)

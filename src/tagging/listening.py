@@ -40,7 +40,7 @@ class PageSound(NamedTuple):
 def write_listening_page(path: Path, tagging: Tagging, top_k: int, models: str) -> None:
     """Write the page of a recording.
 
-    The page holds the sound of a short recording, and leads to the file of a long one. If browsers
+    The page holds the sound of a short recording, and links the file of a long one. If browsers
     do not play that file, the sound is converted to <name of the page>.flac beside the page.
 
     Args:
@@ -186,7 +186,7 @@ def timeline_table(tagging: Tagging, top_k: int, together: int) -> str:
 
     Args:
         tagging: of the windows, after merge_windows.
-        top_k: show at most so many classes.
+        top_k: how many classes to show at most.
         together: how many windows share a row.
     """
     tenths = needs_tenths(tagging)
@@ -200,7 +200,7 @@ def timeline_table(tagging: Tagging, top_k: int, together: int) -> str:
 
 
 def without_surrogates(text: str) -> str:
-    """Return a text that can be written, with signs of replacement for bytes in names of files."""
+    """Replace what cannot be written as UTF-8: single bytes in the names of files."""
     return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 

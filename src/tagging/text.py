@@ -60,7 +60,7 @@ def heard(tagging: Tagging, scores: np.ndarray, top_k: int) -> str:
     Args:
         tagging: has the classes.
         scores: of a window.
-        top_k: at most so many classes.
+        top_k: how many classes to return at most.
     """
     best = tagging.top(scores, top_k)
     shown = [(i, score) for i, score in best if score >= TIMELINE_SCORE] or best[:1]

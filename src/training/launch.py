@@ -13,7 +13,7 @@ class DistributedError(RuntimeError):
 
 
 class Launch(NamedTuple):
-    """The launch of this process among those that torchrun or srun has started.
+    """What torchrun or srun says of this process.
 
     rank: its number, from 0 to size - 1. local_rank, local_size: the same on its machine.
     """

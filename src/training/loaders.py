@@ -58,7 +58,7 @@ class AudioLoader(DataLoader):
     """
 
     def __iter__(self):
-        with _signals_blocked():  # a worker that is starting would die of one
+        with _signals_blocked():  # a signal would end a worker that is starting
             batches = super().__iter__()
         while True:
             with contextlib.nullcontext() if self.num_workers else one_thread():

@@ -106,8 +106,8 @@ def add_augmentation_options(group):
     """Add the options of augmentation, which training samples get and evaluation samples do not."""
     add = group.add_argument
     add('--freqm', type=whole(0), default=0,
-        help='frequency masks are less wide than this, in mel bins')
-    add('--timem', type=whole(0), default=0, help='time masks are less long than this, in frames')
+        help='frequency masks are narrower than this, in mel bins')
+    add('--timem', type=whole(0), default=0, help='time masks are shorter than this, in frames')
     add('--mixup', type=number(0, 1), default=0,
         help='share of the training samples that are mixed with another')
     add('--noise', type=boolean, default=False,

@@ -51,7 +51,9 @@ class Decay:
 
 
 class StepDecay(Decay):
-    """Decay by --lrscheduler_decay after epoch --lrscheduler_start, then every --lrscheduler_step.
+    """Decay after epoch --lrscheduler_start, and then every --lrscheduler_step epochs.
+
+    Each decay multiplies the factor by --lrscheduler_decay.
     """
 
     def end_epoch(self, epoch, metric):
@@ -61,7 +63,9 @@ class StepDecay(Decay):
 
 
 class PlateauDecay(Decay):
-    """Decay by --lrscheduler_decay if the metric has not risen for more than --lr_patience epochs.
+    """Decay if the metric has not risen for more than --lr_patience epochs.
+
+    Each decay multiplies the factor by --lrscheduler_decay.
     """
 
     def __init__(self, settings, total_steps):

@@ -22,8 +22,8 @@ class TensorBoardLog:
 
     A step of TensorBoard is an epoch.
 
-    An experiment may have been killed at any moment, and the log switched on late. So the first
-    write of a start looks which epochs the log holds already.
+    An experiment may have been killed at any moment, and the log may be switched on late. So the
+    first write of a start reads which epochs the log has already.
 
     Args:
         exp_dir: folder of the experiment.

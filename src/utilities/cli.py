@@ -148,7 +148,7 @@ def add_num_workers(parser: argparse._ActionsContainer) -> None:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
-    """Add what programs that load checkpoints ask for: all that a checkpoint may not say.
+    """Add the options for what a checkpoint may not say of itself.
 
     Args:
         loss: help of --loss.
@@ -167,7 +167,7 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
 
 
 def add_computing_options(parser: argparse.ArgumentParser) -> None:
-    """Add what programs that compute with a checkpoint ask for: workers, device, precision."""
+    """Add the options of programs that compute with a checkpoint: workers, device, precision."""
     add_num_workers(parser)
     add = parser.add_argument
     add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 PURPLE, SKY, AMBER, BLACK = '#CC79A7', '#56B4E9', '#E69F00', '#000000'
-# Of several experiments, each has another pair of these.
+# Colour, marker and line of several experiments.
 CURVE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, AMBER, BLACK)
 CURVE_STYLES = tuple({'color': colour, 'marker': marker, 'linestyle': line}
                      for line in ('-', '--', ':', '-.')
@@ -213,7 +213,7 @@ def _set_time_axis(axes: Axes, seconds: float) -> None:
 
 
 def time_step(seconds: float) -> float:
-    """Return the seconds from tick to tick of a time axis of so many seconds."""
+    """Return the distance of the ticks on a time axis, given its length; both in seconds."""
     return next((step for step in TIME_STEPS if seconds / step < MAX_TIME_TICKS),
                 seconds / MAX_TIME_TICKS)
 

@@ -99,6 +99,17 @@ def test_a_folder_is_read_back_bit_for_bit(exported):
     assert (again['mean'], again['std'], again['start']) == (MEAN, STD, 'random')
 
 
+def test_what_transformers_writes_of_it_is_read_as_it_was(exported, tmp_path):
+    checkpoint, folder = exported
+    transformers.AutoModelForAudioClassification.from_pretrained(folder).save_pretrained(tmp_path)
+    transformers.AutoFeatureExtractor.from_pretrained(folder).save_pretrained(tmp_path)
+    (before, said), (after, again) = load_model(checkpoint), load_model(tmp_path)
+    own = before.state_dict()
+    assert own.keys() == after.state_dict().keys()
+    assert all(torch.equal(value, own[name]) for name, value in after.state_dict().items())
+    assert said.items() <= again.items()  # sizes, strides, loss, mean, std, labels
+
+
 @pytest.mark.skipif(not shutil.which('ffmpeg'), reason='pipelines read files with ffmpeg')
 @pytest.mark.parametrize('loss', ['BCE', 'CE'])
 def test_the_code_on_the_card_classifies_a_recording(loss, make_tone, tmp_path, monkeypatch):

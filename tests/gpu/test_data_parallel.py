@@ -278,12 +278,12 @@ COMPILED = ('--compile True --data_train train.json --data_val val.json --label_
 
 @pytest.fixture
 def check(monkeypatch):
-    """Check the options of a run with --compile True on a machine with so many GPUs."""
+    """Check the options of a run with --compile True, given a number of GPUs; return the device."""
     def with_gpus(count, device, place=Launch()):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
         monkeypatch.setattr('training.option_checks.choose_device', lambda _: torch.device(device))
         parser = make_parser()
-        check_options(parser, parser.parse_args(COMPILED.split()), place)
+        return check_options(parser, parser.parse_args(COMPILED.split()), place)
     return with_gpus
 
 
@@ -296,8 +296,9 @@ def test_compile_is_refused_if_one_process_would_split_batches_over_several_gpus
     assert '--launcher torchrun' in said and '--device cuda:0' in said
 
 
-@pytest.mark.parametrize('gpus, device, place', [
-    (1, 'cuda', Launch()), (4, 'cuda:0', Launch()), (4, 'cpu', Launch()), (0, 'mps', Launch()),
-    (4, 'cuda', Launch(0, 4, 0, 4))], ids=['one', 'named', 'cpu', 'mps', 'a process each'])
-def test_compile_is_taken_if_no_batch_is_split(check, gpus, device, place):
-    check(gpus, device, place)
+@pytest.mark.parametrize('gpus, device, place, own', [
+    (1, 'cuda', Launch(), 'cuda'), (4, 'cuda:0', Launch(), 'cuda:0'), (4, 'cpu', Launch(), 'cpu'),
+    (0, 'mps', Launch(), 'mps'), (4, 'cuda', Launch(2, 4, 2, 4), 'cuda:2')],
+    ids=['one', 'named', 'cpu', 'mps', 'a process each'])
+def test_compile_is_taken_if_no_batch_is_split(check, gpus, device, place, own):
+    assert check(gpus, device, place) == torch.device(own)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import report
+from browser import DESKTOP, PHONE
 from reports import comparison_page
 from reports.comparison_data import short_names
 from test_pages import TRAINING, Reader
@@ -90,6 +91,20 @@ def test_the_page_asks_the_network_for_nothing_and_holds_its_picture(make, show)
     [picture] = re.findall('src="data:image/png;base64,(.*?)"', page)
     assert base64.b64decode(picture).startswith(b'\x89PNG')
     assert not re.search(r'https?:|url\(|@import|<script|<link', page)
+
+
+@pytest.mark.parametrize('size', [DESKTOP, PHONE], ids=['desktop', 'phone'])
+def test_a_browser_shows_the_page_and_its_links_lead_to_the_reports(tabs, make, show, tmp_path,
+                                                                    size):
+    for name in ('exp/slow', 'exp/fast'):
+        make(name, lr=1e-5 if name == 'exp/slow' else 1e-4)
+        (tmp_path / name / 'report.html').write_text(f'<title>{name}</title>')
+    show('exp/slow', 'exp/fast')
+    tab = tabs.open(tmp_path / 'page.html', size)
+    assert tab.locator('img').evaluate('picture => picture.naturalWidth') > 500
+    assert tab.evaluate('document.documentElement.scrollWidth <= innerWidth')
+    tab.get_by_role('link', name='fast').click()
+    assert tab.title() == 'exp/fast' and not tabs.errors
 
 
 def test_averaged_models_and_evaluation_sets_are_shown_if_one_experiment_has_them(make, show, tmp_path):
