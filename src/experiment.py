@@ -9,7 +9,6 @@ import torch
 from audio.reading import AudioError
 from experiment_data import Loaders, check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
-from models.ast_models import name_start
 from reports.pages import run_page
 from training import processes
 from training.checkpoint import CheckpointError
@@ -78,7 +77,7 @@ def describe(args: argparse.Namespace, device: torch.device, precision: torch.dt
     """Log what an experiment would do, for --dry_run."""
     log_settings(args, make_loaders(args, device), device, precision, launch.size)
     model = make_model(args, pretrained=False)
-    logger.info('%s', model.summary(args.imagenet_pretrain, args.audioset_pretrain))
+    logger.info('%s', model.summary(name_start(args)))
 
 
 def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.device,
@@ -89,7 +88,7 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
     """
     description = {'dataset': args.dataset, 'labels': asdict(loaders.val.dataset.labels),
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss,
-                   'start': name_start(args.imagenet_pretrain, args.audioset_pretrain)}
+                   'start': model.start}
     try:
         with as_training_errors(), processes.catch_lost_processes(processes.LOST_SIGNS):
             this_run = Run(model, device, loaders.train, loaders.val, args, description, interrupt)
@@ -121,7 +120,16 @@ def make_model(args: argparse.Namespace, pretrained: bool = True) -> ASTModel:
         input_fdim=args.num_mel_bins, input_tdim=args.audio_length,
         imagenet_pretrain=args.imagenet_pretrain and pretrained,
         audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size,
-        verbose=pretrained)
+        start=args.start if pretrained else None, verbose=pretrained)
+
+
+def name_start(args: argparse.Namespace) -> str:
+    """Return the name of the weights that the options choose, for --dry_run."""
+    if args.start:
+        return args.start
+    if args.audioset_pretrain:
+        return 'AudioSet'
+    return 'ImageNet' if args.imagenet_pretrain else 'random'
 
 
 def agree_on_precision(precision: torch.dtype | None) -> torch.dtype | None:

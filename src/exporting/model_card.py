@@ -13,8 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from audio.fbank import FRAME_SHIFT_MS
 from exporting.run_record import MetricValues, RunRecord, read_run
 from exporting.trained import TrainedModel
-from models.ast_models import DEIT
-from models.weights import AUDIOSET, deit_file
+from models.weights import AUDIOSET, timm_file
 from training.options import FREE_OPTIONS
 
 TASK = 'audio-classification'
@@ -69,7 +68,7 @@ def base_model(trained: TrainedModel) -> str | None:
     if start == 'AudioSet':
         return AUDIOSET.hub_id
     if start == 'ImageNet':
-        return deit_file(DEIT[trained.model.config.model_size]).hub_id
+        return timm_file(trained.model.config.backbone.timm_name).hub_id
     return None
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from exporting.model_card import write_card
 from exporting.trained import TrainedModel
 from models import ASTModel
+from models.ast_models import PATCH_SIZE
 from models.atomic import atomic_write
 from models.layouts import State
 from models.transformers_format import (
@@ -75,6 +76,10 @@ def check_computation(model: ASTModel, state: State) -> None:
     Args:
         state: the model's weights under the names of transformers.
     """
+    if model.num_class_tokens != 2 or model.patch_size != (PATCH_SIZE, PATCH_SIZE):
+        raise ValueError(f'the format is for a head on [CLS] and [DIST], and for patches of 16 x '
+                         f'16; {model.config.model_size} differs. --format onnx and torch_export '
+                         f'take every model')
     blocks: Any = model.v.blocks
     for name in needed_names(len(blocks)):
         if name not in state:

@@ -11,12 +11,15 @@ arXiv:2104.01778. This file is section 2.1, the architecture; pretrained.py is s
      -> mean of [CLS] and [DIST]                                      forward_features
      -> layer norm and linear layer: logits (batch, classes)          mlp_head
 
-`v` is a DeiT of timm. This file also works alone, without pretrained weights and speed-ups.
+`v` is a DeiT of timm, or another ViT that backbones.py finds by its name. This file also works
+alone, for a DeiT without pretrained weights and speed-ups.
 """
 import contextlib
+import importlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,19 +34,21 @@ except ImportError as error:  # if this file was copied alone
     if error.name not in (None, f'{__package__}.fast_blocks'):
         raise
 
-    def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torch.Tensor:
+    def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int | None) -> torch.Tensor:
         """Return the tokens that timm's own pass computes."""
         return v.forward_features(x)
 
-PATCH_SIZE = 16  # mel bins and frames
+PATCH_SIZE = 16  # of a DeiT: mel bins and frames
 DEIT = {  # model_size -> timm's name
     'tiny224': 'deit_tiny_distilled_patch16_224',
     'small224': 'deit_small_distilled_patch16_224',
     'base224': 'deit_base_distilled_patch16_224',
     'base384': 'deit_base_distilled_patch16_384',
 }
-MINIMUMS = {'label_dim': 1, 'fstride': 1, 'tstride': 1,
-            'input_fdim': PATCH_SIZE, 'input_tdim': PATCH_SIZE}
+# What the head classifies: the mean of the class tokens, or the mean of the patches.
+CLASS_TOKENS, PATCHES = 'class tokens', 'patches'
+POOLINGS = (CLASS_TOKENS, PATCHES)
+MINIMUMS = {'label_dim': 1, 'fstride': 1, 'tstride': 1, 'input_fdim': 1, 'input_tdim': 1}
 INIT_STD = 0.02  # of the truncated normal distribution that [CLS] starts from
 # Two classifiers of DeiT that AST does not use. The published checkpoints still hold them.
 UNUSED_HEADS = ('v.head.weight', 'v.head.bias', 'v.head_dist.weight', 'v.head_dist.bias')
@@ -51,9 +56,43 @@ UNUSED_HEADS = ('v.head.weight', 'v.head.bias', 'v.head_dist.weight', 'v.head_di
 logger = logging.getLogger(__name__)
 
 
-def patch_grid(fstride: int, tstride: int, input_fdim: int, input_tdim: int) -> tuple[int, int]:
+Grid = tuple[int, int]  # patches along (frequency, time)
+
+
+def patch_grid(fstride: int, tstride: int, input_fdim: int, input_tdim: int,
+               patch_size: tuple[int, int] = (PATCH_SIZE, PATCH_SIZE)) -> Grid:
     """Return how many patches fit along (frequency, time), given mel bins and frames."""
-    return (input_fdim - PATCH_SIZE) // fstride + 1, (input_tdim - PATCH_SIZE) // tstride + 1
+    height, width = patch_size
+    return (input_fdim - height) // fstride + 1, (input_tdim - width) // tstride + 1
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A ViT of timm, and how an ASTModel uses it.
+
+    Args:
+        timm_name: its name in timm.
+        patch_size: mel bins and frames of a patch.
+        pooling: what the head classifies, one of POOLINGS.
+        options: further arguments of timm.create_model.
+        has_own_start: whether it is for the weights of an audio model, not for those of images.
+    """
+    timm_name: str
+    patch_size: tuple[int, int] = (PATCH_SIZE, PATCH_SIZE)
+    pooling: str = CLASS_TOKENS
+    options: Mapping[str, Any] = field(default_factory=dict)
+    has_own_start: bool = False
+
+
+def find_backbone(model_size: str) -> Backbone:
+    """Return the backbone of a model size.
+
+    Raises:
+        ValueError: if there is no such size, or a model of that name cannot read spectrograms.
+    """
+    if model_size in DEIT:
+        return Backbone(DEIT[model_size])
+    return import_beside('backbones').find_backbone(model_size)
 
 
 @dataclass(frozen=True)
@@ -61,7 +100,7 @@ class ModelConfig:
     """The settings of an ASTModel.
 
     Args:
-        model_size: a key of DEIT.
+        model_size: a key of DEIT or of backbones.AUDIO_BACKBONES, or the name of a ViT of timm.
         label_dim: number of classes.
         fstride, tstride: distance between neighbouring patches, in mel bins and in frames.
         input_fdim, input_tdim: size of the input, in mel bins and in frames.
@@ -77,40 +116,69 @@ class ModelConfig:
     input_tdim: int
 
     def __post_init__(self) -> None:
-        if self.model_size not in DEIT:
-            raise ValueError(f'model_size must be one of {", ".join(DEIT)}, '
-                             f'got {self.model_size!r}')
-        for name, minimum in MINIMUMS.items():
+        height, width = self.backbone.patch_size
+        for name, minimum in {**MINIMUMS, 'input_fdim': height, 'input_tdim': width}.items():
             value = getattr(self, name)
             if value < minimum:
-                reason = ', the size of a patch' if minimum == PATCH_SIZE else ''
+                reason = ', the size of a patch' if name.startswith('input') else ''
                 raise ValueError(f'{name} must be at least {minimum}{reason}, got {value}')
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def backbone(self) -> Backbone:
+        """The ViT that model_size names."""
+        return find_backbone(self.model_size)
+
+    @property
+    def grid(self) -> Grid:
         """Number of patches along (frequency, time)."""
-        return patch_grid(self.fstride, self.tstride, self.input_fdim, self.input_tdim)
+        return patch_grid(self.fstride, self.tstride, self.input_fdim, self.input_tdim,
+                          self.backbone.patch_size)
 
 
 def build_transformer(config: ModelConfig) -> VisionTransformer:
-    """Build a DeiT of timm for spectrograms: one channel, overlapping patches, no classifier.
+    """Build a ViT of timm for spectrograms: one channel, overlapping patches, no classifier.
 
     Its weights are random.
     """
+    backbone = config.backbone
     f, t = config.grid
+    height, width = backbone.patch_size
     # timm sizes the positional embedding for patches side by side: ask for an image with room for
     # as many of those, then let them overlap.
-    v = timm.create_model(DEIT[config.model_size], pretrained=False, num_classes=0, in_chans=1,
-                          img_size=(f * PATCH_SIZE, t * PATCH_SIZE))
-    assert isinstance(v, VisionTransformer) and v.cls_token is not None
+    v = timm.create_model(backbone.timm_name, pretrained=False, num_classes=0, in_chans=1,
+                          img_size=(f * height, t * width), **backbone.options)
+    assert isinstance(v, VisionTransformer)
     v.patch_embed.proj.stride = (config.fstride, config.tstride)
     v.patch_embed.img_size = None  # ASTModel checks the size of the input
 
-    # timm 0.4.5, and so the published code, starts [CLS] like this. timm 1.x starts it at 1e-6,
-    # which costs a small model from scratch 12 points of accuracy in its first epochs.
-    nn.init.trunc_normal_(v.cls_token, std=INIT_STD)
+    if v.cls_token is not None:
+        # timm 0.4.5, and so the published code, starts [CLS] like this. timm 1.x starts it at 1e-6,
+        # which costs a small model from scratch 12 points of accuracy in its first epochs.
+        nn.init.trunc_normal_(v.cls_token, std=INIT_STD)
     v.add_module('patch_drop', Patchout(v.num_prefix_tokens))  # timm drops patches here, too
     return v
+
+
+def count_class_tokens(v: VisionTransformer, pooling: str) -> int:
+    """Return how many class tokens the head classifies; 0 if it classifies the patches.
+
+    Class tokens are the first of the prefix tokens: [CLS], [DIST]. Registers, if there are any,
+    come after them, and the head does not see them.
+    """
+    return v.num_prefix_tokens - v.num_reg_tokens if pooling == CLASS_TOKENS else 0
+
+
+def build_head(v: VisionTransformer, label_dim: int) -> nn.Sequential:
+    """Build the classifier of embeddings (batch, dim): a normalisation and a linear layer.
+
+    Some ViTs normalise after the pooling instead of before it. Their last normalisation becomes
+    that of the classifier.
+    """
+    norm: nn.Module = v.fc_norm
+    if isinstance(norm, nn.Identity):
+        norm = nn.LayerNorm(v.embed_dim)
+    v.fc_norm = nn.Identity()
+    return nn.Sequential(norm, nn.Linear(v.embed_dim, label_dim))
 
 
 class ASTModel(nn.Module):
@@ -122,12 +190,14 @@ class ASTModel(nn.Module):
     Args:
         label_dim: number of classes.
         fstride, tstride: distance between neighbouring patches, in mel bins and in frames.
-        input_fdim, input_tdim: size of the input, in mel bins and in frames; at least 16 each.
-        imagenet_pretrain: start from DeiT's ImageNet weights.
+        input_fdim, input_tdim: size of the input, in mel bins and in frames; at least one patch.
+        imagenet_pretrain: start from the ImageNet weights of the ViT.
         audioset_pretrain: start from the AudioSet checkpoint of 0.4593 mAP, with a new head.
             Needs base384, and imagenet_pretrain=True: that checkpoint began there.
-        model_size: a key of DEIT.
+        model_size: a key of DEIT or of backbones.AUDIO_BACKBONES, or the name of a ViT of timm.
         verbose: log a summary.
+        start: a file or the name of weights to start from, instead of imagenet_pretrain and
+            audioset_pretrain. It decides the model_size, too; see starts.find_start.
 
     Raises:
         ValueError: if settings are out of range or contradict each other.
@@ -137,24 +207,32 @@ class ASTModel(nn.Module):
     def __init__(self, label_dim: int = 527, fstride: int = 10, tstride: int = 10,
                  input_fdim: int = 128, input_tdim: int = 1024, imagenet_pretrain: bool = True,
                  audioset_pretrain: bool = False, model_size: str = 'base384',
-                 verbose: bool = True) -> None:
+                 verbose: bool = True, start: str | Path | None = None) -> None:
         super().__init__()
+        source = None
+        if start is not None:
+            source = import_beside('starts').find_start(start, model_size)
+            model_size = source.model_size
         self.config = ModelConfig(model_size, label_dim, fstride, tstride, input_fdim, input_tdim)
-        check_pretraining(self.config, imagenet_pretrain, audioset_pretrain)
-        self.grid = self.config.grid  # patches along (frequency, time)
+        if source is None:
+            check_pretraining(self.config, imagenet_pretrain, audioset_pretrain)
+            if audioset_pretrain or imagenet_pretrain:
+                source = import_beside('starts').published_start(model_size, audioset_pretrain)
+        self.patch_size, self.grid = self.config.backbone.patch_size, self.config.grid
         self.autocast_dtype: torch.dtype | None = None
 
         self.v = build_transformer(self.config)
-        dim = self.v.embed_dim
-        self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, label_dim))
+        self.num_class_tokens = count_class_tokens(self.v, self.config.backbone.pooling)
+        self.mlp_head = build_head(self.v, label_dim)
         self.register_load_state_dict_pre_hook(drop_unused_heads)
 
-        if audioset_pretrain:
-            import_pretrained().start_from_audioset(self)
-        elif imagenet_pretrain:
-            import_pretrained().start_from_imagenet(self)
+        self.start = 'random'  # the name of the weights that it starts from
+        if source is not None:
+            import_beside('pretrained').load_start(self, source)
+            self.start = source.name
         if verbose:
-            logger.info('%s', self.summary(imagenet_pretrain, audioset_pretrain))
+            logger.info('%s', self.summary(self.start))
+            warn_of_gaps(self.config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Classify spectrograms x (batch, frames, mel bins). Return logits (batch, label_dim)."""
@@ -166,7 +244,9 @@ class ASTModel(nn.Module):
         return self.mlp_head(embedding.to(self._head_dtype())).float()
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the embedding that the head classifies, the mean of [CLS] and [DIST].
+        """Return the embedding that the head classifies.
+
+        It is the mean of [CLS] and [DIST]. In other ViTs, it is [CLS] or the mean of the patches.
 
         Args:
             x: spectrograms (batch, frames, mel bins).
@@ -174,10 +254,11 @@ class ASTModel(nn.Module):
         Returns:
             (batch, dim).
         """
-        prefix = self.v.num_prefix_tokens  # [CLS] and [DIST]
+        count = self.num_class_tokens
         with self._autocast(x):
-            tokens = forward_features(self.v, self._as_image(x), wanted=prefix)
-        return self._leave_autocast(tokens[:, :prefix]).mean(dim=1)
+            tokens = forward_features(self.v, self._as_image(x), wanted=count or None)
+        pooled = tokens[:, :count] if count else tokens[:, self.v.num_prefix_tokens:]
+        return self._leave_autocast(pooled).mean(dim=1)
 
     def frame_features(self, x: torch.Tensor) -> torch.Tensor:
         """Return embeddings over time: the tokens of patches, averaged over frequency.
@@ -201,13 +282,18 @@ class ASTModel(nn.Module):
             x: spectrograms (batch, frames, mel bins).
 
         Returns:
-            For each block a float32 tensor (batch, heads, prefix tokens, tokens). Each row sums
-            to 1. Prefix tokens are [CLS] and [DIST]; tokens are these and then the patches.
+            For each block a float32 tensor (batch, heads, class tokens, tokens). Each row sums
+            to 1. Tokens are [CLS] and [DIST] and then the patches. If the head classifies the mean
+            of the patches, there is one row, the mean of what the patches attend to.
         """
         rows: list[torch.Tensor] = []
 
         def record(attn: Attention, inputs: tuple[torch.Tensor]) -> None:
-            rows.append(prefix_attention(attn, inputs[0], self.v.num_prefix_tokens))
+            if self.num_class_tokens:
+                rows.append(attention_rows(attn, inputs[0], slice(self.num_class_tokens)))
+            else:
+                patches = slice(self.v.num_prefix_tokens, None)
+                rows.append(attention_rows(attn, inputs[0], patches).mean(dim=2, keepdim=True))
 
         hooks = [block.get_submodule('attn').register_forward_pre_hook(record)
                  for block in self.v.blocks]
@@ -226,7 +312,7 @@ class ASTModel(nn.Module):
             x: spectrograms (batch, frames, mel bins).
 
         Returns:
-            For each block a pair of float32 tensors (batch, heads, f, t).
+            For each block a float32 tensor (batch, heads, f, t) per row of attention(): a pair.
         """
         prefix = self.v.num_prefix_tokens
         return [tuple(token.unflatten(2, self.grid) for token in rows[..., prefix:].unbind(2))
@@ -254,15 +340,21 @@ class ASTModel(nn.Module):
         """Return the names of the embeddings, which weight decay leaves alone."""
         return {f'v.{name}' for name in self.v.no_weight_decay()}
 
-    def summary(self, imagenet_pretrain: bool, audioset_pretrain: bool) -> str:
-        """Describe the model in one line: size, weights, input, patches, parameters."""
+    def summary(self, start: str) -> str:
+        """Describe the model in one line: size, weights, input, patches, parameters.
+
+        Args:
+            start: the name of the weights that it starts from.
+        """
         config = self.config
-        start = name_start(imagenet_pretrain, audioset_pretrain)
         f, t = self.grid
+        height, width = self.patch_size
+        classified = {0: 'the mean of the patches', 1: '[CLS]', 2: 'the mean of [CLS] and [DIST]'}
         parameters = sum(p.numel() for p in self.parameters()) / 1e6
         return (f'AST {config.model_size} from {start} weights: input {config.input_tdim} frames '
-                f'x {config.input_fdim} mel bins, {f} x {t} = {f * t} patches at strides '
-                f'{config.fstride} x {config.tstride}, {config.label_dim} classes, '
+                f'x {config.input_fdim} mel bins, {f} x {t} = {f * t} patches of {height} x '
+                f'{width} at strides {config.fstride} x {config.tstride}, head on '
+                f'{classified[self.num_class_tokens]} for {config.label_dim} classes, '
                 f'{parameters:.1f} M parameters')
 
     def _as_image(self, x: torch.Tensor) -> torch.Tensor:
@@ -273,7 +365,8 @@ class ASTModel(nn.Module):
         config = self.config
         bins, frames = config.input_fdim, config.input_tdim
         if (x.dim() != 3 or x.shape[2] != bins or
-                patch_grid(config.fstride, config.tstride, bins, x.shape[1]) != self.grid):
+                patch_grid(config.fstride, config.tstride, bins, x.shape[1],
+                           self.patch_size) != self.grid):
             raise ValueError(f'ASTModel expects (batch, {frames} frames, {bins} mel bins), got '
                              f'{tuple(x.shape)}; pad or cut the input, or build the model with '
                              f'that input_tdim and input_fdim')
@@ -322,17 +415,18 @@ class Patchout(nn.Module):
         return torch.cat([prefix, patches.index_select(1, self.kept.to(tokens.device))], dim=1)
 
 
-def prefix_attention(attn: Attention, x: torch.Tensor, num_prefix_tokens: int) -> torch.Tensor:
-    """Compute the attention of the first tokens in a timm Attention that is given x.
+def attention_rows(attn: Attention, x: torch.Tensor, chosen: slice) -> torch.Tensor:
+    """Compute the attention of some tokens in a timm Attention that is given x.
 
     Args:
         x: (B, tokens, dim).
+        chosen: the tokens whose attention is computed.
 
     Returns:
-        (B, heads, prefix tokens, tokens), float32.
+        (B, heads, chosen tokens, tokens), float32.
     """
     qkv = attn.qkv(x).float().unflatten(2, (3, attn.num_heads, -1))  # (B, tokens, 3, heads, d)
-    query = attn.q_norm(qkv[:, :num_prefix_tokens, 0].transpose(1, 2))  # (B, heads, prefix, d)
+    query = attn.q_norm(qkv[:, chosen, 0].transpose(1, 2))  # (B, heads, chosen, d)
     key = attn.k_norm(qkv[:, :, 1].transpose(1, 2))  # (B, heads, tokens, d)
     with torch.autocast(x.device.type, enabled=False):
         return (attn.scale * query @ key.transpose(2, 3)).softmax(dim=-1)
@@ -341,6 +435,9 @@ def prefix_attention(attn: Attention, x: torch.Tensor, num_prefix_tokens: int) -
 def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
                       audioset_pretrain: bool) -> None:
     """Raise ValueError if there are no such pretrained weights for a model."""
+    if config.backbone.has_own_start and imagenet_pretrain:
+        raise ValueError(f'there are no ImageNet weights for {config.model_size}: give the weights '
+                         f'of the audio model as start, or take imagenet_pretrain=False')
     if audioset_pretrain and not imagenet_pretrain:
         raise ValueError('audioset_pretrain=True needs imagenet_pretrain=True: '
                          'the AudioSet checkpoint was itself trained from ImageNet weights')
@@ -349,11 +446,14 @@ def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
                          f'AudioSet checkpoint, got {config.model_size}')
 
 
-def name_start(imagenet_pretrain: bool, audioset_pretrain: bool) -> str:
-    """Return the name of the weights that training starts from: AudioSet, ImageNet or random."""
-    if audioset_pretrain:
-        return 'AudioSet'
-    return 'ImageNet' if imagenet_pretrain else 'random'
+def warn_of_gaps(config: ModelConfig) -> None:
+    """Log a warning if the patches leave gaps, so that the model does not see all of its input."""
+    height, width = config.backbone.patch_size
+    f, t = config.grid
+    if (config.fstride > height and f > 1) or (config.tstride > width and t > 1):
+        logger.warning('strides %d x %d are larger than the patches of %d x %d: the model does not '
+                       'see what lies between the patches', config.fstride, config.tstride, height,
+                       width)
 
 
 def drop_unused_heads(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -368,14 +468,13 @@ def drop_unused_heads(model: nn.Module, state: dict[str, Any], prefix: str, *_: 
             state.pop(prefix + name, None)
 
 
-def import_pretrained() -> ModuleType:
-    """Import pretrained.py, which lies beside this file and needs the rest of its folder."""
+def import_beside(name: str) -> ModuleType:
+    """Import a file of this folder that a DeiT with random weights does not need."""
     try:
-        from . import pretrained
-    except ImportError as error:
-        if error.name not in (None, __package__, f'{__package__}.pretrained'):
+        return importlib.import_module(f'.{name}', __package__)
+    except (ImportError, TypeError) as error:  # TypeError: this file is in no package
+        if getattr(error, 'name', None) not in (None, __package__, f'{__package__}.{name}'):
             raise
-        raise ImportError('pretrained weights need the files beside ast_models.py: take all of '
-                          'src/models along, or build with imagenet_pretrain=False and load a '
-                          'state dict') from error
-    return pretrained
+        raise ImportError('pretrained weights need the files beside ast_models.py, and so do other '
+                          'models than DeiT: take all of src/models along, or build a DeiT with '
+                          'imagenet_pretrain=False and load a state dict') from error

@@ -16,7 +16,7 @@ from .assumptions import (
     complete_description,
     describe,
 )
-from .ast_models import ASTModel
+from .ast_models import DEIT, ASTModel, find_backbone
 from .atomic import atomic_write
 from .descriptions import Description
 from .errors import WeightsError
@@ -52,7 +52,10 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
     description = describe(path, weights.is_transformers, COMPUTATION)
     _check_attention_heads(model, description, path)
     load_strictly(model, drop_entries(weights.state, UNUSED_HEADS), path)
-    _set_eps(model, description.get('layer_norm_eps', assumed_eps(path, weights.is_transformers)))
+    if 'layer_norm_eps' in description:
+        _set_eps(model, description['layer_norm_eps'])
+    elif model.config.model_size in DEIT:
+        _set_eps(model, assumed_eps(path, weights.is_transformers))
 
 
 def load_model(source: str | Path, *, fstride: int | None = None, tstride: int | None = None,
@@ -95,7 +98,8 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
     model = _build(description, label_dim, rows, dim, path)
     _check_attention_heads(model, description, path)
     load_strictly(model, state, path)
-    _set_eps(model, description.get('layer_norm_eps', LAYER_NORM_EPS))
+    if 'layer_norm_eps' in description:
+        _set_eps(model, description['layer_norm_eps'])
     return model.eval(), {**description, **vars(model.config)}
 
 
@@ -121,6 +125,11 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
         raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, expected '
                            f'{", ".join(map(str, SIZES))} dimensions')
     settings = {name: description[name] for name in MODEL_SETTINGS}
+    with name_in_errors(path):
+        pooling = find_backbone(model_size).pooling
+    if description.get('pooling', pooling) != pooling:
+        raise WeightsError(f'{path} says that the head classifies {description["pooling"]}, but '
+                           f'that of {model_size} classifies {pooling}')
     # On the meta device nothing is drawn or stored: the checkpoint brings every value.
     with name_in_errors(path), torch.device('meta'):
         model = ASTModel(label_dim, model_size=model_size, imagenet_pretrain=False, verbose=False,
@@ -191,6 +200,9 @@ def _description_to_save(model: ASTModel, description: Description) -> Descripti
     # A description that load_model returned may be of another model.
     known.pop('layer_norm_eps', None)
     known |= vars(model.config)
+    if model.config.model_size not in DEIT:
+        backbone = model.config.backbone
+        known |= {'timm_name': backbone.timm_name, 'pooling': backbone.pooling}
     for norm in _layer_norms(model):
         if norm.eps != LAYER_NORM_EPS:
             known['layer_norm_eps'] = norm.eps

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from .ast_models import MINIMUMS
+from .ast_models import MINIMUMS, POOLINGS
 from .errors import WeightsError
 
 MAX_QUOTED = 100  # characters of a wrong value in a message
@@ -40,6 +40,8 @@ def _is_labels(value: Any) -> bool:
 # value in words for messages). Other fields have no effect.
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'model_size': (_is_text, 'text'),
+    'timm_name': (_is_text, 'text'),
+    'pooling': (lambda value: value in POOLINGS, ' or '.join(POOLINGS)),
     **{name: (_is_whole(minimum), f'a whole number of at least {minimum}')
        for name, minimum in MINIMUMS.items()},
     'layer_norm_eps': (_is_positive, 'a finite number above 0'),

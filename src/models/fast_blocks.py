@@ -27,13 +27,13 @@ FORWARD_FEATURES = VisionTransformer.forward_features
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
-def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torch.Tensor:
+def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int | None) -> torch.Tensor:
     """Return v.forward_features(x), or only its first tokens if the others are not needed.
 
     Args:
         v: a timm ViT.
         x: its input, (B, channels, height, width).
-        wanted: how many of the first tokens the caller uses.
+        wanted: how many of the first tokens the caller uses; None for all.
 
     Returns:
         (B, tokens, dim), with at least the wanted tokens.
@@ -44,7 +44,7 @@ def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int) -> torc
     x = v.norm_pre(v.patch_drop(v._pos_embed(v.patch_embed(x))))  # (B, tokens, dim)
     blocks = [partial(run_block, block) for block in v.blocks]
     last = v.blocks[-1]
-    if has_tokenwise_end(last, v.norm):
+    if wanted is not None and has_tokenwise_end(last, v.norm):
         blocks[-1] = partial(run_block_for_first_tokens, last, wanted)
     if v.grad_checkpointing:
         x = checkpoint_seq(blocks, x)

@@ -1,71 +1,75 @@
-"""Start from pretrained weights (AST paper, section 2.2): DeiT's of ImageNet, AST's of AudioSet."""
+"""Start from pretrained weights (AST paper, section 2.2): fit positions to another patch grid."""
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-import timm
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from .ast_models import DEIT, PATCH_SIZE, ASTModel, ModelConfig
-from .state_dicts import (
-    DEIT_HEADS,
-    drop_entries,
-    load_strictly,
-    name_in_errors,
-    read_state_dict,
-    transformer_part,
-)
-from .weights import AUDIOSET, deit_file, find_or_download
+from .ast_models import ASTModel, Grid, patch_grid
+from .starts import Start
+from .state_dicts import load_strictly, name_in_errors
 
-# Of the AudioSet checkpoint.
-AUDIOSET_CONFIG = ModelConfig('base384', label_dim=527, fstride=10, tstride=10,
-                              input_fdim=128, input_tdim=1024)
-
-Grid = tuple[int, int]  # patches along (frequency, time)
+logger = logging.getLogger(__name__)
 
 
-def start_from_imagenet(model: ASTModel) -> None:
-    """Load DeiT's ImageNet weights, adapted from images to spectrograms."""
-    name = DEIT[model.config.model_size]
-    path = find_or_download(deit_file(name))
-    state = drop_entries(read_state_dict(path), DEIT_HEADS)
-    with name_in_errors(path):
-        # A spectrogram has one channel: the projection's weights are summed over the colours.
-        colours = state['patch_embed.proj.weight']  # (dim, 3, 16, 16)
-        state['patch_embed.proj.weight'] = colours.sum(dim=1, keepdim=True)  # (dim, 1, 16, 16)
-        state['pos_embed'] = resample_pos_embed(
-            state['pos_embed'], image_grid(name), model.grid,
-            num_prefix_tokens=model.v.num_prefix_tokens)
-    load_strictly(model.v, state, path)
+def load_start(model: ASTModel, start: Start) -> None:
+    """Load the transformer of a start, its positions fitted to the model's patches.
+
+    The classifier is loaded, too, if the start has one for as many classes.
+    """
+    with name_in_errors(start.path):
+        state = {**start.state, 'pos_embed': fit_positions(model, start)}
+    load_strictly(model.v, state, start.path)
+    for number, layer in enumerate(model.mlp_head):
+        part = {name.removeprefix(f'{number}.'): value for name, value in start.head.items()
+                if name.startswith(f'{number}.')}
+        if not part:
+            continue
+        if isinstance(layer, nn.Linear) and len(part['weight']) != layer.out_features:
+            logger.info('%s has a classifier of %d classes: a new one for %d takes its place',
+                        start.name, len(part['weight']), layer.out_features)
+        else:
+            load_strictly(layer, part, start.path)
 
 
-def start_from_audioset(model: ASTModel) -> None:
-    """Load the AudioSet checkpoint of 0.4593 mAP, but for its head."""
-    path = find_or_download(AUDIOSET)
-    state = transformer_part(read_state_dict(path))
-    prefix = model.v.num_prefix_tokens
-    # The grid that the model's strides have on the checkpoint's input. The published code leaves
-    # out this step, and crashes for other strides than 10.
-    strided = replace(AUDIOSET_CONFIG, fstride=model.config.fstride, tstride=model.config.tstride)
-    with name_in_errors(path):
-        pos_embed = resample_pos_embed(state['pos_embed'], AUDIOSET_CONFIG.grid, strided.grid,
-                                       interpolate, prefix)
-        state['pos_embed'] = resample_pos_embed(pos_embed, strided.grid, model.grid,
-                                                num_prefix_tokens=prefix)
-    load_strictly(model.v, state, path)
+def fit_positions(model: ASTModel, start: Start) -> torch.Tensor:
+    """Return the positional embedding of a start for the patches of a model.
 
+    Returns:
+        (1, rows, dim).
 
-def image_grid(timm_name: str) -> Grid:
-    """Return the patch grid of a timm model on the images that it was trained with."""
-    published = timm.get_pretrained_cfg(timm_name)
-    assert published is not None
-    _, height, width = published.input_size
-    return height // PATCH_SIZE, width // PATCH_SIZE
+    Raises:
+        ValueError: if it has other rows than its grid.
+    """
+    config = model.config
+    prefix = 0 if model.v.no_embed_class else model.v.num_prefix_tokens
+    pos_embed, grid = start.state['pos_embed'], start.grid
+    if start.config is not None:
+        # The grid that the model's strides have on the input of the other AST. The published code
+        # leaves out this step, and crashes for other strides than 10.
+        strided = replace(start.config, fstride=config.fstride, tstride=config.tstride).grid
+        pos_embed = resample_pos_embed(pos_embed, grid, strided, interpolate, prefix)
+        grid = strided
+    elif start.counts_from_beginning:
+        # The grid that patches side by side have on the model's input.
+        side_by_side = patch_grid(*model.patch_size, config.input_fdim, config.input_tdim,
+                                  model.patch_size)
+        pos_embed = resample_pos_embed(pos_embed, grid, side_by_side, keep_beginning, prefix)
+        grid = side_by_side
+    return resample_pos_embed(pos_embed, grid, model.grid, num_prefix_tokens=prefix)
 
 
 def interpolate(embeddings: torch.Tensor, size: Grid) -> torch.Tensor:
     """Resize embeddings (1, dim, f, t) to another (f, t), bilinearly."""
     return F.interpolate(embeddings, size=size, mode='bilinear', align_corners=False)
+
+
+def keep_beginning(embeddings: torch.Tensor, size: Grid) -> torch.Tensor:
+    """Resize embeddings (1, dim, f, t) to another (f, t): cut the end off what shrinks."""
+    kept = embeddings[:, :, :size[0], :size[1]]
+    return kept if kept.shape[2:] == size else interpolate(kept, size)
 
 
 def cut_or_interpolate(embeddings: torch.Tensor, size: Grid) -> torch.Tensor:

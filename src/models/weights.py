@@ -9,6 +9,7 @@ from pathlib import Path
 import timm
 import torch
 
+from .ast_models import DEIT
 from .descriptions import Description, read_json
 from .downloads import DownloadError, HubFile, MissingDownloadError, Url, download
 from .errors import WeightsError
@@ -24,8 +25,9 @@ REPOSITORY_FOLDER = Path(__file__).resolve().parents[2] / 'pretrained_models'
 class WeightsFile:
     """A published file of weights, and where it comes from."""
     name: str  # its path below the folder for weights
-    url: str
+    url: str | None  # None if it is only on Hugging Face
     hub_id: str | None  # None if it was never put on Hugging Face
+    other_names: tuple[str, ...] = ()  # under which people may have put it there
 
     @property
     def hub_name(self) -> str:
@@ -52,6 +54,17 @@ PUBLISHED = (
     _published('audioset_bal_10_10_0.3499.pth', 'u5i5v0bej24l47p'),
 )
 AUDIOSET = PUBLISHED[0]  # audioset_pretrain starts from it: full AudioSet, averaged over epochs
+# The models of SSAST, which are starts for training. A name holds the size, the kind of patches and
+# how many of them were masked.
+SSAST = (
+    _published('SSAST-Base-Patch-400.pth', 'ewrzpco95n9jdz6'),
+    _published('SSAST-Base-Frame-400.pth', 'nx6nl4d4bl71sm8'),
+    _published('SSAST-Base-Patch-250.pth', 'mxrm9qog6aj8hif'),
+    _published('SSAST-Base-Frame-250.pth', '4e6l7ulhwrfoana'),
+    _published('SSAST-Small-Patch-400.pth', 'i24w446rl9pkf05'),
+    _published('SSAST-Tiny-Patch-400.pth', 'fkbtf78y94113wz'),
+    _published('SSAST-Tiny-Frame-400.pth', 'rx7g60ruzawffzv'),
+)
 # How the name of a checkpoint begins: dataset, frequency stride, time stride.
 NAME = re.compile(r'(audioset|speechcommands)(?:_bal)?_([1-9]\d*)_([1-9]\d*)_')
 
@@ -61,11 +74,30 @@ TRANSFORMERS_FILES = ('model.safetensors', f'model.safetensors{INDEX_SUFFIX}', '
 SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors', '.json')  # of files, not of hub ids
 
 
-def deit_file(deit_name: str) -> WeightsFile:
-    """Return the ImageNet weights of a DeiT, given timm's name of the model."""
-    config = timm.get_pretrained_cfg(deit_name)
-    assert config is not None and isinstance(config.url, str)
-    return WeightsFile(config.url.rsplit('/', 1)[1], config.url, config.hf_hub_id)
+def timm_file(name: str) -> WeightsFile:
+    """Return the pretrained weights of a model of timm.
+
+    Args:
+        name: timm's name of the model. It may end in a tag (vit_base_patch16_224.mae), which says
+            how the weights were trained; without one, they are timm's default.
+
+    Raises:
+        WeightsError: if timm knows no weights of that name.
+    """
+    architecture = name.partition('.')[0]
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # there is no such tag
+        config = None
+    if config is None or config.hf_hub_id is None:
+        tags = timm.list_pretrained(f'{architecture}.*')
+        known = f'it knows {", ".join(tags)}' if tags else 'it knows none of this model'
+        raise WeightsError(f'timm has no pretrained weights {name} that work here; {known}')
+    url = config.url if isinstance(config.url, str) else ''
+    by_hand = f'{architecture}.{config.tag}.safetensors'
+    if name in DEIT.values():  # under the names of their authors, as in the published code
+        return WeightsFile(url.rsplit('/', 1)[1], url, config.hf_hub_id, (by_hand,))
+    return WeightsFile(by_hand, None, config.hf_hub_id)
 
 
 def weights_folders() -> list[Path]:
@@ -107,13 +139,16 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'))
         WeightsError: if the file is nowhere and cannot be downloaded. The message says which file
             to get, from where, and where to put it.
     """
-    names = (file.name, Path(file.name).name, file.hub_name, Path(file.hub_name).name)
+    names = (file.name, Path(file.name).name, file.hub_name, Path(file.hub_name).name,
+             *file.other_names)
     for folder in searched_folders():
         for name in names:
             if (folder / name).is_file():
                 return folder / name
     target = weights_folders()[0]
-    places: dict[str, Url | HubFile] = {'url': Url(file.url, target / file.name)}
+    places: dict[str, Url | HubFile] = {}
+    if file.url:
+        places['url'] = Url(file.url, target / file.name)
     if file.hub_id:
         places['hub'] = HubFile(file.hub_id, target / file.hub_name)
     chosen = [places[source] for source in sources if source in places]
@@ -128,19 +163,26 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'))
 def _download_advice(file, target, error):
     """Say which file could not be downloaded, why, and how to get it by hand."""
     folders = ' or '.join(map(str, weights_folders()))
-    advice = (f'{file.name} is not in {folders} and could not be downloaded:\n{error}\n'
-              f'Get it on a machine with network, either from {file.url} and put it at '
-              f'{target / file.name}')
+    ways = []
+    if file.url:
+        ways.append(f'from {file.url} and put it at {target / file.name}')
     if file.hub_id:
         hub_url = f'https://huggingface.co/{file.hub_id}/resolve/main/model.safetensors'
-        advice += f', or from {hub_url} and put it at {target / file.hub_name}'
-    return f'{advice}.'
+        ways.append(f'from {hub_url} and put it at {target / file.hub_name}')
+    either = 'either ' if len(ways) > 1 else ''
+    return (f'{file.name} is not in {folders} and could not be downloaded:\n{error}\n'
+            f'Get it on a machine with network, {either}{", or ".join(ways)}.')
 
 
 def published_file(name: str | Path) -> WeightsFile | None:
     """Return the published checkpoint of a name, which may lack the folder and the suffix."""
     stem = Path(name).name.removesuffix('.pth').removesuffix('.safetensors')
     return next((file for file in PUBLISHED if Path(file.name).stem == stem), None)
+
+
+def ssast_file(name: str | Path) -> WeightsFile | None:
+    """Return the published model of SSAST with this name, with or without the suffix."""
+    return next((file for file in SSAST if Path(name).stem == Path(file.name).stem), None)
 
 
 def published_on_hub(folder: Path) -> WeightsFile | None:
@@ -200,7 +242,7 @@ def locate(source: str | Path) -> Path:
                            f'EXP_DIR/models/best_audio_model.pth')
     if path.is_file():
         return path
-    if file := published_file(source):
+    if file := published_file(source) or ssast_file(source):
         return find_or_download(file)
     is_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(source)) and path.suffix not in SUFFIXES
     if is_id and not path.parent.is_file():

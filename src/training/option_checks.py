@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from models.ast_models import ModelConfig, check_pretraining, patch_grid
+from models import WeightsError
+from models.ast_models import ModelConfig, check_pretraining
+from models.starts import find_start
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
 from utilities.errors import DataError
@@ -26,12 +28,15 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
         The device of this process.
     """
     try:
+        if args.start:
+            args.model_size = find_start(args.start, args.model_size).model_size
         config = ModelConfig(
             model_size=args.model_size, label_dim=args.n_class, fstride=args.fstride,
             tstride=args.tstride, input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
-        check_pretraining(config, args.imagenet_pretrain, args.audioset_pretrain)
+        if not args.start:
+            check_pretraining(config, args.imagenet_pretrain, args.audioset_pretrain)
         device = own_device(launch, choose_device(args.device))
-    except ValueError as error:
+    except (ValueError, WeightsError) as error:
         parser.error(str(error))
     if args.compile and splits_batches(device):
         # nn.DataParallel copies a compiled model's reference to itself: all GPUs would run the
@@ -45,7 +50,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     if args.timem > args.audio_length:
         parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
                      f'--audio_length')
-    check_sizes(parser, args, launch)
+    check_sizes(parser, args, config, launch)
     rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
@@ -63,14 +68,15 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     return device
 
 
-def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, launch: Launch) -> None:
+def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, config: ModelConfig,
+                launch: Launch) -> None:
     """End the program with a sentence if strides, patches or a batch are too large for training."""
     if args.fstride > args.num_mel_bins:
         parser.error(f'--fstride {args.fstride} is more than the {args.num_mel_bins} mel bins')
     if args.tstride > args.audio_length:
         parser.error(f'--tstride {args.tstride} is more than the {args.audio_length} frames of '
                      f'--audio_length')
-    rows, columns = patch_grid(args.fstride, args.tstride, args.num_mel_bins, args.audio_length)
+    rows, columns = config.grid
     if rows * columns > MAX_PATCHES:
         parser.error(f'--fstride {args.fstride} and --tstride {args.tstride} cut '
                      f'{args.num_mel_bins} mel bins x {args.audio_length} frames of --audio_length '

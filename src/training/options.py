@@ -20,16 +20,15 @@ from utilities.cli import (
     whole,
 )
 
-# experiment.MODELS, models.ast_models.DEIT, losses.LOSSES and optimizer.OPTIMIZERS say the same.
+# experiment.MODELS, losses.LOSSES and optimizer.OPTIMIZERS say the same.
 # They would import torch, so tests/training/test_options.py holds them equal instead.
 MODELS = ('ast',)
-MODEL_SIZES = ('tiny224', 'small224', 'base224', 'base384')
 LOSSES = ('BCE', 'CE')
 OPTIMIZERS = ('adam', 'sgd')
 
 # If one of these options changes, a checkpoint cannot be used, even with --force.
-STRUCTURE = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
-             'optim', 'metrics')
+STRUCTURE = ('model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'num_mel_bins',
+             'audio_length', 'optim', 'metrics')
 # A second start in the same folder may change these options: they do not change what is computed.
 FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',
                 'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',
@@ -93,13 +92,18 @@ def add_model_options(group):
     """Add the options of the model: its size, strides and first weights."""
     add = group.add_argument
     add('--model', choices=MODELS, default='ast', help='kind of model')
-    add('--model_size', choices=MODEL_SIZES, default='base384', help='size of the model')
+    add('--model_size', default='base384',
+        help='tiny224, small224, base224, base384, or the name of a ViT of timm')
     add('--fstride', type=whole(1), default=10, help='stride of the patches in frequency')
     add('--tstride', type=whole(1), default=10, help='stride of the patches in time')
     add('--imagenet_pretrain', type=boolean, default=True,
-        help="start from DeiT's ImageNet weights")
+        help="start from the ViT's ImageNet weights")
     add('--audioset_pretrain', type=boolean, default=False,
         help='start from the 0.4593-mAP AudioSet checkpoint')
+    add('--start',
+        help='start from these weights instead, and take their model_size: a file of AudioMAE, '
+             'SSAST, EAT, SSLAM, AST or a ViT of timm, or a name; pretrained_models/README.md '
+             'lists them')
 
 
 def add_augmentation_options(group):

@@ -265,11 +265,11 @@ def show_attention(axes: Axes, attention: np.ndarray, config: 'ModelConfig') -> 
         attention: one number per patch, (f, t).
         config: of the ASTModel.
     """
-    from models.ast_models import PATCH_SIZE  # here, since timm is slow to import
     low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
     f, t = attention.shape
-    bins = (f - 1) * config.fstride + PATCH_SIZE
-    frames = (t - 1) * config.tstride + PATCH_SIZE
+    patch_bins, patch_frames = config.backbone.patch_size
+    bins = (f - 1) * config.fstride + patch_bins
+    frames = (t - 1) * config.tstride + patch_frames
     top = low + (high - low) * bins / config.input_fdim
     axes.imshow(attention, cmap='inferno', alpha=0.6, origin='lower', aspect='auto',
                 interpolation='bilinear', vmin=0,

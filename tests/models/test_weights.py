@@ -49,7 +49,7 @@ def copied(root, tmp_path, monkeypatch):
 @pytest.mark.parametrize('deit, name', DEIT_FILES)
 def test_deit_weights_are_found_under_their_authors_names(deit, name, copied, torch_home):
     (torch_home / name).touch()
-    assert copied.find_or_download(copied.deit_file(deit)) == torch_home / name
+    assert copied.find_or_download(copied.timm_file(deit)) == torch_home / name
 
 
 @pytest.mark.parametrize('name', ['audioset_10_10_0.4593.pth', 'audioset_10_10_0.4593.safetensors'])
@@ -178,7 +178,7 @@ def test_deit_weights_are_found_where_torch_hub_stored_them_for_the_published_co
         path = home / 'hub' / 'checkpoints' / name
         path.parent.mkdir(parents=True)
         path.touch()
-        assert copied.find_or_download(copied.deit_file(deit)) == path
+        assert copied.find_or_download(copied.timm_file(deit)) == path
         path.unlink()
 
 
@@ -190,7 +190,7 @@ def test_deit_weights_are_found_in_the_cache_of_torch_hub_if_torch_home_is_not_s
     path = tmp_path / 'cache' / 'torch' / 'hub' / 'checkpoints' / name
     path.parent.mkdir(parents=True)
     path.touch()
-    assert copied.find_or_download(copied.deit_file(deit)) == path
+    assert copied.find_or_download(copied.timm_file(deit)) == path
 
 
 def test_downloads_do_not_go_to_the_folders_of_torch_hub(server, copied, torch_home, monkeypatch):

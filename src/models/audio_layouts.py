@@ -1,0 +1,182 @@
+"""Audio models that are starts for an AST: recognise their weights and give them our names.
+
+AudioMAE, EAT and SSLAM read spectrograms as images of time x frequency, an ASTModel as images of
+frequency x time. So their patches are transposed, and their positions are put into another order.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .ast_models import PATCH_SIZE, UNUSED_HEADS, Grid
+from .backbones import FRAMES
+from .errors import WeightsError
+from .layouts import State
+from .state_dicts import drop_entries, name_in_errors
+
+MEL_BINS = 128  # that all of them were trained with
+BANDS = MEL_BINS // PATCH_SIZE  # patches along frequency, side by side
+AUDIOMAE_SIZES = {768: 'audiomae_base'}  # dimensions of the embedding -> model_size
+EAT_SIZES = {768: 'eat_base', 1024: 'eat_large'}
+SSAST_SIZES = {192: 'ssast_tiny', 384: 'ssast_small', 768: 'ssast_base'}
+# Of SSAST: sizes of its training input, what it masks with, and the heads of its two objectives.
+SSAST_TRAINING = ('p_input_', 'mask_embed', 'cpredlayer.', 'gpredlayer.')
+EAT_ENCODER = 'modality_encoders.IMAGE.'
+EAT_NAMES = {  # theirs -> ours, in `v`
+    f'{EAT_ENCODER}extra_tokens': 'cls_token',
+    f'{EAT_ENCODER}fixed_positional_encoder.positions': 'pos_embed',
+    f'{EAT_ENCODER}local_encoder.proj.': 'patch_embed.proj.',
+    f'{EAT_ENCODER}context_encoder.norm.': 'norm_pre.',
+    'blocks.': 'blocks.',
+}
+
+
+@dataclass(frozen=True)
+class AudioLayout:
+    """The weights of an audio model under the names of an ASTModel.
+
+    Args:
+        kind: what they are, for messages.
+        model_size: of the ASTModel that they belong to.
+        state: of its transformer `v`.
+        grid: patches along (frequency, time) that the positional embedding is for.
+        head: of its classifier `mlp_head`, as far as it is there.
+        counts_from_beginning: whether the first position is always that of the first frame.
+    """
+    kind: str
+    model_size: str
+    state: State
+    grid: Grid
+    head: State = field(default_factory=dict)
+    counts_from_beginning: bool = False
+
+
+# Other audio models: how a name of their weights looks -> what they are, why they are no start.
+OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (('time_new_pos_embed', 'freq_new_pos_embed'), 'PaSST',
+     'it adds one embedding per row and one per column of the patches, not one per patch'),
+    (('relative_attention_bias', 'grep_linear'), 'BEATs',
+     'its attention adds relative positions with gates, which a plain ViT does not have'),
+    (('audio_branch.', 'audio_encoder.base.', 'text_branch.', 'audio_model.audio_encoder.'), 'CLAP',
+     'its audio encoder is an HTS-AT or a CNN, not a plain ViT'),
+    (('relative_position_bias_table', 'tscam_conv'), 'HTS-AT',
+     'it is a Swin transformer: attention in windows, with relative positions'),
+    (('conv_block1.', 'fc_audioset.'), 'PANNs', 'it is a CNN, not a transformer'),
+)
+
+
+def recognise(state: State, path: Path) -> AudioLayout | None:
+    """Return an audio model's weights under our names, or None if they are of no known audio model.
+
+    Args:
+        state: as the file holds it, without wrappers such as `module.`.
+
+    Raises:
+        WeightsError: if it is a model that is no start, or an unknown size of one that is.
+    """
+    kernel = state.get('patch_embed.proj.weight')
+    reader: Callable[[State, Path], AudioLayout]
+    if any(EAT_ENCODER in name for name in state):
+        reader = read_eat
+    elif any(name.startswith(SSAST_TRAINING) for name in state):
+        reader = read_ssast
+    elif kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 1:
+        reader = read_audiomae
+    else:
+        refuse_others(state, path)
+        return None
+    with name_in_errors(path):
+        return reader({name: value.float() for name, value in state.items()}, path)
+
+
+def refuse_others(state: State, path: Path) -> None:
+    """Raise WeightsError for the weights of an audio model that is no start for an AST."""
+    for signs, kind, reason in OTHERS:
+        if any(sign in name for name in state for sign in signs):
+            raise WeightsError(f'{path} is a model of {kind}, which is no start for an AST: '
+                               f'{reason}. pretrained_models/README.md lists the starts')
+
+
+def read_audiomae(state: State, path: Path) -> AudioLayout:
+    """Read AudioMAE (models_vit.py of facebookresearch/AudioMAE), pretrained or fine-tuned.
+
+    The decoder of pretraining is left out, and so is the encoder's last normalisation: fine-tuning
+    normalises the mean of the patches instead (fc_norm).
+    """
+    head = {f'{number}.{leaf}': state[f'{name}.{leaf}']
+            for number, name in ((0, 'fc_norm'), (1, 'head')) for leaf in ('weight', 'bias')
+            if f'{name}.{leaf}' in state}
+    state = {name: value for name, value in state.items()
+             if not name.startswith(('decoder_', 'mask_token', 'norm.', 'fc_norm.', 'head.'))}
+    grid = time_major_grid(state['pos_embed'].shape[1] - 1, path)
+    stage = 'fine-tuned' if head else 'pretrained'
+    return AudioLayout(f'AudioMAE, {stage}', size_of(state, AUDIOMAE_SIZES, path),
+                       transposed(state, grid, num_prefix_tokens=1), grid, head)
+
+
+def read_eat(state: State, path: Path) -> AudioLayout:
+    """Read EAT or SSLAM (fairseq), pretrained or fine-tuned; the decoder is left out."""
+    prefix = 'model.' if any(name.startswith(f'model.{EAT_ENCODER}') for name in state) else ''
+    head = {f'{number}.{leaf}': state[f'{name}.{leaf}']
+            for number, name in ((0, 'fc_norm'), (1, 'head')) for leaf in ('weight', 'bias')
+            if f'{name}.{leaf}' in state}
+    renamed: State = {}
+    for name, value in state.items():
+        for theirs, ours in EAT_NAMES.items():
+            if name.startswith(prefix + theirs):
+                renamed[ours + name.removeprefix(prefix + theirs)] = value
+    grid = time_major_grid(renamed['pos_embed'].shape[1], path)
+    stage = 'fine-tuned' if head else 'pretrained'
+    return AudioLayout(f'EAT or SSLAM, {stage}', size_of(renamed, EAT_SIZES, path),
+                       transposed(renamed, grid, num_prefix_tokens=0), grid, head,
+                       counts_from_beginning=True)
+
+
+def read_ssast(state: State, path: Path) -> AudioLayout:
+    """Read SSAST (YuanGongND/ssast), pretrained. Its names and the order of its patches are ours.
+
+    The heads of pretraining and what it masks with are left out.
+    """
+    bins, frames = (int(state[f'p_input_{axis}dim']) for axis in 'ft')
+    state = {name.removeprefix('v.'): value for name, value in drop_entries(
+        state, UNUSED_HEADS).items() if not name.startswith(SSAST_TRAINING)}
+    height, width = patch_size = tuple(state['patch_embed.proj.weight'].shape[2:])
+    if patch_size not in ((PATCH_SIZE, PATCH_SIZE), FRAMES):
+        raise WeightsError(f'{path} is SSAST with patches of {height} x {width}; those of '
+                           f'{PATCH_SIZE} x {PATCH_SIZE} and {FRAMES[0]} x {FRAMES[1]} are known')
+    kind = 'frame' if patch_size == FRAMES else 'patch'
+    model_size = size_of(state, SSAST_SIZES, path) + ('_frame' if kind == 'frame' else '')
+    return AudioLayout(f'SSAST, pretrained, {kind}-based', model_size, state,
+                       grid=(bins // height, frames // width))
+
+
+def size_of(state: State, sizes: dict[int, str], path: Path) -> str:
+    """Return the model_size of a transformer, given those of each embedding dimension."""
+    dim = state['pos_embed'].shape[-1]
+    if dim not in sizes:
+        known = ', '.join(f'{value} ({size})' for value, size in sizes.items())
+        raise WeightsError(f'{path} has embeddings of {dim} dimensions; known are {known}')
+    return sizes[dim]
+
+
+def time_major_grid(positions: int, path: Path) -> Grid:
+    """Return the grid (frequency, time) of positions for patches side by side on 128 mel bins."""
+    if positions % BANDS:
+        raise WeightsError(f'{path} has {positions} positions, which is no multiple of {BANDS}, '
+                           f'the patches of {PATCH_SIZE} mel bins in {MEL_BINS}')
+    return BANDS, positions // BANDS
+
+
+def transposed(state: State, grid: Grid, num_prefix_tokens: int) -> State:
+    """Turn a transformer that reads time x frequency into one that reads frequency x time.
+
+    Args:
+        grid: of its positions, along (frequency, time).
+    """
+    f, t = grid
+    prefix = state['pos_embed'][:, :num_prefix_tokens]
+    patches = state['pos_embed'][:, num_prefix_tokens:]
+    patches = patches.unflatten(1, (t, f)).transpose(1, 2).flatten(1, 2)  # (1, f * t, dim)
+    return {**state, 'pos_embed': torch.cat([prefix, patches], dim=1),
+            'patch_embed.proj.weight': state['patch_embed.proj.weight'].transpose(2, 3)}

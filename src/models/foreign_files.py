@@ -1,0 +1,85 @@
+"""Read weights that other projects saved together with objects of their own, and run nothing."""
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from .errors import WeightsError
+from .layouts import State, strip_wrappers
+from .state_dicts import reason_of
+
+
+class Inert:
+    """Stands in for an object of another package: takes everything, keeps nothing, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> 'Inert':
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def read_foreign_file(path: Path) -> Any:
+    """Read what a file of weights holds, with an Inert in place of each object that is no tensor.
+
+    AudioMAE's files hold an argparse.Namespace beside the weights, those of EAT the settings of
+    fairseq and omegaconf. The unpickler of PyTorch for weights alone reads them. It calls nothing
+    that the file names: argparse.Namespace is allowed, and an Inert is made for every other name.
+
+    Raises:
+        WeightsError: if the file is no checkpoint, or holds something that even so cannot be read.
+    """
+    try:
+        if path.suffix == '.safetensors':
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)  # on torch.load of a part of a storage
+            with torch.serialization.safe_globals(inert_globals(path)):
+                return torch.load(path, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f'{path} does not exist') from None
+    except Exception as error:  # torch.load raises nearly anything for another kind of file
+        raise WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of '
+                           f'file): {reason_of(error)}') from None
+
+
+def inert_globals(path: Path) -> list[Any]:
+    """Return what torch.load may use for each name of code in a file: (a class, the name)."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # the format of PyTorch before 1.6, whose names cannot be listed
+        names = []
+    allowed: list[Any] = [argparse.Namespace]
+    for name in names:
+        if name != 'argparse.Namespace':
+            allowed.append((type(name.rpartition('.')[2], (Inert,), {}), name))
+    return allowed
+
+
+def largest_state_dict(content: Any, path: Path) -> State:
+    """Return the tensors of that dict, in what a file holds, which has most tensors.
+
+    Raises:
+        WeightsError: if there are no tensors.
+    """
+    found: State = {}
+    dicts = [content]
+    for value in dicts:  # the list grows: outer dicts first
+        if isinstance(value, dict):
+            dicts += value.values()
+            tensors = {strip_wrappers(name): entry for name, entry in value.items()
+                       if isinstance(name, str) and isinstance(entry, torch.Tensor)}
+            if len(tensors) > len(found):
+                found = tensors
+    if not found:
+        raise WeightsError(f'{path} holds no weights (a mapping from names to tensors)')
+    return found

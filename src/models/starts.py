@@ -1,0 +1,149 @@
+"""Find the weights that a model starts from: of timm, of an AST, or of another audio model."""
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+from .ast_models import DEIT, Grid, ModelConfig, find_backbone
+from .audio_layouts import AudioLayout, recognise
+from .backbones import AUDIO_BACKBONES
+from .checkpoints import load_model
+from .errors import WeightsError
+from .foreign_files import largest_state_dict, read_foreign_file
+from .layouts import ANCHORS, State
+from .state_dicts import (
+    DEIT_HEADS,
+    INDEX_SUFFIX,
+    check_tensors,
+    drop_entries,
+    name_in_errors,
+    read_state_dict,
+    transformer_part,
+)
+from .weights import AUDIOSET, find_or_download, locate, timm_file
+
+# Of the AudioSet checkpoint.
+AUDIOSET_CONFIG = ModelConfig('base384', label_dim=527, fstride=10, tstride=10,
+                              input_fdim=128, input_tdim=1024)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a model starts from.
+
+    Args:
+        name: what they are, for messages and descriptions.
+        path: the file that they come from.
+        model_size: of the ASTModel that they belong to.
+        state: of its transformer `v`, with the positional embedding of `grid`.
+        grid: patches along (frequency, time).
+        head: of its classifier `mlp_head`, as far as it is there.
+        config: that of the AST that the weights come from, if they are an AST's.
+        counts_from_beginning: whether the first position is always that of the first frame.
+    """
+    name: str
+    path: Path
+    model_size: str
+    state: State
+    grid: Grid
+    head: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    config: ModelConfig | None = None
+    counts_from_beginning: bool = False
+
+
+def find_start(source: str | Path, model_size: str) -> Start:
+    """Find the weights that a user names, and recognise what they are.
+
+    Args:
+        source: the name of a model of timm, with or without a tag (vit_base_patch16_224.mae); or a
+            file of AudioMAE, SSAST, EAT or SSLAM, of an AST, or of a ViT of timm; or the name of a
+            published file; see weights.locate.
+        model_size: used if the file does not tell it: weights of a ViT of timm under another name.
+
+    Raises:
+        ValueError: if it is a model that cannot read spectrograms.
+        WeightsError: if it cannot be found, or if it is no start.
+    """
+    name = str(source).removesuffix('.safetensors')
+    if timm.is_model(name.partition('.')[0]) and not Path(source).exists():
+        find_backbone(name)  # refuses before anything is downloaded
+        start = timm_start(name, find_or_download(timm_file(name)))
+    else:
+        start = file_start(locate(source), model_size)
+    logger.info('%s: %s, model_size %s, %d x %d positions', source, start.name, start.model_size,
+                *start.grid)
+    return start
+
+
+def published_start(model_size: str, is_audioset: bool) -> Start:
+    """Return what imagenet_pretrain and audioset_pretrain start from (AST paper, section 2.2)."""
+    if is_audioset:
+        path = find_or_download(AUDIOSET)
+        return Start('AudioSet', path, model_size, transformer_part(read_state_dict(path)),
+                     AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG)
+    name = DEIT.get(model_size, model_size)
+    return timm_start(name, find_or_download(timm_file(name)), model_size)
+
+
+def file_start(path: Path, model_size: str) -> Start:
+    """Recognise a file of weights."""
+    if not path.name.endswith(INDEX_SUFFIX):  # parts are written by transformers alone
+        state = largest_state_dict(read_foreign_file(path), path)
+        if layout := recognise(state, path):
+            return audio_start(layout, path)
+        if not any(f'.{name}'.endswith(f'.{anchor}') for name in state for anchor in ANCHORS):
+            named = path.name.removesuffix('.safetensors')
+            is_named = timm.is_model(named.partition('.')[0])
+            return timm_start(named if is_named else DEIT.get(model_size, model_size), path,
+                              None if is_named else model_size)
+    return ast_start(path)
+
+
+def audio_start(layout: AudioLayout, path: Path) -> Start:
+    """Return the start that the weights of another audio model are."""
+    check_tensors({**layout.state, **layout.head}, path)
+    return Start(f'{layout.kind} ({path.name})', path, layout.model_size, layout.state, layout.grid,
+                 layout.head, counts_from_beginning=layout.counts_from_beginning)
+
+
+def ast_start(path: Path) -> Start:
+    """Return the start that a trained AST is; its classifier is left out."""
+    model, _ = load_model(path)
+    return Start(f'AST ({path.name})', path, model.config.model_size, model.v.state_dict(),
+                 model.grid, config=model.config)
+
+
+def timm_start(name: str, path: Path, model_size: str | None = None) -> Start:
+    """Return the start that the weights of a ViT of timm are, adapted from images.
+
+    Args:
+        name: timm's name of the model; it may end in a tag.
+        path: the file of its weights.
+        model_size: `name` by default.
+    """
+    if name in AUDIO_BACKBONES:
+        raise WeightsError(f'{path} holds a ViT under the names of timm, and its own name does not '
+                           f'say which: give its model_size, or rename it to NAME.safetensors')
+    options = find_backbone(model_size or name).options
+    with torch.device('meta'):
+        on_images = timm.create_model(name.partition('.')[0], num_classes=0, **options)
+    assert isinstance(on_images, VisionTransformer)
+    state = drop_entries(read_state_dict(path), DEIT_HEADS)
+    with name_in_errors(path):
+        state = checkpoint_filter_fn(state, on_images, adapt_layer_scale=True)
+        if options.get('global_pool') == 'avg':  # the mean of the patches replaces this pooling
+            state = {key: value for key, value in state.items() if not key.startswith('attn_pool.')}
+        # A spectrogram has one channel: the projection's weights are summed over the colours.
+        colours = state['patch_embed.proj.weight']  # (dim, 3, height, width)
+        state['patch_embed.proj.weight'] = colours.sum(dim=1, keepdim=True)
+    head = {f'0.{leaf}': state.pop(f'fc_norm.{leaf}') for leaf in ('weight', 'bias')
+            if f'fc_norm.{leaf}' in state}
+    f, t = on_images.patch_embed.grid_size
+    start_name = 'ImageNet' if name in DEIT.values() else f'timm {name}'
+    return Start(start_name, path, model_size or name, state, (f, t), head)
