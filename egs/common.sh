@@ -83,10 +83,11 @@ check_device() {
 
 # Print the folder of the results: $1, or if that is empty, one below exp/ named after the settings.
 default_exp_dir() {
-    local weights=scratch
+    local model=$model_size weights=scratch
     [ "$imagenet_pretrain" = False ] || weights=imagenet
     [ "$audioset_pretrain" = False ] || weights=audioset
-    local settings=$dataset-$model_size-f$fstride-t$tstride-$weights-b$batch_size-lr$lr-seed$seed
+    [ -z "$start" ] || { model=${start##*/}; weights=start; } # it decides the size, too
+    local settings=$dataset-$model-f$fstride-t$tstride-$weights-b$batch_size-lr$lr-seed$seed
     printf '%s\n' "${1:-$HERE/exp/$settings}"
 }
 

@@ -20,6 +20,8 @@ BANDS = MEL_BINS // PATCH_SIZE  # patches along frequency, side by side
 AUDIOMAE_SIZES = {768: 'audiomae_base'}  # dimensions of the embedding -> model_size
 EAT_SIZES = {768: 'eat_base', 1024: 'eat_large'}
 SSAST_SIZES = {192: 'ssast_tiny', 384: 'ssast_small', 768: 'ssast_base'}
+# Of AudioMAE: what masks and decodes in pretraining, the normalisation of fine-tuning.
+AUDIOMAE_SIGNS = ('decoder_', 'mask_token', 'fc_norm.')
 # Of SSAST: sizes of its training input, what it masks with, and the heads of its two objectives.
 SSAST_TRAINING = ('p_input_', 'mask_embed', 'cpredlayer.', 'gpredlayer.')
 EAT_ENCODER = 'modality_encoders.IMAGE.'
@@ -75,16 +77,17 @@ def recognise(state: State, path: Path) -> AudioLayout | None:
     Raises:
         WeightsError: if it is a model that is no start, or an unknown size of one that is.
     """
+    refuse_others(state, path)
     kernel = state.get('patch_embed.proj.weight')
+    has_one_channel = kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 1
     reader: Callable[[State, Path], AudioLayout]
     if any(EAT_ENCODER in name for name in state):
         reader = read_eat
     elif any(name.startswith(SSAST_TRAINING) for name in state):
         reader = read_ssast
-    elif kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 1:
+    elif has_one_channel and any(name.startswith(AUDIOMAE_SIGNS) for name in state):
         reader = read_audiomae
     else:
-        refuse_others(state, path)
         return None
     with name_in_errors(path):
         return reader({name: value.float() for name, value in state.items()}, path)
@@ -108,7 +111,7 @@ def read_audiomae(state: State, path: Path) -> AudioLayout:
             for number, name in ((0, 'fc_norm'), (1, 'head')) for leaf in ('weight', 'bias')
             if f'{name}.{leaf}' in state}
     state = {name: value for name, value in state.items()
-             if not name.startswith(('decoder_', 'mask_token', 'norm.', 'fc_norm.', 'head.'))}
+             if not name.startswith((*AUDIOMAE_SIGNS, 'norm.', 'head.'))}
     grid = time_major_grid(state['pos_embed'].shape[1] - 1, path)
     stage = 'fine-tuned' if head else 'pretrained'
     return AudioLayout(f'AudioMAE, {stage}', size_of(state, AUDIOMAE_SIZES, path),
