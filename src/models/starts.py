@@ -70,15 +70,28 @@ def find_start(source: str | Path, model_size: str) -> Start:
         ValueError: if it is a model that cannot read spectrograms.
         WeightsError: if it cannot be found, or if it is no start.
     """
-    name = str(source).removesuffix('.safetensors')
-    if timm.is_model(name.partition('.')[0]) and not Path(source).exists():
-        find_backbone(name)  # refuses before anything is downloaded
-        start = timm_start(name, find_or_download(timm_file(name)))
+    if vit := named_vit(source):
+        find_backbone(vit)  # refuses before anything is downloaded
+        start = timm_start(vit, find_or_download(timm_file(vit)))
     else:
         start = file_start(locate(source), model_size)
     logger.info('%s: %s, model_size %s, %d x %d positions', source, start.name, start.model_size,
                 *start.grid)
     return start
+
+
+def start_size(source: str | Path, model_size: str) -> str:
+    """Return the model_size of what find_start finds; a ViT of timm need not be there for that."""
+    vit = named_vit(source)
+    return vit.partition('.')[0] if vit else find_start(source, model_size).model_size
+
+
+def named_vit(source: str | Path) -> str | None:
+    """Return the name of a ViT of timm, with its tag, if source is one and no file."""
+    name = str(source).removesuffix('.safetensors')
+    if timm.is_model(name.partition('.')[0]) and not Path(source).exists():
+        return name
+    return None
 
 
 def published_start(model_size: str, is_audioset: bool) -> Start:
@@ -125,7 +138,7 @@ def timm_start(name: str, path: Path, model_size: str | None = None) -> Start:
     Args:
         name: timm's name of the model; it may end in a tag.
         path: the file of its weights.
-        model_size: `name` by default.
+        model_size: `name` without its tag by default.
     """
     if name in AUDIO_BACKBONES:
         raise WeightsError(f'{path} holds a ViT under the names of timm, and its own name does not '
@@ -146,4 +159,4 @@ def timm_start(name: str, path: Path, model_size: str | None = None) -> Start:
             if f'fc_norm.{leaf}' in state}
     f, t = on_images.patch_embed.grid_size
     start_name = 'ImageNet' if name in DEIT.values() else f'timm {name}'
-    return Start(start_name, path, model_size or name, state, (f, t), head)
+    return Start(start_name, path, model_size or name.partition('.')[0], state, (f, t), head)

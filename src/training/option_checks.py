@@ -7,7 +7,7 @@ import torch
 
 from models import WeightsError
 from models.ast_models import ModelConfig, check_pretraining
-from models.starts import find_start
+from models.starts import start_size
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
 from utilities.errors import DataError
@@ -29,14 +29,16 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     """
     try:
         if args.start:
-            args.model_size = find_start(args.start, args.model_size).model_size
+            args.model_size = start_size(args.start, args.model_size)
         config = ModelConfig(
             model_size=args.model_size, label_dim=args.n_class, fstride=args.fstride,
             tstride=args.tstride, input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
         if not args.start:
             check_pretraining(config, args.imagenet_pretrain, args.audioset_pretrain)
         device = own_device(launch, choose_device(args.device))
-    except (ValueError, WeightsError) as error:
+    except WeightsError:  # of the start: the caller ends the program with it
+        raise
+    except ValueError as error:
         parser.error(str(error))
     if args.compile and splits_batches(device):
         # nn.DataParallel copies a compiled model's reference to itself: all GPUs would run the

@@ -317,7 +317,7 @@ def test_a_run_starts_from_a_file_and_says_so_in_its_model(train, tmp_path):
     assert model.config.model_size == description['model_size'] == 'ssast_tiny'
 
 
-def test_the_start_of_a_run_cannot_change_when_it_goes_on(train, tmp_path, capsys):
+def test_the_start_of_a_run_cannot_change_when_it_goes_on(train, tmp_path):
     for seed in (0, 1):
         model = audio_models.randomise(audio_models.SSAST(), seed)
         torch.save(model.file(), tmp_path / f'{seed}.pth')
@@ -328,7 +328,13 @@ def test_the_start_of_a_run_cannot_change_when_it_goes_on(train, tmp_path, capsy
     train('--start', '0.pth', '--n_epochs', '2')
 
 
-def test_a_wrong_start_is_one_sentence(train, capsys):
-    with pytest.raises(SystemExit):
+def test_a_wrong_start_is_one_sentence(train):
+    with pytest.raises(SystemExit) as stop:
         train('--start', 'missing.pth')
-    assert 'missing.pth does not exist' in capsys.readouterr().err
+    assert 'missing.pth does not exist' in str(stop.value.code)
+
+
+def test_a_dry_run_from_a_vit_of_timm_downloads_nothing(train, hub_offline, capsys):
+    train('--start', 'vit_tiny_patch16_224.augreg_in21k', '--dry_run')
+    said = capsys.readouterr().err
+    assert 'AST vit_tiny_patch16_224 from vit_tiny_patch16_224.augreg_in21k' in said
