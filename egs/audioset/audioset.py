@@ -142,5 +142,5 @@ def pack_clips(segments: Sequence[Segment], paths: Paths, shards_dir: Path, shar
 def make_entry(segment: Segment, path: str, found: Found) -> dict:
     """Return a clip's entry in the datafile."""
     place = found.place
-    window = {} if place.is_all else {'start': place.start, 'seconds': round(place.seconds, 3)}
-    return {'video_id': segment.video_id, 'wav': path, 'labels': ','.join(segment.labels), **window}
+    part = {} if place.is_all else {'start': place.start, 'seconds': round(place.seconds, 3)}
+    return {'video_id': segment.video_id, 'wav': path, 'labels': ','.join(segment.labels), **part}

@@ -95,8 +95,8 @@ def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, s
                         f'differ')
     clips = []
     for i, wav in enumerate(data.wavs):
-        start, greatest = data.window(i)
-        name = wav if data.windows is None else f'{wav} from {start:.10g} s'
+        start, greatest = data.part(i)
+        name = wav if data.parts is None else f'{wav} from {start:.10g} s'
         clips.append(Clip(name, wav, start, min(seconds, greatest)))
     return clips
 
