@@ -19,8 +19,8 @@ MAX_FRAME = 2 ** 11  # bytes
 # FFmpeg's names for types of samples.
 SAMPLE_TYPES = {'u8': np.uint8, 's16': np.int16, 's32': np.int32, 's64': np.int64,
                 'flt': np.float32, 'dbl': np.float64}
-# A whole recording may still be a little shorter than it says, because of rounding, the delay of
-# a codec or gaps in a stream: by at most these seconds, or by this share of it.
+# A recording that is whole may be a little shorter than its header says, because of rounding, the
+# delay of a codec or gaps in a stream: by at most these seconds, or by this share of its length.
 TOLERANCE_SECONDS, TOLERANCE = 0.2, 0.01
 
 

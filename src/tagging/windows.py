@@ -59,7 +59,7 @@ class WindowPlan(NamedTuple):
 
     def key(self, start: float, frames: int) -> 'WindowKey':
         """Return the key in Windows of the window that begins at `start`."""
-        if isinstance(self.source, Sound):  # of which a worker gets no more than the window
+        if isinstance(self.source, Sound):  # a worker gets the samples of the window alone
             part, start_in_part = self.source.cut(start, window_seconds(frames))
             return WindowKey(part, start_in_part, self.seconds)
         return WindowKey(self.source, start, self.seconds)
@@ -99,10 +99,10 @@ def plan_windows(source: Source, window: str, window_seconds: float, hop_seconds
 
 
 class WindowKey(NamedTuple):
-    """Names a window: where it begins in a source; seconds: how long the whole recording is."""
-    source: Source
-    start: float
-    seconds: float
+    """What a data worker needs to read one window."""
+    source: Source  # the recording, or the samples of it that the window needs
+    start: float  # where the window begins in the source, in seconds
+    seconds: float  # the duration of the whole recording
 
 
 class Window(NamedTuple):
@@ -137,7 +137,7 @@ class Windows(Dataset):
             with one_thread():
                 waveform, end = self._load(key)
                 features = fbank(waveform, self.mel_bins)
-            if end is not None and end < seconds - ROUNDING_SECONDS:  # of a file: it is damaged
+            if end is not None and end < seconds - ROUNDING_SECONDS:  # a file that is damaged
                 seconds = self._measure(str(key.source))
                 if not seconds:
                     raise AudioError(f'the audio file {key.source} holds no samples')

@@ -97,7 +97,8 @@ def read_rows(path: Path) -> np.ndarray:
 
 def read_average(exp_dir: Path) -> AverageRow | None:
     """Return the numbers of wa_result.csv, or None if there is none. Raises DataError."""
-    return AverageRow(*numbers) if (numbers := _read_lines(exp_dir / 'wa_result.csv', 5)) else None
+    numbers = _read_lines(exp_dir / 'wa_result.csv', 5)
+    return AverageRow(*numbers) if numbers else None
 
 
 def read_evaluation(exp_dir: Path) -> EvaluationRow | None:
@@ -181,7 +182,8 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
 
 def _draw_confusion(folder, names, classes, matrix):
     """Draw the confusion matrix of some classes, given by their indices."""
-    from utilities.plots import drawable_names, plot_confusion  # matplotlib
+    from utilities.fonts import drawable_names  # here, since matplotlib is slow to import
+    from utilities.plots import plot_confusion
     shown = drawable_names(tuple(names))
     clips = matrix.sum()
     title = f'{clips} clips, accuracy {matrix.trace() / clips:.3f}'

@@ -148,7 +148,7 @@ def add_num_workers(parser: argparse._ActionsContainer) -> None:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
-    """Add the options for what a checkpoint may not say of itself.
+    """Add the options that say what a checkpoint itself does not say, such as its strides.
 
     Args:
         loss: help of --loss.
