@@ -69,23 +69,29 @@ class Results:
         Raises:
             TrainingError: if the validation loss is not a finite number.
         """
+        self._add_evaluation(evaluation)
         row = self._compute_row(train_loss, evaluation, learning_rate)
         self.rows.append(row)
         return row
 
     @main_process_only
-    def _compute_row(self, train_loss, evaluation, learning_rate) -> EpochRow:
+    def _add_evaluation(self, evaluation: Evaluation) -> None:
+        """Add an evaluation to the ensemble and to metrics.csv, and write its predictions."""
         epoch = len(self.rows) + 1
         if not math.isfinite(evaluation.loss):
             raise TrainingError(f'epoch {epoch}: the validation loss is no longer a finite number; '
                                 f'{NOT_FINITE_ADVICE}')
-        single = evaluation.summary()
         self._add_predictions(evaluation.predictions, evaluation.targets)
-        mean = self.predictions_sum / epoch
-        ensemble = summarise(calculate_stats(mean, evaluation.targets))
-
         write_array(self.folder / 'target.npy', evaluation.targets)
         write_array(self._predictions_file(epoch), evaluation.predictions)
+
+    @main_process_only
+    def _compute_row(self, train_loss: float, evaluation: Evaluation, learning_rate: float
+                     ) -> EpochRow:
+        """Return the row of the epoch whose evaluation was added last."""
+        single = evaluation.summary()
+        mean = self.predictions_sum / (len(self.rows) + 1)
+        ensemble = summarise(calculate_stats(mean, evaluation.targets))
         return EpochRow(getattr(single, self.metric), single.mAUC, single.precision, single.recall,
                         single.d_prime, train_loss, evaluation.loss,
                         getattr(ensemble, self.metric), ensemble.mAUC, learning_rate)
