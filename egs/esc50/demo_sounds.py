@@ -1,8 +1,8 @@
 """The sounds of the demo, synthesised: ten classes, in the layout of ESC-50.
 
-make_demo_data.py is the program for it. The function of a class draws from a numpy Generator and
-takes the times t (samples,) of the samples in seconds; pitches are in Hz, rates per second. Its
-sound (samples,) has any level.
+make_demo_data.py is the program for it. Each class has a function that returns its sound
+(samples,), which may have any level. Its arguments are a numpy Generator and t (samples,), the time
+of each sample in seconds. Pitches are in Hz, rates per second.
 """
 import csv
 import io
