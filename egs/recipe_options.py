@@ -152,7 +152,7 @@ def check_launch(parser, args, environ):
                      'with sbatch, or after salloc')
         nodes_of_job = number_in(environ, 'SLURM_NNODES')
         if args.nodes > nodes_of_job:
-            sys.exit(f'error: --nodes {args.nodes}, but the job has {nodes_of_job}: '
+            sys.exit(f'error: --nodes {args.nodes}, but the job has {nodes_of_job}: submit it with '
                      f'sbatch --nodes={args.nodes}')
     if args.launcher == 'torchrun' and args.nodes > 1:
         check_meeting(args.nodes, environ)

@@ -114,7 +114,7 @@ def paths_of_each(option: str, path: Path | None, files: Sequence[Path]) -> list
 def check_writable(paths: Sequence[Path]) -> None:
     """Raise DataError if files cannot be written: better now than after the work."""
     if len(set(paths)) < len(paths):
-        raise DataError(f'{" ".join(map(str, paths))}: two outputs have one name')
+        raise DataError(f'{" ".join(map(str, paths))}: two outputs have the same name')
     for path in paths:
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise DataError(f'{path} cannot be written: it is a folder, or is in one that must not '

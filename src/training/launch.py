@@ -82,7 +82,7 @@ def own_device(launch: Launch, device: torch.device) -> torch.device:
         return device
     if device.index is not None:
         raise ValueError(f'--device {device} is one GPU, but there are {launch.size} processes: '
-                         f'--device cuda')
+                         f'give --device cuda, for a GPU each')
     visible = torch.cuda.device_count()
     own = launch.local_rank if visible > 1 else 0  # Slurm may show each process its own GPU alone
     if visible < launch.local_size or own >= visible:
