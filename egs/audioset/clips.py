@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
     """A recording that may hold a clip.
 
     Attributes:
-        path: of the file; of a row of a parquet file, FILE.parquet/NAME.
+        path: of the file; FILE.parquet/NAME for a row of a parquet file.
         segments: how many segments of the list its name may mean.
         row: None if it is a file.
         audio: bytes of a row, once it is read.

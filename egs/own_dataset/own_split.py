@@ -138,7 +138,7 @@ def most_folds(clips: Clips) -> int:
 
 
 def rarest_labels(clips: Clips) -> list[str]:
-    """Return each clip's rarest label; of a negative ''."""
+    """Return each clip's rarest label; '' for a negative."""
     counts = Counter(label for clip in clips for label in clip.labels)
     return [min(clip.labels, key=lambda label: (counts[label], label), default='')
             for clip in clips]

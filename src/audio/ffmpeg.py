@@ -129,9 +129,9 @@ class FFmpegReader(Reader):
 def _as_floats(frame):
     """Return a frame of PyAV as (samples, channels) of float32, full scale being 1.
 
-    PyAV's AudioResampler is not used, because it has threads: a data worker that is forked hangs
-    when Python collects a resampler made before the fork. Nor is its to_ndarray: with 8 or more
-    channels, it reads memory that does not exist, and the process crashes.
+    Two functions of PyAV would do this, but fail. AudioResampler has threads: a data worker that is
+    forked hangs when Python collects a resampler made before the fork. to_ndarray crashes with 8 or
+    more channels, since it reads memory that does not exist.
     """
     channels, is_planar = frame.layout.nb_channels, frame.format.is_planar
     count = frame.samples * (1 if is_planar else channels)

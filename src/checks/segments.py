@@ -80,7 +80,7 @@ def check_place(entry: Entry, segments: Sequence[Segment], seconds: float
         return 'segments_elsewhere', str(error)
     if abs(place.start - start) > START_TOLERANCE:
         return 'segments_elsewhere', (f'its segment begins after {place.start:g} s, and training '
-                                      f'hears it from {start:g} s on: prepare it anew')
+                                      f'hears it from {start:g} s on: prepare it again')
     heard = min(seconds - start, length)
     if is_short(segment, heard):
         return 'segments_short', f'{heard:.1f} of {segment.seconds:g} s'

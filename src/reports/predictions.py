@@ -75,7 +75,7 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
 
 def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, seconds: float
                ) -> list[Clip]:
-    """Return the entries of a datafile, as far as the model hears them.
+    """Return the entries of a datafile as clips, each as long as the model hears it.
 
     Args:
         datafile: its path.

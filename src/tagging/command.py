@@ -159,7 +159,14 @@ def tag_files(args: Namespace, tagger: Tagger, files: Sequence[Path], pictures: 
 
 def make_outputs(args: Namespace, tagger: Tagger, longest_path: int, in_place: bool = False
                  ) -> list[GrowingFile]:
-    """Return the output files that the options ask for, not yet open."""
+    """Return the output files that the options ask for, not yet open.
+
+    Args:
+        args: of the command line.
+        tagger: has the names of the classes and the size of the embeddings.
+        longest_path: length of the longest path of a recording.
+        in_place: give the files their names at once, for programs that read them while they grow.
+    """
     outputs: list[GrowingFile] = []
     if args.json:
         kind = JsonLines if args.json.suffix.lower() == '.jsonl' else Json

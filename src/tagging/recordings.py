@@ -47,7 +47,7 @@ class ScoredWindow(NamedTuple):
 
     Attributes:
         fbank: (real frames, bins), not normalised.
-        seconds: the duration of the recording, as far as the window has shown.
+        seconds: the duration of the recording, or less if reading this window has met damage.
         error: why it cannot be read, or ''.
         scores: (classes,).
         embedding: (dim,), or None.
@@ -69,8 +69,8 @@ def tag(tagger: Tagger, files: Any, window: str = 'all', hop_seconds: float | No
         for tagging in tag(tagger, ['recording.flac']):
             print([tagger.labels.names[i] for i, score in tagging.top(tagging.mean, 5)])
 
-    A recording that cannot be read gives a Tagging with an error. Of a long one, only the scores
-    of its windows stay in memory.
+    A recording that cannot be read gives a Tagging with an error. Memory holds only the scores of a
+    recording's windows, not its sound, so it may be long.
 
     Args:
         tagger: what `load_tagger` returns.

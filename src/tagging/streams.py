@@ -109,14 +109,14 @@ class Stream:
         return kept.cut(start - self.skipped, seconds)
 
     def _forget_before(self, start):
-        """Drop the whole seconds that a window from `start` on does not need, as Sound.cut."""
+        """Drop the whole seconds that Sound.cut does not need for a window from `start` on."""
         unused = min(math.floor(start) - 1, math.floor(self.seconds)) - self.skipped
         if unused > 0:
             self.kept = self.kept[unused * self.rate:]
             self.skipped += unused
 
     def _read(self, samples):
-        """Read what is there, at most `samples` samples. Returns none at the end."""
+        """Return what is there, at most `samples` samples, and none at the end."""
         if fcntl and not self.is_file:
             # Wait here, and then read what is there: inside libsndfile, Ctrl-C is not heard.
             select.select([self.descriptor], [], [])

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class Results:
     """The epochs of an experiment so far: their rows, their predictions, the best of them.
 
-    In several processes, all have the rows, and the main one has the rest.
+    If there are several processes, all have the rows, and only the main one has the rest.
 
     Args:
         exp_dir: folder of the experiment.

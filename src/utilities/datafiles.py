@@ -120,7 +120,7 @@ def entry_part(entry: dict[str, Any]) -> tuple[float, float]:
 
 
 def split_labels(labels: str) -> list[str]:
-    """Return the mids in the "labels" of a datafile's entry; of a negative, none."""
+    """Return the mids in the "labels" of a datafile's entry: an empty list for a negative."""
     return labels.split(',') if labels else []
 
 

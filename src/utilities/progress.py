@@ -65,7 +65,7 @@ class Progress:
         self.before = self.done = done
         self.samples = 0
         self.start = time.monotonic()
-        # Of several processes only the main one logs at this level, and shows a bar.
+        # If there are several processes, only the main one logs at this level. It shows the bar.
         is_quiet = not logger.isEnabledFor(logging.INFO)
         self.bar = tqdm(total=batches, desc=title, unit=unit, initial=done, leave=False,
                         disable=is_quiet or None)  # None: show it on a terminal only
