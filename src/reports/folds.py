@@ -8,6 +8,7 @@ from reports.experiments import finished_folds, read_further_metrics
 from reports.pages import fold_page
 from training.result_files import (
     best_of,
+    hardest_classes,
     read_rows,
     result_columns,
     write_confusion,
@@ -44,7 +45,8 @@ def summarise_folds(exp_dir: Path) -> list[str]:
              scores_line(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
     predictions, targets = read_predictions(folds, best + 1)
     if is_single_label(targets):
-        lines.append(write_confusion(exp_dir, read_names(folds[0]), predictions, targets))
+        accuracies = write_confusion(exp_dir, read_names(folds[0]), predictions, targets)
+        lines.append(hardest_classes(accuracies))
     with warn_only('report.html'):
         write_text(exp_dir / 'report.html', fold_page(exp_dir, folds))
     return lines

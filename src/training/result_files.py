@@ -55,6 +55,13 @@ class EvaluationRow(NamedTuple):
     evaluation_mAUC: float
 
 
+class ClassAccuracy(NamedTuple):
+    """A row of class_accuracy.csv."""
+    name: str
+    clips: int
+    accuracy: float
+
+
 def result_columns(metric: str) -> tuple[str, ...]:
     """Return the published names of the columns of result.csv. metric: 'acc' or 'mAP'."""
     return tuple(name.replace('metric', metric) for name in EpochRow._fields)
@@ -148,7 +155,7 @@ def write_figure(path: Path, figure: 'Figure') -> None:
 
 
 def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
-                    targets: np.ndarray) -> str:
+                    targets: np.ndarray) -> list[ClassAccuracy]:
     """Write confusion_matrix.png and class_accuracy.csv of predictions with single labels.
 
     They are over the classes that occur, without negatives, which have no class. The picture is
@@ -161,7 +168,7 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
         targets: labels (samples, classes) of 0 and 1.
 
     Returns:
-        A line that names the classes with the lowest accuracy.
+        The rows of class_accuracy.csv.
     """
     from sklearn.metrics import confusion_matrix
     truth, predicted = classes_of(predictions, targets)
@@ -171,13 +178,17 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
         _draw_confusion(folder, names, classes, matrix)
 
     clips = matrix.sum(axis=1)
-    accuracies = [(names[k], clips[i], matrix[i, i] / clips[i])
-                  for i, k in enumerate(classes) if clips[i]]
+    rows = [ClassAccuracy(names[k], clips[i], matrix[i, i] / clips[i])
+            for i, k in enumerate(classes) if clips[i]]
     write_table(folder / 'class_accuracy.csv', ['class', 'clips', 'accuracy'],
-                [(name, count, f'{accuracy:.4f}') for name, count, accuracy in accuracies])
-    hardest = sorted(accuracies, key=lambda row: row[2])[:5]
-    return 'hardest classes: ' + ', '.join(f'{name} {accuracy:.2f}'
-                                           for name, _, accuracy in hardest)
+                [(row.name, row.clips, f'{row.accuracy:.4f}') for row in rows])
+    return rows
+
+
+def hardest_classes(rows: Sequence[ClassAccuracy]) -> str:
+    """Return a line that names the five classes with the lowest accuracy."""
+    hardest = sorted(rows, key=lambda row: row.accuracy)[:5]
+    return 'hardest classes: ' + ', '.join(f'{row.name} {row.accuracy:.2f}' for row in hardest)
 
 
 def _draw_confusion(folder, names, classes, matrix):

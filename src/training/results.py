@@ -18,6 +18,7 @@ from training.result_files import (
     EpochRow,
     EvaluationRow,
     best_of,
+    hardest_classes,
     result_columns,
     write_array,
     write_confusion,
@@ -178,8 +179,9 @@ class Results:
         write_array(self.folder / 'eval_predictions.npy', evaluation.predictions)
         write_array(self.folder / 'eval_targets.npy', evaluation.targets)
         if is_single_label(evaluation.targets):
-            logger.info(write_confusion(self.exp_dir, class_names, evaluation.predictions,
-                                        evaluation.targets))
+            rows = write_confusion(self.exp_dir, class_names, evaluation.predictions,
+                                   evaluation.targets)
+            logger.info(hardest_classes(rows))
 
     @main_process_only
     def require_same_samples(self, dataset: Any) -> None:
