@@ -148,6 +148,14 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+def read_array(path: Path) -> np.ndarray:
+    """Read a .npy file. Raises DataError if it is not there, or is something else."""
+    try:
+        return np.load(path)
+    except (EOFError, OSError, ValueError) as error:
+        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+
+
 def write_figure(path: Path, figure: 'Figure') -> None:
     """Write a figure of matplotlib as .png."""
     with atomic_write(path) as partial:

@@ -19,6 +19,7 @@ from training.result_files import (
     EvaluationRow,
     best_of,
     hardest_classes,
+    read_array,
     result_columns,
     write_array,
     write_confusion,
@@ -212,9 +213,9 @@ class Results:
         self.further = []
         self.predictions_sum = 0.0
         if self.rows and is_main():
-            self.targets = np.load(self.folder / 'target.npy')
+            self.targets = read_array(self.folder / 'target.npy')
             for epoch in range(1, len(self.rows) + 1):
-                self._add_predictions(np.load(self._predictions_file(epoch)), self.targets)
+                self._add_predictions(read_array(self._predictions_file(epoch)), self.targets)
 
 
 def left_out(absent: float, classes: int) -> str:
