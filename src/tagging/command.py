@@ -20,6 +20,7 @@ from tagging.tagger import Tagger, load_tagger
 from tagging.text import as_text, timeline
 from utilities.errors import DataError
 from utilities.folders import files_below, output_folders
+from utilities.formatting import shortened
 
 SHOWN_NAMES = 3  # of files that are left out
 # Options with an output for each file -> what it is, its suffix.
@@ -76,9 +77,8 @@ def _audio_below(folder):
     files = [path for path in sorted(map(Path, files_below(folder))) if path.is_file()]
     others = [path.name for path in files if path.suffix.lower() not in AUDIO_SUFFIXES]
     if others:
-        examples = ', '.join(others[:SHOWN_NAMES]) + (', ...' if len(others) > SHOWN_NAMES else '')
         logger.info('%s: left out %d files that are not audio by their suffix: %s', folder,
-                    len(others), examples)
+                    len(others), shortened(others, SHOWN_NAMES))
     return [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
