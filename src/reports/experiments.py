@@ -103,6 +103,8 @@ def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
     """
     folds = list_folds(exp_dir)
     finished = [fold for fold in folds if (fold / 'finished').exists()]
+    if not exp_dir.is_dir():
+        raise DataError(f'there is no folder {exp_dir}')
     if not finished:
         raise DataError(f'there is no finished fold in {exp_dir}')
     for fold in folds:

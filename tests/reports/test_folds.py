@@ -88,6 +88,11 @@ def test_no_finished_fold_is_said(tmp_path):
         summarise_folds(tmp_path)
 
 
+def test_a_folder_that_does_not_exist_is_said(tmp_path):
+    with pytest.raises(DataError, match='there is no folder .*nowhere'):
+        summarise_folds(tmp_path / 'nowhere')
+
+
 def test_folds_of_different_experiments_are_not_averaged(make_fold, tmp_path):
     make_fold(1, [0.5])
     make_fold(2, [0.5, 0.6])
