@@ -127,7 +127,7 @@ def check_window(tagger: Tagger, window: str, hop_seconds: float | None, embeddi
 def _tag_in_order(tagger: Tagger, sources: list[Source], settings: Settings, num_workers: int,
                   done: Done) -> Iterator[Tagging]:
     """Yield the Tagging of every source, in order, and show a progress bar."""
-    plan = functools.partial(plan_windows, window=settings.window, window_seconds=tagger.seconds,
+    plan = functools.partial(plan_windows, window=settings.window, window_length=tagger.seconds,
                              hop_seconds=settings.hop_seconds)
     total = done.files + len(sources)
     with Progress('tagging', total, done.files, unit='file') as progress, as_training_errors():
