@@ -16,7 +16,8 @@ sys.path.insert(0, str(HERE.parent / 'src'))
 from models.ast_models import PATCH_SIZE, patch_grid  # noqa: E402
 
 SAMPLE_RATE = 16000  # Hz
-FRAMES, MEL_BINS, STRIDE = 1024, 128, 10  # of the published AudioSet model, as are the next two
+# The published AudioSet model.
+FRAMES, MEL_BINS, STRIDE = 1024, 128, 10
 DIM, BLOCKS, CLASSES = 768, 12, 527
 SCORES = {'Speech': 0.93, 'Bird': 0.64, 'Animal': 0.27, 'Music': 0.05}  # an example
 ROWS, COLUMNS = patch_grid(STRIDE, STRIDE, MEL_BINS, FRAMES)
@@ -40,7 +41,8 @@ PALE = {BLUE: '#e6f1f8', ORANGE: '#fcebe1', GREEN: '#e1f4ee', GREY: '#f3f4f6'}
 def synthesise() -> torch.Tensor:
     """Return 10.24 s of something like speech, with birds and a hiss behind it, (samples,)."""
     rng = np.random.default_rng(3)
-    t = np.arange(SAMPLE_RATE * (FRAMES + 2) // 100) / SAMPLE_RATE  # the last window is 25 ms long
+    # Frames are 10 ms apart, but the window of the last one is 25 ms long.
+    t = np.arange(SAMPLE_RATE * (FRAMES + 2) // 100) / SAMPLE_RATE
     hiss = rng.standard_normal(len(t))
     return torch.from_numpy(speech(rng, t) + 0.1 * birdsong(rng, t) + 0.0025 * hiss).float()
 
@@ -65,9 +67,9 @@ def birdsong(rng: np.random.Generator, t: np.ndarray) -> np.ndarray:
     """Return short whistles that rise or fall, at the times t (seconds)."""
     song = np.zeros_like(t)
     for onset in rng.uniform(0.2, 9.9, 30):
-        part = np.clip((t - onset) / 0.14, 0, 1)  # of the whistle that is over
-        pitch = rng.uniform(4500, 6500) * 2 ** (rng.uniform(-0.3, 0.3) * part)
-        song += np.sin(np.pi * part) * sine(pitch)
+        done = np.clip((t - onset) / 0.14, 0, 1)  # 0 before the whistle, 1 after it
+        pitch = rng.uniform(4500, 6500) * 2 ** (rng.uniform(-0.3, 0.3) * done)
+        song += np.sin(np.pi * done) * sine(pitch)
     return song
 
 
@@ -213,7 +215,7 @@ def draw_head(page: Canvas) -> None:
 
 
 def main() -> None:
-    """Draw the picture; it has few colours, since the file is part of the repository."""
+    """Draw the picture. It has few colours, so that the file in the repository is small."""
     matplotlib.rcParams['font.sans-serif'] = FONTS
     cells = log_mel_spectrogram(synthesise())
     page = Canvas()

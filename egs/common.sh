@@ -215,6 +215,14 @@ end_interrupted() {
     exit 75
 }
 
+# Print the scores of the best epoch's model on the validation and the test set. $1 is the exp_dir.
+print_evaluation() {
+    echo "$1/eval_result.csv, the best epoch's model:"
+    # shellcheck disable=SC2046 # the file has four numbers, one per line
+    printf "  validation $metrics %s, mAUC %s\n  test       $metrics %s, mAUC %s\n" \
+        $(< "$1/eval_result.csv")
+}
+
 # Tell whether this is one of several machines of torchrun, and not the first.
 is_follower() { [ "$launcher" = torchrun ] && [ "$nodes" -gt 1 ] && [ "$NODE_RANK" -gt 0 ]; }
 

@@ -155,8 +155,8 @@ def runs(python, *words: str) -> bool:
 def suitable_python(here=sys.version_info[:2], find=shutil.which) -> str:
     """Return a Python to make venvast/ with: this one, or another on PATH.
 
-    A Python that is newer than those the packages are known for is taken if there is no other. The
-    packages may exist for it by now.
+    If there is only a Python that is newer than PYTHONS, it is taken: the packages may exist for it
+    by now.
     """
     if tuple(here) in PYTHONS:
         return sys.executable
@@ -202,9 +202,9 @@ def run_pip(python: Path, file: Path):
 def is_active() -> bool:
     """Return whether this is the Python of an environment that the user has activated.
 
-    The base environment of conda does not count, since conda activates it in every shell. The
-    variables may also name an environment that was moved or removed. Nor does VENV count, which
-    make_venv brings up to date.
+    Two environments do not count: venvast/, which make_venv brings up to date, and the base
+    environment of conda, since conda activates it in every shell. The variables may name an
+    environment that was moved or removed, so they are compared with this Python's own folder.
     """
     if os.path.realpath(sys.prefix) == os.path.realpath(VENV):
         return False

@@ -83,12 +83,12 @@ def add_launch_options(group):
 
 
 def refuse_any(_):
-    """Refuse any value, as the type of an option."""
+    """Refuse every value. It is the type of the options that a recipe sets itself."""
     raise argparse.ArgumentTypeError('the recipe sets it itself')
 
 
 def refuse_config(path):
-    """Refuse --config, as its type."""
+    """Refuse every value, and say what to do instead. It is the type of --config."""
     raise argparse.ArgumentTypeError(
         f'a recipe has settings of its own; to repeat a run, start src/run.py '
         f'--config {path} --exp_dir NEW')
@@ -112,40 +112,50 @@ def parse_named(parser, words):
     return {name: value for name, value in values.items() if value is not None}
 
 
-def choose_launcher(parser, args, environ):
-    """Return the launcher to use, and the number of machines that train together.
+def choose_launcher(args, environ):
+    """Return the launcher to use: --launcher, or what `auto` stands for here."""
+    if args.launcher != 'auto':
+        return args.launcher
+    is_large_job = max(number_in(environ, 'SLURM_NNODES'), number_in(environ, 'SLURM_NTASKS')) > 1
+    if 'SLURM_JOB_ID' in environ and is_large_job:
+        return 'slurm'
+    return 'torchrun' if max(args.nodes or 1, args.processes or 1) > 1 else 'single'
 
-    Stop with a sentence if they do not fit where the recipe was started.
+
+def choose_nodes(args, launcher, environ):
+    """Return the number of machines that train together: by default all those of a Slurm job."""
+    if launcher == 'slurm':
+        return args.nodes or number_in(environ, 'SLURM_NNODES')
+    return args.nodes or 1
+
+
+def number_in(environ, name):
+    """Return the number in an environment variable, 1 without it."""
+    return int(environ.get(name) or 1)
+
+
+def check_launch(parser, args, environ):
+    """Stop with a sentence if the launcher does not fit where the recipe was started.
+
+    args.launcher and args.nodes are what choose_launcher and choose_nodes return.
     """
-    nodes, processes = int(args.nodes or 1), int(args.processes or 1)
-    nodes_of_job = int(environ.get('SLURM_NNODES') or 1)
-    tasks_of_step = int(environ.get('SLURM_STEP_NUM_TASKS') or 1)
-    if tasks_of_step > 1:
-        sys.exit(f'error: srun starts this recipe {tasks_of_step} times. Start it once: it starts '
-                 f'the processes itself')
-
-    launcher = args.launcher
-    if launcher == 'auto':
-        is_large_job = max(nodes_of_job, int(environ.get('SLURM_NTASKS') or 1)) > 1
-        if 'SLURM_JOB_ID' in environ and is_large_job:
-            launcher = 'slurm'
-        else:
-            launcher = 'torchrun' if max(nodes, processes) > 1 else 'single'
-
-    if launcher == 'single' and max(nodes, processes) > 1:
+    tasks = number_in(environ, 'SLURM_STEP_NUM_TASKS')
+    if tasks > 1:
+        sys.exit(f'error: srun starts this recipe {tasks} times. Start it once: it starts the '
+                 f'processes itself')
+    if args.launcher == 'single' and max(args.nodes, args.processes or 1) > 1:
         parser.error('--launcher single is one process: leave out --nodes and --processes, or '
                      'choose torchrun or slurm')
-    if launcher == 'slurm':
-        nodes = int(args.nodes or nodes_of_job)
+    if args.launcher == 'slurm':
         if 'SLURM_JOB_ID' not in environ:
             sys.exit('error: --launcher slurm works only inside of a Slurm job: start the recipe '
                      'with sbatch, or after salloc')
-        if nodes > nodes_of_job:
-            sys.exit(f'error: --nodes {nodes}, but the job has {nodes_of_job}: '
-                     f'sbatch --nodes={nodes}')
-    if launcher == 'torchrun' and nodes > 1:
-        check_meeting(nodes, environ)
-    return launcher, nodes
+        nodes_of_job = number_in(environ, 'SLURM_NNODES')
+        if args.nodes > nodes_of_job:
+            sys.exit(f'error: --nodes {args.nodes}, but the job has {nodes_of_job}: submit it with '
+                     f'sbatch --nodes={args.nodes}')
+    if args.launcher == 'torchrun' and args.nodes > 1:
+        check_meeting(args.nodes, environ)
 
 
 def check_meeting(nodes, environ):
@@ -175,7 +185,9 @@ def main(recipe, options, *words):
     changed.update(parse_named(parser, defaults))
     parser.set_defaults(**changed)
     args = parser.parse_args(words)
-    args.launcher, args.nodes = choose_launcher(parser, args, os.environ)
+    args.launcher = choose_launcher(args, os.environ)
+    args.nodes = choose_nodes(args, args.launcher, os.environ)
+    check_launch(parser, args, os.environ)
     changed.update(parse_named(parser, words))
     for name, value in vars(args).items():
         text = '' if value is None else str(value).replace('\\', r'\\').replace('\n', r'\n')

@@ -19,7 +19,7 @@ def make_parser() -> OptionParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
+    """Read the options and write the averaged checkpoint."""
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.out.suffix not in ('.pth', '.safetensors'):

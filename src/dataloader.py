@@ -149,7 +149,7 @@ class AudiosetDataset(Dataset):
         return augment_waveform(waveform, augmentation, partner)
 
     def _load(self, index):
-        start, seconds = self.datafile.window(index)
+        start, seconds = self.datafile.part(index)
         seconds = min(seconds, window_seconds(self.conf.target_length))
         return load_waveform(self.datafile.wavs[index], start=start, seconds=seconds)
 

@@ -26,7 +26,8 @@ from utilities.parallel import limit_threads
 from utilities.texts import write_text
 
 MODELS = {'ast': ASTModel}  # --model
-PRECISIONS = (None, torch.float16, torch.bfloat16)  # in order of preference, the best last
+# A machine that computes in one of these computes in those before it, too.
+PRECISIONS = (None, torch.float16, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
 
@@ -104,8 +105,8 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
         this_run.remove_intermediate()
     except Interrupted:
         folder.mark_interrupted()
-        logger.info('%s was interrupted: the same options continue it%s', folder.path,
-                    ', but --resume auto' if args.resume == 'none' else '')
+        logger.info('%s was interrupted: the same options%s continue it', folder.path,
+                    ', without --resume none,' if args.resume == 'none' else '')
         sys.exit(EXIT_CODE)
     if processes.is_main():
         with warn_only('report.html'):
@@ -140,7 +141,7 @@ def agree_on_precision(precision: torch.dtype | None) -> torch.dtype | None:
     chosen = processes.gather_numbers(PRECISIONS.index(precision)).flatten().int().tolist()
     if len(set(chosen)) == 1:
         return precision
-    common = None if 0 in chosen else torch.float16  # 0: a CPU that computes in neither
+    common = PRECISIONS[min(chosen)]
     logger.info('not all processes compute in bfloat16: training in %s',
                 str(common or torch.float32).removeprefix('torch.'))
     return common

@@ -94,12 +94,12 @@ def check_labels(datafile: Datafile, loss: str, metric: str | None) -> None:
 
 
 def check_first_recordings(loaders: Loaders) -> None:
-    """Read the first recording of every data set; of the training set, one of the first few.
+    """Read a recording of every data set: a wrong path is better noticed now than in an hour.
 
-    A wrong path is better noticed now than in an hour.
+    Training replaces unreadable recordings, so one of the first few of its set is enough.
 
     Raises:
-        AudioError: if none of them can be read.
+        AudioError: if a data set's first recording, or all of these few, cannot be read.
     """
     train_set = loaders.train.dataset.dataset  # within ReplaceUnreadable
     read_one_of(train_set, min(FIRST_FEW, len(train_set)))

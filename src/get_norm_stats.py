@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a datafile's fbank, for --dataset_mean and --dataset_std."""
+"""Print mean and standard deviation of the fbanks of a datafile: --dataset_mean, --dataset_std."""
 from pathlib import Path
 
 from utilities.cli import (

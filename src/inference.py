@@ -129,8 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit('stopped')
     if failed:
         kind = 'windows' if from_standard_input else 'files'
-        sys.exit(f'error: {failed} of {count} {kind} could not be read; what is wrong with them is '
-                 f'said above')
+        sys.exit(f'error: {failed} of {count} {kind} could not be read; the lines above say why')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Write report.html of an experiment, or of its folds, again, or compare experiments."""
+"""Write the report of an experiment or of its folds again, or compare several experiments."""
 from collections.abc import Sequence
 from pathlib import Path
 

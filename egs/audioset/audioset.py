@@ -7,19 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from audio.formats import AUDIO_SUFFIXES
-from clip_report import (
-    NO_AUDIO,
-    OTHER_START,
-    UNLISTED,
-    found_clips,
-    missing_table,
-    nothing_found,
-    print_examples,
-    print_report,
-    short_table,
-)
-from clips import Found, find_clips, match_recordings
-from copies import Copies, clip_name, suffix
+from clip_report import found_clips, nothing_found, report_left_out
+from clips import Found, Matches, Problem, find_clips, match_recordings
+from copies import Copies, clip_name, suffix_of
 from packing import pack, packed_before
 from parquet_rows import Row, list_rows
 from utilities.errors import DataError
@@ -28,7 +18,7 @@ from utilities.labels import read_labels
 from utilities.parallel import parallel_map
 from utilities.preparation import check_names
 from utilities.segments import Segment, read_segment_lists
-from utilities.texts import write_json, write_text
+from utilities.texts import write_json
 
 Recording = tuple[str, Row | None]  # a path, and what it is in a parquet file if it is in one
 Paths = Mapping[int, str]  # clip, its number in the list -> path
@@ -55,7 +45,14 @@ def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
     check_paths(audio_dir, out, flac_dir)
     copies = Copies(flac_dir or (shards_dir and shards_dir / 'copies'), of_all=bool(flac_dir))
     with output_folders(out.parent, *filter(None, (copies.folder, shards_dir))):
-        found = find_listed(segments, audio_dir, out, copies, shards_dir)
+        recordings, others = list_recordings(audio_dir)
+        matches = match_recordings(segments, recordings)
+        results = find_listed(segments, recordings, matches, copies, shards_dir)
+        report_left_out(segments, results, matches, others, out)
+        found = found_clips(results)
+        if not found:
+            raise DataError(nothing_found(audio_dir, segments, results))
+
         paths = {clip: one.path for clip, one in found.items()}
         if shards_dir:
             scratch = None if copies.of_all else copies.folder
@@ -75,39 +72,28 @@ def check_paths(audio_dir: Path, out: Path, flac_dir: Path | None) -> None:
         raise DataError(f'--out {out} is a folder: give the datafile that is to be written')
 
 
-def find_listed(segments: list[Segment], audio_dir: Path, out: Path, copies: Copies,
-                shards_dir: Path | None) -> dict[int, Found]:
-    """Find the listed clips below a folder. Write and print what is left out, and why.
+def find_listed(segments: list[Segment], recordings: Sequence[Recording], matches: Matches,
+                copies: Copies, shards_dir: Path | None) -> dict[int, Found | Problem]:
+    """Return what became of each listed clip, in the order of the list.
 
-    Returns:
-        The clips that were found. Raises DataError if there are none.
+    Raises:
+        DataError: recordings are packed, and there is no folder to unpack them to; or a path is not
+            UTF-8.
     """
-    recordings, others = list_recordings(audio_dir)
-    if copies.folder is None and any(row for _, row in recordings):
-        raise DataError(f'{audio_dir} holds parquet files, which are to be unpacked: give '
-                        '--flac_dir or --shards')
-    matches = match_recordings(segments, recordings)
+    row = next((row for _, row in recordings if row), None)
+    if copies.folder is None and row:
+        raise DataError(f'parquet files such as {row.path} are to be unpacked: give --flac_dir or '
+                        f'--shards')
     candidates = itertools.chain.from_iterable(matches.candidates.values())
     check_names([*filter(None, (copies.folder, shards_dir)), *(one.path for one in candidates)])
-    results = find_clips(segments, matches.candidates, packed_clips(shards_dir), copies)
-    found = found_clips(results)
-    stem = str(out).removesuffix('.json')
-    write_text(Path(f'{stem}_missing.csv'), missing_table(segments, results))
-    write_text(Path(f'{stem}_short.csv'), short_table(segments, found))
-    print_report(segments, results, stem)
-    print_examples(matches.other_start, OTHER_START)
-    print_examples(matches.unlisted, UNLISTED)
-    print_examples(others, NO_AUDIO)
-    if not found:
-        raise DataError(nothing_found(audio_dir, segments, results))
-    return found
+    return find_clips(segments, matches.candidates, packed_clips(shards_dir), copies)
 
 
 def list_recordings(audio_dir: Path) -> tuple[list[Recording], list[str]]:
     """Return all recordings below a folder, and the paths of the other files there."""
     files, parquet, others = [], [], []
     for path in files_below(audio_dir):
-        if suffix(path) in AUDIO_SUFFIXES:
+        if suffix_of(path) in AUDIO_SUFFIXES:
             files.append(path)
         elif path.endswith('.parquet'):
             parquet.append(path)
@@ -123,7 +109,7 @@ def packed_clips(shards_dir: Path | None) -> dict[str, list[str]]:
     """Return what shards hold already: clip_name without suffix -> paths into the shards."""
     clips: dict[str, list[str]] = {}
     for name, shard in (packed_before(shards_dir)[0] if shards_dir else {}).items():
-        clips.setdefault(name.removesuffix(suffix(name)), []).append(f'{shard}/{name}')
+        clips.setdefault(name.removesuffix(suffix_of(name)), []).append(f'{shard}/{name}')
     return clips
 
 
@@ -133,7 +119,7 @@ def pack_clips(segments: Sequence[Segment], paths: Paths, shards_dir: Path, shar
 
     scratch: a folder whose files are removed once they are packed, or None.
     """
-    names = {clip: clip_name(segments[clip], suffix(path)) for clip, path in paths.items()}
+    names = {clip: clip_name(segments[clip], suffix_of(path)) for clip, path in paths.items()}
     packed = pack({name: paths[clip] for clip, name in names.items()}, shards_dir, shard_bytes,
                   scratch=scratch)
     return {clip: packed[name] for clip, name in names.items()}
@@ -142,5 +128,5 @@ def pack_clips(segments: Sequence[Segment], paths: Paths, shards_dir: Path, shar
 def make_entry(segment: Segment, path: str, found: Found) -> dict:
     """Return a clip's entry in the datafile."""
     place = found.place
-    window = {} if place.is_all else {'start': place.start, 'seconds': round(place.seconds, 3)}
-    return {'video_id': segment.video_id, 'wav': path, 'labels': ','.join(segment.labels), **window}
+    part = {} if place.is_all else {'start': place.start, 'seconds': round(place.seconds, 3)}
+    return {'video_id': segment.video_id, 'wav': path, 'labels': ','.join(segment.labels), **part}

@@ -4,10 +4,11 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clips import Found, Problem
+from clips import Found, Matches, Problem
 from utilities.formatting import quoted
 from utilities.places import TOLERANCE, is_short
 from utilities.segments import Segment
+from utilities.texts import write_text
 
 # What is left out before it is read, with examples.
 OTHER_START = ('files of listed videos are left out, since their names have another start than '
@@ -22,6 +23,26 @@ Results = Mapping[int, Found | Problem]  # clip, its number in the list -> what 
 def found_clips(results: Results) -> dict[int, Found]:
     """Return the clips that can be used."""
     return {clip: one for clip, one in results.items() if isinstance(one, Found)}
+
+
+def report_left_out(segments: Sequence[Segment], results: Results, matches: Matches,
+                    others: Sequence[str], out: Path) -> None:
+    """Write the tables beside the datafile. Print what was found and what is left out.
+
+    Args:
+        segments: of the list.
+        results: what became of each clip.
+        matches: has the recordings that match no clip.
+        others: files that are no recordings.
+        out: the datafile.
+    """
+    stem = str(out).removesuffix('.json')
+    write_text(Path(f'{stem}_missing.csv'), missing_table(segments, results))
+    write_text(Path(f'{stem}_short.csv'), short_table(segments, found_clips(results)))
+    print_report(segments, results, stem)
+    print_examples(matches.other_start, OTHER_START)
+    print_examples(matches.unlisted, UNLISTED)
+    print_examples(others, NO_AUDIO)
 
 
 def missing_table(segments: Sequence[Segment], results: Results) -> str:
@@ -61,17 +82,17 @@ def print_report(segments: Sequence[Segment], results: Results, stem: str) -> No
     """
     found = found_clips(results)
     problems = [one for one in results.values() if isinstance(one, Problem)]
-    elsewhere = [one.text for one in problems if one.is_elsewhere]
-    unreadable = [one.text for one in problems if not one.is_elsewhere]
+    of_unknown_place = [one.text for one in problems if one.is_place_unknown]
+    unreadable = [one.text for one in problems if not one.is_place_unknown]
     print(f'listed {len(segments)}, found {len(found)} ({len(found) / len(segments):.1%}), '
           f'missing {len(segments) - len(results)}, unreadable {len(unreadable)}, '
-          f'of unknown place {len(elsewhere)}')
+          f'of unknown place {len(of_unknown_place)}')
     if cuts := sum(one.is_cut for one in found.values()):
         print(f'{cuts} clips are cut out of longer recordings')
     if short := sum(is_short(segments[clip], one.place.seconds) for clip, one in found.items()):
         print(f'{short} clips are more than {TOLERANCE:g} s shorter than their segments; they are '
               f'listed in {stem}_short.csv')
-    for title, texts in (('unreadable', unreadable), ('of unknown place', elsewhere)):
+    for title, texts in (('unreadable', unreadable), ('of unknown place', of_unknown_place)):
         if texts:
             print(f'the first {title}: {texts[0]}')
     if len(found) < len(segments):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from audio.fbank import SAMPLE_RATE
 from audio.info import read_duration
 from audio.reading import AudioError, load_waveform
-from copies import Copies, check_packed, clip_name, is_copy, suffix, write_flac
+from copies import Copies, check_packed, clip_name, is_copy, suffix_of, write_flac
 from parquet_rows import Row, read_rows
 from utilities.parallel import parallel_map
 from utilities.places import (
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
     """A recording that may hold a clip.
 
     Attributes:
-        path: of the file; of a row of a parquet file, FILE.parquet/NAME.
+        path: of the file; FILE.parquet/NAME for a row of a parquet file.
         segments: how many segments of the list its name may mean.
         row: None if it is a file.
         audio: bytes of a row, once it is read.
@@ -77,14 +77,14 @@ class Problem(NamedTuple):
     """Why a clip cannot be used.
 
     Attributes:
-        is_elsewhere: whether its recordings can be read, but it is not in them, or nobody knows
-            where.
+        is_place_unknown: whether its recordings can be read, but do not hold it, or nobody knows
+            where they do.
     """
     text: str
-    is_elsewhere: bool
+    is_place_unknown: bool
 
 
-class ElsewhereError(AudioError):
+class UnknownPlaceError(AudioError):
     """A recording does not hold a segment, or its place in the recording is not known."""
 
 
@@ -163,13 +163,13 @@ def find_clip(search: Search, copies: Copies) -> tuple[int, Found | Problem]:
             file = open_candidate(candidate, copies)
             places.append((candidate, file, find_in(search.segment, candidate, file)))
         except AudioError as error:
-            problems.append(Problem(str(error), isinstance(error, ElsewhereError)))
+            problems.append(Problem(str(error), isinstance(error, UnknownPlaceError)))
     places.sort(key=lambda one: is_short(search.segment, one[2].seconds))
     for candidate, file, place in places:
         try:
             return search.clip, use_place(search, candidate, file, place, copies)
         except AudioError as error:
-            problems.append(Problem(str(error), is_elsewhere=False))
+            problems.append(Problem(str(error), is_place_unknown=False))
     return search.clip, problems[0]
 
 
@@ -196,7 +196,7 @@ def find_in(segment: Segment, candidate: Candidate, file: str | bytes) -> Place:
     try:
         return find_place(segment, seconds, candidate.name, candidate.segments > 1)
     except PlaceError as error:
-        raise ElsewhereError(f'{candidate.path}: {error}') from None
+        raise UnknownPlaceError(f'{candidate.path}: {error}') from None
 
 
 def _readable(file):
@@ -216,7 +216,7 @@ def use_place(search: Search, candidate: Candidate, file: str | bytes, place: Pl
     """
     is_file = isinstance(file, str) and (place.is_all or copies.folder is None)
     to_copy = copies.of_all or not is_file
-    name = clip_name(search.segment, '.flac' if to_copy else suffix(candidate.path))
+    name = clip_name(search.segment, '.flac' if to_copy else suffix_of(candidate.path))
     packed = find_packed(search, name)
     if not to_copy and not packed:
         load_waveform(file, start=place.start, seconds=PROBE_SECONDS)

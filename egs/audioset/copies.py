@@ -22,8 +22,8 @@ class Copies(NamedTuple):
 
     Attributes:
         folder: None if there are to be no copies.
-        of_all: whether all clips are copied. If not, only those are that are not files of their
-            own: cuts, and what is packed in gzip and parquet files.
+        of_all: whether all clips are copied. If not, only clips without a file of their own are
+            copied: cuts, and what is packed in gzip and parquet files.
     """
     folder: Path | None
     of_all: bool
@@ -34,7 +34,7 @@ def clip_name(segment: Segment, suffix: str = '') -> str:
     return f'{segment.video_id}_{segment.start_seconds:.3f}{suffix}'
 
 
-def suffix(path: str) -> str:
+def suffix_of(path: str) -> str:
     """Return the suffix of a recording, without the .gz that may follow it."""
     return os.path.splitext(path.removesuffix('.gz'))[1].lower()
 

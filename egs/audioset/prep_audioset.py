@@ -2,8 +2,8 @@
 
 A recording belongs to a video by the id in its name: ID, YID, id_ID, Title-ID or Title [ID]. A
 start and an end may follow, in seconds or milliseconds: ID_30.000, ID_30000_40000. A recording
-whose name has another start than the list is another clip, and is left out. Of the others, the
-length tells what they hold:
+whose name has another start than the list is another clip, and is left out. The length of the
+others tells what they hold:
 
 (1) As long as the segment, up to a second: it is the segment.
 (2) Longer, and it reaches to the segment's end: it is the whole video, and the segment is cut out

@@ -1,8 +1,8 @@
 """The sounds of the demo, synthesised: ten classes, in the layout of ESC-50.
 
-make_demo_data.py is the program for it. The function of a class draws from a numpy Generator and
-takes the times t (samples,) of the samples in seconds; pitches are in Hz, rates per second. Its
-sound (samples,) has any level.
+make_demo_data.py is the program for it. Each class has a function that returns its sound
+(samples,), which may have any level. Its arguments are a numpy Generator and t (samples,), the time
+of each sample in seconds. Pitches are in Hz, rates per second.
 """
 import csv
 import io
@@ -173,8 +173,8 @@ SOUNDS = {'rain': rain, 'crickets': crickets, 'chirping_birds': chirping_birds,
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A row of meta/esc50.csv: its columns, in their order."""
+class DemoClip:
+    """A clip of the demo: all columns of its row in meta/esc50.csv, in their order."""
     filename: str
     fold: int
     target: int
@@ -184,7 +184,7 @@ class Clip:
     take: str
 
 
-def list_clips(clips_per_fold: int, seed: int, labels: Labels) -> list[Clip]:
+def list_clips(clips_per_fold: int, seed: int, labels: Labels) -> list[DemoClip]:
     """List the clips of the dataset.
 
     src_file of a clip is a random number, which fixes its sound. It is in the file name too, so
@@ -196,11 +196,11 @@ def list_clips(clips_per_fold: int, seed: int, labels: Labels) -> list[Clip]:
         seeds = np.random.SeedSequence((seed, fold, target, number))
         src_file = int(seeds.generate_state(1)[0])
         filename = f'{fold}-{src_file}-A-{target}.wav'
-        clips.append(Clip(filename, fold, target, category, False, src_file, 'A'))
+        clips.append(DemoClip(filename, fold, target, category, False, src_file, 'A'))
     return clips
 
 
-def synthesise(clip: Clip) -> Array:
+def synthesise(clip: DemoClip) -> Array:
     """Return the samples (samples,) of a clip, between -1 and 1.
 
     It is the sound of its class with noise in the background; length and levels are random.
@@ -218,11 +218,11 @@ def amplitude(decibels: float) -> float:
     return 10 ** (decibels / 20)
 
 
-def format_meta(clips: list[Clip]) -> bytes:
+def format_meta(clips: list[DemoClip]) -> bytes:
     """Return the contents of meta/esc50.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(field.name for field in fields(Clip))
+    writer.writerow(field.name for field in fields(DemoClip))
     writer.writerows(map(astuple, clips))
     return text.getvalue().encode()
 

@@ -14,7 +14,7 @@ from utilities.formatting import quoted
 from utilities.tables import find_file, read_table
 from utilities.texts import read_text
 
-# Our names of a CSV's columns, and the headers that they go by; the first that is there counts.
+# Our name of a column -> the headers that mean it. If a CSV has several of them, the first counts.
 COLUMNS = {'path': ('path', 'file', 'filename', 'wav', 'filepath'),
            'labels': ('labels', 'label', 'class', 'category'),
            'fold': ('fold',), 'split': ('split',), 'group': ('group',)}

@@ -14,7 +14,7 @@ from audio.info import Duration, read_duration
 from audio.reading import AudioError
 from own_clips import LabelledClip, SplitConf
 from own_csv import read_csv
-from own_folders import read_tree
+from own_folders import read_folders
 from own_labels import make_labels
 from own_split import split_clips, warn_of_rare_classes, warn_of_shared_groups
 from utilities.errors import DataError
@@ -75,7 +75,7 @@ def prepare(data: str | PathLike[str], prep_dir: str | PathLike[str], conf: Spli
 def read_source(data: Path) -> list[LabelledClip]:
     """Return the clips of a folder or a CSV. Raises DataError if it is neither."""
     if data.is_dir():
-        clips = read_tree(data)
+        clips = read_folders(data)
     elif data.is_file():
         clips = read_csv(data)
     else:
@@ -120,7 +120,7 @@ def read_durations(clips: Sequence[LabelledClip], datafiles: Iterable[Path], lab
         command = ['python src/check_data.py', *datafiles, '--label_csv', label_csv]
         raise AudioError(f'{len(broken)} of {len(clips)} audio files cannot be used, the first of '
                          f'them: {broken[0]}; remove or replace them and start again; '
-                         f'{" ".join(map(str, command))} looks into all of them')
+                         f'{" ".join(map(str, command))} checks all of them')
     incomplete = [clip.wav for clip, length in zip(clips, lengths)
                   if length.incomplete_from is not None]
     if incomplete:

@@ -17,7 +17,7 @@ PARTS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'd
 logger = logging.getLogger(__name__)
 
 
-def read_tree(root: Path) -> list[LabelledClip]:
+def read_folders(root: Path) -> list[LabelledClip]:
     """Return the clips below a folder.
 
     It holds one folder per class; or train, val and perhaps test, each with such folders.

@@ -75,8 +75,8 @@ def fold_files(clips: Clips, folds: Sequence[int] | np.ndarray, n_folds: int) ->
     """
     files: dict[str, Clips] = {}
     for fold in range(n_folds):
-        files[f'train_data_{fold + 1}'] = [clip for clip, its in zip(clips, folds) if its != fold]
-        files[f'val_data_{fold + 1}'] = [clip for clip, its in zip(clips, folds) if its == fold]
+        files[f'train_data_{fold + 1}'] = [clip for clip, own in zip(clips, folds) if own != fold]
+        files[f'val_data_{fold + 1}'] = [clip for clip, own in zip(clips, folds) if own == fold]
     return files
 
 
@@ -100,8 +100,8 @@ def hold_out(clips: Clips, share: float, seed: int) -> tuple[Clips, Clips]:
     if n_folds < 2:
         raise DataError('the clips cannot be split: no class has two, or there is only one group')
     count = min(max(1, round(share * n_folds)), n_folds - 1)
-    # The clips of a class too small for all folds are in neighbouring ones, so the folds that are
-    # held out are spread evenly.
+    # If a class has fewer clips than there are folds, its clips are in neighbouring folds. So the
+    # folds to hold out are spread evenly.
     chosen = np.arange(count) * n_folds // count
     held_out = np.isin(assign_folds(clips, n_folds, seed), chosen)  # (clips,) of bool
     return ([clip for clip, out in zip(clips, held_out) if not out],
@@ -138,7 +138,7 @@ def most_folds(clips: Clips) -> int:
 
 
 def rarest_labels(clips: Clips) -> list[str]:
-    """Return each clip's rarest label; of a negative ''."""
+    """Return each clip's rarest label; '' for a negative."""
     counts = Counter(label for clip in clips for label in clip.labels)
     return [min(clip.labels, key=lambda label: (counts[label], label), default='')
             for clip in clips]
@@ -160,7 +160,7 @@ def warn_of_rare_classes(files: Mapping[str, Clips], labels: Labels) -> None:
 
 
 def warn_of_shared_groups(files: Mapping[str, Clips]) -> None:
-    """Log groups that a given split has in training and evaluation data alike."""
+    """Log which groups are in both the training and the evaluation data of a given split."""
     for name in files:
         if name.startswith('train'):
             continue

@@ -127,15 +127,10 @@ train_fold() {
 
 # Print the best and the last epoch of a training without folds in exp_dir $1, and the test results.
 summarise() {
-    local model="the best epoch's model: "
     awk -F, -v metric="$metrics" 'NR == 1 || $1 > best { best = $1; epoch = NR }
         END { printf "epoch %d, the best: %s %.4f; ", epoch, metric, best
             printf "epoch %d, the last: %.4f\n", NR, $1 }' "$1/result.csv"
-    if [ -f "$1/eval_result.csv" ]; then
-        # shellcheck disable=SC2046 # the file has four numbers, one per line
-        printf "$model$metrics %s, mAUC %s to validate; $metrics %s, mAUC %s to test\n" \
-            $(< "$1/eval_result.csv")
-    fi
+    [ ! -f "$1/eval_result.csv" ] || print_evaluation "$1"
     echo "results and models are in $1"
 }
 

@@ -42,9 +42,5 @@ if in_stage 2; then
         --data_val "$prep_dir/datafiles/speechcommand_valid_data.json" \
         --data_eval "$prep_dir/datafiles/speechcommand_eval_data.json" \
         --label_csv "$HERE/data/speechcommands_class_labels_indices.csv" --n_class 35
-    [ "$dry_run" = False ] || exit 0
-    echo "$exp_dir/eval_result.csv, the best epoch's model:"
-    # shellcheck disable=SC2046 # the file has four numbers, one per line
-    printf "  validation $metrics %s, mAUC %s\n  test       $metrics %s, mAUC %s\n" \
-        $(< "$exp_dir/eval_result.csv")
+    [ "$dry_run" = True ] || print_evaluation "$exp_dir"
 fi

@@ -157,7 +157,7 @@ def split_clips(clips: Collection[str], root: Path) -> dict[str, list[str]]:
     splits |= {split: sorted(names & there) for split, names in listed.items()}
     for split, names in splits.items():
         if not names:
-            reason = ('no clip that neither list names' if split == 'train' else
+            reason = ('no clips besides those in the two lists' if split == 'train' else
                       f'no clip that {LISTS[split]} lists')
             raise DataError(f'{root} has {reason}: the {split} split would be empty')
     return splits

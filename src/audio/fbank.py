@@ -88,19 +88,20 @@ def _without_tf32() -> Iterator[None]:
     TF32 keeps 10 bits of a number. In a logarithm, that would be an error of 5e-4.
     """
     matmul = torch.backends.cuda.matmul
-    is_new_way = False
+    # PyTorch has two settings for this, and refuses the older one if the newer one was used.
+    is_newer = False
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # the caller has chosen in PyTorch's newer way, and the two do not mix
-        is_new_way, before = True, matmul.fp32_precision
+    except RuntimeError:
+        is_newer, before = True, matmul.fp32_precision
 
     def choose(precision: str) -> None:
-        if is_new_way:
+        if is_newer:
             matmul.fp32_precision = precision
         else:
             torch.set_float32_matmul_precision(precision)
 
-    choose('ieee' if is_new_way else 'highest')
+    choose('ieee' if is_newer else 'highest')
     try:
         yield
     finally:

@@ -19,8 +19,8 @@ MAX_FRAME = 2 ** 11  # bytes
 # FFmpeg's names for types of samples.
 SAMPLE_TYPES = {'u8': np.uint8, 's16': np.int16, 's32': np.int32, 's64': np.int64,
                 'flt': np.float32, 'dbl': np.float64}
-# A whole recording may still be a little shorter than it says, because of rounding, the delay of
-# a codec or gaps in a stream: by at most these seconds, or by this share of it.
+# A recording that is whole may be a little shorter than its header says, because of rounding, the
+# delay of a codec or gaps in a stream: by at most these seconds, or by this share of its length.
 TOLERANCE_SECONDS, TOLERANCE = 0.2, 0.01
 
 
@@ -129,9 +129,9 @@ class FFmpegReader(Reader):
 def _as_floats(frame):
     """Return a frame of PyAV as (samples, channels) of float32, full scale being 1.
 
-    PyAV's AudioResampler is not used, because it has threads: a data worker that is forked hangs
-    when Python collects a resampler made before the fork. Nor is its to_ndarray: with 8 or more
-    channels, it reads memory that does not exist, and the process crashes.
+    Two functions of PyAV would do this, but fail. AudioResampler has threads: a data worker that is
+    forked hangs when Python collects a resampler made before the fork. to_ndarray crashes with 8 or
+    more channels, since it reads memory that does not exist.
     """
     channels, is_planar = frame.layout.nb_channels, frame.format.is_planar
     count = frame.samples * (1 if is_planar else channels)

@@ -16,7 +16,7 @@ class Reader(abc.ABC):
         samplerate: in Hz.
         channels: number of channels.
         length: samples of each channel that the header promises, or None if it does not say.
-        seek_is_exact: whether `seek` finds the very sample. If not, only reading forward does.
+        seek_is_exact: whether `seek` finds exactly that sample. If not, only reading forward does.
         damaged: whether reading has ended at something that cannot be decoded.
         encoding: (container, codec), in the words of the library that reads it.
     """

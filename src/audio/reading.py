@@ -146,7 +146,10 @@ def to_mono(block: np.ndarray) -> np.ndarray:
 
 
 def _check_samples(name, mono):
-    """Raise AudioError for NaN or infinite samples. Warn once a run of samples past full scale."""
+    """Raise AudioError if samples are NaN or infinite.
+
+    Log a warning if they are far past full scale, but only for the first such recording of a run.
+    """
     peak = max(mono.max(), -mono.min())  # NaN if a sample is
     if not np.isfinite(peak):
         raise AudioError(f'the audio file {name} holds NaN or infinite samples')

@@ -198,8 +198,8 @@ def _cut_off(shard, name):
 def _header_size(shard, member, header):
     """Return the number of bytes from the beginning of a local header to the data behind it."""
     if len(header) < LOCAL_HEADER.size or not header.startswith(SIGNATURE):
-        raise ShardError(f'the shard {shard} is damaged, or was written anew meanwhile: there is '
-                         f'no {member} where its index says')
+        raise ShardError(f'the shard {shard} is damaged, or was replaced meanwhile: there is no '
+                         f'{member} where its index says')
     _, flags, method, name_size, extra_size = LOCAL_HEADER.unpack(header)
     if flags & ENCRYPTED:
         raise ShardError(f'{member} in the shard {shard} is encrypted')
@@ -232,7 +232,7 @@ def _read_index(shard):
     part = io.BufferedReader(_Member(file, 0, file.size, 'its index'), BLOCK)
     try:
         with zipfile.ZipFile(part) as archive:
-            # Of several members of one name, the last counts.
+            # If several members have one name, the last counts.
             members = {info.filename: info for info in archive.infolist()}
         return _make_index(members)
     except ShardError:

@@ -26,8 +26,8 @@ SHORTER = (
                r'\(should be (?P<found>\d+)\)', re.MULTILINE),
     re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk "
                r"of (?P<said>\d+)"))
-# Programs that write to a pipe do not know the size: they announce about the largest that fits.
-STREAMED = 2 ** 31 - 2 ** 16  # bytes
+# A program that writes to a pipe does not know the size: its header announces this or more.
+STREAMED_BYTES = 2 ** 31 - 2 ** 16
 NO_END = 'lacks an end-of-stream bit', 'Junk after the last page'  # in the log of an Ogg
 
 # If a recorder loses power, the header of its WAV counts only some of the samples, or none.
@@ -186,5 +186,5 @@ class SndfileReader(Reader):
         log = self.file.extra_info
         for pattern in SHORTER:
             if shorter := pattern.search(log):
-                return int(shorter['found']) < int(shorter['said']) < STREAMED
+                return int(shorter['found']) < int(shorter['said']) < STREAMED_BYTES
         return any(words in log for words in NO_END)

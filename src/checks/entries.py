@@ -9,11 +9,11 @@ from checks.problems import no_problems
 from checks.recordings import Excerpt
 from utilities.datafiles import (
     WHOLE_RECORDING,
+    entry_part,
     entry_problem,
-    entry_window,
     is_text,
+    part_problem,
     split_labels,
-    window_problem,
 )
 from utilities.errors import DataError
 from utilities.labels import Labels
@@ -34,15 +34,15 @@ def video_id(entry: Entry) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def window_of(entry: Entry) -> tuple[float, float]:
+def part_of(entry: Entry) -> tuple[float, float]:
     """Return where in its recording an entry begins, and its greatest length, in seconds."""
-    return WHOLE_RECORDING if window_problem(entry) else entry_window(entry)
+    return WHOLE_RECORDING if part_problem(entry) else entry_part(entry)
 
 
 def excerpt_of(entry: Entry) -> Excerpt | None:
     """Return the excerpt that an entry lists, or None if it names no recording."""
     wav = wav_path(entry)
-    return Excerpt(wav, *window_of(entry)) if wav else None
+    return Excerpt(wav, *part_of(entry)) if wav else None
 
 
 def excerpts_of(entries: Iterable[Entry]) -> list[Excerpt]:

@@ -1,7 +1,7 @@
 """Check a datafile against a segment list: its clips, their labels, and where they begin."""
 from collections.abc import Mapping, Sequence
 
-from checks.entries import Entry, excerpt_of, video_id, wav_path, window_of
+from checks.entries import Entry, excerpt_of, part_of, video_id, wav_path
 from checks.problems import no_problems
 from checks.recordings import Excerpt, Finding, Unusable
 from utilities.datafiles import split_labels
@@ -67,7 +67,7 @@ def check_place(entry: Entry, segments: Sequence[Segment], seconds: float
     Returns:
         A key of PROBLEMS and the reason; (None, None) if there is no problem.
     """
-    start, length = window_of(entry)
+    start, length = part_of(entry)
     video = entry['video_id']
     name = parse_name(entry['wav'], {video}) or RecordingName(video)
     fitting = _fitting_segments(segments, name, start)
@@ -80,7 +80,7 @@ def check_place(entry: Entry, segments: Sequence[Segment], seconds: float
         return 'segments_elsewhere', str(error)
     if abs(place.start - start) > START_TOLERANCE:
         return 'segments_elsewhere', (f'its segment begins after {place.start:g} s, and training '
-                                      f'hears it from {start:g} s on: prepare it anew')
+                                      f'hears it from {start:g} s on: prepare it again')
     heard = min(seconds - start, length)
     if is_short(segment, heard):
         return 'segments_short', f'{heard:.1f} of {segment.seconds:g} s'

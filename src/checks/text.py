@@ -24,7 +24,8 @@ def report_lines(report: Report, labels: Labels, max_listed: int) -> Iterator[st
     if report['segments'] is not None:
         yield f'  segment list: {report["segments"]} segments'
     for name, items in report['problems'].items():
-        yield from _listed(': '.join(PROBLEMS[name]), items, max_listed)
+        severity, what = PROBLEMS[name]
+        yield from _listed(f'{severity}: {what}', items, max_listed)
 
 
 def _recording_lines(report):

@@ -118,19 +118,19 @@ def scores_tables(experiments: Sequence[Experiment], names: Sequence[str],
     """
     tables = ''
     metrics = list(dict.fromkeys(one.metric for one in experiments))
-    data = {(str(one.settings['dataset']), str(one.settings.get('data_val')))
-            for one in experiments}
+    validation_sets = {(str(one.settings['dataset']), str(one.settings.get('data_val')))
+                       for one in experiments}
     for metric in metrics:
         shown = [(one, name) for one, name in zip(experiments, names) if one.metric == metric]
         columns = [column for column in shown[0][0].scores
                    if any(one.scores[column] is not None for one, _ in shown)]
         rows = [[report_link(one.folder, name, page_folder), *map(one.scores.get, columns)]
                 for one, name in shown]
-        best = best_of([[one.rows[best_of(one.rows), 0]] for one, _ in shown])
+        highest = [one.rows[best_of(one.rows)] for one, _ in shown]
         if len(metrics) > 1:
             tables += f'<h3>{METRICS[metric]}</h3>\n'
-        tables += table(['', *columns], rows,
-                        marked=[best] if len(data) == 1 and len(shown) > 1 else [])
+        can_compare = len(validation_sets) == 1 and len(shown) > 1
+        tables += table(['', *columns], rows, marked=[best_of(highest)] if can_compare else [])
     return tables
 
 

@@ -1,5 +1,6 @@
 """Read what experiments leave: settings, further metrics, time, and which folds belong together."""
 import csv
+import io
 import logging
 import re
 from collections.abc import Sequence
@@ -8,8 +9,8 @@ from typing import Any
 
 from training.options import OF_ONE_FOLD
 from training.result_files import read_rows
-from utilities.errors import DataError
-from utilities.texts import read_json
+from utilities.errors import DataError, error_reason
+from utilities.texts import read_json, read_text
 
 NEEDED = ('dataset', 'metrics', 'model_size', 'n_epochs')  # settings that every page shows
 
@@ -37,14 +38,22 @@ def read_further_metrics(exp_dir: Path) -> dict[str, list[float]]:
     """Return the columns of metrics.csv, {name: values of the epochs}; {} if there is no file.
 
     The file's first line has the names. So a new metric needs no change here.
+
+    Raises:
+        DataError: the file is no table of numbers.
     """
     path = exp_dir / 'metrics.csv'
     if not path.exists():
         return {}
-    with open(path, newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name != 'epoch'] if rows else []
-    return {name: _numbers([row[name] for row in rows]) for name in names}
+    try:
+        lines = csv.reader(io.StringIO(read_text(path)), strict=True)
+        header, *rows = [line for line in lines if line] or [[]]
+        if any(len(row) != len(header) for row in rows):
+            raise ValueError('a row has more or fewer cells than the header')
+        columns = dict(zip(header, zip(*rows)))
+        return {name: _numbers(cells) for name, cells in columns.items() if name != 'epoch'}
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
 
 
 def common_settings(settings: Sequence[Settings]) -> Settings:
@@ -53,7 +62,7 @@ def common_settings(settings: Sequence[Settings]) -> Settings:
             if all(one.get(name) == value for one in settings)}
 
 
-def _numbers(cells: list[str]) -> list[float]:
+def _numbers(cells: Sequence[str]) -> list[float]:
     """Return the numbers of a column. Counts stay whole numbers."""
     return list(map(int if all(map(str.isdigit, cells)) else float, cells))
 
@@ -94,6 +103,8 @@ def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
     """
     folds = list_folds(exp_dir)
     finished = [fold for fold in folds if (fold / 'finished').exists()]
+    if not exp_dir.is_dir():
+        raise DataError(f'there is no folder {exp_dir}')
     if not finished:
         raise DataError(f'there is no finished fold in {exp_dir}')
     for fold in folds:

@@ -8,6 +8,8 @@ from reports.experiments import finished_folds, read_further_metrics
 from reports.pages import fold_page
 from training.result_files import (
     best_of,
+    hardest_classes,
+    read_array,
     read_rows,
     result_columns,
     write_confusion,
@@ -44,7 +46,8 @@ def summarise_folds(exp_dir: Path) -> list[str]:
              scores_line(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
     predictions, targets = read_predictions(folds, best + 1)
     if is_single_label(targets):
-        lines.append(write_confusion(exp_dir, read_names(folds[0]), predictions, targets))
+        accuracies = write_confusion(exp_dir, read_names(folds[0]), predictions, targets)
+        lines.append(hardest_classes(accuracies))
     with warn_only('report.html'):
         write_text(exp_dir / 'report.html', fold_page(exp_dir, folds))
     return lines
@@ -71,6 +74,10 @@ def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
     names = list(metrics[0])
     if not names or any(list(one) != names for one in metrics):
         return
+    epochs = {len(values) for one in metrics for values in one.values()}
+    if len(epochs) > 1:
+        raise DataError(f'the metrics.csv of the folds in {exp_dir} have different numbers of '
+                        f'epochs: {", ".join(map(str, sorted(epochs)))}')
     table = np.array([list(one.values()) for one in metrics])  # (folds, metrics, epochs)
     rows = [{'epoch': epoch, **dict(zip(names, row))}
             for epoch, row in enumerate(table.mean(axis=0).T.tolist(), 1)]
@@ -94,7 +101,7 @@ def scores_line(folds: Sequence[Path], scores: np.ndarray, metric: str, title: s
 def read_predictions(folds: Sequence[Path], epoch: int) -> tuple[np.ndarray, np.ndarray]:
     """Return predictions of an epoch and labels of the clips of all folds, (clips, classes)."""
     def read(name):
-        return np.concatenate([np.load(fold / 'predictions' / name) for fold in folds])
+        return np.concatenate([read_array(fold / 'predictions' / name) for fold in folds])
 
     return read(f'predictions_{epoch}.npy'), read('target.npy')
 

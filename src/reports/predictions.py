@@ -13,6 +13,7 @@ from audio.fbank import FRAME_SHIFT_MS
 from reports.experiments import Settings
 from reports.html import Html, as_html, table
 from reports.players import Clip
+from training.result_files import read_array
 from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
 from utilities.stats import calculate_stats, classes_of, further_metrics, is_single_label
@@ -58,7 +59,7 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
         predictions, targets: names of the files in exp_dir/predictions, without .npy.
     """
     labels = read_json(exp_dir / 'models' / 'best_audio_model.json')['labels']
-    scores, truth = (np.load(exp_dir / 'predictions' / f'{name}.npy')
+    scores, truth = (read_array(exp_dir / 'predictions' / f'{name}.npy')
                      for name in (predictions, targets))
     if settings.get('loss') == 'CE':  # the files have sigmoids, as those of the published code
         logits = logit(scores.astype(np.float64).clip(SMALLEST, 1 - SMALLEST))
@@ -75,7 +76,7 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
 
 def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, seconds: float
                ) -> list[Clip]:
-    """Return the entries of a datafile, as far as the model hears them.
+    """Return the entries of a datafile as clips, each as long as the model hears it.
 
     Args:
         datafile: its path.
@@ -95,8 +96,8 @@ def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, s
                         f'differ')
     clips = []
     for i, wav in enumerate(data.wavs):
-        start, greatest = data.window(i)
-        name = wav if data.windows is None else f'{wav} from {start:.10g} s'
+        start, greatest = data.part(i)
+        name = wav if data.parts is None else f'{wav} from {start:.10g} s'
         clips.append(Clip(name, wav, start, min(seconds, greatest)))
     return clips
 

@@ -10,10 +10,10 @@ from utilities.formatting import clock
 
 
 def scores_table(exp_dir: Path, settings: Settings) -> str:
-    """Return the scores that the experiment is about, as an HTML table.
+    """Return the main scores of an experiment as an HTML table.
 
     They are those of the best and the last epoch, of the ensemble of the epochs, of the averaged
-    model and of the evaluation set, as far as there are such.
+    model and of the evaluation set, if there are such.
     """
     metric = settings['metrics']
     rows = read_rows(exp_dir / 'result.csv')

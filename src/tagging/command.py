@@ -20,6 +20,7 @@ from tagging.tagger import Tagger, load_tagger
 from tagging.text import as_text, timeline
 from utilities.errors import DataError
 from utilities.folders import files_below, output_folders
+from utilities.formatting import shortened
 
 SHOWN_NAMES = 3  # of files that are left out
 # Options with an output for each file -> what it is, its suffix.
@@ -76,9 +77,8 @@ def _audio_below(folder):
     files = [path for path in sorted(map(Path, files_below(folder))) if path.is_file()]
     others = [path.name for path in files if path.suffix.lower() not in AUDIO_SUFFIXES]
     if others:
-        examples = ', '.join(others[:SHOWN_NAMES]) + (', ...' if len(others) > SHOWN_NAMES else '')
         logger.info('%s: left out %d files that are not audio by their suffix: %s', folder,
-                    len(others), examples)
+                    len(others), shortened(others, SHOWN_NAMES))
     return [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
@@ -114,7 +114,7 @@ def paths_of_each(option: str, path: Path | None, files: Sequence[Path]) -> list
 def check_writable(paths: Sequence[Path]) -> None:
     """Raise DataError if files cannot be written: better now than after the work."""
     if len(set(paths)) < len(paths):
-        raise DataError(f'{" ".join(map(str, paths))}: two outputs have one name')
+        raise DataError(f'{" ".join(map(str, paths))}: two outputs have the same name')
     for path in paths:
         if path.is_dir() or not os.access(path.parent, os.W_OK):
             raise DataError(f'{path} cannot be written: it is a folder, or is in one that must not '
@@ -159,7 +159,14 @@ def tag_files(args: Namespace, tagger: Tagger, files: Sequence[Path], pictures: 
 
 def make_outputs(args: Namespace, tagger: Tagger, longest_path: int, in_place: bool = False
                  ) -> list[GrowingFile]:
-    """Return the output files that the options ask for, not yet open."""
+    """Return the output files that the options ask for, not yet open.
+
+    Args:
+        args: of the command line.
+        tagger: has the names of the classes and the size of the embeddings.
+        longest_path: length of the longest path of a recording.
+        in_place: give the files their names at once, for programs that read them while they grow.
+    """
     outputs: list[GrowingFile] = []
     if args.json:
         kind = JsonLines if args.json.suffix.lower() == '.jsonl' else Json

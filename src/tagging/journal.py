@@ -52,7 +52,7 @@ class Job:
     Args:
         files: the output files.
         beside: the file or folder that the journal is beside; None for a job that cannot continue.
-        settings: what the results depend on: the user's name of it -> its value.
+        settings: all that the results depend on, {name that the user knows: value}.
         total: how many recordings there are.
 
     Raises:

@@ -56,7 +56,7 @@ def write_listening_page(path: Path, tagging: Tagging, top_k: int, models: str) 
                 chart(merged), timeline_table(merged, top_k, windows_a_cell(tagging)), script()]
     html = page(name, lead(tagging, models), sections, now(), 'inference.py',
                 _beside('listening.css'))
-    write_text(path, without_surrogates(html))
+    write_text(path, html)
 
 
 def lead(tagging: Tagging, models: str) -> str:
@@ -197,11 +197,6 @@ def timeline_table(tagging: Tagging, top_k: int, together: int) -> str:
     note = f' ({together} windows a row, with their highest scores)' if together > 1 else ''
     return (f'<details><summary>As a table{note}</summary>\n<table>\n'
             f'<tr><th>time</th><th>classes</th></tr>\n{rows}</table></details>\n')
-
-
-def without_surrogates(text: str) -> str:
-    """Replace what cannot be written as UTF-8: single bytes in the names of files."""
-    return text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
 
 
 def script() -> str:

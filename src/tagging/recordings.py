@@ -47,7 +47,7 @@ class ScoredWindow(NamedTuple):
 
     Attributes:
         fbank: (real frames, bins), not normalised.
-        seconds: the duration of the recording, as far as the window has shown.
+        seconds: the duration of the recording, or less if reading this window has met damage.
         error: why it cannot be read, or ''.
         scores: (classes,).
         embedding: (dim,), or None.
@@ -69,8 +69,8 @@ def tag(tagger: Tagger, files: Any, window: str = 'all', hop_seconds: float | No
         for tagging in tag(tagger, ['recording.flac']):
             print([tagger.labels.names[i] for i, score in tagging.top(tagging.mean, 5)])
 
-    A recording that cannot be read gives a Tagging with an error. Of a long one, only the scores
-    of its windows stay in memory.
+    A recording that cannot be read gives a Tagging with an error. Memory holds only the scores of a
+    recording's windows, not its sound, so it may be long.
 
     Args:
         tagger: what `load_tagger` returns.
@@ -127,7 +127,7 @@ def check_window(tagger: Tagger, window: str, hop_seconds: float | None, embeddi
 def _tag_in_order(tagger: Tagger, sources: list[Source], settings: Settings, num_workers: int,
                   done: Done) -> Iterator[Tagging]:
     """Yield the Tagging of every source, in order, and show a progress bar."""
-    plan = functools.partial(plan_windows, window=settings.window, window_seconds=tagger.seconds,
+    plan = functools.partial(plan_windows, window=settings.window, window_length=tagger.seconds,
                              hop_seconds=settings.hop_seconds)
     total = done.files + len(sources)
     with Progress('tagging', total, done.files, unit='file') as progress, as_training_errors():

@@ -12,6 +12,7 @@ import soundfile
 from audio import MAX_RATE, MIN_RATE
 from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
+from audio.sndfile import STREAMED_BYTES
 from tagging.sounds import Sound
 from utilities.errors import DataError
 
@@ -27,8 +28,6 @@ ROUNDING_SAMPLES = 1e-3  # tolerance, in samples, for rounding errors of seconds
 # Bytes of a sample, of the codings that have a fixed size.
 SAMPLE_BYTES = {'PCM_U8': 1, 'PCM_16': 2, 'PCM_24': 3, 'PCM_32': 4, 'FLOAT': 4, 'DOUBLE': 8,
                 'ULAW': 1, 'ALAW': 1}
-# If the writer of a WAV file does not know its length, the header says 0, or this or more bytes.
-UNKNOWN_BYTES = 2 ** 31 - 2 ** 16
 
 
 class Stream:
@@ -76,9 +75,10 @@ class Stream:
             raise AudioError(f'standard input is {audio.format} ({audio.subtype_info}): convert it '
                              f'to a plain WAV file with `ffmpeg -i ... -f wav -`')
         promised = audio.frames * audio.channels * SAMPLE_BYTES[audio.subtype]
-        if 0 < promised < UNKNOWN_BYTES:
+        if 0 < promised < STREAMED_BYTES:
             return audio
-        # The header has been read: what follows are samples, up to the end of the input.
+        # The writer did not know the length. What follows the header, which has been read, are
+        # samples up to the end of the input.
         audio.close()
         return self._open_raw(audio.samplerate, audio.channels, audio.subtype)
 
@@ -109,14 +109,14 @@ class Stream:
         return kept.cut(start - self.skipped, seconds)
 
     def _forget_before(self, start):
-        """Drop the whole seconds that a window from `start` on does not need, as Sound.cut."""
+        """Drop the whole seconds that Sound.cut does not need for a window from `start` on."""
         unused = min(math.floor(start) - 1, math.floor(self.seconds)) - self.skipped
         if unused > 0:
             self.kept = self.kept[unused * self.rate:]
             self.skipped += unused
 
     def _read(self, samples):
-        """Read what is there, at most `samples` samples. Returns none at the end."""
+        """Return what is there, at most `samples` samples, and none at the end."""
         if fcntl and not self.is_file:
             # Wait here, and then read what is there: inside libsndfile, Ctrl-C is not heard.
             select.select([self.descriptor], [], [])

@@ -38,12 +38,12 @@ class Classifier:
 
     Attributes:
         model: the AST.
-        parallel: the same model, split over the GPUs if there are several.
+        evaluation_model: the model to call. It splits batches over the GPUs if there are several.
         mean, std: statistics of the fbank with which its input is normalised.
         loss: what it was trained with. 'BCE' gives sigmoid scores, 'CE' softmax.
     """
     model: ASTModel
-    parallel: nn.Module
+    evaluation_model: nn.Module
     mean: float
     std: float
     loss: str
@@ -57,7 +57,7 @@ class Classifier:
         """
         inputs = normalise(move(fbanks, device), self.mean, self.std)
         if not embeddings:
-            return self._scores(self.parallel(inputs)), None
+            return self._scores(self.evaluation_model(inputs)), None
         # The embedding is what goes into the head: it comes from the same forward pass.
         seen: list[torch.Tensor] = []
         hook = self.model.mlp_head.register_forward_pre_hook(

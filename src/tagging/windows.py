@@ -20,16 +20,21 @@ ROUNDING_SECONDS = 1e-3  # by which the end of a recording may differ from its d
 BLANK = 'blank'  # marks a window that only fills up a batch, in place of an error
 
 
-def window_starts(seconds: float, window_seconds: float, hop_seconds: float) -> np.ndarray:
+def window_starts(seconds: float, window_length: float, hop_seconds: float) -> np.ndarray:
     """Return where the windows of a recording begin, in seconds (windows,).
 
     A window begins every hop, until one reaches the end of the recording. The last one is left out
     if it would hold less than a tenth of a window, unless it is the only one.
+
+    Args:
+        seconds: the duration of the recording.
+        window_length: of a window, in seconds.
+        hop_seconds: from the beginning of a window to the next.
     """
-    hops = (seconds - window_seconds) / hop_seconds - 1e-6  # less than an error of rounding
+    hops = (seconds - window_length) / hop_seconds - 1e-6  # less than an error of rounding
     count = 1 + max(0, math.ceil(hops))
     in_the_last = seconds - (count - 1) * hop_seconds
-    if count > 1 and in_the_last < MIN_WINDOW_SHARE * window_seconds:
+    if count > 1 and in_the_last < MIN_WINDOW_SHARE * window_length:
         count -= 1
     return np.arange(count) * hop_seconds
 
@@ -59,30 +64,30 @@ class WindowPlan(NamedTuple):
 
     def key(self, start: float, frames: int) -> 'WindowKey':
         """Return the key in Windows of the window that begins at `start`."""
-        if isinstance(self.source, Sound):  # of which a worker gets no more than the window
+        if isinstance(self.source, Sound):  # a worker gets the samples of the window alone
             part, start_in_part = self.source.cut(start, window_seconds(frames))
             return WindowKey(part, start_in_part, self.seconds)
         return WindowKey(self.source, start, self.seconds)
 
-    def shortened(self, seconds: float, window_seconds: float) -> 'WindowPlan':
+    def shortened(self, seconds: float, window_length: float) -> 'WindowPlan':
         """Return the plan of a recording of which only `seconds` can be read."""
         if seconds >= self.seconds:
             return self
         starts = self.starts
         if len(starts) > 1:
-            left = window_starts(seconds, window_seconds, hop_seconds=starts[1])
+            left = window_starts(seconds, window_length, hop_seconds=starts[1])
             starts = left[:len(starts)]
         return self._replace(seconds=seconds, starts=starts, incomplete_from=seconds)
 
 
-def plan_windows(source: Source, window: str, window_seconds: float, hop_seconds: float
+def plan_windows(source: Source, window: str, window_length: float, hop_seconds: float
                  ) -> WindowPlan:
     """Plan the windows of a recording. If it cannot be read, the plan has the error.
 
     Args:
         source: the recording.
         window: 'all' or 'first'.
-        window_seconds: the length of a window.
+        window_length: of a window, in seconds.
         hop_seconds: from the beginning of a window to the next.
     """
     try:
@@ -92,17 +97,17 @@ def plan_windows(source: Source, window: str, window_seconds: float, hop_seconds
             seconds, incomplete_from = read_duration(source)
     except AudioError as error:
         return WindowPlan(source, error=str(error))
-    starts = window_starts(seconds, window_seconds, hop_seconds)
+    starts = window_starts(seconds, window_length, hop_seconds)
     if window == 'first':
         starts = starts[:1]
     return WindowPlan(source, seconds, starts, incomplete_from=incomplete_from)
 
 
 class WindowKey(NamedTuple):
-    """Names a window: where it begins in a source; seconds: how long the whole recording is."""
-    source: Source
-    start: float
-    seconds: float
+    """What a data worker needs to read one window."""
+    source: Source  # the recording, or the samples of it that the window needs
+    start: float  # where the window begins in the source, in seconds
+    seconds: float  # the duration of the whole recording
 
 
 class Window(NamedTuple):
@@ -137,7 +142,7 @@ class Windows(Dataset):
             with one_thread():
                 waveform, end = self._load(key)
                 features = fbank(waveform, self.mel_bins)
-            if end is not None and end < seconds - ROUNDING_SECONDS:  # of a file: it is damaged
+            if end is not None and end < seconds - ROUNDING_SECONDS:  # a file that is damaged
                 seconds = self._measure(str(key.source))
                 if not seconds:
                     raise AudioError(f'the audio file {key.source} holds no samples')

@@ -41,7 +41,7 @@ class ReplaceUnreadable(Dataset):
             except AudioError as error:
                 reasons.append(str(error))
         raise AudioError(f'{MOST_ATTEMPTS} recordings in a row could not be read, the last one: '
-                         f'{reasons[-1]}; src/check_data.py looks into all of them')
+                         f'{reasons[-1]}; src/check_data.py checks all of them')
 
     def draw_replacement(self, key: SampleKey, attempt: int) -> tuple[int, Augmentation]:
         """Draw another recording, each as likely as the others, and its augmentation."""

@@ -12,7 +12,7 @@ from utilities.texts import read_json
 def expand_config(parser: OptionParser, argv: Sequence[str] | None = None) -> list[str]:
     """Replace --config in a command line by the settings of the file that it names.
 
-    They are put in front: the last value of an option counts, so those of the command line win.
+    The settings come first. The last value of an option counts, so the command line's own win.
 
     Args:
         parser: ends the program with a sentence if the file cannot be used.

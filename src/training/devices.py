@@ -86,8 +86,8 @@ def features_on_device(features: str, device: torch.device) -> bool:
 def splits_batches(device: torch.device) -> bool:
     """Return whether this process splits its batches over several GPUs (nn.DataParallel).
 
-    It does so if the device is `cuda`, without a number. Of several processes, each has a GPU with
-    a number (DistributedDataParallel).
+    It does so if the device is `cuda`, without a number. If there are several processes, each has a
+    GPU with a number instead (DistributedDataParallel).
     """
     return device.type == 'cuda' and device.index is None and torch.cuda.device_count() > 1
 

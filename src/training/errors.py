@@ -21,7 +21,7 @@ def as_training_errors() -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # whoever reads what the program prints is gone
+    except BrokenPipeError:  # the program that reads this one's output is gone
         raise
     except (ConnectionError, EOFError) as error:  # a data worker sends no more batches
         raise TrainingError(_explain_lost_worker(error)) from None

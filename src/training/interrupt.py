@@ -2,6 +2,7 @@
 import contextlib
 import logging
 import signal
+from typing import Self
 
 # Slurm sends SIGTERM at the end of a job and SIGUSR1 some time before; SIGINT is Ctrl-C. Windows
 # has no SIGUSR1.
@@ -15,11 +16,11 @@ logger = logging.getLogger(__name__)
 class Interrupt:
     """Notes in `requested` that a stop signal has come. A second Ctrl-C ends the process."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
 
-    def listen(self):
-        """Handle the stop signals from now on. Only the main thread may call this."""
+    def listen(self) -> Self:
+        """Note the stop signals from now on. Only the main thread may call this."""
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
         return self

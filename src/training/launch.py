@@ -13,14 +13,11 @@ class DistributedError(RuntimeError):
 
 
 class Launch(NamedTuple):
-    """What torchrun or srun says of this process.
-
-    rank: its number, from 0 to size - 1. local_rank, local_size: the same on its machine.
-    """
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
+    """What torchrun or srun says of this process."""
+    rank: int = 0  # its number, from 0 to size - 1
+    size: int = 1  # how many processes there are
+    local_rank: int = 0  # its number among the processes of its machine
+    local_size: int = 1  # how many those are
 
 
 def read_launch() -> Launch:
@@ -60,7 +57,7 @@ def _read_numbers(*names):
 
 
 def _set_meeting_point_of_slurm():
-    """Let the processes of a job step meet on its first node, at a port made of its number."""
+    """Let the processes of a Slurm step meet on its first node, at a port of its own."""
     if 'MASTER_ADDR' not in os.environ:
         try:
             command = ['scontrol', 'show', 'hostnames', os.environ['SLURM_STEP_NODELIST']]
@@ -85,7 +82,7 @@ def own_device(launch: Launch, device: torch.device) -> torch.device:
         return device
     if device.index is not None:
         raise ValueError(f'--device {device} is one GPU, but there are {launch.size} processes: '
-                         f'--device cuda')
+                         f'give --device cuda, for a GPU each')
     visible = torch.cuda.device_count()
     own = launch.local_rank if visible > 1 else 0  # Slurm may show each process its own GPU alone
     if visible < launch.local_size or own >= visible:

@@ -40,28 +40,9 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
         raise
     except ValueError as error:
         parser.error(str(error))
-    if args.compile and splits_batches(device):
-        # nn.DataParallel copies a compiled model's reference to itself: all GPUs would run the
-        # first one's weights.
-        count = torch.cuda.device_count()
-        parser.error(f'--compile True does not work in one process with {count} GPUs: start one '
-                     f'process for each GPU (--launcher torchrun), or use one GPU (--device '
-                     f'cuda:0)')
-    if args.freqm > args.num_mel_bins:
-        parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
-    if args.timem > args.audio_length:
-        parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
-                     f'--audio_length')
     check_sizes(parser, args, config, launch)
-    rows, columns = config.grid
-    if args.freq_patchout >= rows or args.time_patchout >= columns:
-        parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
-                     f'{columns} columns')
-    if args.batch_size % launch.size:
-        less = args.batch_size // launch.size * launch.size
-        nearest = f'{less} or {less + launch.size}' if less else launch.size
-        parser.error(f'--batch_size {args.batch_size} cannot be split over {launch.size} '
-                     f'processes; {nearest} can')
+    check_augmentation(parser, args, config)
+    check_processes(parser, args, launch, device)
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, '
                      f'{args.wa_end}, {args.n_epochs}')
@@ -92,6 +73,37 @@ def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, confi
                      f'mel bins x {args.audio_length} frames of --audio_length each, take '
                      f'{size / GB:.0f} GB, more than the {memory / GB:.0f} GB of memory of this '
                      f'machine')
+
+
+def check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace,
+                       config: ModelConfig) -> None:
+    """End the program with a sentence if masks or Patchout are larger than the input."""
+    if args.freqm > args.num_mel_bins:
+        parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
+    if args.timem > args.audio_length:
+        parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
+                     f'--audio_length')
+    rows, columns = config.grid
+    if args.freq_patchout >= rows or args.time_patchout >= columns:
+        parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '
+                     f'{columns} columns')
+
+
+def check_processes(parser: argparse.ArgumentParser, args: argparse.Namespace, launch: Launch,
+                    device: torch.device) -> None:
+    """End the program with a sentence if the options do not go with the processes or GPUs."""
+    if args.compile and splits_batches(device):
+        # nn.DataParallel copies a compiled model's reference to itself: all GPUs would run the
+        # first one's weights.
+        count = torch.cuda.device_count()
+        parser.error(f'--compile True does not work in one process with {count} GPUs: start one '
+                     f'process for each GPU (--launcher torchrun), or use one GPU (--device '
+                     f'cuda:0)')
+    if args.batch_size % launch.size:
+        less = args.batch_size // launch.size * launch.size
+        nearest = f'{less} or {less + launch.size}' if less else launch.size
+        parser.error(f'--batch_size {args.batch_size} cannot be split over {launch.size} '
+                     f'processes; {nearest} can')
 
 
 def check_tensorboard(parser: argparse.ArgumentParser) -> None:

@@ -20,8 +20,8 @@ from utilities.cli import (
     whole,
 )
 
-# experiment.MODELS, losses.LOSSES and optimizer.OPTIMIZERS say the same.
-# They would import torch, so tests/training/test_options.py holds them equal instead.
+# The same names stand in experiment.MODELS, losses.LOSSES and optimizer.OPTIMIZERS, in files that
+# import torch. tests/training/test_options.py holds them equal.
 MODELS = ('ast',)
 LOSSES = ('BCE', 'CE')
 OPTIMIZERS = ('adam', 'sgd')

@@ -73,7 +73,7 @@ def size() -> int:
 
 
 def local_size() -> int:
-    """Return how many of them run on this machine, as far as torchrun or the recipe says."""
+    """Return how many processes train on this machine: what torchrun or the recipe says, else 1."""
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if has_joined() else 1
 
 

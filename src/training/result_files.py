@@ -55,6 +55,13 @@ class EvaluationRow(NamedTuple):
     evaluation_mAUC: float
 
 
+class ClassAccuracy(NamedTuple):
+    """A row of class_accuracy.csv."""
+    name: str
+    clips: int
+    accuracy: float
+
+
 def result_columns(metric: str) -> tuple[str, ...]:
     """Return the published names of the columns of result.csv. metric: 'acc' or 'mAP'."""
     return tuple(name.replace('metric', metric) for name in EpochRow._fields)
@@ -97,7 +104,8 @@ def read_rows(path: Path) -> np.ndarray:
 
 def read_average(exp_dir: Path) -> AverageRow | None:
     """Return the numbers of wa_result.csv, or None if there is none. Raises DataError."""
-    return AverageRow(*numbers) if (numbers := _read_lines(exp_dir / 'wa_result.csv', 5)) else None
+    numbers = _read_lines(exp_dir / 'wa_result.csv', 5)
+    return AverageRow(*numbers) if numbers else None
 
 
 def read_evaluation(exp_dir: Path) -> EvaluationRow | None:
@@ -140,6 +148,14 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+def read_array(path: Path) -> np.ndarray:
+    """Read a .npy file. Raises DataError if it is not there, or is something else."""
+    try:
+        return np.load(path)
+    except (EOFError, OSError, ValueError) as error:
+        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+
+
 def write_figure(path: Path, figure: 'Figure') -> None:
     """Write a figure of matplotlib as .png."""
     with atomic_write(path) as partial:
@@ -147,7 +163,7 @@ def write_figure(path: Path, figure: 'Figure') -> None:
 
 
 def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
-                    targets: np.ndarray) -> str:
+                    targets: np.ndarray) -> list[ClassAccuracy]:
     """Write confusion_matrix.png and class_accuracy.csv of predictions with single labels.
 
     They are over the classes that occur, without negatives, which have no class. The picture is
@@ -160,7 +176,7 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
         targets: labels (samples, classes) of 0 and 1.
 
     Returns:
-        A line that names the classes with the lowest accuracy.
+        The rows of class_accuracy.csv.
     """
     from sklearn.metrics import confusion_matrix
     truth, predicted = classes_of(predictions, targets)
@@ -170,18 +186,23 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
         _draw_confusion(folder, names, classes, matrix)
 
     clips = matrix.sum(axis=1)
-    accuracies = [(names[k], clips[i], matrix[i, i] / clips[i])
-                  for i, k in enumerate(classes) if clips[i]]
+    rows = [ClassAccuracy(names[k], clips[i], matrix[i, i] / clips[i])
+            for i, k in enumerate(classes) if clips[i]]
     write_table(folder / 'class_accuracy.csv', ['class', 'clips', 'accuracy'],
-                [(name, count, f'{accuracy:.4f}') for name, count, accuracy in accuracies])
-    hardest = sorted(accuracies, key=lambda row: row[2])[:5]
-    return 'hardest classes: ' + ', '.join(f'{name} {accuracy:.2f}'
-                                           for name, _, accuracy in hardest)
+                [(row.name, row.clips, f'{row.accuracy:.4f}') for row in rows])
+    return rows
+
+
+def hardest_classes(rows: Sequence[ClassAccuracy]) -> str:
+    """Return a line that names the five classes with the lowest accuracy."""
+    hardest = sorted(rows, key=lambda row: row.accuracy)[:5]
+    return 'hardest classes: ' + ', '.join(f'{row.name} {row.accuracy:.2f}' for row in hardest)
 
 
 def _draw_confusion(folder, names, classes, matrix):
     """Draw the confusion matrix of some classes, given by their indices."""
-    from utilities.plots import drawable_names, plot_confusion  # matplotlib
+    from utilities.fonts import drawable_names  # here, since matplotlib is slow to import
+    from utilities.plots import plot_confusion
     shown = drawable_names(tuple(names))
     clips = matrix.sum()
     title = f'{clips} clips, accuracy {matrix.trace() / clips:.3f}'

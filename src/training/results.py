@@ -18,6 +18,8 @@ from training.result_files import (
     EpochRow,
     EvaluationRow,
     best_of,
+    hardest_classes,
+    read_array,
     result_columns,
     write_array,
     write_confusion,
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 class Results:
     """The epochs of an experiment so far: their rows, their predictions, the best of them.
 
-    In several processes, all have the rows, and the main one has the rest.
+    If there are several processes, all have the rows, and only the main one has the rest.
 
     Args:
         exp_dir: folder of the experiment.
@@ -69,23 +71,29 @@ class Results:
         Raises:
             TrainingError: if the validation loss is not a finite number.
         """
+        self._add_evaluation(evaluation)
         row = self._compute_row(train_loss, evaluation, learning_rate)
         self.rows.append(row)
         return row
 
     @main_process_only
-    def _compute_row(self, train_loss, evaluation, learning_rate) -> EpochRow:
+    def _add_evaluation(self, evaluation: Evaluation) -> None:
+        """Add an evaluation to the ensemble and to metrics.csv, and write its predictions."""
         epoch = len(self.rows) + 1
         if not math.isfinite(evaluation.loss):
             raise TrainingError(f'epoch {epoch}: the validation loss is no longer a finite number; '
                                 f'{NOT_FINITE_ADVICE}')
-        single = evaluation.summary()
         self._add_predictions(evaluation.predictions, evaluation.targets)
-        mean = self.predictions_sum / epoch
-        ensemble = summarise(calculate_stats(mean, evaluation.targets))
-
         write_array(self.folder / 'target.npy', evaluation.targets)
         write_array(self._predictions_file(epoch), evaluation.predictions)
+
+    @main_process_only
+    def _compute_row(self, train_loss: float, evaluation: Evaluation, learning_rate: float
+                     ) -> EpochRow:
+        """Return the row of the epoch whose evaluation was added last."""
+        single = evaluation.summary()
+        mean = self.predictions_sum / (len(self.rows) + 1)
+        ensemble = summarise(calculate_stats(mean, evaluation.targets))
         return EpochRow(getattr(single, self.metric), single.mAUC, single.precision, single.recall,
                         single.d_prime, train_loss, evaluation.loss,
                         getattr(ensemble, self.metric), ensemble.mAUC, learning_rate)
@@ -172,8 +180,9 @@ class Results:
         write_array(self.folder / 'eval_predictions.npy', evaluation.predictions)
         write_array(self.folder / 'eval_targets.npy', evaluation.targets)
         if is_single_label(evaluation.targets):
-            logger.info(write_confusion(self.exp_dir, class_names, evaluation.predictions,
-                                        evaluation.targets))
+            rows = write_confusion(self.exp_dir, class_names, evaluation.predictions,
+                                   evaluation.targets)
+            logger.info(hardest_classes(rows))
 
     @main_process_only
     def require_same_samples(self, dataset: Any) -> None:
@@ -204,9 +213,9 @@ class Results:
         self.further = []
         self.predictions_sum = 0.0
         if self.rows and is_main():
-            self.targets = np.load(self.folder / 'target.npy')
+            self.targets = read_array(self.folder / 'target.npy')
             for epoch in range(1, len(self.rows) + 1):
-                self._add_predictions(np.load(self._predictions_file(epoch)), self.targets)
+                self._add_predictions(read_array(self._predictions_file(epoch)), self.targets)
 
 
 def left_out(absent: float, classes: int) -> str:

@@ -63,7 +63,9 @@ class Supervisor:
         return replaced
 
     def watch(self, loader, save_on_signal: bool) -> 'WatchedLoader':
-        """Return the loader for an evaluation that a signal can stop. It is then done again.
+        """Return a loader of the same batches that ends the evaluation if a stop signal comes.
+
+        The next start then repeats the whole evaluation.
 
         Args:
             loader: of the evaluation.

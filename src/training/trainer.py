@@ -55,7 +55,8 @@ class Trainer:
         self.epoch = 1
         self.loss = EpochLoss(device)
         self.speed: float | None = None
-        self.seconds_before, self.start = 0.0, time.monotonic()  # of earlier starts
+        self.start = time.monotonic()
+        self.seconds_before = 0.0  # what earlier starts took
 
         if settings.compile:
             # With dynamic shapes, all steps after the first smaller batch would run kernels that

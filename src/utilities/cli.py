@@ -148,7 +148,7 @@ def add_num_workers(parser: argparse._ActionsContainer) -> None:
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
-    """Add the options for what a checkpoint may not say of itself.
+    """Add the options that say what a checkpoint itself does not say, such as its strides.
 
     Args:
         loss: help of --loss.
@@ -187,13 +187,13 @@ def let_threads_sleep() -> None:
 def setup_logging(rank: int = 0) -> None:
     """Log to standard error, one line per message, with the time.
 
-    Of several processes, all but the first (rank 0) log warnings alone.
+    If there are several processes, all but the first (rank 0) log only warnings.
     """
     prefix = f'process {rank}: ' if rank else ''
     logging.basicConfig(level=logging.WARNING if rank else logging.INFO, datefmt='%H:%M:%S',
                         format=f'%(asctime)s {prefix}%(message)s', force=True)
-    # Who trains a model does not want to read about every request of huggingface_hub, and about
-    # every file and restart that TensorBoard's reader finds.
+    # A user who trains does not want to read about every request of huggingface_hub, or every file
+    # and restart that TensorBoard's reader finds.
     logging.getLogger('httpx').setLevel(logging.WARNING)
     logging.getLogger('tensorboard').setLevel(logging.ERROR)
     # Standard output: names of files may have characters that a terminal's encoding lacks.

@@ -16,7 +16,7 @@ from utilities.formatting import quoted
 from utilities.texts import read_text
 
 STRINGS = np.dtypes.StringDType()
-WHOLE_RECORDING = 0.0, math.inf  # the window of an entry that has neither start nor length
+WHOLE_RECORDING = 0.0, math.inf  # the part of an entry that has neither start nor length
 MAX_SECONDS = 10 ** 9  # that an entry may name; larger ones would overflow as numbers of samples
 
 
@@ -29,22 +29,22 @@ class Datafile:
     Attributes:
         wavs: paths as written, numpy StringDType (entries,).
         labels: mids joined by commas, '' for a negative, numpy StringDType (entries,).
-        windows: what `entry_window` returns for each entry, float64 (entries, 2), or None if no
-            entry has a start or a length.
+        parts: what `entry_part` returns for each entry, float64 (entries, 2), or None if no entry
+            has a start or a length.
     """
     path: Path
     wavs: np.ndarray
     labels: np.ndarray
-    windows: np.ndarray | None = None
+    parts: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.wavs)
 
-    def window(self, index: int) -> tuple[float, float]:
+    def part(self, index: int) -> tuple[float, float]:
         """Return where in its recording an entry begins, and its greatest length, in seconds."""
-        if self.windows is None:
+        if self.parts is None:
             return WHOLE_RECORDING
-        start, seconds = self.windows[index].tolist()
+        start, seconds = self.parts[index].tolist()
         return start, seconds
 
     @property
@@ -64,11 +64,11 @@ def read_datafile(path: str | Path, known_mids: Container[str]) -> Datafile:
     for i, entry in enumerate(entries):
         if problem := entry_problem(entry, known_mids):
             raise DataError(f'the datafile {path}, entry {i}: {problem}')
-    windows = None
+    parts = None
     if any('start' in entry or 'seconds' in entry for entry in entries):
-        windows = np.array(list(map(entry_window, entries)), dtype=np.float64)
+        parts = np.array(list(map(entry_part, entries)), dtype=np.float64)
     return Datafile(Path(path), np.array([entry['wav'] for entry in entries], dtype=STRINGS),
-                    np.array([entry['labels'] for entry in entries], dtype=STRINGS), windows)
+                    np.array([entry['labels'] for entry in entries], dtype=STRINGS), parts)
 
 
 def read_entries(path: str | Path) -> list[Any]:
@@ -99,12 +99,12 @@ def entry_problem(entry: Any, known_mids: Container[str]) -> str | None:
     for mid in split_labels(labels):
         if mid not in known_mids:
             return f'{quoted(wav)}: the label {quoted(mid)} is not in the label file'
-    return window_problem(entry)
+    return part_problem(entry)
 
 
-def window_problem(entry: dict[str, Any]) -> str | None:
+def part_problem(entry: dict[str, Any]) -> str | None:
     """Return what is wrong with the start and the length of an entry, if anything is."""
-    start, seconds = entry_window(entry)
+    start, seconds = entry_part(entry)
     if not (_is_number(start) and 0 <= start <= MAX_SECONDS):
         return (f'{quoted(entry["wav"])}: "start" is where the sample begins in its recording, in '
                 f'seconds from 0 on, got {quoted(str(start))}')
@@ -114,13 +114,13 @@ def window_problem(entry: dict[str, Any]) -> str | None:
     return None
 
 
-def entry_window(entry: dict[str, Any]) -> tuple[float, float]:
+def entry_part(entry: dict[str, Any]) -> tuple[float, float]:
     """Return where in its recording an entry begins, and its greatest length, in seconds."""
     return entry.get('start', WHOLE_RECORDING[0]), entry.get('seconds', WHOLE_RECORDING[1])
 
 
 def split_labels(labels: str) -> list[str]:
-    """Return the mids in the "labels" of a datafile's entry; of a negative, none."""
+    """Return the mids in the "labels" of a datafile's entry: an empty list for a negative."""
     return labels.split(',') if labels else []
 
 

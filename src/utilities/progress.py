@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
-LONG = 100  # parts of a batch, from which on they are shown
+LONG_BATCH = 100  # items; a batch of so many shows how many of them are done
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class Progress:
         self.before = self.done = done
         self.samples = 0
         self.start = time.monotonic()
-        # Of several processes only the main one logs at this level, and shows a bar.
+        # If there are several processes, only the main one logs at this level. It shows the bar.
         is_quiet = not logger.isEnabledFor(logging.INFO)
         self.bar = tqdm(total=batches, desc=title, unit=unit, initial=done, leave=False,
                         disable=is_quiet or None)  # None: show it on a terminal only
@@ -86,7 +86,7 @@ class Progress:
     def within(self, items: Iterable[Item], count: int, name: str) -> Iterator[Item]:
         """Yield the items of a batch, and show how many of `count` are done if it is a long one."""
         for index, item in enumerate(items, 1):
-            if count >= LONG and not self.bar.disable:
+            if count >= LONG_BATCH and not self.bar.disable:
                 self.bar.set_postfix_str(f'{name} {index} of {count}' if index < count else '')
             yield item
 

@@ -36,7 +36,7 @@ def calculate_stats(output: np.ndarray, target: np.ndarray) -> list[dict]:
         A list with one dict per class: AP (average precision), auc (area under the ROC curve), acc
         (accuracy of the arg-max without the negatives, the same for every class), precisions and
         recalls (the precision-recall curve), fpr and fnr (false positive and false negative rate,
-        the ROC curve). Of the curves, each 1000th point. A class without positives has NaN for AP
+        the ROC curve). The curves keep each 1000th point. A class without positives has NaN for AP
         and auc and empty curves; one without negatives has NaN for auc and fpr. acc is NaN if
         there are only negatives.
 

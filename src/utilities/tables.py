@@ -47,9 +47,10 @@ def quote_cells(row: dict) -> str:
 
 
 def find_file(folder: str | Path, name: str, exists: Callable[[str], bool]) -> str:
-    r"""Return the absolute path that a table in `folder`, perhaps from Windows, means by a name.
+    r"""Return the absolute path of a file that a table in `folder` names.
 
-    audio\dog.wav is dog.wav in the folder audio, unless `exists` knows a file of that very name.
+    The table may come from Windows: audio\dog.wav is dog.wav in the folder audio, unless `exists`
+    knows a file of that very name.
     """
     as_written, with_slashes = (os.path.abspath(os.path.join(folder, path))
                                 for path in (name, name.replace('\\', '/')))

@@ -51,8 +51,8 @@ def starts_by_fork() -> bool:
 def _script_without_guard():
     """Return the path of the running script if a new process would run it again, else None.
 
-    A new process would not if it is forked, if it imports no script, or if the line of the script
-    that has called this stands below `if __name__ == '__main__':`.
+    A new process does not run it again if it is forked, or if there is no script to import. Nor
+    does it if the line that the script has reached stands below `if __name__ == '__main__':`.
     """
     main = sys.modules['__main__']
     path, spec = getattr(main, '__file__', None), getattr(main, '__spec__', None)

@@ -282,7 +282,7 @@ def test_a_shard_cut_off_or_overwritten_after_it_was_opened_is_named(make_shard)
         shards.open_member(shard, 'b')
     with open(shard, 'r+b') as file:
         file.write(bytes(500))
-    named = f'the shard {shard} is damaged, or was written anew'
+    named = f'the shard {shard} is damaged, or was replaced meanwhile'
     with pytest.raises(shards.ShardError, match=named):
         shards.open_member(shard, 'a')
 

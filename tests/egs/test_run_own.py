@@ -75,7 +75,7 @@ def test_a_folder_a_class_is_trained_on_and_summarised(recipe, run_shell, make_t
     assert done.returncode == 0, done.stderr
     results = tmp_path / 'my results'
     best = np.loadtxt(results / 'result.csv', delimiter=',')[:, 0].max()
-    assert f'the best: acc {best:.4f}' in done.stdout and 'to test' in done.stdout
+    assert f'the best: acc {best:.4f}' in done.stdout and '  test       acc' in done.stdout
     assert np.loadtxt(results / 'eval_result.csv').shape == (4,)
     chosen = {'n_class': 2, 'loss': 'CE', 'metrics': 'acc', 'audio_length': 40, 'timem': 8,
               'freqm': 12, 'mixup': 0, 'dataset': 'my sounds'}

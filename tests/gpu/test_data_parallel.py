@@ -223,7 +223,7 @@ def test_a_tagger_gives_the_scores_and_embeddings_of_one_that_does_not_split(gpu
     expected, expected_embeddings = load_tagger(path, 'cpu', 'off')(make_inputs(5), embeddings=True)
     with gpus.used():
         tagger = load_tagger(path, str(gpus.device), 'off')
-    assert isinstance(tagger.classifiers[0].parallel, nn.DataParallel)
+    assert isinstance(tagger.classifiers[0].evaluation_model, nn.DataParallel)
     for embeddings in (False, True):
         scores, embedded = tagger(make_inputs(5), embeddings)
         assert scores == pytest.approx(expected, abs=LOGITS[None])

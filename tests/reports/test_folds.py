@@ -88,6 +88,11 @@ def test_no_finished_fold_is_said(tmp_path):
         summarise_folds(tmp_path)
 
 
+def test_a_folder_that_does_not_exist_is_said(tmp_path):
+    with pytest.raises(DataError, match='there is no folder .*nowhere'):
+        summarise_folds(tmp_path / 'nowhere')
+
+
 def test_folds_of_different_experiments_are_not_averaged(make_fold, tmp_path):
     make_fold(1, [0.5])
     make_fold(2, [0.5, 0.6])
@@ -105,6 +110,20 @@ def test_a_damaged_table_of_a_fold_is_named(make_fold, tmp_path):
     table.write_text('')
     with pytest.raises(DataError, match='cannot read .*fold2/result.csv'):
         summarise_folds(tmp_path)
+
+
+@pytest.mark.parametrize('name, content', [
+    ('metrics.csv', b'epoch,F1\n1,abc\n'), ('metrics.csv', b'epoch,F1\n1\n'),
+    ('metrics.csv', b'epoch,F1\n1,0.5\n2,0.5\n'), ('metrics.csv', b'\xff'),
+    ('predictions/target.npy', b'no array'), ('predictions/predictions_1.npy', b'')])
+def test_a_damaged_file_of_a_fold_is_one_sentence_that_names_it(make_fold, tmp_path, name, content):
+    for fold in (1, 2):
+        make_fold(fold, [0.5])
+        (tmp_path / f'fold{fold}' / 'metrics.csv').write_text('epoch,F1\n1,0.5\n')
+    (tmp_path / 'fold2' / name).write_bytes(content)
+    with pytest.raises(DataError, match=name.rpartition('/')[2]) as refusal:
+        summarise_folds(tmp_path)
+    assert '\n' not in str(refusal.value)
 
 
 def test_ten_folds_are_in_the_order_of_their_numbers(make_fold, tmp_path):

@@ -196,7 +196,7 @@ def test_pictures_of_finished_recordings_are_not_drawn_again(folder, break_off):
 
 def test_two_outputs_of_one_name_are_refused(folder):
     said = run('in', '--checkpoint', 'model.pth', '--json', 'a', '--csv', 'a')
-    assert 'two outputs have one name' in said
+    assert 'two outputs have the same name' in said
 
 
 @pytest.fixture

@@ -31,10 +31,10 @@ def test_a_datafile_keeps_paths_and_labels_as_written(write):
 def test_an_entry_may_say_start_and_seconds(read):
     datafile = read(GOOD, {**GOOD, 'start': 30}, {**GOOD, 'start': 0.5, 'seconds': 10.0},
                     {**GOOD, 'seconds': 2})
-    windows = [(0, math.inf), (30, math.inf), (0.5, 10), (0, 2)]
-    assert [datafile.window(i) for i in range(4)] == windows
+    parts = [(0, math.inf), (30, math.inf), (0.5, 10), (0, 2)]
+    assert [datafile.part(i) for i in range(4)] == parts
     without = read(GOOD)
-    assert without.windows is None and without.window(0) == (0, math.inf)
+    assert without.parts is None and without.part(0) == (0, math.inf)
 
 
 BAD_SECONDS = -1, 'x', None, True, math.nan, math.inf, 10 ** 400, [1]
