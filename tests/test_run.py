@@ -283,7 +283,7 @@ def test_other_settings_in_the_same_folder_are_named(start_once, refuse, exp_dir
     ('--audio_length 15', 'audio_length'),
     ('--num_mel_bins 15', 'num_mel_bins'),
     ('--model resnet', "--model.*choose from '?ast"),
-    ('--model_size huge', '--model_size.*tiny224'),
+    ('--model_size huge', 'model_size must be one of tiny224'),
     ('--mixup 1.5', '--mixup.*at most 1'),
     ('--warmup maybe', '--warmup.*True or False'),
     ('--lr 0', '--lr.*above 0'),
