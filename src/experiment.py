@@ -7,16 +7,19 @@ from dataclasses import asdict
 import torch
 
 from audio.reading import AudioError
-from experiment_data import Loaders, check_first_recordings, make_loaders
+from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
 from reports.pages import run_page
 from training import processes
 from training.checkpoint import CheckpointError
 from training.devices import choose_precision
+from training.embeddings import embed
 from training.errors import TrainingError, as_training_errors
 from training.folder import ExperimentFolder
 from training.interrupt import EXIT_CODE, Interrupt
 from training.launch import DistributedError, Launch, read_launch
+from training.loaders import Loaders
+from training.optimizer import freeze
 from training.option_checks import check_options
 from training.supervisor import Interrupted
 from traintest import Run
@@ -67,9 +70,12 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
         log_settings(args, loaders, device, precision, launch.size)
         with as_training_errors():
             model = make_model(args).to(device)
+        freeze(model, args.freeze)
         model.autocast_dtype = precision
         model.v.set_grad_checkpointing(args.grad_checkpointing)
         folder.clear_if_asked()
+        if args.cache_embeddings:
+            loaders = embed(loaders, model, device, args.batch_size)
         train_and_evaluate(args, model, device, loaders, folder, interrupt)
 
 
@@ -116,12 +122,15 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
 def make_model(args: argparse.Namespace, pretrained: bool = True) -> ASTModel:
     """Build the model on the CPU. pretrained=False gives random weights, for --dry_run."""
     torch.manual_seed(args.seed)
-    return MODELS[args.model](
+    model = MODELS[args.model](
         label_dim=args.n_class, fstride=args.fstride, tstride=args.tstride,
         input_fdim=args.num_mel_bins, input_tdim=args.audio_length,
         imagenet_pretrain=args.imagenet_pretrain and pretrained,
         audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size,
         start=args.start if pretrained else None, verbose=pretrained)
+    if args.drop_path:
+        model.set_drop_path(args.drop_path)
+    return model
 
 
 def name_start(args: argparse.Namespace) -> str:

@@ -2,7 +2,6 @@
 import argparse
 import logging
 from dataclasses import fields
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from training import processes
 from training.bad_audio import ReplaceUnreadable
 from training.devices import features_on_device
 from training.gpu_fbanks import WaveformDataset
-from training.loaders import make_loader
+from training.loaders import Loaders, make_loader
 from training.option_checks import check_files
 from training.sampler import EpochSampler
 from utilities.datafiles import Datafile
@@ -23,13 +22,6 @@ from utilities.weight_files import read_sample_weights, weight_file
 FIRST_FEW = 10  # recordings of which one must be readable
 
 logger = logging.getLogger(__name__)
-
-
-class Loaders(NamedTuple):
-    """The loaders of an experiment."""
-    train: Any  # TrainingLoader
-    val: Any  # AudioLoader
-    test: Any  # AudioLoader of --data_eval, or None
 
 
 def make_loaders(args: argparse.Namespace, device: torch.device) -> Loaders:

@@ -17,9 +17,9 @@ from training.devices import move
 from training.evaluation import Evaluation, join
 from training.gpu_fbanks import fbanks_on
 from training.interrupt import Interrupt
-from training.losses import LOSSES
+from training.losses import LOSSES, balance_classes
 from training.results import Results
-from training.saved_models import AVERAGED, BEST, SavedModels, name_of_epoch
+from training.saved_models import AVERAGED, BEST, MOVING_AVERAGE, SavedModels, name_of_epoch
 from training.supervisor import Supervisor
 from training.tensorboard_log import TensorBoardLog
 from training.trainer import Trainer
@@ -80,7 +80,10 @@ class Run:
         self.settings = settings
         self.exp_dir = Path(settings.exp_dir)
 
-        self.trainer = Trainer(model, device, settings, len(train_loader))
+        weights = None
+        if settings.class_weights:
+            weights = balance_classes(train_loader.dataset.dataset.all_targets())
+        self.trainer = Trainer(model, device, settings, len(train_loader), weights)
         self.results = Results(self.exp_dir, settings.metrics, description['dataset'])
         self.tensorboard = TensorBoardLog(self.exp_dir) if settings.tensorboard else None
         self.models = SavedModels(self.exp_dir, description)
@@ -114,8 +117,20 @@ class Run:
             TrainingError: if the loss is no longer finite, or too many recordings are unreadable.
             Interrupted: if a signal came. The checkpoint holds all that was trained.
         """
-        while self.trainer.epoch <= self.settings.n_epochs:
+        while self.trainer.epoch <= self.settings.n_epochs and not self._has_stalled():
             self._run_epoch(f'epoch {self.trainer.epoch} of {self.settings.n_epochs}')
+
+    def _has_stalled(self):
+        """Return whether the metric has not risen for --patience epochs, and log it."""
+        patience, done = self.settings.patience, self.trainer.epoch - 1
+        if not patience or not done:
+            return False
+        best = self.results.best_epoch
+        if done - best < patience:
+            return False
+        logger.info('stopping after epoch %d: %s has not risen since epoch %d (--patience %d)',
+                    done, self.settings.metrics, best, patience)
+        return True
 
     def _run_epoch(self, title):
         """Train one epoch, or the rest of an interrupted one; validate; save everything."""
@@ -163,7 +178,7 @@ class Run:
         Write four numbers to eval_result.csv: main metric and mAUC on the validation set, then on
         the evaluation set.
         """
-        self.models.load(self.model, BEST)
+        self.models.load(self.trainer.evaluated, BEST)
         evaluations = {}
         for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader)):
             evaluations[name] = self.evaluate(loader, f'best model, {name} set')
@@ -187,8 +202,11 @@ class Run:
         if self.trainer.loss.steps > 0:
             return  # the next epoch has changed the weights; the models were written before that
         epoch = len(self.results.rows)
+        model = self.trainer.evaluated
         if self.results.best_epoch == epoch:
-            self.models.save(self.model, BEST)
+            self.models.save(model, BEST)
+        if self.settings.ema:
+            self.models.save(model, MOVING_AVERAGE)
         is_averaged = self.settings.wa and self.settings.wa_start <= epoch <= self.settings.wa_end
         if self.settings.save_model or is_averaged:
-            self.models.save(self.model, name_of_epoch(epoch))
+            self.models.save(model, name_of_epoch(epoch))

@@ -25,6 +25,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import DropPath
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import nn
 
@@ -236,7 +237,10 @@ class ASTModel(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Classify spectrograms x (batch, frames, mel bins). Return logits (batch, label_dim)."""
-        embedding = self.forward_features(x)
+        return self.classify(self.forward_features(x))
+
+    def classify(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Classify embeddings (batch, dim). Return logits (batch, label_dim)."""
         if self.autocast_dtype is None:
             return self.mlp_head(embedding)
         # In mixed precision, too, the head computes in the precision of its weights, float32:
@@ -322,6 +326,18 @@ class ASTModel(nn.Module):
         """In training, give the transformer these rows and columns of the patch grid alone."""
         places = torch.as_tensor(rows)[:, None] * self.grid[1] + torch.as_tensor(columns)
         self.v.patch_drop.kept = places.flatten()
+
+    def set_drop_path(self, rate: float) -> None:
+        """Let training samples skip branches of the blocks at random: stochastic depth.
+
+        Huang et al., arXiv:1603.09382. The probability rises linearly from 0 in the first block to
+        `rate` in the last, as in timm.
+        """
+        rates = torch.linspace(0, rate, len(self.v.blocks)).tolist()
+        for block, probability in zip(self.v.blocks, rates):
+            for name in ('drop_path1', 'drop_path2'):
+                path = DropPath(probability) if probability else nn.Identity()
+                setattr(block, name, path)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Tell timm.optim.param_groups_layer_decay the layers: those of `v`, then the head."""

@@ -5,7 +5,7 @@ import functools
 import multiprocessing
 import signal
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, default_collate
 
@@ -15,6 +15,13 @@ from training.interrupt import STOP_SIGNALS
 from training.sampler import DistributedBatchSampler, EpochSampler
 from utilities.parallel import available_cores, one_thread
 from utilities.workers import may_start_processes, worker_context
+
+
+class Loaders(NamedTuple):
+    """The loaders of an experiment."""
+    train: Any  # TrainingLoader
+    val: Any  # AudioLoader
+    test: Any  # AudioLoader of --data_eval, or None
 
 
 def make_loader(dataset: Any, batch_size: int | None, num_workers: int, pin_memory: bool,

@@ -1,6 +1,8 @@
 """The loss functions, and the mean loss of an epoch."""
+import argparse
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -9,6 +11,60 @@ from training.errors import TrainingError
 
 # --loss. BCE: on multi-hot labels. CE: on the distribution of the labels, which mixup makes.
 LOSSES = {'BCE': nn.BCEWithLogitsLoss, 'CE': nn.CrossEntropyLoss}
+
+
+class SmoothedBCE(nn.BCEWithLogitsLoss):
+    """Binary cross entropy with smoothed labels: y becomes y * (1 - s) + s / 2.
+
+    Args:
+        label_smoothing: s.
+        weight: of the loss of each class, (classes,), or None.
+    """
+
+    def __init__(self, label_smoothing: float, weight: torch.Tensor | None = None):
+        super().__init__(weight)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of logits and labels (B, classes)."""
+        smoothing = self.label_smoothing
+        return super().forward(logits, labels * (1 - smoothing) + smoothing / 2)
+
+
+def make_training_loss(settings: argparse.Namespace, class_weights: torch.Tensor | None
+                       ) -> nn.Module:
+    """Return the loss of training: that of --loss, with --label_smoothing and class weights.
+
+    Args:
+        class_weights: (classes,), or None.
+    """
+    smoothing = settings.label_smoothing
+    if settings.loss == 'CE':
+        return nn.CrossEntropyLoss(class_weights, label_smoothing=smoothing)
+    if smoothing:
+        return SmoothedBCE(smoothing, class_weights)
+    return nn.BCEWithLogitsLoss(class_weights)
+
+
+def balance_classes(targets: np.ndarray) -> torch.Tensor:
+    """Return a weight for each class that makes up for how often it occurs.
+
+    It is samples / (classes * samples of the class), scikit-learn's 'balanced', of the classes that
+    occur; 1 for the others.
+
+    Args:
+        targets: labels (samples, classes), of 0 and 1.
+
+    Returns:
+        (classes,), float32.
+    """
+    counts = targets.sum(axis=0)
+    occur = counts > 0
+    weights = np.ones(len(counts), np.float32)
+    weights[occur] = counts.sum() / (occur.sum() * counts[occur])
+    return torch.from_numpy(weights)
+
+
 NOT_FINITE_ADVICE = 'try a lower --lr, --warmup True, --clip_grad 1 or --amp off'
 
 

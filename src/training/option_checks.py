@@ -1,10 +1,12 @@
 """Check run.py's options against each other, the machine and the files."""
 import argparse
 import math
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
 
+from audio.augmentation import AugmentationConf
 from models import WeightsError
 from models.ast_models import ModelConfig, check_pretraining
 from models.starts import start_size
@@ -43,12 +45,56 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     check_sizes(parser, args, config, launch)
     check_augmentation(parser, args, config)
     check_processes(parser, args, launch, device)
+    check_training(parser, args)
     if args.wa and not args.wa_start <= args.wa_end <= args.n_epochs:
         parser.error(f'--wa needs wa_start <= wa_end <= n_epochs, got {args.wa_start}, '
                      f'{args.wa_end}, {args.n_epochs}')
     if args.tensorboard:
         check_tensorboard(parser)
     return device
+
+
+def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with a sentence if options of training contradict each other."""
+    if args.lr_patience and args.schedule not in (None, 'plateau'):
+        parser.error(f'--lr_patience {args.lr_patience} is for --schedule plateau, not for '
+                     f'{args.schedule}')
+    if args.min_lr and args.schedule != 'cosine':
+        parser.error('--min_lr is the end of --schedule cosine: give that, too')
+    if args.min_lr > args.lr:
+        parser.error(f'--min_lr {args.min_lr:g} is above --lr {args.lr:g}')
+    if args.warmup and args.warmup_epochs:
+        parser.error('--warmup True is the published warm-up of 1000 steps: leave it out with '
+                     '--warmup_epochs')
+    if args.warmup_epochs > args.n_epochs:
+        parser.error(f'--warmup_epochs {args.warmup_epochs:g} is more than --n_epochs '
+                     f'{args.n_epochs}')
+    if args.freeze == 'backbone' and args.layer_decay < 1:
+        parser.error('--layer_decay is for the layers of the backbone, which --freeze backbone '
+                     'keeps as they are: give one of the two')
+    if args.freeze == 'backbone' and args.drop_path:
+        parser.error('--drop_path is for training the backbone: not with --freeze backbone')
+    if args.cache_embeddings:
+        check_cached(parser, args)
+    if args.ema and args.wa:
+        parser.error('--ema and --wa both average weights: give one of the two')
+    if args.ema == 1 or args.label_smoothing == 1:
+        name = 'ema' if args.ema == 1 else 'label_smoothing'
+        parser.error(f'--{name} must be below 1')
+
+
+def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program with a sentence if embeddings would not stay the same over the epochs."""
+    if args.freeze != 'backbone':
+        parser.error('--cache_embeddings needs --freeze backbone: a backbone that is trained '
+                     'changes the embeddings')
+    settings = {field.name: field.default for field in fields(AugmentationConf)
+                if field.default is not MISSING} | {'freq_patchout': 0, 'time_patchout': 0}
+    used = [f'--{name} {getattr(args, name)}' for name, off in settings.items()
+            if getattr(args, name) != off]
+    if used:
+        parser.error(f'--cache_embeddings computes each embedding once, but {" and ".join(used)} '
+                     f'changes the samples in every epoch: leave one of the two out')
 
 
 def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, config: ModelConfig,

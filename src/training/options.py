@@ -24,11 +24,13 @@ from utilities.cli import (
 # import torch. tests/training/test_options.py holds them equal.
 MODELS = ('ast',)
 LOSSES = ('BCE', 'CE')
-OPTIMIZERS = ('adam', 'sgd')
+OPTIMIZERS = ('adam', 'adamw', 'sgd')
+SCHEDULES = ('step', 'cosine', 'plateau')
 
 # If one of these options changes, a checkpoint cannot be used, even with --force.
 STRUCTURE = ('model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'num_mel_bins',
-             'audio_length', 'optim', 'metrics')
+             'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr', 'freeze',
+             'schedule', 'ema', 'metrics')
 # A second start in the same folder may change these options: they do not change what is computed.
 FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',
                 'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',
@@ -42,7 +44,7 @@ OF_ONE_FOLD = ('data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean',
 OLD_NAMES = {'tr_data': 'data_train', 'te_data': 'data_val', 'val_data': 'data_val',
              'eval_data': 'data_eval', 'epoch': 'n_epochs', 'epochs': 'n_epochs',
              'imagenetpretrain': 'imagenet_pretrain', 'audiosetpretrain': 'audioset_pretrain',
-             'base_exp_dir': 'exp_dir', 'patience': 'lr_patience',
+             'base_exp_dir': 'exp_dir',
              'lr_scheduler_start': 'lrscheduler_start', 'lr_scheduler_step': 'lrscheduler_step',
              'lr_scheduler_decay': 'lrscheduler_decay'}
 
@@ -106,6 +108,13 @@ def add_model_options(group):
              'lists them')
 
 
+def frozen(text):
+    """Parse the value of --freeze: none, backbone or a number of blocks."""
+    if text in ('none', 'backbone'):
+        return text
+    return str(whole(1)(text))
+
+
 def add_augmentation_options(group):
     """Add the options of augmentation, which training samples get and evaluation samples do not."""
     add = group.add_argument
@@ -129,8 +138,38 @@ def add_training_options(group):
     add('-b', '--batch_size', type=whole(1), default=12, help='samples in a training batch')
     add('--loss', choices=LOSSES, default='BCE', help='loss function')
     add('--metrics', choices=['acc', 'mAP'], default='mAP', help='main metric')
+    add('--label_smoothing', type=number(0, 1), default=0,
+        help='share of each label that is given to the other classes (CE) or to the other answer '
+             '(BCE)')
+    add('--class_weights', type=boolean, default=False,
+        help='let rare classes count more in the loss: by samples / (classes * samples of the '
+             'class)')
     add('--optim', choices=OPTIMIZERS, default='adam', help='optimizer')
     add('--lr', '--learning_rate', type=number(above=0), default=0.001, help='learning rate')
+    add('--weight_decay', type=number(0), default=5e-7,
+        help='weight decay; with adamw or --layer_decay, not of biases, normalisations and '
+             'embeddings')
+    add('--layer_decay', type=number(above=0, maximum=1), default=1,
+        help='learning rate of a layer, relative to that of the layer above it')
+    add('--head_lr', type=number(above=0), default=1, help='factor of the rate of the head')
+    add('--freeze', type=frozen, default='none',
+        help='keep weights as they are: none, backbone (all but the head), or the number of blocks')
+    add('--cache_embeddings', type=boolean, default=False,
+        help='with --freeze backbone and without augmentation: compute the embedding of each clip '
+             'once, so that an epoch takes seconds')
+    add('--drop_path', type=number(0, 1), default=0,
+        help='probability that a training sample skips the branches of the last block; of blocks '
+             'before, less')
+    add('--ema', type=number(0, 1), default=0,
+        help='evaluate and save a moving average of the weights with this decay, such as 0.999')
+    add('--patience', type=whole(0), default=0,
+        help='stop if the metric has not risen for so many epochs; 0: never')
+    add('--schedule', choices=SCHEDULES,
+        help='how the rate decays: step (the default; --lrscheduler_*), cosine (to --min_lr), or '
+             'plateau (if the metric has not risen for more than --lr_patience epochs)')
+    add('--min_lr', type=number(0), default=0, help='rate at the end of --schedule cosine')
+    add('--warmup_epochs', type=number(0), default=0,
+        help='raise the rate linearly over so many epochs')
     add('--warmup', type=boolean, default=False,
         help='raise the rate linearly over the first 1000 steps')
     add('--lrscheduler_start', type=whole(1), default=2,
@@ -139,8 +178,8 @@ def add_training_options(group):
     add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5,
         help='factor of a decay')
     add('--lr_patience', type=whole(0), default=0,
-        help='plateau: decay if the metric has not risen for more epochs than this; 0: decay by '
-             '--lrscheduler_start and --lrscheduler_step')
+        help='above 0: --schedule plateau, which decays the rate if the metric has not risen for '
+             'more epochs than this')
     add('--clip_grad', type=number(0), default=0,
         help='largest norm of the gradient, 0 for no limit')
     add('--wa', type=boolean, default=False,

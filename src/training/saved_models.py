@@ -8,6 +8,7 @@ from training.processes import main_process_only
 
 BEST = 'best_audio_model'
 AVERAGED = 'audio_model_wa'
+MOVING_AVERAGE = 'audio_model_ema'
 
 
 def name_of_epoch(epoch: int) -> str:

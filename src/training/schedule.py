@@ -1,31 +1,33 @@
 """The learning rate of every training step."""
 import argparse
+import logging
+import math
 from typing import Any
 
 import torch
 
 WARMUP_STEPS = 1000  # published
+PATIENCE = 2  # of --schedule plateau without --lr_patience
+
+logger = logging.getLogger(__name__)
 
 
 class Decay:
     """A factor of the learning rate that changes over a run, 1 at its start. This one stays 1.
 
-    To add a schedule, write a subclass and name it in make_decay. If it depends on the step, it
-    overrides `factor_at`; if it depends on the epoch or the metric, it overrides `end_epoch`. A
-    cosine:
-
-        class CosineDecay(Decay):
-            def factor_at(self, step):
-                return 0.5 + 0.5 * math.cos(math.pi * step / self.total_steps)
+    To add a schedule, write a subclass and name it in DECAYS. If it depends on the step, it
+    overrides `factor_at`; if it depends on the epoch or the metric, it overrides `end_epoch`.
 
     Attributes:
         settings: the options of run.py.
+        first_step: of the decay: the first step after the warmup.
         total_steps: number of steps of the whole run.
         factor: of the current epoch.
     """
 
-    def __init__(self, settings: argparse.Namespace, total_steps: int):
+    def __init__(self, settings: argparse.Namespace, first_step: int, total_steps: int):
         self.settings = settings
+        self.first_step = first_step
         self.total_steps = total_steps
         self.factor = 1.0
 
@@ -45,8 +47,8 @@ class Decay:
         """Return what a checkpoint keeps."""
         return {'decay': self.factor}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state that state_dict returned."""
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go back to a state that state_dict returned, before a step."""
         self.factor = state['decay']
 
 
@@ -68,13 +70,14 @@ class PlateauDecay(Decay):
     Each decay multiplies the factor by --lrscheduler_decay.
     """
 
-    def __init__(self, settings, total_steps):
-        super().__init__(settings, total_steps)
+    def __init__(self, settings, first_step, total_steps):
+        super().__init__(settings, first_step, total_steps)
         # PyTorch's plateau can only change the rate of an optimizer. That of this one is our
         # factor.
         self.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-            self.optimizer, 'max', factor=settings.lrscheduler_decay, patience=settings.lr_patience)
+            self.optimizer, 'max', factor=settings.lrscheduler_decay,
+            patience=settings.lr_patience or PATIENCE)
 
     def end_epoch(self, epoch, metric):
         self.plateau.step(metric)
@@ -83,8 +86,8 @@ class PlateauDecay(Decay):
     def state_dict(self):
         return {**super().state_dict(), 'plateau': self.plateau.state_dict()}
 
-    def load_state_dict(self, state):
-        super().load_state_dict(state)
+    def load_state_dict(self, state, step):
+        super().load_state_dict(state, step)
         self.optimizer.param_groups[0]['lr'] = self.factor
         if state.get('plateau'):
             # It has --lr_patience and --lrscheduler_decay, too, which --force may have changed.
@@ -92,16 +95,59 @@ class PlateauDecay(Decay):
             self.plateau.load_state_dict({**state['plateau'], **own})
 
 
-def make_decay(settings: argparse.Namespace, total_steps: int) -> Decay:
-    """Return the Decay that the options ask for."""
-    kind = PlateauDecay if settings.lr_patience else StepDecay
-    return kind(settings, total_steps)
+class CosineDecay(Decay):
+    """Decay from --lr to --min_lr along half a cosine, from the end of the warmup to the last step.
+
+    SGDR without restarts (arXiv:1608.03983). If a run continues with more epochs, the cosine is
+    stretched from where it stands: it goes on without a jump, and ends at the new last step.
+    """
+
+    def __init__(self, settings, first_step, total_steps):
+        super().__init__(settings, first_step, total_steps)
+        self.begin, self.progress_before = first_step, 0.0  # where this stretch of it begins
+
+    def factor_at(self, step):
+        lowest = self.settings.min_lr / self.settings.lr
+        return lowest + (1 - lowest) * (1 + math.cos(math.pi * self.progress_at(step))) / 2
+
+    def progress_at(self, step: int) -> float:
+        """Return how far the cosine is at a step: 0 at its first, 1 behind its last."""
+        done = max(step - self.begin, 0) / max(self.total_steps - self.begin, 1)
+        return self.progress_before + (1 - self.progress_before) * min(done, 1.0)
+
+    def state_dict(self):
+        cosine = {'begin': self.begin, 'progress_before': self.progress_before,
+                  'total_steps': self.total_steps}
+        return {**super().state_dict(), 'cosine': cosine}
+
+    def load_state_dict(self, state, step):
+        super().load_state_dict(state, step)
+        saved, total_steps = state['cosine'], self.total_steps
+        self.begin, self.progress_before = saved['begin'], saved['progress_before']
+        if saved['total_steps'] == total_steps:
+            return
+        self.total_steps = saved['total_steps']
+        self.progress_before = self.progress_at(step)
+        self.begin, self.total_steps = max(step, self.begin), total_steps
+        logger.info('the cosine of the learning rate is stretched from step %d on: it stands at '
+                    '%.3g and now ends after %d steps instead of %d', step,
+                    self.settings.lr * self.factor_at(step), total_steps, saved['total_steps'])
+
+
+DECAYS = {'step': StepDecay, 'cosine': CosineDecay, 'plateau': PlateauDecay}  # --schedule
+
+
+def make_decay(settings: argparse.Namespace, first_step: int, total_steps: int) -> Decay:
+    """Return the Decay that the options ask for. --lr_patience means a plateau."""
+    kind = settings.schedule or ('plateau' if settings.lr_patience else 'step')
+    return DECAYS[kind](settings, first_step, total_steps)
 
 
 class Schedule:
     """Sets the learning rate of each step: --lr, times a Decay, times a warmup.
 
-    With --warmup, the rate rises linearly from 0 over the first 1000 steps.
+    With --warmup, the rate rises linearly from 0 over the first 1000 steps, with --warmup_epochs
+    over so many epochs.
 
     A parameter group of the optimizer may have an `lr_scale`, which multiplies its rate. That is
     what layer decay needs.
@@ -114,14 +160,17 @@ class Schedule:
                  total_steps: int):
         self.optimizer = optimizer
         self.settings = settings
-        self.decay = make_decay(settings, total_steps)
+        self.warmup_steps = WARMUP_STEPS if settings.warmup else 0
+        if settings.warmup_epochs:
+            self.warmup_steps = round(settings.warmup_epochs * total_steps / settings.n_epochs)
+        self.decay = make_decay(settings, self.warmup_steps, total_steps)
         self.step = 0
         # Noted now, since the groups in a checkpoint of an earlier version have no lr_scale.
         self.scales = [group.get('lr_scale', 1.0) for group in optimizer.param_groups]
 
     def rate_at(self, step: int) -> float:
         """Return the rate of a step of the current epoch; steps count from 0 over the whole run."""
-        warmup = min(1.0, step / WARMUP_STEPS) if self.settings.warmup else 1.0
+        warmup = min(1.0, step / self.warmup_steps) if self.warmup_steps else 1.0
         return self.settings.lr * self.decay.factor_at(step) * warmup
 
     @property
@@ -152,4 +201,4 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state that state_dict returned."""
         self.step = state['step']
-        self.decay.load_state_dict(state)
+        self.decay.load_state_dict(state, self.step)

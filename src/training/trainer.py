@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from models import ASTModel
 from training import processes
 from training.devices import move, parallelise
+from training.embeddings import EmbeddingClassifier
 from training.gpu_fbanks import fbanks_on
-from training.losses import LOSSES, EpochLoss
+from training.losses import EpochLoss, make_training_loss
 from training.optimizer import make_optimizer
 from training.schedule import Schedule
 from utilities.progress import Progress, TimedBatches
@@ -34,9 +36,12 @@ class Trainer:
         model: an ASTModel on `device`. Its autocast_dtype is the precision.
         settings: the options of run.py.
         steps_per_epoch: number of steps of an epoch.
+        class_weights: of the loss, (classes,), or None.
 
     Attributes:
         model: the model itself.
+        evaluated: the model that is evaluated and saved: `model`, or with --ema the moving average
+            of its weights.
         training_model: the model to call in training. With several processes, its backward()
             averages the gradients. With several GPUs in one process, it splits batches over them.
         evaluation_model: the model to call in evaluation. It splits batches in the same way.
@@ -45,10 +50,8 @@ class Trainer:
         speed: samples a second in the last call of train_epoch, or None if it had no batches.
     """
 
-    STATEFUL = ('model', 'optimizer', 'schedule', 'scaler', 'loss')
-
     def __init__(self, model: ASTModel, device: torch.device, settings: argparse.Namespace,
-                 steps_per_epoch: int):
+                 steps_per_epoch: int, class_weights: torch.Tensor | None = None):
         self.model = model
         self.device = device
         self.settings = settings
@@ -58,16 +61,25 @@ class Trainer:
         self.start = time.monotonic()
         self.seconds_before = 0.0  # what earlier starts took
 
+        self.ema = None
+        if settings.ema:  # before the model is compiled, since this copies it
+            self.ema = ModelEmaV3(model, settings.ema, use_warmup=True)
+            self.ema.requires_grad_(False)
+        self.evaluated = self.ema.module if self.ema else model
         if settings.compile:
             # With dynamic shapes, all steps after the first smaller batch would run kernels that
             # are made for any size.
             model.compile(dynamic=False)
-        self.evaluation_model = parallelise(model, device)
+        # What is called: of cached embeddings, the head alone.
+        call = EmbeddingClassifier if settings.cache_embeddings else lambda whole: whole
+        self.evaluation_model = parallelise(call(self.evaluated), device)
         self.training_model = self.evaluation_model
+        if self.ema:
+            self.training_model = parallelise(call(model), device)
         if processes.size() > 1:
-            self.training_model = average_gradients(model)
+            self.training_model = average_gradients(call(model))
 
-        self.loss_function = LOSSES[settings.loss]()
+        self.loss_function = make_training_loss(settings, class_weights).to(device)
         self.optimizer = make_optimizer(model, settings)
         self.schedule = Schedule(self.optimizer, settings, settings.n_epochs * steps_per_epoch)
         self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
@@ -117,6 +129,8 @@ class Trainer:
             The mean loss, times `share`: a number without gradient.
         """
         self.schedule.start_step()
+        if self.settings.drop_path:  # a run that continues drops what an undisturbed one drops
+            torch.manual_seed(draw_seed(self.settings.seed, self.schedule.step))
         self._choose_patches()
         loss = self._compute_gradients(fbanks, labels, share)
         self._change_weights()
@@ -157,6 +171,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.model, self.schedule.step)
 
     def end_epoch(self, metric: float) -> None:
         """Go on to the next epoch. metric: the main metric of the epoch that ends."""
@@ -171,16 +187,23 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps. All processes call this."""
-        states = {name: getattr(self, name).state_dict() for name in self.STATEFUL}
+        states = {name: part.state_dict() for name, part in self._stateful().items()}
         return {'epoch': self.epoch, 'seconds': self.seconds, **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state that state_dict returned."""
         self.epoch = state['epoch']
         self.seconds_before = state['seconds']
-        for name in self.STATEFUL:
+        for name, part in self._stateful().items():
             if state[name]:  # a gradient scaler that was not in use has no state
-                getattr(self, name).load_state_dict(state[name])
+                part.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        """Return the parts with a state, by name."""
+        parts: dict[str, Any] = {
+            'model': self.model, 'optimizer': self.optimizer, 'schedule': self.schedule,
+            'scaler': self.scaler, 'loss': self.loss}
+        return {**parts, 'ema': self.ema} if self.ema else parts
 
 
 def average_gradients(model: nn.Module) -> nn.parallel.DistributedDataParallel:
@@ -204,6 +227,11 @@ def with_shares(loader) -> Iterator[tuple]:
     for inputs, labels in loader:
         own, samples = next(sizes) if sizes else (len(labels), len(labels))
         yield inputs, labels, size * own / samples, samples
+
+
+def draw_seed(seed: int, step: int) -> int:
+    """Draw a seed for the random numbers of a step in this process, from (seed, step) alone."""
+    return int(np.random.default_rng((seed, step, 2, processes.rank())).integers(2 ** 63))
 
 
 def draw_patchout(grid: tuple[int, int], dropped: tuple[int, int], seed: int,

@@ -1,0 +1,97 @@
+"""Embeddings that are computed once, for training the head of a frozen model (a linear probe)."""
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset, default_collate
+
+from dataloader import SampleKey
+from models import ASTModel
+from training import processes
+from training.bad_audio import ReplaceUnreadable
+from training.gpu_fbanks import fbanks_on
+from training.loaders import Loaders, make_loader
+from utilities.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingClassifier(nn.Module):
+    """The head of a model, called with embeddings (B, dim) in place of spectrograms."""
+
+    def __init__(self, model: ASTModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, classes)."""
+        return self.model.classify(embeddings)
+
+
+class EmbeddingDataset(Dataset):
+    """The samples (embedding (dim,), labels (classes,)) of a data set.
+
+    Args:
+        embeddings: (samples, dim).
+        dataset: the data set that they were computed from.
+    """
+
+    collate = staticmethod(default_collate)  # makes a batch of a list of samples
+
+    def __init__(self, embeddings: torch.Tensor, dataset: Any):
+        self.embeddings = embeddings
+        self.targets = torch.from_numpy(dataset.all_targets())
+        self.labels = dataset.labels
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    def __getitem__(self, key: int | SampleKey) -> tuple[torch.Tensor, torch.Tensor]:
+        index = key.index if isinstance(key, SampleKey) else key
+        return self.embeddings[index], self.targets[index]
+
+    def all_targets(self) -> np.ndarray:
+        """Return the labels (samples, classes) of all samples."""
+        return self.targets.numpy()
+
+
+def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: int) -> Loaders:
+    """Compute the embeddings of all data sets, and return loaders of these.
+
+    Each process computes all of them, so that any of them can have any sample.
+
+    Raises:
+        AudioError: if a recording cannot be read.
+    """
+    def embedded(name, dataset, loader):
+        """Return the dataset of a data set's embeddings."""
+        batches = torch.arange(len(dataset)).split(2 * batch_size)
+        samples = make_loader(dataset, None, loader.num_workers, loader.pin_memory,
+                              batches=[batch.tolist() for batch in batches])
+        return EmbeddingDataset(compute_embeddings(model, samples, device, name), dataset)
+
+    def evaluation_loader(name, loader):
+        dataset = embedded(name, loader.dataset, loader)
+        return make_loader(dataset, 2 * batch_size // processes.size(), 0, loader.pin_memory)
+
+    train_set = loaders.train.dataset.dataset  # within ReplaceUnreadable
+    train_set = ReplaceUnreadable(embedded('training', train_set, loaders.train))
+    sampler = loaders.train.batch_sampler.sampler
+    return Loaders(
+        train=make_loader(train_set, batch_size, 0, loaders.train.pin_memory, sampler),
+        val=evaluation_loader('validation', loaders.val),
+        test=evaluation_loader('evaluation', loaders.test) if loaders.test else None)
+
+
+@torch.inference_mode()
+def compute_embeddings(model: ASTModel, loader, device: torch.device, name: str) -> torch.Tensor:
+    """Return the embeddings (samples, dim) of the samples of a loader, on the CPU."""
+    model.eval()
+    parts = []
+    with Progress(f'embeddings of the {name} set', len(loader)) as progress:
+        for inputs, _ in loader:
+            parts.append(model.forward_features(fbanks_on(inputs, device)).float().cpu())
+            progress.advance(len(parts[-1]))
+    return torch.cat(parts)

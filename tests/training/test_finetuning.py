@@ -1,0 +1,294 @@
+"""Options of fine-tuning: what each of them does in one step or one epoch, by hand."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import run
+from models import ASTModel, load_model
+from small_model import CPU, settings
+from training.errors import TrainingError
+from training.losses import balance_classes, make_training_loss
+from training.optimizer import freeze, make_optimizer
+from training.trainer import Trainer
+from utilities.parallel import one_thread
+
+CLASSES, FRAMES, BINS = 3, 32, 32
+
+
+@pytest.fixture(autouse=True)
+def thread():
+    """Compute on one thread, as models of this size do best."""
+    with one_thread():
+        yield
+
+
+def make_model():
+    torch.manual_seed(0)
+    return ASTModel(CLASSES, 16, 16, BINS, FRAMES, imagenet_pretrain=False, model_size='tiny224',
+                    verbose=False)
+
+
+def make_batch(size=4):
+    generator = torch.Generator().manual_seed(1)
+    labels = nn.functional.one_hot(torch.arange(size) % CLASSES, CLASSES).float()
+    return torch.randn(size, FRAMES, BINS, generator=generator), labels
+
+
+def train_one_step(model, **changes):
+    """Return a trainer whose model has done one step."""
+    chosen = settings(**{'optim': 'adam', 'lr': 1e-3, 'loss': 'CE', **changes})
+    freeze(model, chosen.freeze)
+    trainer = Trainer(model, CPU, chosen, 10)
+    trainer.step(*make_batch())
+    return trainer
+
+
+def rates_by_name(model, optimizer):
+    """Return {name: (lr_scale, weight_decay)} of the trained parameters of a model."""
+    names = {id(value): name for name, value in model.named_parameters()}
+    return {names[id(value)]: (group['lr_scale'], group['weight_decay'])
+            for group in optimizer.param_groups for value in group['params']}
+
+
+def test_layer_decay_gives_each_layer_the_rate_of_the_one_above_times_the_factor():
+    model = make_model()
+    chosen = settings(optim='adamw', layer_decay=0.5, weight_decay=0.05)
+    found = rates_by_name(model, make_optimizer(model, chosen))
+    assert found['mlp_head.1.weight'] == (1, 0.05)
+    assert found['v.blocks.11.mlp.fc1.weight'][0] == 0.5 == found['v.norm.weight'][0]
+    for number in range(12):
+        assert found[f'v.blocks.{number}.attn.qkv.weight'][0] == 0.5 ** (12 - number)
+    assert found['v.pos_embed'][0] == found['v.patch_embed.proj.weight'][0] == 0.5 ** 13
+
+
+def test_adamw_decays_matrices_and_neither_biases_nor_normalisations_nor_embeddings():
+    model = make_model()
+    found = rates_by_name(model, make_optimizer(model, settings(optim='adamw', weight_decay=0.05)))
+    assert len(found) == len(list(model.parameters()))
+    for name, (scale, decay) in found.items():
+        is_matrix = name.endswith('.weight') and 'norm' not in name and name != 'mlp_head.0.weight'
+        assert scale == 1 and decay == (0.05 if is_matrix else 0), name
+
+
+def test_a_step_of_adamw_is_that_of_its_formula():
+    model, before = make_model(), make_model()
+    trainer = train_one_step(model, optim='adamw', weight_decay=0.1, lr=1e-3)
+    name = 'v.blocks.3.mlp.fc1.weight'
+    old, new = before.get_parameter(name), trainer.model.get_parameter(name)
+    gradient = trainer.optimizer.state[new]['exp_avg'] / 0.1  # after a step, (1 - beta1) * gradient
+    expected = old * (1 - 1e-3 * 0.1) - 1e-3 * gradient / (gradient.abs() + 1e-8)
+    torch.testing.assert_close(new, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_weight_decay_changes_the_published_adam_everywhere():
+    model = make_model()
+    group, = make_optimizer(model, settings(optim='adam', weight_decay=0.1)).param_groups
+    assert group['weight_decay'] == 0.1 and len(group['params']) == len(list(model.parameters()))
+
+
+def test_the_head_has_a_rate_of_its_own():
+    for changes in ({}, {'optim': 'adamw'}, {'layer_decay': 0.5}):
+        model = make_model()
+        chosen = settings(**{'optim': 'adam', 'head_lr': 10, **changes})
+        found = rates_by_name(model, make_optimizer(model, chosen))
+        assert found['mlp_head.1.weight'][0] == found['mlp_head.0.bias'][0] == 10
+        assert found['v.blocks.11.mlp.fc1.bias'][0] == changes.get('layer_decay', 1)
+        assert len(found) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize('what, trained', [
+    ('backbone', ('mlp_head.',)),
+    ('3', ('mlp_head.', 'v.norm.', *(f'v.blocks.{number}.' for number in range(3, 12))))])
+def test_frozen_weights_do_not_change_and_all_others_do(what, trained):
+    model, before = make_model(), make_model()
+    train_one_step(model, freeze=what)
+    for (name, new), old in zip(model.named_parameters(), before.parameters(), strict=True):
+        assert torch.equal(new, old) != name.startswith(trained), name
+
+
+def test_more_frozen_blocks_than_there_are_is_a_sentence():
+    with pytest.raises(TrainingError, match='--freeze 13: the model has 12 blocks'):
+        freeze(make_model(), '13')
+
+
+def test_layer_decay_skips_frozen_blocks():
+    model = make_model()
+    freeze(model, '6')
+    found = rates_by_name(model, make_optimizer(model, settings(layer_decay=0.5)))
+    assert 'v.blocks.5.norm1.weight' not in found
+    assert found['v.blocks.6.norm1.weight'][0] == 0.5 ** 6
+
+
+@pytest.mark.parametrize('loss', ['CE', 'BCE'])
+def test_smoothed_labels_are_those_of_the_formula(loss):
+    logits = torch.randn(4, CLASSES, generator=torch.Generator().manual_seed(2))
+    labels = make_batch()[1]
+    found = make_training_loss(settings(loss=loss, label_smoothing=0.1), None)(logits, labels)
+    if loss == 'CE':
+        smoothed = 0.9 * labels + 0.1 / CLASSES
+        expected = -(smoothed * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    else:
+        smoothed = 0.9 * labels + 0.05
+        expected = -(smoothed * logits.sigmoid().log()
+                     + (1 - smoothed) * (1 - logits.sigmoid()).log()).mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_class_weights_make_up_for_how_often_a_class_occurs():
+    targets = np.zeros((10, 4), np.float32)
+    targets[:8, 0] = targets[8:, 2] = 1
+    weights = balance_classes(targets)
+    assert weights.tolist() == pytest.approx([10 / (2 * 8), 1, 10 / (2 * 2), 1])
+    logits, labels = torch.zeros(1, 4), torch.tensor([[0.0, 0, 1, 0]])
+    found = make_training_loss(settings(loss='CE'), weights)(logits, labels)
+    torch.testing.assert_close(found, 2.5 * torch.tensor(4.0).log())
+
+
+def test_the_moving_average_is_that_of_its_formula():
+    model = make_model()
+    trainer = Trainer(model, CPU, settings(optim='adam', lr=1e-3, loss='CE', ema=0.9), 10)
+    name, average = 'v.blocks.0.mlp.fc1.bias', None
+    for step in range(4):
+        trainer.step(*make_batch())
+        weights = model.get_parameter(name).detach().clone()
+        decay = min(0.9, 1 - (1 + step) ** (-2 / 3)) if step else 0.0
+        average = weights if average is None else decay * average + (1 - decay) * weights
+        torch.testing.assert_close(trainer.evaluated.get_parameter(name), average)
+    assert not torch.equal(trainer.evaluated.get_parameter(name), weights)
+
+
+def test_drop_path_skips_branches_of_training_samples_alone_the_same_in_every_run():
+    model = make_model()
+    model.set_drop_path(0.5)
+    rates = [block.drop_path1.drop_prob for block in model.v.blocks[1:]]
+    assert rates == pytest.approx([0.5 * i / 11 for i in range(1, 12)])
+    x, _ = make_batch()
+    assert torch.equal(model.eval()(x), make_model().eval()(x))
+    assert not torch.equal(model.train()(x), model(x))
+    steps = []
+    for _ in range(2):
+        model = make_model()
+        model.set_drop_path(0.5)
+        torch.rand(7)  # of something else
+        steps.append(train_one_step(model, drop_path=0.5).model.get_parameter('v.norm.weight'))
+    assert torch.equal(*steps)
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
+    """Train on eight recordings of two classes in this process; return the folder."""
+    monkeypatch.chdir(tmp_path)
+    make_labels(2)
+    clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 2), seconds=0.3, seed=i), f'/m/{i % 2}')
+             for i in range(8)]
+    make_datafile(clips)
+
+    def train(*options, exp_dir='exp'):
+        run.main(['--exp_dir', exp_dir, *(
+            '--data_train data.json --data_val data.json --label_csv labels.csv --n_class 2 '
+            '--num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 --model_size tiny224 '
+            '--imagenet_pretrain False --batch_size 4 --lr 1e-3 --num_workers 0 --device cpu '
+            '--loss CE --metrics acc --save_model True').split(), *options])
+        return tmp_path / exp_dir
+    return train
+
+
+MODERN = ('--optim adamw --weight_decay 0.05 --layer_decay 0.7 --head_lr 2 --schedule cosine '
+          '--warmup_epochs 0.5 --min_lr 1e-6 --drop_path 0.2 --label_smoothing 0.1 --ema 0.9 '
+          '--class_weights True --freeze 2').split()
+
+
+@pytest.mark.parametrize('more', [[], ['--grad_accum', '2'], ['--amp', 'bf16']],
+                         ids=['', 'accumulated', 'bf16'])
+def test_a_run_with_all_of_them_goes_on_as_if_it_had_not_stopped(train, monkeypatch, more):
+    from training.interrupt import Interrupt
+    from training.supervisor import Supervisor
+    options = [*MODERN, *more, '--n_epochs', '2']
+    straight = train(*options, exp_dir='straight')
+    after_step, steps = Supervisor.after_step, []
+
+    def stop_after_three_steps(self):
+        steps.append(1)
+        self.interrupt.requested = len(steps) == 3
+        after_step(self)
+
+    monkeypatch.setattr(Supervisor, 'after_step', stop_after_three_steps)
+    with pytest.raises(SystemExit) as stop:
+        train(*options)
+    assert stop.value.code == 75 and Interrupt is not None
+    monkeypatch.setattr(Supervisor, 'after_step', after_step)
+    resumed = train(*options)
+    for file in ('result.csv', 'models/best_audio_model.pth', 'models/audio_model_ema.pth'):
+        assert (resumed / file).read_bytes() == (straight / file).read_bytes(), file
+
+
+def test_the_moving_average_is_what_is_evaluated_and_saved(train):
+    folder = train('--ema', '0.99', '--n_epochs', '2')
+    average = load_model(folder / 'models' / 'audio_model_ema.pth')[0]
+    state = torch.load(folder / 'checkpoint.pth', weights_only=True)['trainer']
+    for name, value in average.state_dict().items():
+        assert torch.equal(value, state['ema'][f'module.{name}'])
+        last = state['model'][name]
+    assert not torch.equal(value, last)
+
+
+def test_training_stops_early_when_the_metric_no_longer_rises(train, capsys):
+    folder = train('--lr', '1e-30', '--n_epochs', '9', '--patience', '2')
+    assert len((folder / 'result.csv').read_text().splitlines()) == 3
+    assert 'acc has not risen since epoch 1 (--patience 2)' in capsys.readouterr().err
+    assert (folder / 'finished').exists()
+
+
+def test_a_longer_run_stretches_the_cosine_from_where_it_stands_and_says_so(train, capsys):
+    cosine = ('--schedule', 'cosine')
+    train(*cosine, '--n_epochs', '2', '--min_lr', '1e-4')
+    longer = train(*cosine, '--n_epochs', '4', '--min_lr', '1e-4')
+    rates = np.loadtxt(longer / 'result.csv', delimiter=',')[:, -1]
+    straight = train(*cosine, '--n_epochs', '2', '--min_lr', '1e-4', exp_dir='two')
+    assert rates[:2].tolist() == np.loadtxt(straight / 'result.csv', delimiter=',')[:, -1].tolist()
+    assert rates[2:].tolist() == [1e-4, 1e-4]
+    assert 'is stretched from step 4 on: it stands at 0.0001' in capsys.readouterr().err
+
+
+def test_kept_embeddings_train_the_head_to_the_same_weights(train):
+    probe = ('--freeze', 'backbone', '--n_epochs', '3', '--amp', 'off')
+    folders = [train(*probe, exp_dir='computed'),
+               train(*probe, '--cache_embeddings', 'True', exp_dir='kept')]
+    heads = [load_model(folder / 'models' / 'best_audio_model.pth')[0].mlp_head for folder in folders]
+    torch.testing.assert_close(heads[0][1].weight, heads[1][1].weight, rtol=0, atol=1e-5)
+    rows = [np.loadtxt(folder / 'result.csv', delimiter=',') for folder in folders]
+    np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
+
+
+@pytest.mark.parametrize('options, reason', [
+    ('--freeze backbone --layer_decay 0.7', '--layer_decay .*--freeze backbone'),
+    ('--freeze backbone --drop_path 0.1', '--drop_path'),
+    ('--freeze 13', 'the model has 12 blocks'),
+    ('--freeze head', '--freeze'),
+    ('--ema 0.99 --wa True --wa_end 1', '--ema and --wa'),
+    ('--schedule cosine --lr_patience 2', '--lr_patience 2 is for --schedule plateau'),
+    ('--min_lr 1e-5', '--schedule cosine'),
+    ('--schedule cosine --min_lr 1', 'above --lr'),
+    ('--warmup True --warmup_epochs 1', '--warmup_epochs'),
+    ('--warmup_epochs 2', 'more than --n_epochs'),
+    ('--cache_embeddings True', '--freeze backbone'),
+    ('--cache_embeddings True --freeze backbone --freqm 4', '--freqm 4 changes the samples'),
+    ('--ema 1', 'below 1')])
+def test_contradictions_are_refused_in_a_sentence(train, capsys, options, reason):
+    import re
+    with pytest.raises(SystemExit) as stop:
+        train('--n_epochs', '1', *options.split())
+    said = capsys.readouterr().err + str(stop.value.code)
+    assert re.search(reason, said) and 'Traceback' not in said
+
+
+def test_the_structure_of_the_optimizer_cannot_change_when_a_run_goes_on(train):
+    train('--n_epochs', '1')
+    for options in (['--layer_decay', '0.5'], ['--optim', 'adamw'], ['--weight_decay', '0.1']):
+        with pytest.raises(SystemExit) as stop:
+            train('--n_epochs', '2', '--force', *options)
+        assert options[0] in str(stop.value.code)
+    assert json.loads((train('--n_epochs', '2') / 'args.json').read_text())['layer_decay'] == 1
