@@ -162,6 +162,21 @@ def write_figure(path: Path, figure: 'Figure') -> None:
         figure.savefig(partial, format='png', dpi=120)
 
 
+def write_curves(exp_dir: Path, rows: Sequence[Sequence[float]] | np.ndarray, metric: str,
+                 title: str) -> None:
+    """Write curves.png of the rows of result.csv, (epochs, columns).
+
+    Args:
+        exp_dir: the folder to write to.
+        rows: at least one.
+        metric: the main metric, 'acc' or 'mAP'.
+        title: of the figure.
+    """
+    from utilities.plots import plot_curves  # here, since matplotlib is slow to import
+    columns = dict(zip(result_columns(metric), np.array(rows).T))
+    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
+
+
 def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
                     targets: np.ndarray) -> list[ClassAccuracy]:
     """Write confusion_matrix.png and class_accuracy.csv of predictions with single labels.
