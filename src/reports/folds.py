@@ -1,4 +1,4 @@
-"""Summarise a cross-validation: the best epoch of the folds' mean and the last, by class."""
+"""Summarise a cross-validation: scores of the best and the last epoch, curves, confusions."""
 from collections.abc import Sequence
 from pathlib import Path
 
