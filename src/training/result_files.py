@@ -148,12 +148,21 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def read_array(path: Path) -> np.ndarray:
-    """Read a .npy file. Raises DataError if it is not there, or is something else."""
+def read_array(path: Path, advice: str = '') -> np.ndarray:
+    """Read a .npy file.
+
+    Args:
+        path: of the file.
+        advice: what the error tells the user to do.
+
+    Raises:
+        DataError: if the file is not there, or is something else.
+    """
+    end = f'; {advice}' if advice else ''
     try:
         return np.load(path)
     except (EOFError, OSError, ValueError) as error:
-        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+        raise DataError(f'cannot read {path}: {error_reason(error)}{end}') from None
 
 
 def write_figure(path: Path, figure: 'Figure') -> None:
