@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
     """Run one experiment, or nothing if it is finished already."""
     precision = choose_precision(args.amp, device)
     if args.dry_run:
-        describe(args, device, precision, launch)
+        log_dry_run(args, device, precision, launch)
         return
 
     processes.join(launch, device, args.timeout_minutes)
@@ -79,8 +79,8 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
         train_and_evaluate(args, model, device, loaders, folder, interrupt)
 
 
-def describe(args: argparse.Namespace, device: torch.device, precision: torch.dtype | None,
-             launch: Launch) -> None:
+def log_dry_run(args: argparse.Namespace, device: torch.device, precision: torch.dtype | None,
+                launch: Launch) -> None:
     """Log what an experiment would do, for --dry_run."""
     log_settings(args, make_loaders(args, device), device, precision, launch.size)
     model = make_model(args, pretrained=False)

@@ -14,7 +14,7 @@ from models.atomic import remove_leftovers
 from training import processes
 from training.checkpoint import Checkpoint
 from training.devices import move
-from training.evaluation import Evaluation, join
+from training.evaluation import Evaluation, join_batches
 from training.gpu_fbanks import fbanks_on
 from training.interrupt import Interrupt
 from training.losses import LOSSES, balance_classes
@@ -55,7 +55,8 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
             progress.advance(len(labels))
 
     samples = sum(map(len, targets))
-    return Evaluation(join(predictions), join(targets), float(total) / max(samples, 1))
+    return Evaluation(join_batches(predictions), join_batches(targets),
+                      float(total) / max(samples, 1))
 
 
 class Run:

@@ -18,7 +18,7 @@ from tagging.tagger import labels_of
 from training.devices import choose_device, choose_precision, parallelise
 from training.errors import as_training_errors
 from training.loaders import make_loader
-from training.result_files import write_array, write_rows
+from training.result_files import read_array, write_array, write_rows
 from traintest import validate
 from utilities.stats import Metrics, calculate_stats, is_single_label, summarise
 
@@ -76,7 +76,8 @@ def evaluate(args: Namespace, source: str, device: torch.device) -> tuple[np.nda
         logger.info('%s: its predictions are in %s', source, kept)
     else:
         write_array(kept, predict(args, model, dataset, device, loss, title=source))
-    return np.load(kept), dataset.all_targets()
+    advice = 'delete it, and the same command computes it again'
+    return read_array(kept, advice), dataset.all_targets()
 
 
 def file_name(path: Path, what: dict[str, Any]) -> str:

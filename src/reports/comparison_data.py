@@ -87,7 +87,7 @@ def read_experiment(folder: Path) -> Experiment:
 def read_scores(runs: Sequence[Path], rows: np.ndarray, settings: Settings) -> dict[str, Any]:
     """Return the cells of an experiment in the table of scores.
 
-    Of folds they are the mean, and ± is the standard deviation.
+    If there are folds, a score is their mean, and ± is their standard deviation.
 
     Args:
         runs: the experiment itself, or its folds.
@@ -124,7 +124,7 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     """Return names that tell folders apart: their paths without what all have in common.
 
     Recipes name a folder after its settings, as in esc50-base384-f10-t10-audioset-b48-lr1e-5-seed0.
-    Of such long names, the settings that all have in common are left out, too.
+    If names are so long, the settings that all have in common are left out, too.
     """
     paths = [list(Path(os.path.abspath(folder)).parts) for folder in folders]
     names = ['/'.join(parts) for parts in without_common(paths)]

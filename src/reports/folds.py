@@ -1,4 +1,4 @@
-"""Summarise a cross-validation: the best epoch of the folds' mean and the last, by class."""
+"""Summarise a cross-validation: scores of the best and the last epoch, curves, confusions."""
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +11,8 @@ from training.result_files import (
     hardest_classes,
     read_array,
     read_rows,
-    result_columns,
     write_confusion,
-    write_figure,
+    write_curves,
     write_metrics,
     write_rows,
 )
@@ -40,7 +39,7 @@ def summarise_folds(exp_dir: Path) -> list[str]:
     write_rows(exp_dir / 'best_result.csv', mean[best])
     write_rows(exp_dir / 'acc_fold.csv', np.append(rows[:, best, 0], mean[best, 0]))
     write_mean_metrics(exp_dir, folds)
-    draw_curves(exp_dir, mean, metric, f'{settings["dataset"]}, mean of {len(folds)} folds')
+    write_curves(exp_dir, mean, metric, f'{settings["dataset"]}, mean of {len(folds)} folds')
     lines = [scores_line(folds, rows[:, best, 0], metric,
                          f'epoch {best + 1}, the best of the mean'),
              scores_line(folds, rows[:, -1, 0], metric, f'epoch {len(mean)}, the last')]
@@ -82,13 +81,6 @@ def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
     rows = [{'epoch': epoch, **dict(zip(names, row))}
             for epoch, row in enumerate(table.mean(axis=0).T.tolist(), 1)]
     write_metrics(exp_dir / 'metrics.csv', rows)
-
-
-def draw_curves(exp_dir: Path, rows: np.ndarray, metric: str, title: str) -> None:
-    """Write curves.png of rows of result.csv, (epochs, columns)."""
-    from utilities.plots import plot_curves  # here, since matplotlib is slow to import
-    columns = dict(zip(result_columns(metric), rows.T))
-    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
 
 
 def scores_line(folds: Sequence[Path], scores: np.ndarray, metric: str, title: str) -> str:

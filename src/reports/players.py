@@ -78,7 +78,7 @@ def write_flac(path: str | os.PathLike, target: str | os.PathLike | BinaryIO, st
 
     Args:
         path: the recording.
-        target: where to: a path, or an open binary file.
+        target: the file to write, a path or an open binary file.
         start: seconds to skip.
         seconds: how much to convert at most from there on.
 

@@ -2,8 +2,8 @@
 
 While a job runs, its files grow under the name <name>.partial. A journal beside the first of them,
 <name>.progress, gets a line for every recording, after the recording's results are written. The
-line says how large each file was then. When the job continues, the last line counts, however the
-process ended: what the files hold beyond it is cut off.
+line says how large each file was then. When the job continues, the last line that is not damaged
+counts, however the process ended: what the files hold beyond it is cut off.
 """
 import contextlib
 import json
@@ -34,6 +34,21 @@ class State(NamedTuple):
     failed: int = 0
     sizes: list[int] = []
     finished: bool = False
+
+
+def _read_line(line):
+    """Return the value in a line of a journal, or None if the line is damaged."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _read_state(line):
+    """Return the State in a line of a journal, or None if the line is damaged."""
+    fields = _read_line(line)
+    is_whole = isinstance(fields, list) and len(fields) == len(State._fields)
+    return State(*fields) if is_whole else None
 
 
 @contextlib.contextmanager
@@ -121,7 +136,7 @@ class Job:
         if len(lines) < 2:  # nothing is done
             journal.open()
             return
-        self.state = State(*json.loads(lines[-1]))
+        self.state = _read_state(lines[-1])
         logger.info('%d of %d recordings are tagged already', self.state.files, self.total)
         journal.open(sum(len(line) + 1 for line in lines))
 
@@ -133,12 +148,13 @@ class Job:
         text = path.read_bytes() if path.exists() else b''
         *lines, _ = text.split(b'\n')  # what follows the last newline is no whole line
         if len(lines) > 1:
-            before = json.loads(lines[0])
+            before = _read_line(lines[0])
+            before = before if isinstance(before, dict) else {}
             self._refuse_if([name for name in self.settings
                              if before.get(name) != self.settings[name]])
         if not lines and any(file.partial.exists() for file in self.files):
             self._refuse_if(['outputs'])
-        while len(lines) > 1 and not self._can_go_on(State(*json.loads(lines[-1]))):
+        while len(lines) > 1 and not self._can_go_on(_read_state(lines[-1])):
             lines.pop()
         return lines
 
@@ -151,7 +167,9 @@ class Job:
                             f'its command line to continue with it, or remove {left}')
 
     def _can_go_on(self, state):
-        """Return whether the files hold all that a state says."""
+        """Return whether the files hold all that a state says; no if its line is damaged."""
+        if state is None:
+            return False
         return state.finished or all(
             file.partial.exists() and file.partial.stat().st_size >= size
             for file, size in zip(self.files, state.sizes))

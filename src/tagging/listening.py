@@ -44,7 +44,7 @@ def write_listening_page(path: Path, tagging: Tagging, top_k: int, models: str) 
     do not play that file, the sound is converted to <name of the page>.flac beside the page.
 
     Args:
-        path: where to.
+        path: of the page.
         tagging: of the recording, with its spectrogram.
         top_k: how many tags of the whole recording, and of a window, to show.
         models: the names of the models.
@@ -172,7 +172,7 @@ def class_row(tagging: Tagging, k: int) -> str:
 def cells(tagging: Tagging, scores: np.ndarray) -> Iterator[str]:
     """Yield a rectangle for each window, the darker the higher its score.
 
-    If windows overlap, that of a window ends where the next one begins.
+    If windows overlap, a rectangle ends where the next window begins.
     """
     ends = np.minimum(tagging.ends, np.append(tagging.starts[1:], np.inf))
     for start, end, score in zip(tagging.starts, ends, scores):

@@ -161,7 +161,7 @@ class Windows(Dataset):
         return Window(torch.zeros(self.frames, self.mel_bins), 0, seconds, error)
 
     def _load(self, key):
-        """Return the waveform from the start on, and where the recording has ended, if it has."""
+        """Return the waveform of a window, and the second at which its file has ended, or None."""
         if isinstance(key.source, Sound):
             return key.source.waveform(key.start), None
         return self.reader.load(key.source, start=key.start, seconds=window_seconds(self.frames))

@@ -35,7 +35,7 @@ class Evaluation:
         return Evaluation(predictions.numpy(), targets.numpy(), total / samples)
 
 
-def join(batches: list[torch.Tensor]) -> np.ndarray:
+def join_batches(batches: list[torch.Tensor]) -> np.ndarray:
     """Join batches (B, classes) to an array (samples, classes).
 
     One of several processes may have none.

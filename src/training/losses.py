@@ -79,7 +79,7 @@ class EpochLoss:
     def __init__(self, device: torch.device):
         dtype = torch.float32 if device.type == 'mps' else torch.float64  # MPS has no float64
         self.total = torch.zeros((), device=device, dtype=dtype)
-        self.first_bad_step = torch.zeros((), device=device, dtype=torch.int64)
+        self.first_bad_step = torch.zeros((), device=device, dtype=torch.int64)  # 0: none
         self.steps = 0
         self.samples = 0
 

@@ -35,7 +35,8 @@ STRUCTURE = ('model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'n
 FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',
                 'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',
                 'dry_run')
-# --config does not take these options from its file.
+# These options are of one start of a run: --config does not take them from its file, and a
+# comparison does not show them.
 OF_ONE_START = ('exp_dir', 'resume', 'force', 'dry_run', 'config')
 # The folds of a cross-validation may differ in these options.
 OF_ONE_FOLD = ('data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',

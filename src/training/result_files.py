@@ -148,18 +148,42 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
-def read_array(path: Path) -> np.ndarray:
-    """Read a .npy file. Raises DataError if it is not there, or is something else."""
+def read_array(path: Path, advice: str = '') -> np.ndarray:
+    """Read a .npy file.
+
+    Args:
+        path: of the file.
+        advice: what the error tells the user to do.
+
+    Raises:
+        DataError: if the file is not there, or is something else.
+    """
+    end = f'; {advice}' if advice else ''
     try:
         return np.load(path)
     except (EOFError, OSError, ValueError) as error:
-        raise DataError(f'cannot read {path}: {error_reason(error)}') from None
+        raise DataError(f'cannot read {path}: {error_reason(error)}{end}') from None
 
 
 def write_figure(path: Path, figure: 'Figure') -> None:
     """Write a figure of matplotlib as .png."""
     with atomic_write(path) as partial:
         figure.savefig(partial, format='png', dpi=120)
+
+
+def write_curves(exp_dir: Path, rows: Sequence[Sequence[float]] | np.ndarray, metric: str,
+                 title: str) -> None:
+    """Write curves.png of the rows of result.csv, (epochs, columns).
+
+    Args:
+        exp_dir: the folder to write to.
+        rows: at least one.
+        metric: the main metric, 'acc' or 'mAP'.
+        title: of the figure.
+    """
+    from utilities.plots import plot_curves  # here, since matplotlib is slow to import
+    columns = dict(zip(result_columns(metric), np.array(rows).T))
+    write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
 
 
 def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,

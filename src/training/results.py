@@ -20,10 +20,9 @@ from training.result_files import (
     best_of,
     hardest_classes,
     read_array,
-    result_columns,
     write_array,
     write_confusion,
-    write_figure,
+    write_curves,
     write_metrics,
     write_rows,
 )
@@ -112,15 +111,11 @@ class Results:
     @main_process_only
     def write(self) -> None:
         """Write the tables, the curves and the ensemble's predictions of the epochs so far."""
-        from utilities.plots import plot_curves  # matplotlib
         mean = self.predictions_sum / len(self.rows)
         write_array(self.folder / 'cum_predictions.npy', mean.astype(np.float32))
         write_rows(self.exp_dir / 'result.csv', self.rows)
         write_metrics(self.exp_dir / 'metrics.csv', self.further)
-
-        columns = dict(zip(result_columns(self.metric), np.array(self.rows).T))
-        figure = plot_curves(columns, self.metric, self.title)
-        write_figure(self.exp_dir / 'curves.png', figure)
+        write_curves(self.exp_dir, self.rows, self.metric, self.title)
 
     @main_process_only
     def log_epoch(self, title: str, seconds: float, replaced: int) -> None:

@@ -75,7 +75,7 @@ class Supervisor:
         return WatchedLoader(loader, lambda: self._after_evaluated_batch(save_on_signal))
 
     def _after_evaluated_batch(self, save_on_signal):
-        """Raise Interrupted if a signal came, after a checkpoint if that is wanted."""
+        """Raise Interrupted if a signal came. If save_on_signal, write a checkpoint before."""
         stop, _, _ = self.sums(self.interrupt.requested, 0, False)
         if stop:
             if save_on_signal:

@@ -1,4 +1,4 @@
-"""Draw curves over the epochs, confusion matrices, and what was heard in a recording and when."""
+"""Draw curves over the epochs, confusion matrices, spectrograms, tags over time and attention."""
 import io
 import math
 import textwrap

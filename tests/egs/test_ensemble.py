@@ -129,6 +129,16 @@ def test_other_weights_under_the_same_name_are_evaluated_anew(data, untrained):
     assert (data / 'exp' / 'ensemble_result.csv').read_text() != before
 
 
+def test_predictions_that_were_kept_and_are_damaged_are_named_with_what_to_do(untrained):
+    ensemble.main(options(untrained))
+    [kept] = Path('exp/predictions').iterdir()
+    kept.write_bytes(kept.read_bytes()[:200])
+    with pytest.raises(SystemExit, match=f'cannot read .*{kept.name}.*delete it'):
+        ensemble.main(options(untrained))
+    kept.unlink()
+    ensemble.main(options(untrained))
+
+
 def test_a_checkpoint_of_other_classes_is_refused(untrained, make_labels, make_datafile):
     make_labels(2)
     make_datafile([('a.wav', '/m/0')])

@@ -114,6 +114,27 @@ def test_outputs_do_not_depend_on_where_the_job_was_broken_off(folder, break_off
         assert same_outputs('whole', f'after{count}')
 
 
+def test_a_damaged_line_of_the_journal_does_not_count(folder, break_off):
+    files = [f'in/{i:03}.wav' for i in range(12)]
+    run(*words('whole', files=files))
+    break_off(6, *words('damaged', files=files))
+    with open('damaged/out.json.progress', 'ab') as journal:
+        journal.write(b'\0' * 20 + b'\n[1]\n7\n')  # a disk may leave this when the power fails
+    assert 'could not be read' in run(*words('damaged', files=files))
+    assert same_outputs('whole', 'damaged')
+
+
+def test_a_job_whose_journal_lost_its_settings_is_refused_in_one_sentence(folder, break_off):
+    files = [f'in/{i:03}.wav' for i in range(12)]
+    break_off(6, *words('out', files=files))
+    journal = Path('out/out.json.progress')
+    _, rest = journal.read_bytes().split(b'\n', 1)
+    for settings in (b'\0\0\0', b'[]'):
+        journal.write_bytes(settings + b'\n' + rest)
+        said = run(*words('out', files=files))
+        assert 'unfinished job' in said and 'out/out.json.progress' in said and '\n' not in said
+
+
 def test_files_grow_as_recordings_are_done(folder, break_off):
     break_off(40, *words('out'))
     assert sorted(path.name for path in Path('out').iterdir()) == sorted(
