@@ -24,7 +24,8 @@ class LinearModel(nn.Module):
     def __init__(self, autocast_dtype=None):
         super().__init__()
         torch.manual_seed(0)
-        self.config, self.autocast_dtype = SimpleNamespace(input_tdim=FRAMES), autocast_dtype
+        self.config = SimpleNamespace(input_tdim=FRAMES, model_size='tiny224')
+        self.autocast_dtype = autocast_dtype
         self.v = nn.Identity()
         self.layer = nn.Linear(FRAMES * BINS, CLASSES)
 

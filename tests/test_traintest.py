@@ -124,7 +124,7 @@ def test_models_are_saved_in_the_published_layout_and_described(trained):
     state = torch.load(folder / 'best_audio_model.pth', weights_only=True)
     assert set(state) == {'module.layer.weight', 'module.layer.bias'}
     description = json.loads((folder / 'best_audio_model.json').read_text())
-    assert description == {'input_tdim': FRAMES, **DESCRIPTION}
+    assert description == {'input_tdim': FRAMES, 'model_size': 'tiny224', **DESCRIPTION}
 
 
 def test_the_averaged_model_is_the_plain_mean(trained, tmp_path):

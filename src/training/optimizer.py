@@ -11,7 +11,6 @@ from training.errors import TrainingError
 ADAM_BETAS = (0.95, 0.999)  # published
 ADAMW_BETAS = (0.9, 0.999)
 SGD_MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-7  # published
 
 Groups = list[dict[str, Any]]
 
