@@ -77,12 +77,15 @@ class Backbone:
         pooling: what the head classifies, one of POOLINGS.
         options: further arguments of timm.create_model.
         has_own_start: whether it is for the weights of an audio model, not for those of images.
+        keeps_beginning: whether a shorter input has the positions of the beginning, not those of
+            the centre.
     """
     timm_name: str
     patch_size: tuple[int, int] = (PATCH_SIZE, PATCH_SIZE)
     pooling: str = CLASS_TOKENS
     options: Mapping[str, Any] = field(default_factory=dict)
     has_own_start: bool = False
+    keeps_beginning: bool = False
 
 
 def find_backbone(model_size: str) -> Backbone:
@@ -212,7 +215,9 @@ class ASTModel(nn.Module):
         super().__init__()
         source = None
         if start is not None:
-            source = import_beside('starts').find_start(start, model_size)
+            settings = {'fstride': fstride, 'tstride': tstride, 'input_fdim': input_fdim,
+                        'input_tdim': input_tdim}
+            source = import_beside('starts').find_start(start, model_size, settings)
             model_size = source.model_size
         self.config = ModelConfig(model_size, label_dim, fstride, tstride, input_fdim, input_tdim)
         if source is None:

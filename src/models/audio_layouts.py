@@ -32,6 +32,8 @@ EAT_NAMES = {  # theirs -> ours, in `v`
     f'{EAT_ENCODER}context_encoder.norm.': 'norm_pre.',
     'blocks.': 'blocks.',
 }
+# Of EAT: what only pretraining needs.
+EAT_TRAINING = (f'{EAT_ENCODER}decoder.', 'shared_decoder.', 'recon_proj.', 'cls_proj.', 'center')
 
 
 @dataclass(frozen=True)
@@ -44,26 +46,25 @@ class AudioLayout:
         state: of its transformer `v`.
         grid: patches along (frequency, time) that the positional embedding is for.
         head: of its classifier `mlp_head`, as far as it is there.
-        counts_from_beginning: whether the first position is always that of the first frame.
     """
     kind: str
     model_size: str
     state: State
     grid: Grid
     head: State = field(default_factory=dict)
-    counts_from_beginning: bool = False
 
 
 # Other audio models: how a name of their weights looks -> what they are, why they are no start.
 OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (('time_new_pos_embed', 'freq_new_pos_embed'), 'PaSST',
      'it adds one embedding per row and one per column of the patches, not one per patch'),
-    (('relative_attention_bias', 'grep_linear'), 'BEATs',
+    (('grep_linear', 'grep_a'), 'BEATs',
      'its attention adds relative positions with gates, which a plain ViT does not have'),
     (('audio_branch.', 'audio_encoder.base.', 'text_branch.', 'audio_model.audio_encoder.'), 'CLAP',
      'its audio encoder is an HTS-AT or a CNN, not a plain ViT'),
-    (('relative_position_bias_table', 'tscam_conv'), 'HTS-AT',
+    (('tscam_conv',), 'HTS-AT',
      'it is a Swin transformer: attention in windows, with relative positions'),
+    (('relative_position_bias_table',), 'Swin or BEiT', 'its attention has relative positions'),
     (('conv_block1.', 'fc_audioset.'), 'PANNs', 'it is a CNN, not a transformer'),
 )
 
@@ -87,6 +88,9 @@ def recognise(state: State, path: Path) -> AudioLayout | None:
         reader = read_ssast
     elif has_one_channel and any(name.startswith(AUDIOMAE_SIGNS) for name in state):
         reader = read_audiomae
+    elif has_one_channel:
+        raise WeightsError(f'{path} is a ViT for images of one channel, but none of the audio '
+                           f'models that are known here; pretrained_models/README.md lists them')
     else:
         return None
     with name_in_errors(path):
@@ -126,14 +130,16 @@ def read_eat(state: State, path: Path) -> AudioLayout:
             if f'{name}.{leaf}' in state}
     renamed: State = {}
     for name, value in state.items():
-        for theirs, ours in EAT_NAMES.items():
-            if name.startswith(prefix + theirs):
-                renamed[ours + name.removeprefix(prefix + theirs)] = value
+        own = name.removeprefix(prefix)
+        if own.startswith((*EAT_TRAINING, 'fc_norm.', 'head.')):
+            continue
+        theirs = next((start for start in EAT_NAMES if own.startswith(start)), None)
+        # Unknown names stay, so that loading refuses them.
+        renamed[EAT_NAMES[theirs] + own.removeprefix(theirs) if theirs else own] = value
     grid = time_major_grid(renamed['pos_embed'].shape[1], path)
     stage = 'fine-tuned' if head else 'pretrained'
     return AudioLayout(f'EAT or SSLAM, {stage}', size_of(renamed, EAT_SIZES, path),
-                       transposed(renamed, grid, num_prefix_tokens=0), grid, head,
-                       counts_from_beginning=True)
+                       transposed(renamed, grid, num_prefix_tokens=0), grid, head)
 
 
 def read_ssast(state: State, path: Path) -> AudioLayout:

@@ -36,10 +36,13 @@ FRAMES = (128, 2)  # patches of SSAST's frame models: all mel bins of two frames
 AUDIO_BACKBONES = {
     # AudioMAE (Huang et al., NeurIPS 2022, arXiv:2207.06405).
     'audiomae_base': Backbone('vit_base_patch16_224', pooling=PATCHES,
-                              options={'global_pool': 'avg'}, has_own_start=True),
+                              options={'global_pool': 'avg'}, has_own_start=True,
+                              keeps_beginning=True),
     # EAT, and SSLAM (Alex et al., ICLR 2025), which has the same architecture.
-    'eat_base': Backbone('vit_base_patch16_224', options=EAT, has_own_start=True),
-    'eat_large': Backbone('vit_large_patch16_224', options=EAT, has_own_start=True),
+    'eat_base': Backbone('vit_base_patch16_224', options=EAT, has_own_start=True,
+                         keeps_beginning=True),
+    'eat_large': Backbone('vit_large_patch16_224', options=EAT, has_own_start=True,
+                          keeps_beginning=True),
 }
 for size, deit in (('tiny', 'tiny224'), ('small', 'small224'), ('base', 'base384')):
     # SSAST (Gong et al., AAAI 2022, arXiv:2110.09784), with its two kinds of patches.

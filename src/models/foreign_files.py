@@ -24,16 +24,27 @@ class Inert:
     def __setstate__(self, state: Any) -> None:
         pass
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
 
+def empty_dict(*args: Any) -> dict:
+    """Stand in for collections.defaultdict, which may name a function."""
+    return {}
+
+
+def empty_list(*args: Any) -> list:
+    """Stand in for collections.deque."""
+    return []
+
+
+# Containers that are filled after they are made, which PyTorch's unpickler only does with its own.
+STAND_INS = {'collections.defaultdict': empty_dict, 'collections.deque': empty_list}
 
 def read_foreign_file(path: Path) -> Any:
     """Read what a file of weights holds, with an Inert in place of each object that is no tensor.
 
-    AudioMAE's files hold an argparse.Namespace beside the weights, those of EAT the settings of
-    fairseq and omegaconf. The unpickler of PyTorch for weights alone reads them. It calls nothing
-    that the file names: argparse.Namespace is allowed, and an Inert is made for every other name.
+    AudioMAE's files hold an argparse.Namespace beside the weights. Files of fairseq, so those of
+    EAT, may hold settings of omegaconf. The unpickler of PyTorch for weights alone reads them. It
+    calls nothing that the file names: argparse.Namespace is allowed, and STAND_INS or an Inert take
+    the place of every other name.
 
     Raises:
         WeightsError: if the file is no checkpoint, or holds something that even so cannot be read.
@@ -61,7 +72,8 @@ def inert_globals(path: Path) -> list[Any]:
     allowed: list[Any] = [argparse.Namespace]
     for name in names:
         if name != 'argparse.Namespace':
-            allowed.append((type(name.rpartition('.')[2], (Inert,), {}), name))
+            inert = type(name.rpartition('.')[2], (Inert,), {})
+            allowed.append((STAND_INS.get(name, inert), name))
     return allowed
 
 
@@ -72,9 +84,10 @@ def largest_state_dict(content: Any, path: Path) -> State:
         WeightsError: if there are no tensors.
     """
     found: State = {}
-    dicts = [content]
+    dicts, seen = [content], set()
     for value in dicts:  # the list grows: outer dicts first
-        if isinstance(value, dict):
+        if isinstance(value, dict) and id(value) not in seen:
+            seen.add(id(value))  # a dict may be in several places, even in itself
             dicts += value.values()
             tensors = {strip_wrappers(name): entry for name, entry in value.items()
                        if isinstance(name, str) and isinstance(entry, torch.Tensor)}

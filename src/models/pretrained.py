@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .ast_models import ASTModel, Grid, patch_grid
+from .ast_models import ASTModel, Grid
 from .starts import Start
 from .state_dicts import load_strictly, name_in_errors
 
@@ -43,22 +43,18 @@ def fit_positions(model: ASTModel, start: Start) -> torch.Tensor:
     Raises:
         ValueError: if it has other rows than its grid.
     """
-    config = model.config
+    config, resize = model.config, cut_or_interpolate
+    if config.backbone.keeps_beginning:
+        resize = keep_beginning
     prefix = 0 if model.v.no_embed_class else model.v.num_prefix_tokens
     pos_embed, grid = start.state['pos_embed'], start.grid
     if start.config is not None:
-        # The grid that the model's strides have on the input of the other AST. The published code
+        # The grid that the model's strides have on the other model's input. The published code
         # leaves out this step, and crashes for other strides than 10.
         strided = replace(start.config, fstride=config.fstride, tstride=config.tstride).grid
         pos_embed = resample_pos_embed(pos_embed, grid, strided, interpolate, prefix)
         grid = strided
-    elif start.counts_from_beginning:
-        # The grid that patches side by side have on the model's input.
-        side_by_side = patch_grid(*model.patch_size, config.input_fdim, config.input_tdim,
-                                  model.patch_size)
-        pos_embed = resample_pos_embed(pos_embed, grid, side_by_side, keep_beginning, prefix)
-        grid = side_by_side
-    return resample_pos_embed(pos_embed, grid, model.grid, num_prefix_tokens=prefix)
+    return resample_pos_embed(pos_embed, grid, model.grid, resize, prefix)
 
 
 def interpolate(embeddings: torch.Tensor, size: Grid) -> torch.Tensor:

@@ -3,6 +3,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -44,8 +45,8 @@ class Start:
         state: of its transformer `v`, with the positional embedding of `grid`.
         grid: patches along (frequency, time).
         head: of its classifier `mlp_head`, as far as it is there.
-        config: that of the AST that the weights come from, if they are an AST's.
-        counts_from_beginning: whether the first position is always that of the first frame.
+        config: that of the AST or audio model that the weights come from, unless they are of a ViT
+            for images.
     """
     name: str
     path: Path
@@ -54,10 +55,9 @@ class Start:
     grid: Grid
     head: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: ModelConfig | None = None
-    counts_from_beginning: bool = False
 
 
-def find_start(source: str | Path, model_size: str) -> Start:
+def find_start(source: str | Path, model_size: str, settings: Mapping[str, int]) -> Start:
     """Find the weights that a user names, and recognise what they are.
 
     Args:
@@ -65,6 +65,8 @@ def find_start(source: str | Path, model_size: str) -> Start:
             file of AudioMAE, SSAST, EAT or SSLAM, of an AST, or of a ViT of timm; or the name of a
             published file; see weights.locate.
         model_size: used if the file does not tell it: weights of a ViT of timm under another name.
+        settings: fstride, tstride, input_fdim and input_tdim, used if an AST's file does not tell
+            them.
 
     Raises:
         ValueError: if it is a model that cannot read spectrograms.
@@ -74,16 +76,16 @@ def find_start(source: str | Path, model_size: str) -> Start:
         find_backbone(vit)  # refuses before anything is downloaded
         start = timm_start(vit, find_or_download(timm_file(vit)))
     else:
-        start = file_start(locate(source), model_size)
+        start = file_start(locate(source), model_size, settings)
     logger.info('%s: %s, model_size %s, %d x %d positions', source, start.name, start.model_size,
                 *start.grid)
     return start
 
 
-def start_size(source: str | Path, model_size: str) -> str:
+def start_size(source: str | Path, model_size: str, settings: Mapping[str, int]) -> str:
     """Return the model_size of what find_start finds; a ViT of timm need not be there for that."""
     vit = named_vit(source)
-    return vit.partition('.')[0] if vit else find_start(source, model_size).model_size
+    return vit.partition('.')[0] if vit else find_start(source, model_size, settings).model_size
 
 
 def named_vit(source: str | Path) -> str | None:
@@ -104,8 +106,8 @@ def published_start(model_size: str, is_audioset: bool) -> Start:
     return timm_start(name, find_or_download(timm_file(name)), model_size)
 
 
-def file_start(path: Path, model_size: str) -> Start:
-    """Recognise a file of weights."""
+def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Start:
+    """Recognise a file of weights; see find_start."""
     if not path.name.endswith(INDEX_SUFFIX):  # parts are written by transformers alone
         state = largest_state_dict(read_foreign_file(path), path)
         if layout := recognise(state, path):
@@ -115,19 +117,29 @@ def file_start(path: Path, model_size: str) -> Start:
             is_named = timm.is_model(named.partition('.')[0])
             return timm_start(named if is_named else DEIT.get(model_size, model_size), path,
                               None if is_named else model_size)
-    return ast_start(path)
+    return ast_start(path, settings)
 
 
 def audio_start(layout: AudioLayout, path: Path) -> Start:
     """Return the start that the weights of another audio model are."""
     check_tensors({**layout.state, **layout.head}, path)
+    config = None
+    if find_backbone(layout.model_size).keeps_beginning:
+        config = side_by_side(layout.model_size, layout.grid)
     return Start(f'{layout.kind} ({path.name})', path, layout.model_size, layout.state, layout.grid,
-                 layout.head, counts_from_beginning=layout.counts_from_beginning)
+                 layout.head, config)
 
 
-def ast_start(path: Path) -> Start:
+def side_by_side(model_size: str, grid: Grid) -> ModelConfig:
+    """Return the settings of a model whose patches lie side by side and make up a grid."""
+    height, width = find_backbone(model_size).patch_size
+    return ModelConfig(model_size, label_dim=1, fstride=height, tstride=width,
+                       input_fdim=grid[0] * height, input_tdim=grid[1] * width)
+
+
+def ast_start(path: Path, settings: Mapping[str, int]) -> Start:
     """Return the start that a trained AST is; its classifier is left out."""
-    model, _ = load_model(path)
+    model, _ = load_model(path, **dict[str, Any](settings))
     return Start(f'AST ({path.name})', path, model.config.model_size, model.v.state_dict(),
                  model.grid, config=model.config)
 

@@ -167,6 +167,8 @@ def name_in_errors(path: str | Path) -> Iterator[None]:
     """Turn errors about a state dict into a WeightsError that names its file."""
     try:
         yield
+    except WeightsError:  # it names the file already
+        raise
     except (IndexError, KeyError, RuntimeError, ValueError) as error:  # RuntimeError: of shapes
         raise WeightsError(f'{path} does not fit this model: {reason_of(error)}') from None
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -14,7 +15,7 @@ from .descriptions import Description, read_json
 from .downloads import DownloadError, HubFile, MissingDownloadError, Url, download
 from .errors import WeightsError
 from .published_data import AUDIOSET_INPUT, SPEECHCOMMANDS_INPUT
-from .state_dicts import INDEX_SUFFIX, read_file, read_state_dict, shard_files
+from .state_dicts import INDEX_SUFFIX, load_tensors, read_file, read_state_dict, shard_files
 
 DROPBOX = 'https://www.dropbox.com'
 # In a clone of the repository. There is no such folder if pip installed this package.
@@ -128,12 +129,14 @@ def searched_folders() -> list[Path]:
     return list(dict.fromkeys(folders))  # without repetitions
 
 
-def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub')) -> Path:
+def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'),
+                     check: Callable[[Path], Any] = read_state_dict) -> Path:
     """Return the path of a file of weights. Download it if it is in none of searched_folders().
 
     Args:
         file: the weights, for example an entry of PUBLISHED.
         sources: 'url' and 'hub' (Hugging Face), in the order in which to try them.
+        check: raises an error for a downloaded file that is not what it should be.
 
     Raises:
         WeightsError: if the file is nowhere and cannot be downloaded. The message says which file
@@ -155,7 +158,7 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'))
     if not chosen:
         raise WeightsError(f'{file.name} was never put on Hugging Face: get it from {file.url}')
     try:
-        return download(chosen, check=read_state_dict)
+        return download(chosen, check)
     except OSError as error:
         raise WeightsError(_download_advice(file, target, error)) from None
 
@@ -242,8 +245,10 @@ def locate(source: str | Path) -> Path:
                            f'EXP_DIR/models/best_audio_model.pth')
     if path.is_file():
         return path
-    if file := published_file(source) or ssast_file(source):
+    if file := published_file(source):
         return find_or_download(file)
+    if file := ssast_file(source):  # has whole numbers among its weights
+        return find_or_download(file, check=load_tensors)
     is_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(source)) and path.suffix not in SUFFIXES
     if is_id and not path.parent.is_file():
         return find_or_download_hub(str(source))

@@ -31,7 +31,9 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     """
     try:
         if args.start:
-            args.model_size = start_size(args.start, args.model_size)
+            settings = {'fstride': args.fstride, 'tstride': args.tstride,
+                        'input_fdim': args.num_mel_bins, 'input_tdim': args.audio_length}
+            args.model_size = start_size(args.start, args.model_size, settings)
         config = ModelConfig(
             model_size=args.model_size, label_dim=args.n_class, fstride=args.fstride,
             tstride=args.tstride, input_fdim=args.num_mel_bins, input_tdim=args.audio_length)

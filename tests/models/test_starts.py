@@ -1,5 +1,7 @@
 """--start: weights of other audio models and of ASTs, whose numbers an ASTModel then computes."""
 import argparse
+import collections
+import dataclasses
 import logging
 import os
 import pickle
@@ -12,10 +14,12 @@ from torch.nn import functional as F
 
 import audio_models
 import run
-from models import ASTModel, WeightsError, load_model, resample_pos_embed, save_checkpoint
+from http_server import Page, Server, running
+from models import ASTModel, WeightsError, load_model, resample_pos_embed, save_checkpoint, weights
 from models.starts import find_start
 
 CLASSES = audio_models.CLASSES
+SETTINGS = {'fstride': 16, 'tstride': 16, 'input_fdim': 128, 'input_tdim': 1024}
 
 
 @pytest.fixture(scope='module')
@@ -127,22 +131,34 @@ def test_ssast_at_other_lengths_and_strides_is_that_of_its_authors(ssast, ssast_
 
 
 @torch.no_grad()
-def test_audiomae_at_other_lengths_and_strides_has_positions_by_the_published_rule(files, audiomae):
-    for frames, stride in ((200, (10, 10)), (1200, (16, 16))):
+def test_audiomae_at_other_lengths_and_strides_keeps_the_beginning(files, audiomae):
+    grid = swap(audiomae.pos_embed[:, 1:], (64, 8)).unflatten(1, (8, 64))  # (1, f, t, dim)
+    for frames, stride in ((200, (16, 16)), (200, (10, 10)), (1200, (16, 16))):
         model = build(files / 'audiomae_pretrained.pth', frames, stride)
-        x = make_input(frames, batch=1)
-        positions = resize(swap(audiomae.pos_embed[:, 1:], (64, 8)), (8, 64), model.grid)
-        expected = audiomae.features(x, swap(positions, model.grid), stride[::-1])
+        x, (f, t) = make_input(frames, batch=1), model.grid
+        positions = grid
+        if stride == (10, 10):  # the grid of strides 10 on 1024 frames, and its beginning
+            positions = resize(grid.flatten(1, 2), (8, 64), (12, 101)).unflatten(1, (12, 101))
+        positions = positions[:, :, :t]
+        if t > positions.shape[2]:
+            positions = resize(positions.flatten(1, 2), (8, 64), (f, t)).unflatten(1, (f, t))
+        expected = audiomae.features(x, positions.transpose(1, 2).flatten(1, 2), stride)
         assert_equal(model.forward_features(x), expected)
 
 
 @torch.no_grad()
-def test_eat_at_other_strides_interpolates_the_positions_of_its_input(files, eat):
+def test_eat_at_other_strides_interpolates_its_positions_and_keeps_the_beginning(files, eat):
     model, x = build(files / 'eat_pretrained.pth', 400, (10, 10)), make_input(400, batch=1)
-    used = swap(eat.positions[:, :25 * 8], (25, 8))  # of patches side by side in 400 frames
-    positions = resize(used, (8, 25), model.grid)
-    expected = eat.features(x, swap(positions, model.grid), (10, 10))
-    assert_equal(model.forward_features(x), expected)
+    whole = (12, (768 * 16 - 16) // 10 + 1)  # the grid of strides 10 on two minutes
+    positions = resize(swap(eat.positions, (768, 8)), (8, 768), whole).unflatten(1, whole)
+    used = positions[:, :, :model.grid[1]].transpose(1, 2).flatten(1, 2)
+    assert_equal(model.forward_features(x), eat.features(x, used, (10, 10)))
+
+
+def test_a_model_that_began_as_eat_keeps_the_beginning_as_a_start_as_well(files, eat, tmp_path):
+    save_checkpoint(build(files / 'eat_pretrained.pth', 400), tmp_path / 'mine.pth')
+    again = build(tmp_path / 'mine.pth', 160)
+    assert torch.equal(again.v.pos_embed, swap(eat.positions[:, :10 * 8], (10, 8)))
 
 
 @pytest.mark.parametrize('name', ['audiomae', 'eat'])
@@ -160,7 +176,7 @@ def test_what_was_recognised_is_said(files, ssast_file, caplog):
     for path, kind in ((files / 'audiomae_pretrained.pth', 'AudioMAE, pretrained'),
                        (files / 'eat_finetuned.pth', 'EAT or SSLAM, fine-tuned'),
                        (ssast_file, 'SSAST, pretrained')):
-        find_start(path, 'base384')
+        find_start(path, 'base384', SETTINGS)
         assert kind in caplog.text
 
 
@@ -187,12 +203,13 @@ def test_an_ast_is_a_start_for_other_strides_lengths_and_classes(tmp_path, make_
 FOREIGN = {
     'PaSST': {'time_new_pos_embed': (1, 8, 1, 9), 'freq_new_pos_embed': (1, 8, 9, 1),
               'patch_embed.proj.weight': (8, 1, 16, 16)},
-    'BEATs': {'post_extract_proj.weight': (8, 8),
-              'encoder.layers.0.self_attn.relative_attention_bias.weight': (9, 2)},
+    'BEATs': {'patch_embedding.weight': (8, 1, 16, 16), 'post_extract_proj.weight': (8, 8),
+              'encoder.layers.0.self_attn.grep_linear.weight': (8, 8)},
     'HTS-AT': {'layers.0.blocks.0.attn.relative_position_bias_table': (9, 2),
                'tscam_conv.weight': (8, 8, 2, 3), 'patch_embed.proj.weight': (8, 1, 4, 4)},
     'CLAP': {'audio_branch.bn0.weight': (8,), 'text_branch.embeddings.word_embeddings.weight': (9, 8),
              'logit_scale_a': ()},
+    'Swin or BEiT': {'layers.0.blocks.0.attn.relative_position_bias_table': (9, 2)},
     'PANNs': {'conv_block1.conv1.weight': (8, 1, 3, 3), 'fc_audioset.weight': (9, 8)},
 }
 
@@ -203,7 +220,7 @@ def test_another_audio_model_is_named_with_the_reason_why_it_is_no_start(kind, t
     for content in (state, {'model': state}, {'state_dict': state, 'cfg': {'layers': 12}}):
         torch.save(content, tmp_path / 'theirs.pt')
         with pytest.raises(WeightsError, match=f'theirs.pt is a model of {kind}, .*no start.*: it'):
-            find_start(tmp_path / 'theirs.pt', 'base384')
+            find_start(tmp_path / 'theirs.pt', 'base384', SETTINGS)
 
 
 class Code:
@@ -265,15 +282,68 @@ def test_code_in_a_file_does_not_run(layout, tmp_path):
         torch.save(content, tmp_path / 'theirs.pth')
         assert not marker.exists(), name
         with pytest.raises(WeightsError):  # an attack, or embeddings of 24 dimensions
-            find_start(tmp_path / 'theirs.pth', 'base384')
+            find_start(tmp_path / 'theirs.pth', 'base384', SETTINGS)
         assert not marker.exists(), name
+
+
+def test_containers_that_contain_themselves_or_each_other_are_read_once(audiomae, tmp_path):
+    content = audio_models.AudioMAE(dim=24, heads=2, depth=1).file(True)
+    content['again'] = content
+    for _ in range(40):
+        content = {'a': content, 'b': content}
+    torch.save(content, tmp_path / 'theirs.pth')
+    with pytest.raises(WeightsError, match='embeddings of 24 dimensions'):
+        find_start(tmp_path / 'theirs.pth', 'base384', SETTINGS)
+
+
+def test_containers_of_python_beside_the_weights_do_not_matter(eat, tmp_path):
+    beside = {'counts': collections.defaultdict(list, a=[1]), 'last': collections.deque([1, 2])}
+    torch.save(eat.file(False, settings=beside), tmp_path / 'eat.pt')
+    assert find_start(tmp_path / 'eat.pt', 'base384', SETTINGS).model_size == 'eat_base'
+
+
+def test_an_ast_that_does_not_say_its_strides_is_taken_to_have_those_of_the_model(tmp_path, make_tiny):
+    model = make_tiny()
+    torch.save(model.state_dict(), tmp_path / 'bare.pth')
+    config = vars(model.config) | {'label_dim': 9}
+    again = ASTModel(**config, start=tmp_path / 'bare.pth', verbose=False)
+    assert torch.equal(again.v.pos_embed, model.v.pos_embed)
+    with pytest.raises(WeightsError, match='positional embedding'):
+        ASTModel(**config | {'input_tdim': 512}, start=tmp_path / 'bare.pth', verbose=False)
+
+
+def test_names_that_eat_does_not_have_are_refused(eat, tmp_path):
+    content = eat.file(False)
+    content['model']['modality_encoders.IMAGE.context_encoder.blocks.0.norm1.weight'] = torch.ones(768)
+    torch.save(content, tmp_path / 'eat.pt')
+    with pytest.raises(WeightsError, match='context_encoder.blocks.0.norm1.weight is not known'):
+        build(tmp_path / 'eat.pt')
+
+
+def test_a_vit_of_one_channel_that_is_none_of_them_is_refused(tmp_path):
+    torch.save({'patch_embed.proj.weight': torch.ones(192, 1, 16, 16), 'pos_embed': torch.ones(1, 65, 192),
+                'cls_token': torch.ones(1, 1, 192)}, tmp_path / 'vit.pth')
+    with pytest.raises(WeightsError, match='none of the audio models'):
+        find_start(tmp_path / 'vit.pth', 'base384', SETTINGS)
+
+
+def test_ssast_is_downloaded_by_its_name(tmp_path, monkeypatch):
+    with running(Server()) as server:
+        torch.save(audio_models.SSAST().file(), tmp_path / 'ssast.pth')
+        file = weights.ssast_file('SSAST-Tiny-Patch-400')
+        there = dataclasses.replace(file, url=f'{server.address}/tiny.pth')
+        server.pages['/tiny.pth'] = Page((tmp_path / 'ssast.pth').read_bytes())
+        monkeypatch.setattr(weights, 'SSAST', (there,))
+        monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+        found = find_start('SSAST-Tiny-Patch-400.pth', 'base384', SETTINGS)
+    assert found.model_size == 'ssast_tiny' and found.path == tmp_path / 'home' / file.name
 
 
 def test_code_in_the_place_of_the_weights_does_not_run(tmp_path):
     marker = tmp_path / 'attacked'
     torch.save({'model': Code(exec, f'open({str(marker)!r}, "w")')}, tmp_path / 'theirs.pth')
     with pytest.raises(WeightsError, match='holds no weights'):
-        find_start(tmp_path / 'theirs.pth', 'base384')
+        find_start(tmp_path / 'theirs.pth', 'base384', SETTINGS)
     assert not marker.exists()
 
 

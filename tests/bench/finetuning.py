@@ -1,0 +1,129 @@
+"""Measure what each fine-tuning option is worth on ESC-10: a tiny model from scratch, five folds.
+
+python tests/bench/finetuning.py --data_dir ESC10 --out DIR [--only published adamw ...]
+
+ESC10 is a folder in ESC-50's layout with the rows of ESC-10 (egs/esc50/README.md makes one). Each
+row of the table is one run of egs/esc50/run_esc50.sh. What is in DIR already is not run again, so
+the same command goes on where it was broken off. At the end, the tables are printed as Markdown.
+The accuracy is that of the last epoch, since the best one would be chosen on the test folds.
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / 'egs' / 'esc50' / 'run_esc50.sh'
+TINY = ('--model_size tiny224 --imagenet_pretrain False --audioset_pretrain False --fstride 16 '
+        '--tstride 16 --batch_size 16 --lr 3e-4')
+CHOICE = '--n_epochs 10 --lrscheduler_start 5 --seed 1'  # each addition alone
+# Seeds that no choice was made on.
+PROOF = {seed: f'--n_epochs 20 --lrscheduler_start 10 --seed {seed}' for seed in (2, 3)}
+# Each addition to the published settings, by its name in the table.
+ADDITIONS = {
+    'published': '',
+    'AdamW, weight decay 0.05': '--optim adamw --weight_decay 0.05',
+    'layer decay 0.75': '--layer_decay 0.75',
+    'head at 10 times the rate': '--head_lr 10',
+    'cosine': '--schedule cosine',
+    'cosine, 2 epochs of warm-up': '--schedule cosine --warmup_epochs 2',
+    'drop path 0.1': '--drop_path 0.1',
+    'label smoothing 0.1': '--label_smoothing 0.1',
+    'moving average 0.99': '--ema 0.99',
+    'mixup 0.5': '--mixup 0.5',
+    'noise and roll': '--noise True',
+    'gain of 6 dB': '--gain_db 6',
+    'shift of 50 frames': '--shift_frames 50',
+    'two masks of each kind': '--freq_masks 2 --time_masks 2',
+    'spectrogram mixup 0.5': '--spec_mixup 0.5',
+}
+
+
+def run_recipe(args, exp_dir, options):
+    """Run the recipe with some options, or go on with it; return the seconds of its folds' epochs.
+
+    Args:
+        args: the command line.
+        exp_dir: folder of its results.
+        options: of the recipe, as one text.
+    """
+    if (exp_dir / 'acc_fold.csv').exists():
+        return
+    words = [*TINY.split(), *options.split()]
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    with open(exp_dir / 'log.txt', 'a', encoding='utf-8') as log:
+        done = subprocess.run(
+            [RECIPE, '--data_dir', args.data_dir, '--prep_dir', args.out / 'data', '--exp_dir',
+             exp_dir, *words], stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, 'AST_PYTHON': sys.executable})
+    if done.returncode:
+        sys.exit(f'{exp_dir}: the recipe ended with {done.returncode}; see log.txt there')
+
+
+def read_runs(exp_dir):
+    """Return the accuracy of the last epoch and the seconds an epoch of each fold, two arrays."""
+    folds = sorted(exp_dir.glob('fold[0-9]'))
+    rows = [np.loadtxt(fold / 'result.csv', delimiter=',', ndmin=2) for fold in folds]
+    seconds = [json.loads((fold / 'finished').read_text())['seconds'] / len(table)
+               for fold, table in zip(folds, rows)]
+    return np.array([table[-1, 0] for table in rows]), np.array(seconds)
+
+
+def print_table(runs, title):
+    """Print the folders of runs as a Markdown table, each compared with the first.
+
+    Args:
+        runs: {name: (options, folder)}.
+        title: of the first column.
+    """
+    print(f'| {title} | accuracy, last epoch | against published | time an epoch |\n'
+          '|---|---|---|---|')
+    first = None
+    for name, (options, folder) in runs.items():
+        if not (folder / 'acc_fold.csv').exists():
+            continue
+        accuracy, seconds = read_runs(folder)
+        first = first or (accuracy.mean(), np.median(seconds))
+        shown = f'{name}: `{options}`' if options else name
+        print(f'| {shown} | {100 * accuracy.mean():.2f} ± {100 * accuracy.std():.2f} % | '
+              f'{100 * (accuracy.mean() - first[0]):+.2f} | {np.median(seconds) / first[1]:.2f} |')
+
+
+def folder_name(name):
+    """Return a name that can be a folder."""
+    return ''.join(letter if letter.isalnum() else '_' for letter in name)
+
+
+def main():
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data_dir', type=Path, required=True)
+    parser.add_argument('--out', type=Path, required=True)
+    parser.add_argument('--only', nargs='+', help='words in the names of the additions to run')
+    parser.add_argument('--modern', default='', help='options to prove with seeds 2 and 3')
+    args = parser.parse_args()
+    args.data_dir, args.out = args.data_dir.resolve(), args.out.resolve()
+
+    chosen = {name: (options, args.out / 'choice' / folder_name(name))
+              for name, options in ADDITIONS.items()}
+    for name, (options, folder) in chosen.items():
+        if args.only is None or any(word in name for word in args.only):
+            run_recipe(args, folder, f'{CHOICE} {options}')
+    print_table(chosen, 'addition')
+
+    if args.modern:
+        for seed, settings in PROOF.items():
+            runs = {}
+            for name, options in (('published', ''), ('modern', args.modern)):
+                runs[name] = options, args.out / f'seed{seed}' / name
+                run_recipe(args, runs[name][1], f'{settings} {options}')
+            print_table(runs, f'seed {seed}')
+
+
+if __name__ == '__main__':
+    main()
