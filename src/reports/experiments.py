@@ -34,6 +34,11 @@ def read_settings(exp_dir: Path) -> Settings:
     return settings
 
 
+def epoch_or_last(exp_dir: Path, epoch: int) -> int:
+    """Return an epoch, or the last one of an experiment that stopped before (--patience)."""
+    return min(epoch, len(read_rows(exp_dir / 'result.csv')))
+
+
 def read_further_metrics(exp_dir: Path) -> dict[str, list[float]]:
     """Return the columns of metrics.csv, {name: values of the epochs}; {} if there is no file.
 

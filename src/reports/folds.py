@@ -4,7 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.experiments import finished_folds, read_further_metrics
+from reports.experiments import (
+    epoch_or_last,
+    finished_folds,
+    read_further_metrics,
+    read_settings,
+)
 from reports.pages import fold_page
 from training.result_files import (
     best_of,
@@ -52,19 +57,33 @@ def summarise_folds(exp_dir: Path) -> list[str]:
     return lines
 
 
+def stop_early(folds: Sequence[Path]) -> bool:
+    """Return whether folds may have stopped before the last epoch (--patience)."""
+    return bool(read_settings(folds[0]).get('patience'))
+
+
 def read_results(folds: Sequence[Path]) -> np.ndarray:
     """Return result.csv of all folds, (folds, epochs, columns).
 
+    A fold that stopped early keeps the scores of its last epoch.
+
     Raises:
-        DataError: a fold has fewer epochs than another.
+        DataError: a fold has fewer epochs than another, and none may stop early.
     """
     rows = [read_rows(fold / 'result.csv') for fold in folds]
     most = max(map(len, rows))
+    if stop_early(folds):
+        return np.stack([keep_last(its_rows, most) for its_rows in rows])
     for fold, its_rows in zip(folds, rows):
         if len(its_rows) < most:
             raise DataError(f'{fold / "result.csv"} has {len(its_rows)} epochs, but that of '
                             f'another fold has {most}: train that fold again with --resume none')
     return np.stack(rows)
+
+
+def keep_last(rows: np.ndarray, epochs: int) -> np.ndarray:
+    """Return the rows (epochs of a fold, ...), the last of them repeated up to so many epochs."""
+    return np.concatenate([rows, np.repeat(rows[-1:], epochs - len(rows), axis=0)])
 
 
 def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
@@ -74,7 +93,10 @@ def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
     if not names or any(list(one) != names for one in metrics):
         return
     epochs = {len(values) for one in metrics for values in one.values()}
-    if len(epochs) > 1:
+    if stop_early(folds):
+        metrics = [{name: keep_last(np.array(values), max(epochs)).tolist()
+                    for name, values in one.items()} for one in metrics]
+    elif len(epochs) > 1:
         raise DataError(f'the metrics.csv of the folds in {exp_dir} have different numbers of '
                         f'epochs: {", ".join(map(str, sorted(epochs)))}')
     table = np.array([list(one.values()) for one in metrics])  # (folds, metrics, epochs)
@@ -91,11 +113,16 @@ def scores_line(folds: Sequence[Path], scores: np.ndarray, metric: str, title: s
 
 
 def read_predictions(folds: Sequence[Path], epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return predictions of an epoch and labels of the clips of all folds, (clips, classes)."""
-    def read(name):
-        return np.concatenate([read_array(fold / 'predictions' / name) for fold in folds])
+    """Return predictions of an epoch and labels of the clips of all folds, (clips, classes).
 
-    return read(f'predictions_{epoch}.npy'), read('target.npy')
+    Of a fold that stopped before that epoch, they are those of its last one.
+    """
+    predictions = []
+    for fold in folds:
+        file = f'predictions_{epoch_or_last(fold, epoch)}.npy'
+        predictions.append(read_array(fold / 'predictions' / file))
+    targets = [read_array(fold / 'predictions' / 'target.npy') for fold in folds]
+    return np.concatenate(predictions), np.concatenate(targets)
 
 
 def read_names(fold: Path) -> list[str]:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.experiments import common_settings, finished_folds, read_settings, state_of
+from reports.experiments import (
+    common_settings,
+    epoch_or_last,
+    finished_folds,
+    read_settings,
+    state_of,
+)
 from reports.html import page, picture, section
 from reports.machine import machine_tables, settings_tables
 from reports.players import with_player
@@ -75,7 +81,8 @@ def fold_page(exp_dir: Path, folds: list[Path], embed_audio: bool = False) -> st
     epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
 
     def all_clips():
-        parts = [read_evaluated(fold, one, 'data_val', f'predictions_{epoch}', 'target')
+        parts = [read_evaluated(fold, one, 'data_val',
+                                f'predictions_{epoch_or_last(fold, epoch)}', 'target')
                  for fold, one in zip(folds, settings)]
         return predictions_section(Evaluated(
             parts[0].names, [clip for part in parts for clip in part.clips],

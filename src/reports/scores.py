@@ -64,7 +64,8 @@ def folds_table(folds: list[Path], metric: str, epoch: int) -> str:
         epoch: the best epoch of the mean, from 1.
     """
     columns = [read_rows(fold / 'result.csv')[:, 0] for fold in folds]
-    scores = np.array([(column[epoch - 1], column[-1], column.max()) for column in columns])
+    # A fold that stopped early has no such epoch: then its last one stands there.
+    scores = np.array([(column[:epoch][-1], column[-1], column.max()) for column in columns])
     seconds = [read_seconds(fold) or 0.0 for fold in folds]
     rows = [[report_link(fold, fold.name, fold.parent), *row, clock(time)]
             for fold, row, time in zip(folds, scores.tolist(), seconds)]

@@ -11,7 +11,7 @@ from utilities.errors import DataError
 @pytest.fixture
 def make_fold(tmp_path):
     """Write what a fold leaves: the accuracy of each epoch, and predicted classes of three clips."""
-    def make(fold, accuracies, predicted=(0, 1, 1), finished=True, metrics='acc'):
+    def make(fold, accuracies, predicted=(0, 1, 1), finished=True, metrics='acc', **settings):
         folder = tmp_path / f'fold{fold}'
         (folder / 'predictions').mkdir(parents=True)
         rows = [[accuracy] + [0.5] * 9 for accuracy in accuracies]
@@ -22,7 +22,7 @@ def make_fold(tmp_path):
                     np.eye(50)[list(predicted)])
         (folder / 'args.json').write_text(json.dumps(
             {'metrics': metrics, 'n_epochs': len(accuracies), 'dataset': 'esc50',
-             'model_size': 'tiny224'}))
+             'model_size': 'tiny224', **settings}))
         (folder / 'models').mkdir()
         names = ['dog', 'rooster', 'pig', *map(str, range(3, 50))]
         (folder / 'models' / 'best_audio_model.json').write_text(
@@ -63,6 +63,21 @@ def test_further_metrics_are_averaged_over_the_folds(make_fold, tmp_path):
     assert (tmp_path / 'metrics.csv').read_text() == (
         'epoch,absent,calibration error\n1,1.5,0.5\n2,3,0.25\n')
     assert '>calibration error</th>' in (tmp_path / 'report.html').read_text()
+
+
+def test_a_fold_that_stopped_early_keeps_the_scores_of_its_last_epoch(make_fold, tmp_path):
+    make_fold(1, [0.1, 0.9, 0.5], patience=1, n_epochs=9)
+    make_fold(2, [0.2, 0.4], predicted=(0, 0, 2), patience=1, n_epochs=9)
+    for fold, epochs in ((1, 3), (2, 2)):
+        (tmp_path / f'fold{fold}' / 'metrics.csv').write_text(
+            'epoch,macro F1\n' + ''.join(f'{epoch},0.{fold}{epoch}\n' for epoch in range(1, epochs + 1)))
+    lines = summarise_folds(tmp_path)
+    mean = np.loadtxt(tmp_path / 'result.csv', delimiter=',')[:, 0]
+    assert mean == pytest.approx([0.15, 0.65, 0.45])
+    assert 'epoch 3, the last: mean acc 0.4500' in lines[1]
+    *_, last = (tmp_path / 'metrics.csv').read_text().split()
+    assert float(last.removeprefix('3,')) == pytest.approx((0.13 + 0.22) / 2)
+    assert 'Best epoch of the mean: 2' in (tmp_path / 'report.html').read_text()
 
 
 def test_negatives_are_left_out_of_the_confusions(make_fold, tmp_path):
