@@ -4,12 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.experiments import (
-    epoch_or_last,
-    finished_folds,
-    read_further_metrics,
-    read_settings,
-)
+from reports.experiments import epoch_or_last, finished_folds, read_further_metrics, read_settings
 from reports.pages import fold_page
 from training.result_files import (
     best_of,

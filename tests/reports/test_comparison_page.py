@@ -122,10 +122,10 @@ def test_averaged_models_and_evaluation_sets_are_shown_if_one_experiment_has_the
 def test_an_option_that_only_one_version_has_shows_its_default(make, show):
     make('old', left_out=['freq_patchout', 'time_patchout'])
     make('new', time_patchout=40)
-    make('other', layer_decay=0.75)
+    make('other', of_another_version=0.75)
     _, tables = show('old', 'new', 'other')
     assert tables['Settings in which they differ'][1:] == [
-        ['--time_patchout', '0', '40', '0'], ['--layer_decay', '–', '–', '0.75']]
+        ['--time_patchout', '0', '40', '0'], ['--of_another_version', '–', '–', '0.75']]
 
 
 def test_experiments_with_the_same_settings_say_so(make, show):
