@@ -4,16 +4,16 @@ AudioMAE, EAT and SSLAM read spectrograms as images of time x frequency, an ASTM
 frequency x time. So their patches are transposed, and their positions are put into another order.
 """
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from .ast_models import PATCH_SIZE, UNUSED_HEADS, Grid
+from .ast_models import PATCH_SIZE, UNUSED_HEADS, Grid, ModelConfig
 from .backbones import FRAMES
 from .errors import WeightsError
 from .layouts import State
-from .state_dicts import drop_entries, name_in_errors
+from .pretrained import Start
+from .state_dicts import check_tensors, drop_entries, name_in_errors
 
 MEL_BINS = 128  # that all of them were trained with
 BANDS = MEL_BINS // PATCH_SIZE  # patches along frequency, side by side
@@ -36,24 +36,6 @@ EAT_NAMES = {  # theirs -> ours, in `v`
 EAT_TRAINING = (f'{EAT_ENCODER}decoder.', 'shared_decoder.', 'recon_proj.', 'cls_proj.', 'center')
 
 
-@dataclass(frozen=True)
-class AudioLayout:
-    """The weights of an audio model under the names of an ASTModel.
-
-    Args:
-        kind: what they are, for messages.
-        model_size: of the ASTModel that they belong to.
-        state: of its transformer `v`.
-        grid: patches along (frequency, time) that the positional embedding is for.
-        head: of its classifier `mlp_head`, as far as it is there.
-    """
-    kind: str
-    model_size: str
-    state: State
-    grid: Grid
-    head: State = field(default_factory=dict)
-
-
 # Other audio models: how a name of their weights looks -> what they are, why they are no start.
 OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (('time_new_pos_embed', 'freq_new_pos_embed'), 'PaSST',
@@ -69,8 +51,8 @@ OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 )
 
 
-def recognise(state: State, path: Path) -> AudioLayout | None:
-    """Return an audio model's weights under our names, or None if they are of no known audio model.
+def recognise(state: State, path: Path) -> Start | None:
+    """Return the weights of an audio model as a start, or None if they are of no known audio model.
 
     Args:
         state: as the file holds it, without wrappers such as `module.`.
@@ -81,7 +63,7 @@ def recognise(state: State, path: Path) -> AudioLayout | None:
     refuse_others(state, path)
     kernel = state.get('patch_embed.proj.weight')
     has_one_channel = kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 1
-    reader: Callable[[State, Path], AudioLayout]
+    reader: Callable[[State, Path], Start]
     if any(EAT_ENCODER in name for name in state):
         reader = read_eat
     elif any(name.startswith(SSAST_TRAINING) for name in state):
@@ -93,6 +75,7 @@ def recognise(state: State, path: Path) -> AudioLayout | None:
                            f'models that are known here; pretrained_models/README.md lists them')
     else:
         return None
+    check_tensors({name: value for name, value in state.items() if value.is_floating_point()}, path)
     with name_in_errors(path):
         return reader({name: value.float() for name, value in state.items()}, path)
 
@@ -105,7 +88,7 @@ def refuse_others(state: State, path: Path) -> None:
                                f'{reason}. pretrained_models/README.md lists the starts')
 
 
-def read_audiomae(state: State, path: Path) -> AudioLayout:
+def read_audiomae(state: State, path: Path) -> Start:
     """Read AudioMAE (models_vit.py of facebookresearch/AudioMAE), pretrained or fine-tuned.
 
     The decoder of pretraining is left out, and so is the encoder's last normalisation: fine-tuning
@@ -117,12 +100,13 @@ def read_audiomae(state: State, path: Path) -> AudioLayout:
     state = {name: value for name, value in state.items()
              if not name.startswith((*AUDIOMAE_SIGNS, 'norm.', 'head.'))}
     grid = time_major_grid(state['pos_embed'].shape[1] - 1, path)
-    stage = 'fine-tuned' if head else 'pretrained'
-    return AudioLayout(f'AudioMAE, {stage}', size_of(state, AUDIOMAE_SIZES, path),
-                       transposed(state, grid, num_prefix_tokens=1), grid, head)
+    model_size = size_of(state, AUDIOMAE_SIZES, path)
+    return Start(f'AudioMAE, {"fine-tuned" if head else "pretrained"} ({path.name})', path,
+                 model_size, transposed(state, grid, num_prefix_tokens=1), grid, head,
+                 side_by_side(model_size, grid))
 
 
-def read_eat(state: State, path: Path) -> AudioLayout:
+def read_eat(state: State, path: Path) -> Start:
     """Read EAT or SSLAM (fairseq), pretrained or fine-tuned; the decoder is left out."""
     prefix = 'model.' if any(name.startswith(f'model.{EAT_ENCODER}') for name in state) else ''
     head = {f'{number}.{leaf}': state[f'{name}.{leaf}']
@@ -137,12 +121,13 @@ def read_eat(state: State, path: Path) -> AudioLayout:
         # Unknown names stay, so that loading refuses them.
         renamed[EAT_NAMES[theirs] + own.removeprefix(theirs) if theirs else own] = value
     grid = time_major_grid(renamed['pos_embed'].shape[1], path)
-    stage = 'fine-tuned' if head else 'pretrained'
-    return AudioLayout(f'EAT or SSLAM, {stage}', size_of(renamed, EAT_SIZES, path),
-                       transposed(renamed, grid, num_prefix_tokens=0), grid, head)
+    model_size = size_of(renamed, EAT_SIZES, path)
+    return Start(f'EAT or SSLAM, {"fine-tuned" if head else "pretrained"} ({path.name})', path,
+                 model_size, transposed(renamed, grid, num_prefix_tokens=0), grid, head,
+                 side_by_side(model_size, grid))
 
 
-def read_ssast(state: State, path: Path) -> AudioLayout:
+def read_ssast(state: State, path: Path) -> Start:
     """Read SSAST (YuanGongND/ssast), pretrained. Its names and the order of its patches are ours.
 
     The heads of pretraining and what it masks with are left out.
@@ -156,8 +141,9 @@ def read_ssast(state: State, path: Path) -> AudioLayout:
                            f'{PATCH_SIZE} x {PATCH_SIZE} and {FRAMES[0]} x {FRAMES[1]} are known')
     kind = 'frame' if patch_size == FRAMES else 'patch'
     model_size = size_of(state, SSAST_SIZES, path) + ('_frame' if kind == 'frame' else '')
-    return AudioLayout(f'SSAST, pretrained, {kind}-based', model_size, state,
-                       grid=(bins // height, frames // width))
+    # No config: SSAST's authors fit its positions as those of a ViT for images.
+    return Start(f'SSAST, pretrained, {kind}-based ({path.name})', path, model_size, state,
+                 grid=(bins // height, frames // width))
 
 
 def size_of(state: State, sizes: dict[int, str], path: Path) -> str:
@@ -175,6 +161,13 @@ def time_major_grid(positions: int, path: Path) -> Grid:
         raise WeightsError(f'{path} has {positions} positions, which is no multiple of {BANDS}, '
                            f'the patches of {PATCH_SIZE} mel bins in {MEL_BINS}')
     return BANDS, positions // BANDS
+
+
+def side_by_side(model_size: str, grid: Grid) -> ModelConfig:
+    """Return the settings of a model whose patches of 16 x 16 lie side by side in a grid."""
+    f, t = grid
+    return ModelConfig(model_size, label_dim=1, fstride=PATCH_SIZE, tstride=PATCH_SIZE,
+                       input_fdim=f * PATCH_SIZE, input_tdim=t * PATCH_SIZE)
 
 
 def transposed(state: State, grid: Grid, num_prefix_tokens: int) -> State:

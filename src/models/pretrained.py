@@ -1,17 +1,41 @@
 """Start from pretrained weights (AST paper, section 2.2): fit positions to another patch grid."""
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .ast_models import ASTModel, Grid
-from .starts import Start
+from .ast_models import ASTModel, Grid, ModelConfig
+from .layouts import State
 from .state_dicts import load_strictly, name_in_errors
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a model starts from.
+
+    Args:
+        name: what they are, for messages and descriptions.
+        path: the file that they come from.
+        model_size: of the ASTModel that they belong to.
+        state: of its transformer `v`, with the positional embedding of `grid`.
+        grid: patches along (frequency, time).
+        head: of its classifier `mlp_head`, as far as it is there.
+        config: that of the AST or audio model that the weights come from, unless they are of a ViT
+            for images.
+    """
+    name: str
+    path: Path
+    model_size: str
+    state: State
+    grid: Grid
+    head: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    config: ModelConfig | None = None
 
 
 def load_start(model: ASTModel, start: Start) -> None:

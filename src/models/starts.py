@@ -1,7 +1,6 @@
 """Find the weights that a model starts from: of timm, of an AST, or of another audio model."""
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,17 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from .ast_models import DEIT, Grid, ModelConfig, find_backbone
-from .audio_layouts import AudioLayout, recognise
+from .ast_models import DEIT, ModelConfig, find_backbone
+from .audio_layouts import recognise
 from .backbones import AUDIO_BACKBONES
 from .checkpoints import load_model
 from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
-from .layouts import ANCHORS, State
+from .layouts import ANCHORS
+from .pretrained import Start
 from .state_dicts import (
     DEIT_HEADS,
     INDEX_SUFFIX,
-    check_tensors,
     drop_entries,
     name_in_errors,
     read_state_dict,
@@ -32,29 +31,6 @@ AUDIOSET_CONFIG = ModelConfig('base384', label_dim=527, fstride=10, tstride=10,
                               input_fdim=128, input_tdim=1024)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Weights that a model starts from.
-
-    Args:
-        name: what they are, for messages and descriptions.
-        path: the file that they come from.
-        model_size: of the ASTModel that they belong to.
-        state: of its transformer `v`, with the positional embedding of `grid`.
-        grid: patches along (frequency, time).
-        head: of its classifier `mlp_head`, as far as it is there.
-        config: that of the AST or audio model that the weights come from, unless they are of a ViT
-            for images.
-    """
-    name: str
-    path: Path
-    model_size: str
-    state: State
-    grid: Grid
-    head: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    config: ModelConfig | None = None
 
 
 def find_start(source: str | Path, model_size: str, settings: Mapping[str, int]) -> Start:
@@ -110,31 +86,14 @@ def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Star
     """Recognise a file of weights; see find_start."""
     if not path.name.endswith(INDEX_SUFFIX):  # parts are written by transformers alone
         state = largest_state_dict(read_foreign_file(path), path)
-        if layout := recognise(state, path):
-            return audio_start(layout, path)
+        if start := recognise(state, path):
+            return start
         if not any(f'.{name}'.endswith(f'.{anchor}') for name in state for anchor in ANCHORS):
             named = path.name.removesuffix('.safetensors')
             is_named = timm.is_model(named.partition('.')[0])
             return timm_start(named if is_named else DEIT.get(model_size, model_size), path,
                               None if is_named else model_size)
     return ast_start(path, settings)
-
-
-def audio_start(layout: AudioLayout, path: Path) -> Start:
-    """Return the start that the weights of another audio model are."""
-    check_tensors({**layout.state, **layout.head}, path)
-    config = None
-    if find_backbone(layout.model_size).keeps_beginning:
-        config = side_by_side(layout.model_size, layout.grid)
-    return Start(f'{layout.kind} ({path.name})', path, layout.model_size, layout.state, layout.grid,
-                 layout.head, config)
-
-
-def side_by_side(model_size: str, grid: Grid) -> ModelConfig:
-    """Return the settings of a model whose patches lie side by side and make up a grid."""
-    height, width = find_backbone(model_size).patch_size
-    return ModelConfig(model_size, label_dim=1, fstride=height, tstride=width,
-                       input_fdim=grid[0] * height, input_tdim=grid[1] * width)
 
 
 def ast_start(path: Path, settings: Mapping[str, int]) -> Start:

@@ -44,7 +44,7 @@ ADDITIONS = {
 
 
 def run_recipe(args, exp_dir, options):
-    """Run the recipe with some options, or go on with it; return the seconds of its folds' epochs.
+    """Run the recipe with some options, or go on with it.
 
     Args:
         args: the command line.
@@ -104,16 +104,18 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data_dir', type=Path, required=True)
     parser.add_argument('--out', type=Path, required=True)
-    parser.add_argument('--only', nargs='+', help='words in the names of the additions to run')
+    parser.add_argument('--only', nargs='+', help='words in the names of the additions to run, '
+                                                  'in their order')
     parser.add_argument('--modern', default='', help='options to prove with seeds 2 and 3')
     args = parser.parse_args()
     args.data_dir, args.out = args.data_dir.resolve(), args.out.resolve()
 
     chosen = {name: (options, args.out / 'choice' / folder_name(name))
               for name, options in ADDITIONS.items()}
-    for name, (options, folder) in chosen.items():
-        if args.only is None or any(word in name for word in args.only):
-            run_recipe(args, folder, f'{CHOICE} {options}')
+    for word in args.only or ['']:
+        for name, (options, folder) in chosen.items():
+            if word in name:
+                run_recipe(args, folder, f'{CHOICE} {options}')
     print_table(chosen, 'addition')
 
     if args.modern:
