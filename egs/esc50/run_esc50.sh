@@ -20,6 +20,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 OPTIONS="
 stage=0            first stage to run
 stop_stage=3       last stage to run
+recipe=published   settings of training: published, or modern (see README.md)
 demo=False         train a tiny model from scratch on ten classes of synthetic sounds
 clips_per_fold=8   clips of each class, in the demo
 data_dir=          folder or zip in ESC-50's layout; by default ESC-50 is downloaded
@@ -39,6 +40,7 @@ DEMO=(--dataset demo --model_size tiny224 --imagenet_pretrain False --audioset_p
     --exp_dir "$HERE/exp/demo" --prep_dir "$HERE/data/demo")
 
 parse_options "$@"
+use_recipe "$@"
 if [ "$demo" = True ]; then
     DEFAULTS+=("${DEMO[@]}")
     parse_options "$@"

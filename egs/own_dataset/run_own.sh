@@ -22,6 +22,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 OPTIONS="
 stage=0          first stage to run
 stop_stage=4     last stage to run
+recipe=published settings of training: published, or modern (see README.md)
 data=            folder or CSV of the dataset
 prep_dir=        folder of the prepared data; by default one below data, named after the dataset
 exp_dir=         folder of the results; by default one below exp, named after the settings
@@ -135,6 +136,7 @@ summarise() {
 }
 
 parse_options "$@"
+use_recipe "$@"
 [ -n "$data" ] || refuse '--data is needed: a folder with one folder per class, or a CSV'
 : "${dataset:=$(dataset_name "$data")}" "${prep_dir:=$HERE/data/$(dataset_name "$data")}"
 exp_dir=$(default_exp_dir "$exp_dir")
