@@ -120,6 +120,7 @@ class Run:
         """
         while self.trainer.epoch <= self.settings.n_epochs and not self._has_stalled():
             self._run_epoch(f'epoch {self.trainer.epoch} of {self.settings.n_epochs}')
+        self.results.write_curves()
 
     def _has_stalled(self):
         """Return whether the metric has not risen for --patience epochs, and log it."""

@@ -1,6 +1,7 @@
 """The epochs of an experiment: their metrics, their predictions and the best of them."""
 import logging
 import math
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +28,8 @@ from training.result_files import (
     write_rows,
 )
 from utilities.stats import calculate_stats, further_metrics, is_single_label, summarise
+
+SECONDS_BETWEEN_CURVES = 5
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class Results:
         self.further: list[dict[str, float]] = []
         self.predictions_sum: Any = 0.0
         self.targets = np.zeros((0, 0))
+        self.drawn = -math.inf  # when the curves were drawn last
         self.folder = self.exp_dir / 'predictions'
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -110,12 +114,24 @@ class Results:
 
     @main_process_only
     def write(self) -> None:
-        """Write the tables, the curves and the ensemble's predictions of the epochs so far."""
+        """Write the tables and the ensemble's predictions of the epochs so far, and the curves.
+
+        Epochs may take less time than drawing, so the curves are not drawn every time. Call
+        write_curves at the end.
+        """
         mean = self.predictions_sum / len(self.rows)
         write_array(self.folder / 'cum_predictions.npy', mean.astype(np.float32))
         write_rows(self.exp_dir / 'result.csv', self.rows)
         write_metrics(self.exp_dir / 'metrics.csv', self.further)
-        write_curves(self.exp_dir, self.rows, self.metric, self.title)
+        if time.monotonic() - self.drawn >= SECONDS_BETWEEN_CURVES:
+            self.write_curves()
+
+    @main_process_only
+    def write_curves(self) -> None:
+        """Draw curves.png, if there is an epoch."""
+        if self.rows:
+            write_curves(self.exp_dir, self.rows, self.metric, self.title)
+            self.drawn = time.monotonic()
 
     @main_process_only
     def log_epoch(self, title: str, seconds: float, replaced: int) -> None:
