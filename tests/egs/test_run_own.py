@@ -1,5 +1,6 @@
 """The recipe for one's own dataset as its users start it: from folders or a CSV to a summary."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -135,8 +136,22 @@ def test_given_statistics_are_not_computed_again(recipe, run_shell, prepared, tm
     assert not list((tmp_path / 'prep' / 'datafiles').glob('*_stats*'))
 
 
+@pytest.mark.parametrize('recipe_name', ['published', 'modern'])
+def test_the_recipe_says_its_settings_and_the_users_come_first(recipe, recipe_name, run_shell, prepared,
+                                                               tmp_path):
+    done = run_shell([recipe, *prepared(), '--stage', '2', '--recipe', recipe_name, *TINY,
+                      '--n_epochs', '2', '--dataset_mean', '-7', '--dataset_std', '2',
+                      '--label_smoothing', '0.2', '--dry_run'])
+    assert done.returncode == 0, done.stderr
+    assert f'recipe: {recipe_name}' in done.stdout
+    settings = re.search(r'settings: (.*)', done.stderr)[1]
+    assert '--label_smoothing 0.2' in settings and '--lr 0.0005' in settings
+    assert ('--schedule cosine' in settings) == (recipe_name == 'modern')
+
+
 @pytest.mark.parametrize('words, reason', [
     ([], '--data is needed'),
+    (['--recipe', 'best'], '--recipe must be published or modern, got best'),
     (['--data', 'x', '--group', '1'], 'unrecognized arguments: --group'),
 ])
 def test_a_wrong_option_is_one_sentence(recipe, run_shell, words, reason):
