@@ -2,7 +2,8 @@
 
     datafile -> recording -> waveform   AudiosetDataset.load_waveform, with mixup
              -> fbank                   audio.fbank.fbank
-             -> SpecAugment, normalise, noise, roll: the model's input   finish_fbank
+             -> mixup of fbanks, SpecAugment, normalise, noise, roll: the model's input
+                                        finish_fbank
 
 With --features gpu, training/gpu_fbanks.py does the last two steps, a batch at a time.
 """
@@ -23,11 +24,14 @@ from audio.augmentation import (
     augment_waveform,
     draw_augmentation,
     draw_noise,
+    mix_fbanks,
     spec_augment,
 )
-from audio.fbank import fbank, fit_frames, normalise
+from audio.crops import load_windows
+from audio.fbank import fbank, fit_frames, normalise, window_samples
 from audio.reading import load_waveform, window_seconds
 from models.published_data import AUDIOSET_INPUT
+from utilities.backgrounds import Backgrounds
 from utilities.datafiles import read_datafile, split_labels
 from utilities.errors import DataError
 from utilities.labels import read_labels
@@ -114,6 +118,9 @@ class AudiosetDataset(Dataset):
         self.labels = read_labels(label_csv)
         self._class_index = self.labels.index()
         self.datafile = read_datafile(dataset_json_file, self._class_index)
+        self._backgrounds: Backgrounds | None = None
+        if self.conf.noise_dir and self.conf.mode == TRAINING:
+            self._backgrounds = Backgrounds(self.conf.noise_dir)
 
     def __len__(self) -> int:
         return len(self.datafile)
@@ -135,21 +142,59 @@ class AudiosetDataset(Dataset):
     def make_sample(self, index: int, augmentation: Augmentation
                     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the sample of one recording."""
+        partner = None
+        if augmentation.mixes_fbanks:
+            partner = self._load(augmentation.partner, augmentation.partner_crop)
         waveform = self.load_waveform(index, augmentation)
-        features = fbank(waveform, self.conf.num_mel_bins)
-        noise = draw_noise(augmentation, self.conf)
-        features = finish_fbank(features, self.conf, augmentation, noise)
+        return self.finish_sample(index, waveform, augmentation, partner)
+
+    def make_windows(self, index: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return samples of windows that are spread evenly over a recording, without augmentation.
+
+        Args:
+            index: of the recording.
+            count: of the windows. A recording that is not longer than the input has only one.
+        """
+        start, seconds = self.datafile.part(index)
+        waveforms = load_windows(self.datafile.wavs[index], window_samples(self.conf.target_length),
+                                 np.linspace(0, 1, count).tolist(), start, seconds)
+        return [self.finish_sample(index, waveform) for waveform in waveforms]
+
+    def finish_sample(self, index: int, waveform: torch.Tensor,
+                      augmentation: Augmentation = NO_AUGMENTATION,
+                      partner: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the sample of a waveform.
+
+        Args:
+            index: of the recording.
+            waveform: (samples,), as load_waveform returns it.
+            augmentation: of the sample.
+            partner: the waveform (samples,) whose fbank is mixed with that of the sample, or None.
+        """
+        bins = self.conf.num_mel_bins
+        features = finish_fbank(fbank(waveform, bins), self.conf, augmentation,
+                                draw_noise(augmentation, self.conf),
+                                None if partner is None else fbank(partner, bins))
         return features, self.make_targets(index, augmentation)
 
     def load_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
         """Return the waveform (samples,) of a recording, mixed with that of its partner."""
-        waveform, partner = self._load(index), None
-        if augmentation.partner is not None:
-            partner = self._load(augmentation.partner)
-        return augment_waveform(waveform, augmentation, partner)
+        waveform, partner, background = self._load(index, augmentation.crop), None, None
+        if augmentation.partner is not None and not augmentation.mixes_fbanks:
+            partner = self._load(augmentation.partner, augmentation.partner_crop)
+        if self._backgrounds and augmentation.background is not None:
+            waveform = waveform[:window_samples(self.conf.target_length)]  # what the SNR is of
+            background = self._backgrounds.load(augmentation.background,
+                                                augmentation.background_crop, len(waveform))
+        return augment_waveform(waveform, augmentation, partner, background)
 
-    def _load(self, index):
+    def _load(self, index, crop=None):
+        """Return the waveform of a recording: its beginning, or the window that `crop` names."""
         start, seconds = self.datafile.part(index)
+        if crop is not None:
+            samples = window_samples(self.conf.target_length)
+            windows = load_windows(self.datafile.wavs[index], samples, [crop], start, seconds)
+            return windows[0][:samples]
         seconds = min(seconds, window_seconds(self.conf.target_length))
         return load_waveform(self.datafile.wavs[index], start=start, seconds=seconds)
 
@@ -174,7 +219,7 @@ class AudiosetDataset(Dataset):
 
 
 def finish_fbank(features: torch.Tensor, conf: AudioConf, augmentation: Augmentation,
-                 noise: torch.Tensor | None) -> torch.Tensor:
+                 noise: torch.Tensor | None, partner: torch.Tensor | None = None) -> torch.Tensor:
     """Turn the fbank of a recording into the input of the model, on whichever device it is.
 
     Args:
@@ -182,12 +227,16 @@ def finish_fbank(features: torch.Tensor, conf: AudioConf, augmentation: Augmenta
         conf: of the dataset.
         augmentation: of the sample.
         noise: of the sample, (target_length, num_mel_bins), or None.
+        partner: fbank (its frames, num_mel_bins) to mix with, or None.
 
     Returns:
         (target_length, num_mel_bins).
     """
     features = fit_frames(features, conf.target_length)
+    if partner is not None:
+        partner = fit_frames(partner, conf.target_length)
+        features = mix_fbanks(features, partner, augmentation.lam)
     features = spec_augment(features, augmentation)
     if not conf.skip_norm:
         features = normalise(features, conf.mean, conf.std)
-    return add_noise_and_roll(features, noise, augmentation.roll)
+    return add_noise_and_roll(features, noise, augmentation.roll + augmentation.shift)

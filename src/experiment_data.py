@@ -11,10 +11,12 @@ from dataloader import AudioConf, AudiosetDataset
 from training import processes
 from training.bad_audio import ReplaceUnreadable
 from training.devices import features_on_device
+from training.eval_windows import SpreadWindows
 from training.gpu_fbanks import WaveformDataset
 from training.loaders import Loaders, make_loader
 from training.option_checks import check_files
 from training.sampler import EpochSampler
+from utilities.cli import read_range
 from utilities.datafiles import Datafile
 from utilities.errors import DataError
 from utilities.weight_files import read_sample_weights, weight_file
@@ -37,6 +39,8 @@ def make_loaders(args: argparse.Namespace, device: torch.device) -> Loaders:
 
     def evaluation_loader(datafile):
         dataset = make_dataset(args, datafile, 'evaluation', device)
+        if args.eval_windows > 1:
+            dataset = SpreadWindows(dataset, args.eval_windows)
         # Without gradients there is room for twice the samples.
         batch_size = 2 * args.batch_size // processes.size()
         return make_loader(dataset, batch_size, workers, pin)
@@ -52,12 +56,12 @@ def make_dataset(args, datafile, mode, device):
     Raises:
         DataError: if the datafile does not go with the options.
     """
-    # These fields of AudioConf are options of the same name: num_mel_bins, mixup, freqm, timem,
-    # noise, dataset.
+    # These fields of AudioConf are options of the same name: num_mel_bins, dataset, mixup and the
+    # other settings of augmentation.
     audio_conf = {field.name: getattr(args, field.name) for field in fields(AudioConf)
                   if hasattr(args, field.name)}
     audio_conf |= {'target_length': args.audio_length, 'mode': mode, 'mean': args.dataset_mean,
-                   'std': args.dataset_std}
+                   'std': args.dataset_std, 'snr_db': read_range(args.snr_db)}
     kind = WaveformDataset if features_on_device(args.features, device) else AudiosetDataset
     dataset = kind(datafile, audio_conf, args.label_csv)
     check_labels(dataset.datafile, args.loss, None if mode == 'train' else args.metrics)

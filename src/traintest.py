@@ -14,6 +14,7 @@ from models.atomic import remove_leftovers
 from training import processes
 from training.checkpoint import Checkpoint
 from training.devices import move
+from training.eval_windows import mean_of_windows, split_windows
 from training.evaluation import Evaluation, join_batches
 from training.gpu_fbanks import fbanks_on
 from training.interrupt import Interrupt
@@ -36,7 +37,8 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
     Args:
         model: returns logits (B, classes).
         loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
-            (B, classes).
+            (B, classes); or WindowedBatches of these. If a clip has several windows, its prediction
+            is the mean over them, and its loss is that of the first.
         device: where the model is.
         loss: 'BCE' or 'CE'.
         title: for the progress bar.
@@ -47,10 +49,13 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
     total: torch.Tensor | float = 0.0
     predictions, targets = [], []
     with Progress(title, len(loader)) as progress:
-        for inputs, labels in loader:
+        for batch in loader:
+            (inputs, labels), further = split_windows(batch)
             logits = model(fbanks_on(inputs, device))
             total = total + loss_function(logits, move(labels, device)) * len(labels)
-            predictions.append(scores(logits))
+            others = ((scores(model(fbanks_on(windows, device))), rows)
+                      for (windows, _), rows in further)
+            predictions.append(mean_of_windows(scores(logits), others))
             targets.append(labels)
             progress.advance(len(labels))
 

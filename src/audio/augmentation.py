@@ -1,4 +1,4 @@
-"""Augment training samples: mixup, SpecAugment, noise and a roll in time.
+"""Augment training samples: mixup, SpecAugment, noise, loudness, rolls in time, random windows.
 
 `draw_augmentation` draws the random numbers of a sample; the other functions apply them. What is
 drawn is a small record of numbers, so a data worker, a GPU and a run that continues from its
@@ -8,7 +8,9 @@ To add an augmentation of the waveform, add a setting to AugmentationConf, an op
 training/options.py, a number to Augmentation, its draw to draw_augmentation, and a line to
 augment_waveform that applies it.
 """
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,14 @@ class AugmentationConf:
     freqm: int = 0  # frequency masks are narrower than this, in mel bins (SpecAugment, Park 2019)
     timem: int = 0  # time masks are shorter than this, in frames (SpecAugment)
     noise: bool = False  # whether to add noise and roll the sample in time
+    freq_masks: int = 1  # how many frequency masks
+    time_masks: int = 1  # how many time masks
+    gain_db: float = 0.0  # largest change of the loudness, in dB
+    shift_frames: int = 0  # farthest roll in time, in frames, beside that of `noise`
+    spec_mixup: float = 0.0  # probability that a sample that is not mixed yet is mixed as an fbank
+    crop: str = 'first'  # which window of a longer recording: 'first' or 'random'
+    noise_dir: str | None = None  # folder of recordings of background noise
+    snr_db: tuple[float, float] = (3.0, 30.0)  # lowest and highest signal-to-noise ratio with it
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,16 @@ class Augmentation:
     noise: float = 0.0  # loudness
     noise_seed: int = 0  # what the noise is drawn from
     roll: int = 0  # frames
+    gain_db: float = 0.0
+    shift: int = 0  # a further roll, in frames
+    more_freq_masks: tuple[tuple[int, int], ...] = ()  # after the first, like freq_mask
+    more_time_masks: tuple[tuple[int, int], ...] = ()
+    mixes_fbanks: bool = False  # mix with the partner's fbank instead of its waveform
+    crop: float | None = None  # from 0, the first window, to 1, the last; None: the beginning
+    partner_crop: float | None = None  # the same, of the partner
+    background: float | None = None  # from 0, the first recording of noise_dir, to 1; or None
+    background_crop: float = 0.0  # which window of it, like crop
+    snr_db: float = 0.0  # how much louder the sample is than the background
 
 
 NO_AUGMENTATION = Augmentation()
@@ -56,7 +76,7 @@ def draw_augmentation(rng: np.random.Generator, conf: AugmentationConf, samples:
     is_mixed = rng.random() < conf.mixup
     # The draws happen in the order of these lines, which fixes what a seed means. New draws come
     # after the old ones: before them, they would change the results of every seed.
-    return Augmentation(
+    drawn = Augmentation(
         partner=int(rng.integers(samples)) if is_mixed else None,
         lam=float(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA)) if is_mixed else 1.0,
         freq_mask=_draw_mask(rng, conf.freqm, conf.num_mel_bins),
@@ -64,6 +84,29 @@ def draw_augmentation(rng: np.random.Generator, conf: AugmentationConf, samples:
         noise=rng.random() * MAX_NOISE if conf.noise else 0.0,
         noise_seed=int(rng.integers(2 ** 63)) if conf.noise else 0,
         roll=int(rng.integers(-MAX_ROLL, MAX_ROLL)) if conf.noise else 0)
+    return replace(drawn, **_draw_more(rng, conf, samples, is_mixed))
+
+
+def _draw_more(rng, conf, samples, is_mixed) -> dict[str, Any]:
+    """Draw the other fields of an Augmentation. A setting that is off draws nothing."""
+    more: dict[str, Any] = {}
+    if conf.gain_db:
+        more['gain_db'] = float(rng.uniform(-conf.gain_db, conf.gain_db))
+    if conf.shift_frames:
+        more['shift'] = int(rng.integers(-conf.shift_frames, conf.shift_frames, endpoint=True))
+    more['more_freq_masks'] = tuple(_draw_mask(rng, conf.freqm, conf.num_mel_bins)
+                                    for _ in range(conf.freq_masks - 1))
+    more['more_time_masks'] = tuple(_draw_mask(rng, conf.timem, conf.target_length)
+                                    for _ in range(conf.time_masks - 1))
+    if conf.spec_mixup and rng.random() < conf.spec_mixup and not is_mixed:
+        more |= {'mixes_fbanks': True, 'partner': int(rng.integers(samples)),
+                 'lam': float(rng.beta(MIXUP_ALPHA, MIXUP_ALPHA))}
+    if conf.crop == 'random':
+        more |= {'crop': rng.random(), 'partner_crop': rng.random()}
+    if conf.noise_dir:
+        more |= {'background': rng.random(), 'background_crop': rng.random(),
+                 'snr_db': float(rng.uniform(*conf.snr_db))}
+    return more
 
 
 def _draw_mask(rng, max_width, size):
@@ -74,16 +117,22 @@ def _draw_mask(rng, max_width, size):
 
 
 def augment_waveform(waveform: torch.Tensor, augmentation: Augmentation,
-                     partner: torch.Tensor | None = None) -> torch.Tensor:
-    """Apply the augmentations of waveforms, now only mixup, to a waveform (samples,).
+                     partner: torch.Tensor | None = None,
+                     background: torch.Tensor | None = None) -> torch.Tensor:
+    """Apply the augmentations of waveforms to a waveform (samples,).
 
     Args:
         waveform: the sample's own.
         augmentation: the sample's.
         partner: the waveform (samples,) of its mixup partner, if it has one.
+        background: a waveform of noise, if it gets any.
     """
     if partner is not None:
         waveform = mix(waveform, partner, augmentation.lam)
+    if background is not None:
+        waveform = add_background(waveform, background, augmentation.snr_db)
+    if augmentation.gain_db:
+        waveform = waveform * 10 ** (augmentation.gain_db / 20)
     return waveform
 
 
@@ -100,13 +149,39 @@ def mix(first: torch.Tensor, second: torch.Tensor, lam: float) -> torch.Tensor:
     return mixed - mixed.mean()
 
 
+def add_background(waveform: torch.Tensor, background: torch.Tensor, snr_db: float
+                   ) -> torch.Tensor:
+    """Add noise to a waveform (samples,), as loud as a signal-to-noise ratio says.
+
+    Args:
+        waveform: the signal. If it is silent, no noise is added.
+        background: the noise (any number of samples,). It is repeated if it is too short.
+        snr_db: power of the signal over that of the noise, both without their mean, in dB.
+    """
+    times = math.ceil(len(waveform) / len(background))
+    background = background.repeat(times)[:len(waveform)]
+    background = background - background.mean()
+    power, noise_power = waveform.var(correction=0), background.var(correction=0)
+    if noise_power == 0:
+        return waveform
+    return waveform + background * (power / noise_power * 10 ** (-snr_db / 10)).sqrt()
+
+
+def mix_fbanks(fbank: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:
+    """Return the mixup of two fbanks (frames, bins): lam * fbank + (1 - lam) * partner.
+
+    The two weights add up to 1, so the mix of normalised fbanks is the normalised mix.
+    """
+    return lam * fbank + (1 - lam) * partner
+
+
 def spec_augment(fbank: torch.Tensor, augmentation: Augmentation) -> torch.Tensor:
-    """Return a copy of (frames, bins) in which one band of bins and one stretch of frames are 0."""
+    """Return a copy of (frames, bins) in which bands of bins and stretches of frames are 0."""
     fbank = fbank.clone()
-    start, width = augmentation.freq_mask
-    fbank[:, start:start + width] = 0
-    start, width = augmentation.time_mask
-    fbank[start:start + width] = 0
+    for start, width in (augmentation.freq_mask, *augmentation.more_freq_masks):
+        fbank[:, start:start + width] = 0
+    for start, width in (augmentation.time_mask, *augmentation.more_time_masks):
+        fbank[start:start + width] = 0
     return fbank
 
 

@@ -80,6 +80,15 @@ class WindowReader:
     def __exit__(self, *_):
         self._opened.close()
 
+    def promised_seconds(self, file: AudioFile) -> float | None:
+        """Return how long the header of a recording says it is, or None if it does not say.
+
+        The header may be wrong. The recording stays open for `load`.
+        """
+        reader = self._open(file, file, 0)
+        self._file = file
+        return reader.length / reader.samplerate if reader.length else None
+
     def load(self, file: AudioFile, sample_rate: int = SAMPLE_RATE,
              name: AudioFile | None = None, start: float = 0.0,
              seconds: float | None = None) -> tuple[torch.Tensor, float | None]:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from audio.augmentation import Augmentation, draw_noise
+from audio.augmentation import NO_AUGMENTATION, Augmentation, draw_noise
 from audio.fbank import count_frames, fbank, window_samples
 from dataloader import AudioConf, AudiosetDataset, finish_fbank
 from training.devices import move
@@ -16,25 +16,30 @@ class WaveformSample(NamedTuple):
     frames: int  # frames of its fbank, without those of the padding
     augmentation: Augmentation
     noise: torch.Tensor | None  # (target_length, num_mel_bins)
+    partner: 'WaveformSample | None' = None  # whose fbank is mixed with that of the sample
 
 
 class WaveformBatch(NamedTuple):
     """A batch before its fbanks. A DataLoader pins its tensors, because it is a tuple."""
-    waveforms: torch.Tensor  # (B, samples)
-    frames: list[int]
+    waveforms: torch.Tensor  # (B, samples), then those of the partners of samples that have one
+    frames: list[int]  # of each waveform
     augmentations: list[Augmentation]
     noise: torch.Tensor | None  # (B, target_length, num_mel_bins)
     conf: AudioConf  # of the dataset
 
     def compute_fbanks(self, device: torch.device) -> torch.Tensor:
         """Return the fbanks (B, target_length, num_mel_bins), computed on a device."""
-        fbanks = fbank(move(self.waveforms, device), self.conf.num_mel_bins)
-        noise: Sequence[torch.Tensor | None] = [None] * len(fbanks)
+        padded = fbank(move(self.waveforms, device), self.conf.num_mel_bins)
+        fbanks = [features[:frames] for features, frames in zip(padded, self.frames, strict=True)]
+        count = len(self.augmentations)
+        partners = iter(fbanks[count:])
+        noise: Sequence[torch.Tensor | None] = [None] * count
         if self.noise is not None:
             noise = list(move(self.noise, device))
-        samples = zip(fbanks, self.frames, self.augmentations, noise, strict=True)
-        return torch.stack([finish_fbank(features[:frames], self.conf, augmentation, its_noise)
-                            for features, frames, augmentation, its_noise in samples])
+        return torch.stack([
+            finish_fbank(features, self.conf, augmentation, its_noise,
+                         next(partners) if augmentation.mixes_fbanks else None)
+            for features, augmentation, its_noise in zip(fbanks, self.augmentations, noise)])
 
 
 def fbanks_on(inputs: torch.Tensor | WaveformBatch, device: torch.device) -> torch.Tensor:
@@ -54,22 +59,30 @@ class WaveformDataset(AudiosetDataset):
     Its fbanks are those of an AudiosetDataset, up to rounding.
     """
 
-    def make_sample(self, index, augmentation):
-        """Return the sample of one recording."""
-        waveform = self.load_waveform(index, augmentation)
+    def finish_sample(self, index, waveform, augmentation=NO_AUGMENTATION, partner=None):
+        """Return the sample of a waveform."""
+        other = None
+        if partner is not None:
+            other = WaveformSample(*self._pad(partner), NO_AUGMENTATION, None)
+        sample = WaveformSample(*self._pad(waveform), augmentation,
+                                draw_noise(augmentation, self.conf), other)
+        return sample, self.make_targets(index, augmentation)
+
+    def _pad(self, waveform):
+        """Return a waveform padded to the input's length, and the frames of its fbank before."""
         # fbank() subtracts the mean, too, but here the waveform is not cut or padded yet.
         waveform = waveform - waveform.mean()
         padding = window_samples(self.conf.target_length) - len(waveform)
         padded = torch.nn.functional.pad(waveform, (0, padding))  # a negative number cuts
-        sample = WaveformSample(padded, count_frames(len(waveform)), augmentation,
-                                draw_noise(augmentation, self.conf))
-        return sample, self.make_targets(index, augmentation)
+        return padded, count_frames(len(waveform))
 
     def collate(self, samples):
         """Make a batch (WaveformBatch, labels (B, classes)) of samples."""
         inputs, labels = zip(*samples, strict=True)
-        waveforms, frames, augmentations, noise = zip(*inputs, strict=True)
-        stacked = None if any(one is None for one in noise) else torch.stack(noise)
-        batch = WaveformBatch(torch.stack(waveforms), list(frames), list(augmentations), stacked,
-                              self.conf)
+        sounds = [*inputs, *(one.partner for one in inputs if one.partner is not None)]
+        noise = [one.noise for one in inputs]
+        batch = WaveformBatch(
+            torch.stack([one.waveform for one in sounds]), [one.frames for one in sounds],
+            [one.augmentation for one in inputs],
+            None if any(one is None for one in noise) else torch.stack(noise), self.conf)
         return batch, torch.stack(labels)

@@ -12,6 +12,7 @@ from models.ast_models import ModelConfig, check_pretraining
 from models.starts import start_size
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
+from training.options import SNR_DB
 from utilities.errors import DataError
 from utilities.labels import read_labels
 from utilities.weight_files import WEIGHT_RULE, weight_file
@@ -125,12 +126,21 @@ def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, confi
 
 def check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace,
                        config: ModelConfig) -> None:
-    """End the program with a sentence if masks or Patchout are larger than the input."""
+    """End the program with a sentence if augmentation does not fit the input or itself."""
     if args.freqm > args.num_mel_bins:
         parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
     if args.timem > args.audio_length:
         parser.error(f'--timem {args.timem} is more than the {args.audio_length} frames of '
                      f'--audio_length')
+    for count, width in (('freq_masks', 'freqm'), ('time_masks', 'timem')):
+        if getattr(args, count) > 1 and not getattr(args, width):
+            parser.error(f'--{count} {getattr(args, count)} needs --{width}, which says how wide '
+                         f'the masks are')
+    if args.shift_frames > args.audio_length:
+        parser.error(f'--shift_frames {args.shift_frames} is more than the {args.audio_length} '
+                     f'frames of --audio_length')
+    if args.snr_db != SNR_DB and not args.noise_dir:
+        parser.error(f'--snr_db {args.snr_db} needs --noise_dir, the folder of the noise')
     rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '

@@ -9,6 +9,7 @@ import argparse
 from models.published_data import AUDIOSET_INPUT
 from utilities.cli import (
     OptionParser,
+    Range,
     add_num_workers,
     boolean,
     fbank_mean,
@@ -16,6 +17,7 @@ from utilities.cli import (
     frames,
     mel_bins,
     number,
+    numbers,
     seed,
     whole,
 )
@@ -26,6 +28,9 @@ MODELS = ('ast',)
 LOSSES = ('BCE', 'CE')
 OPTIMIZERS = ('adam', 'adamw', 'sgd')
 SCHEDULES = ('step', 'cosine', 'plateau')
+
+# With --noise_dir, in dB: the defaults of AddBackgroundNoise in audiomentations.
+SNR_DB = '3 30'
 
 # If one of these options changes, a checkpoint cannot be used, even with --force.
 STRUCTURE = ('model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'num_mel_bins',
@@ -89,6 +94,9 @@ def add_data_options(group):
     add('--max_bad_audio', type=number(0, 1), default=0.01,
         help="share of an epoch's samples that may be replaced because their audio cannot be "
              'read')
+    add('--eval_windows', type=whole(1, 100), default=1,
+        help='windows of a clip that is longer than the input, spread evenly over it, whose scores '
+             'are averaged in validation and evaluation; 1: its beginning alone')
 
 
 def add_model_options(group):
@@ -130,6 +138,29 @@ def add_augmentation_options(group):
         help='rows of the patch grid that a training step leaves out')
     add('--time_patchout', type=whole(0), default=0,
         help='columns of the patch grid that a training step leaves out')
+    add_more_augmentation_options(group)
+
+
+def add_more_augmentation_options(group):
+    """Add the options of augmentation that the published code does not have."""
+    add = group.add_argument
+    add('--freq_masks', type=whole(1, 100), default=1, help='frequency masks of a sample')
+    add('--time_masks', type=whole(1, 100), default=1, help='time masks of a sample')
+    add('--gain_db', type=number(0, 60), default=0,
+        help='largest random change of the loudness, in dB')
+    add('--shift_frames', type=whole(0), default=0,
+        help='roll training samples in time by at most so many frames, without noise')
+    add('--spec_mixup', type=number(0, 1), default=0,
+        help='share of the training samples that are mixed with another as spectrograms; those '
+             'that --mixup has mixed are not mixed again')
+    add('--crop', choices=['first', 'random'], default='first',
+        help='what training hears of recordings that are longer than the input: their beginning, '
+             'or each time a random window')
+    add('--noise_dir',
+        help='folder of recordings of noise, one of which is added to each training sample')
+    add('--snr_db', nargs='+', action=Range, type=numbers(-100, 100), default=SNR_DB, metavar='DB',
+        help='signal-to-noise ratio with --noise_dir in dB: one number, or the lowest and the '
+             'highest')
 
 
 def add_training_options(group):

@@ -132,6 +132,38 @@ def _number_type(kind, convert, minimum, maximum, above=-math.inf):
     return parse
 
 
+def numbers(minimum: float, maximum: float) -> Callable[[str], str]:
+    """Return the option type of a Range: text of one or several numbers within these limits."""
+    check = number(minimum, maximum)
+
+    def parse(text):
+        for word in text.split() or ['']:
+            check(word)
+        return text
+    return parse
+
+
+class Range(argparse.Action):
+    """Keep the lowest and the highest number of a range, or one number for both, as one text.
+
+    As a text, `--snr_db 5 20` goes through recipes and args.json as every other option does, and
+    comes back as `--snr_db='5 20'`. read_range makes numbers of it.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        words = ' '.join(values).split()
+        if len(words) > 2 or float(words[0]) > float(words[-1]):
+            raise argparse.ArgumentError(self, f'expected one number, or the lowest and the '
+                                               f'highest, got {quoted(" ".join(words))}')
+        setattr(namespace, self.dest, ' '.join(words))
+
+
+def read_range(text: str) -> tuple[float, float]:
+    """Return the lowest and the highest number of a Range."""
+    words = text.split()
+    return float(words[0]), float(words[-1])
+
+
 seed = whole(0, 2 ** 32 - 1)  # scikit-learn takes no larger one
 mel_bins = whole(16, 256)  # one patch to half of audio.fbank.FFT_SAMPLES, its FFT bins
 frames = whole(16, 360_000)  # of 10 ms: one patch to an hour; more would fill the memory

@@ -60,7 +60,7 @@ SLOW_PACKAGES = {'torch', 'torchaudio', 'timm', 'scipy', 'sklearn', 'joblib', 'm
 KINDS = {
     'input file': 'data_train data_val data_eval data_path datafile datafiles label_csv segments '
                   'config',
-    'input folder': 'audio_dir compare data data_dir',
+    'input folder': 'audio_dir compare data data_dir noise_dir',
     'recordings': 'audio audio_path',  # of which those that can be read are used: test_command.py
     'checkpoint': 'checkpoint checkpoints start',
     'output file': 'json csv embeddings out',

@@ -1,0 +1,63 @@
+"""Read windows of recordings that are longer than the model's input."""
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+
+from audio.fbank import SAMPLE_RATE
+from audio.formats import AudioError
+from audio.info import inspect_audio
+from audio.reading import WindowReader
+
+FOLLOWING_SECONDS = 1  # read after a window, because the resampler looks at what follows a sample
+
+
+def load_windows(file: str, samples: int, places: Sequence[float], start: float = 0.0,
+                 seconds: float = math.inf, sample_rate: int = SAMPLE_RATE) -> list[torch.Tensor]:
+    """Read windows of a recording, or of a part of it.
+
+    Only the windows are read if the format can seek, and never more than up to the last one if the
+    header says how long the recording is. If the header is wrong, the real length counts.
+
+    Args:
+        file: a path.
+        samples: of a window, at sample_rate.
+        places: where windows are, in ascending order: 0 is the first possible window, 1 the last.
+        start: second at which the part begins.
+        seconds: how long it is at most.
+        sample_rate: of the result, in Hz.
+
+    Returns:
+        For each place a waveform: the window (samples,), then up to a second of what follows in the
+        part. If the part is not longer than a window, there is only one: the part.
+
+    Raises:
+        AudioError: as load_waveform.
+    """
+    longest = samples / sample_rate + FOLLOWING_SECONDS
+
+    def read(reader, length):
+        """Return the windows if the recording lasts `length` seconds; [] if one ends too early."""
+        end = math.floor(min(start + seconds, length) * sample_rate)
+        room = end - round(start * sample_rate) - samples  # from the first window to the last
+        offsets = [round(place * room) / sample_rate for place in places] if room > 0 else [0.0]
+        windows = [reader.load(file, sample_rate, start=start + offset,
+                               seconds=min(seconds - offset, longest))[0] for offset in offsets]
+        return [] if room > 0 and min(map(len, windows)) < samples else windows
+
+    with WindowReader() as reader:
+        promised = reader.promised_seconds(file)
+        windows = [] if promised is None else read(reader, promised)
+    if not windows:
+        with WindowReader() as reader:
+            windows = read(reader, _real_seconds(file))
+    if not all(map(len, windows)):
+        raise AudioError(f'the audio file {file} holds no samples after {start} s')
+    return windows
+
+
+@functools.lru_cache(maxsize=2 ** 14)
+def _real_seconds(path):
+    """Return how long a recording is. All of it is read, but once."""
+    return inspect_audio(path).seconds
