@@ -91,10 +91,10 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.freeze != 'backbone':
         parser.error('--cache_embeddings needs --freeze backbone: a backbone that is trained '
                      'changes the embeddings')
-    settings = {field.name: field.default for field in fields(AugmentationConf)
-                if field.default is not MISSING} | {'freq_patchout': 0, 'time_patchout': 0}
-    used = [f'--{name} {getattr(args, name)}' for name, off in settings.items()
-            if getattr(args, name) != off]
+    augmentation = [field.name for field in fields(AugmentationConf) if field.default is not MISSING]
+    used = [f'--{name} {getattr(args, name)}'
+            for name in (*augmentation, 'freq_patchout', 'time_patchout')
+            if getattr(args, name) != parser.get_default(name)]
     if used:
         parser.error(f'--cache_embeddings computes each embedding once, but {" and ".join(used)} '
                      f'changes the samples in every epoch: leave one of the two out')
