@@ -91,9 +91,9 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.freeze != 'backbone':
         parser.error('--cache_embeddings needs --freeze backbone: a backbone that is trained '
                      'changes the embeddings')
-    augmentation = [field.name for field in fields(AugmentationConf) if field.default is not MISSING]
-    used = [f'--{name} {getattr(args, name)}'
-            for name in (*augmentation, 'freq_patchout', 'time_patchout')
+    names = [field.name for field in fields(AugmentationConf) if field.default is not MISSING]
+    names += ['freq_patchout', 'time_patchout']
+    used = [f'--{name} {getattr(args, name)}' for name in names
             if getattr(args, name) != parser.get_default(name)]
     if used:
         parser.error(f'--cache_embeddings computes each embedding once, but {" and ".join(used)} '
