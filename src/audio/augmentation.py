@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchaudio
 
 MIXUP_ALPHA = 10  # lambda ~ Beta(10, 10): PSLA (Gong et al., 2021), section III-C
 MAX_NOISE = 0.1  # the loudest noise, in units of the normalised fbank
@@ -36,7 +37,9 @@ class AugmentationConf:
     spec_mixup: float = 0.0  # probability that a sample that is not mixed yet is mixed as an fbank
     crop: str = 'first'  # which window of a longer recording: 'first' or 'random'
     noise_dir: str | None = None  # folder of recordings of background noise
-    snr_db: tuple[float, float] = (3.0, 30.0)  # lowest and highest signal-to-noise ratio with it
+    # Lowest and highest signal-to-noise ratio with it: those of AddBackgroundNoise in
+    # audiomentations.
+    snr_db: tuple[float, float] = (3.0, 30.0)
 
 
 @dataclass(frozen=True)
@@ -161,10 +164,10 @@ def add_background(waveform: torch.Tensor, background: torch.Tensor, snr_db: flo
     times = math.ceil(len(waveform) / len(background))
     background = background.repeat(times)[:len(waveform)]
     background = background - background.mean()
-    power, noise_power = waveform.var(correction=0), background.var(correction=0)
-    if noise_power == 0:
+    if not background.any():
         return waveform
-    return waveform + background * (power / noise_power * 10 ** (-snr_db / 10)).sqrt()
+    waveform = waveform - waveform.mean()
+    return torchaudio.functional.add_noise(waveform, background, torch.tensor(snr_db))
 
 
 def mix_fbanks(fbank: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:
