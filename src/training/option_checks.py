@@ -90,6 +90,9 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.freeze != 'backbone':
         parser.error('--cache_embeddings needs --freeze backbone: a backbone that is trained '
                      'changes the embeddings')
+    if args.eval_windows > 1:
+        parser.error(f'--cache_embeddings keeps one embedding of a clip, but --eval_windows '
+                     f'{args.eval_windows} needs several: leave one of the two out')
     settings = {field.name: field.default for field in fields(AugmentationConf)
                 if field.default is not MISSING} | {'freq_patchout': 0, 'time_patchout': 0}
     used = [f'--{name} {getattr(args, name)}' for name, off in settings.items()
