@@ -61,7 +61,8 @@ def make_dataset(args, datafile, mode, device):
     audio_conf = {field.name: getattr(args, field.name) for field in fields(AudioConf)
                   if hasattr(args, field.name)}
     audio_conf |= {'target_length': args.audio_length, 'mode': mode, 'mean': args.dataset_mean,
-                   'std': args.dataset_std, 'snr_db': read_range(args.snr_db)}
+                   'std': args.dataset_std,
+                   'snr_db': read_range(args.snr_db) if args.snr_db else None}
     kind = WaveformDataset if features_on_device(args.features, device) else AudiosetDataset
     dataset = kind(datafile, audio_conf, args.label_csv)
     check_labels(dataset.datafile, args.loss, None if mode == 'train' else args.metrics)

@@ -9,6 +9,9 @@ from training.sampler import EpochSampler
 CONF = {'num_mel_bins': 64, 'target_length': 40, 'mode': 'evaluation'}
 EVERYTHING = {'mode': 'train', 'mixup': 0.5, 'freqm': 12, 'timem': 10, 'noise': True}
 
+FURTHER = {'freq_masks': 2, 'time_masks': 3, 'gain_db': 6.0, 'shift_frames': 5, 'spec_mixup': 0.5,
+           'crop': 'random'}  # and noise_dir
+
 
 def equal(first, second):
     """Return whether two samples or batches are the same in every bit."""

@@ -5,7 +5,7 @@ drawn is a small record of numbers, so a data worker, a GPU and a run that conti
 checkpoint make the same sample.
 
 To add an augmentation of the waveform, add a setting to AugmentationConf, an option of that name to
-training/options.py, a number to Augmentation, its draw to draw_augmentation, and a line to
+training/options.py, a number to Augmentation, its draw to the end of _draw_more, and a line to
 augment_waveform that applies it.
 """
 import math
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchaudio
 
 MIXUP_ALPHA = 10  # lambda ~ Beta(10, 10): PSLA (Gong et al., 2021), section III-C
 MAX_NOISE = 0.1  # the loudest noise, in units of the normalised fbank
 MAX_ROLL = 10  # frames
+SNR_DB = 3.0, 30.0  # signal-to-noise ratios of AddBackgroundNoise in audiomentations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class AugmentationConf:
     spec_mixup: float = 0.0  # probability that a sample that is not mixed yet is mixed as an fbank
     crop: str = 'first'  # which window of a longer recording: 'first' or 'random'
     noise_dir: str | None = None  # folder of recordings of background noise
-    snr_db: tuple[float, float] = (3.0, 30.0)  # lowest and highest signal-to-noise ratio with it
+    snr_db: tuple[float, float] | None = None  # lowest and highest ratio; None for SNR_DB
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _draw_more(rng, conf, samples, is_mixed) -> dict[str, Any]:
         more |= {'crop': rng.random(), 'partner_crop': rng.random()}
     if conf.noise_dir:
         more |= {'background': rng.random(), 'background_crop': rng.random(),
-                 'snr_db': float(rng.uniform(*conf.snr_db))}
+                 'snr_db': float(rng.uniform(*(conf.snr_db or SNR_DB)))}
     return more
 
 
@@ -161,10 +163,10 @@ def add_background(waveform: torch.Tensor, background: torch.Tensor, snr_db: flo
     times = math.ceil(len(waveform) / len(background))
     background = background.repeat(times)[:len(waveform)]
     background = background - background.mean()
-    power, noise_power = waveform.var(correction=0), background.var(correction=0)
-    if noise_power == 0:
+    if not background.any():
         return waveform
-    return waveform + background * (power / noise_power * 10 ** (-snr_db / 10)).sqrt()
+    waveform = waveform - waveform.mean()
+    return torchaudio.functional.add_noise(waveform, background, torch.tensor(snr_db))
 
 
 def mix_fbanks(fbank: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:

@@ -12,7 +12,6 @@ from models.ast_models import ModelConfig, check_pretraining
 from models.starts import start_size
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
-from training.options import SNR_DB
 from utilities.errors import DataError
 from utilities.labels import read_labels
 from utilities.weight_files import WEIGHT_RULE, weight_file
@@ -91,6 +90,9 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.freeze != 'backbone':
         parser.error('--cache_embeddings needs --freeze backbone: a backbone that is trained '
                      'changes the embeddings')
+    if args.eval_windows > 1:
+        parser.error(f'--cache_embeddings keeps one embedding of a clip, but --eval_windows '
+                     f'{args.eval_windows} needs several: leave one of the two out')
     names = [field.name for field in fields(AugmentationConf) if field.default is not MISSING]
     names += ['freq_patchout', 'time_patchout']
     used = [f'--{name} {getattr(args, name)}' for name in names
@@ -139,7 +141,7 @@ def check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace
     if args.shift_frames > args.audio_length:
         parser.error(f'--shift_frames {args.shift_frames} is more than the {args.audio_length} '
                      f'frames of --audio_length')
-    if args.snr_db != SNR_DB and not args.noise_dir:
+    if args.snr_db and not args.noise_dir:
         parser.error(f'--snr_db {args.snr_db} needs --noise_dir, the folder of the noise')
     rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:

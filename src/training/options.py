@@ -29,9 +29,6 @@ LOSSES = ('BCE', 'CE')
 OPTIMIZERS = ('adam', 'adamw', 'sgd')
 SCHEDULES = ('step', 'cosine', 'plateau')
 
-# With --noise_dir, in dB: the defaults of AddBackgroundNoise in audiomentations.
-SNR_DB = '3 30'
-
 # If one of these options changes, a checkpoint cannot be used, even with --force.
 STRUCTURE = ('model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'num_mel_bins',
              'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr', 'freeze',
@@ -158,9 +155,9 @@ def add_more_augmentation_options(group):
              'or each time a random window')
     add('--noise_dir',
         help='folder of recordings of noise, one of which is added to each training sample')
-    add('--snr_db', nargs='+', action=Range, type=numbers(-100, 100), default=SNR_DB, metavar='DB',
-        help='signal-to-noise ratio with --noise_dir in dB: one number, or the lowest and the '
-             'highest')
+    add('--snr_db', nargs='+', action=Range, type=numbers(-100, 100), metavar='DB',
+        help='signal-to-noise ratio with --noise_dir, in dB: one number, or the lowest and the '
+             'highest; without it 3 30')
 
 
 def add_training_options(group):
