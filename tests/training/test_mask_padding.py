@@ -55,6 +55,12 @@ def test_a_mix_is_as_long_as_the_first_of_its_recordings(dataset):
     assert [frames for _, _, frames in mixes] == FRAMES[1:3]
 
 
+def test_a_mix_of_fbanks_is_as_long_as_the_longer_one(dataset):
+    mixes = [dataset.make_sample(i, Augmentation(partner=3 - i, lam=0.5, mixes_fbanks=True))
+             for i in (1, 2)]
+    assert [frames for _, _, frames in mixes] == [FRAMES[2], FRAMES[2]]
+
+
 def test_without_the_option_a_sample_is_what_it_was(make_dataset, clips):
     for kind in (AudiosetDataset, WaveformDataset):
         assert len(make_dataset(clips, kind=kind)[0]) == 2
@@ -142,6 +148,15 @@ def test_training_evaluation_and_tagging_are_told_the_lengths(folder, features):
     taggings = tag_here(tagger, [f'{i}.wav' for i in range(4)], window='first', embeddings=True)
     tagged = np.stack([tagging.scores[0] for tagging in taggings])
     np.testing.assert_allclose(tagged, expected, atol=1e-4)
+
+
+def test_each_of_several_windows_has_a_length_of_its_own(folder):
+    run.main([*BASE, '--exp_dir', 'exp', '--n_epochs', '1', '--eval_windows', '2'])
+    best = folder / 'exp' / 'models' / 'best_audio_model.pth'
+    expected = scores_by_hand(folder, best)
+    predictions = np.load(folder / 'exp' / 'predictions' / 'predictions_1.npy')
+    np.testing.assert_allclose(predictions[:3], expected[:3], atol=1e-4)  # of one window each
+    assert np.abs(predictions[3] - expected[3]).max() > 1e-5
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(folder):
