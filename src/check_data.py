@@ -7,7 +7,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from utilities.cli import OptionParser, exit_on, frames, setup_logging, whole
+from models.published_data import SAMPLE_RATE
+from utilities.cli import OptionParser, exit_on, frames, sample_rate, setup_logging, whole
 
 
 def make_parser() -> OptionParser:
@@ -18,6 +19,8 @@ def make_parser() -> OptionParser:
     add('--label_csv', required=True, help='label file: index,mid,display_name')
     add('--audio_length', type=frames, default=1024,
         help='frames of 10 ms of the input')
+    add('--sample_rate', type=sample_rate, default=SAMPLE_RATE,
+        help='Hz, to which recordings are resampled')
     add('--segments',
         help='segment list to compare the datafiles with: clips, labels, and whether recordings '
              'begin with their segments')
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on(BrokenProcessPool, DataError):
         labels = read_labels(args.label_csv)
         segments = read_segments(args.segments, labels.index()) if args.segments else None
-        result = check(args.datafiles, labels, args.audio_length, segments)
+        result = check(args.datafiles, labels, args.audio_length, segments, args.sample_rate)
     if args.json:
         print(json.dumps(result, indent=1))
     else:

@@ -28,7 +28,7 @@ from audio.augmentation import (
     spec_augment,
 )
 from audio.crops import load_windows
-from audio.fbank import fbank, fit_frames, normalise, window_samples
+from audio.fbank import SAMPLE_RATE, fbank, fit_frames, normalise, window_samples
 from audio.reading import load_waveform, window_seconds
 from models.published_data import AUDIOSET_INPUT
 from utilities.backgrounds import Backgrounds
@@ -48,6 +48,8 @@ class AudioConf(AugmentationConf):
     mode: str  # 'train' augments, 'evaluation' does not; other words of MODES become one of these
     mean: float = AUDIOSET_INPUT['mean']  # of the fbank
     std: float = AUDIOSET_INPUT['std']
+    sample_rate: int = SAMPLE_RATE  # Hz, to which recordings are resampled
+    mask_padding: bool = False  # give the number of real frames as a third item of each sample
     skip_norm: bool = False  # leave the fbank as it is, to compute its mean and std
     dataset: str = 'dataset'  # a name for messages
 
@@ -94,7 +96,8 @@ class AudiosetDataset(Dataset):
 
     A sample is (fbank (target_length, num_mel_bins), labels (classes,)), both float32. Labels are 1
     for each class of the recording and 0 elsewhere. A mixed sample has the labels of both of its
-    recordings, times lam and 1 - lam, added up.
+    recordings, times lam and 1 - lam, added up. With mask_padding, a third item says how many
+    frames are real; the others are padding.
 
     In training, dataset[SampleKey] is the same wherever it is computed. dataset[int] draws its
     augmentation from torch's random generator.
@@ -120,12 +123,12 @@ class AudiosetDataset(Dataset):
         self.datafile = read_datafile(dataset_json_file, self._class_index)
         self._backgrounds: Backgrounds | None = None
         if self.conf.noise_dir and self.conf.mode == TRAINING:
-            self._backgrounds = Backgrounds(self.conf.noise_dir)
+            self._backgrounds = Backgrounds(self.conf.noise_dir, self.conf.sample_rate)
 
     def __len__(self) -> int:
         return len(self.datafile)
 
-    def __getitem__(self, key: int | SampleKey) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitem__(self, key: int | SampleKey) -> tuple:
         index = key.index if isinstance(key, SampleKey) else key
         return self.make_sample(index, self.draw_augmentation(key))
 
@@ -139,8 +142,7 @@ class AudiosetDataset(Dataset):
             rng = np.random.default_rng(int(torch.randint(2 ** 63 - 1, ())))
         return draw_augmentation(rng, self.conf, len(self))
 
-    def make_sample(self, index: int, augmentation: Augmentation
-                    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def make_sample(self, index: int, augmentation: Augmentation) -> tuple:
         """Return the sample of one recording."""
         partner = None
         if augmentation.mixes_fbanks:
@@ -148,21 +150,19 @@ class AudiosetDataset(Dataset):
         waveform = self.load_waveform(index, augmentation)
         return self.finish_sample(index, waveform, augmentation, partner)
 
-    def make_windows(self, index: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def make_windows(self, index: int, count: int) -> list[tuple]:
         """Return samples of windows that are spread evenly over a recording, without augmentation.
 
         Args:
             index: of the recording.
             count: of the windows. A recording that is not longer than the input has only one.
         """
-        start, seconds = self.datafile.part(index)
-        waveforms = load_windows(self.datafile.wavs[index], window_samples(self.conf.target_length),
-                                 np.linspace(0, 1, count).tolist(), start, seconds)
+        waveforms = self._load_windows(index, np.linspace(0, 1, count).tolist())
         return [self.finish_sample(index, waveform) for waveform in waveforms]
 
     def finish_sample(self, index: int, waveform: torch.Tensor,
                       augmentation: Augmentation = NO_AUGMENTATION,
-                      partner: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+                      partner: torch.Tensor | None = None) -> tuple:
         """Return the sample of a waveform.
 
         Args:
@@ -171,11 +171,36 @@ class AudiosetDataset(Dataset):
             augmentation: of the sample.
             partner: the waveform (samples,) whose fbank is mixed with that of the sample, or None.
         """
-        bins = self.conf.num_mel_bins
-        features = finish_fbank(fbank(waveform, bins), self.conf, augmentation,
-                                draw_noise(augmentation, self.conf),
-                                None if partner is None else fbank(partner, bins))
-        return features, self.make_targets(index, augmentation)
+        bins, rate = self.conf.num_mel_bins, self.conf.sample_rate
+        features, other = fbank(waveform, bins, rate), None
+        if partner is not None:
+            other = fbank(partner, bins, rate)
+        inputs = finish_fbank(features, self.conf, augmentation,
+                              draw_noise(augmentation, self.conf), other)
+        frames = max(len(features), 0 if other is None else len(other))
+        return self.with_labels(inputs, index, augmentation, frames)
+
+    def with_labels(self, inputs: Any, index: int, augmentation: Augmentation, frames: int
+                    ) -> tuple:
+        """Return the sample (inputs, labels), or with mask_padding (inputs, labels, real frames).
+
+        Args:
+            inputs: of the model.
+            index: of the recording.
+            augmentation: of the sample.
+            frames: how many the fbank had before it was cut or padded. A mix of waveforms is as
+                long as the first of them, a mix of fbanks as long as the longer one. Of a recording
+                shorter than a frame, one counts as real.
+        """
+        sample = inputs, self.make_targets(index, augmentation)
+        if not self.conf.mask_padding:
+            return sample
+        return *sample, max(1, min(frames, self.conf.target_length))
+
+    @property
+    def _window_samples(self):
+        """The samples of the input."""
+        return window_samples(self.conf.target_length, self.conf.sample_rate)
 
     def load_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
         """Return the waveform (samples,) of a recording, mixed with that of its partner."""
@@ -183,7 +208,7 @@ class AudiosetDataset(Dataset):
         if augmentation.partner is not None and not augmentation.mixes_fbanks:
             partner = self._load(augmentation.partner, augmentation.partner_crop)
         if self._backgrounds and augmentation.background is not None:
-            waveform = waveform[:window_samples(self.conf.target_length)]  # what the SNR is of
+            waveform = waveform[:self._window_samples]  # what the SNR is of
             background = self._backgrounds.load(augmentation.background,
                                                 augmentation.background_crop, len(waveform))
         return augment_waveform(waveform, augmentation, partner, background)
@@ -192,11 +217,15 @@ class AudiosetDataset(Dataset):
         """Return the waveform of a recording: its beginning, or the window that `crop` names."""
         start, seconds = self.datafile.part(index)
         if crop is not None:
-            samples = window_samples(self.conf.target_length)
-            windows = load_windows(self.datafile.wavs[index], samples, [crop], start, seconds)
-            return windows[0][:samples]
-        seconds = min(seconds, window_seconds(self.conf.target_length))
-        return load_waveform(self.datafile.wavs[index], start=start, seconds=seconds)
+            return self._load_windows(index, [crop])[0][:self._window_samples]
+        rate = self.conf.sample_rate
+        seconds = min(seconds, window_seconds(self.conf.target_length, rate))
+        return load_waveform(self.datafile.wavs[index], rate, start=start, seconds=seconds)
+
+    def _load_windows(self, index, places):
+        """Return the waveforms of windows of a recording: see load_windows."""
+        return load_windows(self.datafile.wavs[index], self._window_samples, places,
+                            *self.datafile.part(index), self.conf.sample_rate)
 
     def make_targets(self, index: int, augmentation: Augmentation = NO_AUGMENTATION
                      ) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import torch
 
+from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
 from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
@@ -69,7 +70,9 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
         check_first_recordings(loaders)
         log_settings(args, loaders, device, precision, launch.size)
         with as_training_errors():
-            model = make_model(args).to(device)
+            model = make_model(args)
+            warn_of_rate(model, args.sample_rate)
+            model.to(device)
         freeze(model, args.freeze)
         model.autocast_dtype = precision
         model.v.set_grad_checkpointing(args.grad_checkpointing)
@@ -96,6 +99,10 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
     description = {'dataset': args.dataset, 'labels': asdict(loaders.val.dataset.labels),
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss,
                    'start': model.start}
+    if args.sample_rate != SAMPLE_RATE:
+        description['sample_rate'] = args.sample_rate
+    if args.mask_padding:
+        description['mask_padding'] = True
     try:
         with as_training_errors(), processes.catch_lost_processes(processes.LOST_SIGNS):
             this_run = Run(model, device, loaders.train, loaders.val, args, description, interrupt)
@@ -131,6 +138,14 @@ def make_model(args: argparse.Namespace, pretrained: bool = True) -> ASTModel:
     if args.drop_path:
         model.set_drop_path(args.drop_path)
     return model
+
+
+def warn_of_rate(model: ASTModel, sample_rate: int) -> None:
+    """Log a warning if a model starts from weights that have heard another sample rate."""
+    if model.start_rate not in (None, sample_rate):
+        logger.warning('the %s weights were trained at %d Hz, but --sample_rate is %d: each mel '
+                       'bin now stands for other frequencies, so the weights may help less',
+                       model.start, model.start_rate, sample_rate)
 
 
 def name_start(args: argparse.Namespace) -> str:

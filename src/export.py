@@ -37,7 +37,8 @@ def make_parser() -> OptionParser:
     add('--out', required=True, type=Path,
         help='the folder (transformers) or the file (.onnx, .pt2) to write')
     add('--waveform', action='store_true',
-        help='onnx, torch_export: the input is a 16 kHz waveform; without it, an fbank')
+        help='onnx, torch_export: the input is a waveform at the rate of the model; without it, an '
+             'fbank')
     add('--int8', action='store_true',
         help='onnx: linear layers with 8-bit numbers, for CPUs; says how far the scores move')
     add('--label_csv',

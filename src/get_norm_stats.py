@@ -1,6 +1,7 @@
 """Print mean and standard deviation of the fbanks of a datafile: --dataset_mean, --dataset_std."""
 from pathlib import Path
 
+from models.published_data import SAMPLE_RATE
 from utilities.cli import (
     OptionParser,
     add_num_workers,
@@ -8,6 +9,7 @@ from utilities.cli import (
     frames,
     mel_bins,
     number,
+    sample_rate,
     setup_logging,
 )
 
@@ -19,6 +21,8 @@ def make_parser() -> OptionParser:
     add('--data_train', required=True, help='datafile of the training set')
     add('--label_csv', required=True, help='label file: index,mid,display_name')
     add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
+    add('--sample_rate', type=sample_rate, default=SAMPLE_RATE,
+        help='Hz, to which recordings are resampled')
     add('--audio_length', type=frames, default=1024,
         help='frames of each recording that count')
     add('--mixup', type=number(0, 1), default=0,
@@ -38,8 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     from utilities.errors import DataError
     setup_logging()
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length,
-                  'mode': 'train', 'mixup': args.mixup, 'skip_norm': True,
-                  'dataset': Path(args.data_train).stem}
+                  'sample_rate': args.sample_rate, 'mode': 'train', 'mixup': args.mixup,
+                  'skip_norm': True, 'dataset': Path(args.data_train).stem}
     with exit_on(AudioError, DataError, TrainingError), as_training_errors():
         dataset = AudiosetDataset(args.data_train, audio_conf, args.label_csv)
         mean, std = norm_stats(dataset, args.num_workers)

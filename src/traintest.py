@@ -37,24 +37,29 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
     Args:
         model: returns logits (B, classes).
         loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
-            (B, classes); or WindowedBatches of these. If a clip has several windows, its prediction
-            is the mean over them, and its loss is that of the first.
+            (B, classes), with --mask_padding also the real frames (B,); or WindowedBatches of
+            these. If a clip has several windows, its prediction is the mean over them, and its loss
+            is that of the first.
         device: where the model is.
         loss: 'BCE' or 'CE'.
         title: for the progress bar.
         scores: turns logits into predictions. As published, it is the sigmoid for CE, too.
     """
+    def classify(inputs, *lengths):
+        """Return the logits of a batch."""
+        return model(fbanks_on(inputs, device), *(move(one, device) for one in lengths))
+
     model.eval()
     loss_function = LOSSES[loss]()
     total: torch.Tensor | float = 0.0
     predictions, targets = [], []
     with Progress(title, len(loader)) as progress:
         for batch in loader:
-            (inputs, labels), further = split_windows(batch)
-            logits = model(fbanks_on(inputs, device))
+            (inputs, labels, *lengths), further = split_windows(batch)
+            logits = classify(inputs, *lengths)
             total = total + loss_function(logits, move(labels, device)) * len(labels)
-            others = ((scores(model(fbanks_on(windows, device))), rows)
-                      for (windows, _), rows in further)
+            others = ((scores(classify(windows, *lengths)), rows)
+                      for (windows, _, *lengths), rows in further)
             predictions.append(mean_of_windows(scores(logits), others))
             targets.append(labels)
             progress.advance(len(labels))

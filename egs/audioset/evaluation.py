@@ -65,6 +65,8 @@ def evaluate(args: Namespace, source: str, device: torch.device) -> tuple[np.nda
     audio_conf = {'num_mel_bins': description['input_fdim'],
                   'target_length': description['input_tdim'], 'mean': description['mean'],
                   'std': description['std'], 'mode': 'evaluation'}
+    audio_conf |= {name: description[name] for name in ('sample_rate', 'mask_padding')
+                   if name in description}
     dataset = AudiosetDataset(args.data_eval, audio_conf, args.label_csv)
     labels_of(path, description, dataset.labels)  # raises if they are not the checkpoint's
     what = {**audio_conf, 'checkpoint': sha256(path), 'data_eval': sha256(args.data_eval),

@@ -61,11 +61,12 @@ dataset_name() {
 datafile() { echo "$prep_dir/datafiles/$1_data${2:+_$2}.json"; }
 
 # Print the path of the file with the mean and standard deviation of fold $1's training data. They
-# depend on the size of the input.
+# depend on the size of the input and on the sample rate.
 stats_file() {
-    local train_data
+    local train_data rate=
     train_data=$(datafile train "$1")
-    echo "${train_data%.json}_stats_${num_mel_bins}x$audio_length.txt"
+    [ "$sample_rate" -eq 16000 ] || rate=_${sample_rate}Hz
+    echo "${train_data%.json}_stats_${num_mel_bins}x$audio_length$rate.txt"
 }
 
 # Print what run_options.txt says about option $1.
@@ -103,7 +104,7 @@ compute_stats() {
     if [ ! -s "$stats" ]; then
         words=$("$PYTHON" "$ROOT/src/get_norm_stats.py" --data_train "$train_data" \
             --label_csv "$prep_dir/labels.csv" --num_mel_bins "$num_mel_bins" \
-            --audio_length "$audio_length" --num_workers "$num_workers")
+            --sample_rate "$sample_rate" --audio_length "$audio_length" --num_workers "$num_workers")
         echo "$words" > "$stats.$$" && mv "$stats.$$" "$stats"
     fi
     echo "$train_data: $(< "$stats")"

@@ -52,12 +52,12 @@ def load_waveform(file: AudioFile, sample_rate: int = SAMPLE_RATE,
     return waveform
 
 
-def window_seconds(target_frames: int) -> float:
+def window_seconds(target_frames: int, sample_rate: int = SAMPLE_RATE) -> float:
     """Return how many seconds to read for an fbank of `target_frames`.
 
     It is one second more than they last: the resampler looks at what follows a sample.
     """
-    return window_samples(target_frames) / SAMPLE_RATE + 1
+    return window_samples(target_frames, sample_rate) / sample_rate + 1
 
 
 class WindowReader:

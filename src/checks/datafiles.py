@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from audio.fbank import SAMPLE_RATE
 from checks.entries import (
     Entry,
     check_entries,
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
-          segments: list[Segment] | None = None) -> dict[str, Any]:
+          segments: list[Segment] | None = None, sample_rate: int = SAMPLE_RATE) -> dict[str, Any]:
     """Check datafiles and everything that they list.
 
     Args:
@@ -35,6 +36,7 @@ def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
         labels: of the label file.
         audio_length: frames of the model's input.
         segments: a list to compare the entries with.
+        sample_rate: of the model, in Hz.
 
     Returns:
         A dict for JSON. `would_train` says whether nothing stops training, if bad audio stays
@@ -51,7 +53,8 @@ def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
     logger.info('reading %d recordings with %d cores', len(excerpts), available_cores())
     findings = dict(zip(excerpts, parallel_map(examine, excerpts, 'reading recordings')))
     for path, entries in entries_of.items():
-        report = check_datafile(path, entries, findings, labels, audio_length, segments)
+        report = check_datafile(path, entries, findings, labels, audio_length, segments,
+                                sample_rate)
         reports.append(report)
         stops += count_problems(report, STOPS)
         bad_audio += count_problems(report, BAD_AUDIO)
@@ -60,19 +63,20 @@ def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
 
 
 def check_datafile(path: str, entries: list[Entry], findings: Mapping[Excerpt, Finding],
-                   labels: Labels, audio_length: int, segments: list[Segment] | None
-                   ) -> dict[str, Any]:
+                   labels: Labels, audio_length: int, segments: list[Segment] | None,
+                   sample_rate: int) -> dict[str, Any]:
     """Return everything about one datafile, for JSON. The arguments are those of `check`."""
     entry_problems, unknown_mids = check_entries(entries, labels.index())
     excerpts = excerpts_of(entries)
     heard = {excerpt: within(findings[excerpt], excerpt) for excerpt in excerpts}
-    problems = {**entry_problems, **check_recordings(heard),
+    problems = {**entry_problems, **check_recordings(heard, sample_rate),
                 'repeated_wavs': repeated(map(str, excerpts)),
                 'repeated_video_ids': repeated(map(video_id, entries))}
     if segments is not None:
         problems |= check_segments(entries, segments, findings)
     return {'path': str(path), 'samples': len(entries),
-            **count_recordings(heard.values(), audio_length), **count_labels(entries, labels),
+            **count_recordings(heard.values(), audio_length, sample_rate),
+            **count_labels(entries, labels),
             'unknown_mids': unknown_mids, 'weight_file': check_weights(path, len(entries)),
             'segments': len(segments) if segments is not None else None, 'problems': problems}
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from audio import shards
-from audio.fbank import SAMPLE_RATE, count_frames
+from audio.fbank import count_frames
 from audio.info import AudioInfo, inspect_audio
 from audio.reading import TOO_LOUD, AudioError
 from checks.problems import SILENCE, no_problems
@@ -72,12 +72,13 @@ def within(finding: Finding, excerpt: Excerpt) -> Finding:
     return finding._replace(samples=samples, incomplete_from=incomplete_from)
 
 
-def frames_of(found: AudioInfo) -> int:
-    """Return how many frames the fbank of a recording has."""
-    return count_frames(math.ceil(found.samples * SAMPLE_RATE / found.sample_rate))
+def frames_of(found: AudioInfo, sample_rate: int) -> int:
+    """Return how many frames the fbank of a recording has, resampled to sample_rate (Hz)."""
+    return count_frames(math.ceil(found.samples * sample_rate / found.sample_rate), sample_rate)
 
 
-def check_recordings(findings: Mapping[Excerpt, Finding]) -> dict[str, list[str]]:
+def check_recordings(findings: Mapping[Excerpt, Finding], sample_rate: int
+                     ) -> dict[str, list[str]]:
     """Return the paths of recordings by what is wrong with them, a key of PROBLEMS."""
     problems = no_problems('shards', 'missing', 'unreadable', 'empty', 'non_finite', 'past_end',
                            'shortened', 'incomplete', 'too_loud', 'cancelling', 'silent',
@@ -86,7 +87,7 @@ def check_recordings(findings: Mapping[Excerpt, Finding]) -> dict[str, list[str]
         if isinstance(finding, Unusable):
             problems[finding.problem].append(finding.reason or str(excerpt))
         else:
-            for problem, text in _oddities(excerpt, finding):
+            for problem, text in _oddities(excerpt, finding, sample_rate):
                 problems[problem].append(text)
     # A shard is listed once, however many recordings it has.
     problems['shards'] = [f'{reason} ({count} recordings)'
@@ -94,7 +95,7 @@ def check_recordings(findings: Mapping[Excerpt, Finding]) -> dict[str, list[str]
     return problems
 
 
-def _oddities(excerpt, found):
+def _oddities(excerpt, found, sample_rate):
     """Yield what is odd about a recording that can be used: a key of PROBLEMS and a text."""
     path = str(excerpt)
     if math.isfinite(excerpt.seconds) and found.seconds < excerpt.seconds - LATE_SECONDS:
@@ -105,20 +106,27 @@ def _oddities(excerpt, found):
         yield 'too_loud', path
     if found.mono_peak < SILENCE:
         yield ('silent' if found.peak < SILENCE else 'cancelling'), path
-    if not frames_of(found):
+    if not frames_of(found, sample_rate):
         yield 'too_short', path
 
 
-def count_recordings(findings: Iterable[Finding], audio_length: int) -> dict[str, Any]:
-    """Count recordings by rate, channels and length. audio_length: frames of the model's input."""
+def count_recordings(findings: Iterable[Finding], audio_length: int, sample_rate: int
+                     ) -> dict[str, Any]:
+    """Count recordings by rate, channels and length.
+
+    Args:
+        audio_length: frames of the model's input.
+        sample_rate: of the model, in Hz.
+    """
     listed = list(findings)
     usable = [finding for finding in listed if not isinstance(finding, Unusable)]
     rates = Counter(found.sample_rate for found in usable)
     channels = Counter(found.channels for found in usable)
     seconds = [found.seconds for found in usable]
-    frames = [frames_of(found) for found in usable]
+    frames = [frames_of(found, sample_rate) for found in usable]
     return {
         'recordings': len(listed),
+        'sample_rate': sample_rate,
         'sample_rates': dict(sorted(rates.items())),
         'channels': dict(sorted(channels.items())),
         'seconds': {'min': min(seconds), 'median': statistics.median(seconds),

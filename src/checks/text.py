@@ -2,7 +2,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from audio.fbank import SAMPLE_RATE
 from checks.problems import PROBLEMS
 from utilities.labels import Labels
 
@@ -34,12 +33,13 @@ def _recording_lines(report):
     yield (f'  seconds: shortest {seconds["min"]:.2f}, median {seconds["median"]:.2f}, longest '
            f'{seconds["max"]:.2f}; {report["shorter_than_window"]} shorter than the window '
            f'(padded), {report["longer_than_window"]} longer (cut)')
-    others = {rate: n for rate, n in report['sample_rates'].items() if rate != SAMPLE_RATE}
+    of_model = report['sample_rate']
+    others = {rate: n for rate, n in report['sample_rates'].items() if rate != of_model}
     if others:
-        yield (f'  sample rates: not {SAMPLE_RATE} Hz: {_counts(others)} (resampled whenever they '
+        yield (f'  sample rates: not {of_model} Hz: {_counts(others)} (resampled whenever they '
                f'are read)')
     else:
-        yield f'  sample rates: all {SAMPLE_RATE} Hz'
+        yield f'  sample rates: all {of_model} Hz'
     several = {channels: n for channels, n in report['channels'].items() if channels > 1}
     if several:
         yield f'  channels: more than one: {_counts(several)} (averaged)'

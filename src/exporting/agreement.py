@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from audio.fbank import SAMPLE_RATE, window_samples
+from audio.fbank import window_samples
 from exporting.graph import FbankToScores
 from utilities.errors import DataError
 
@@ -16,12 +16,12 @@ Results = Sequence[np.ndarray]  # logits and scores, (batch, classes) each
 Run = Callable[[torch.Tensor], Results]  # takes an input of the graph
 
 
-def make_sounds(count: int, samples: int) -> torch.Tensor:
+def make_sounds(count: int, samples: int, sample_rate: int) -> torch.Tensor:
     """Make different sounds of harmonics, a rhythm and noise. Return (count, samples)."""
     generator = torch.Generator().manual_seed(0)
     pitch, rhythm, noise = (10 ** torch.empty(count, 1).uniform_(low, high, generator=generator)
                             for low, high in ((2, 3), (-0.5, 1), (-4, -1)))  # Hz, Hz, amplitude
-    seconds = torch.arange(samples) / SAMPLE_RATE
+    seconds = torch.arange(samples) / sample_rate
     harmonics = sum(torch.sin(2 * torch.pi * k * pitch * seconds) / k
                     for k in range(1, HARMONICS + 1))
     loudness = 0.1 * (1 + torch.sin(2 * torch.pi * rhythm * seconds))
@@ -30,14 +30,19 @@ def make_sounds(count: int, samples: int) -> torch.Tensor:
 
 def make_example(graph: FbankToScores) -> torch.Tensor:
     """Make an input to trace a graph with, a batch of 2."""
-    return graph.convert_sounds(make_sounds(2, window_samples(graph.frames)))
+    return _convert_sounds(graph, 2, share=1)
 
 
 def make_inputs(graph: FbankToScores) -> list[torch.Tensor]:
     """Make inputs of a graph: a batch of 1, shorter than a window, and one of 5, longer."""
-    window = window_samples(graph.frames)
-    return [graph.convert_sounds(make_sounds(1, window // 2)),
-            graph.convert_sounds(make_sounds(5, window * 3 // 2))]
+    return [_convert_sounds(graph, 1, share=0.5), _convert_sounds(graph, 5, share=1.5)]
+
+
+def _convert_sounds(graph, count, share):
+    """Make `count` sounds that last this share of a window, as an input of a graph."""
+    rate = graph.sample_rate
+    samples = int(share * window_samples(graph.frames, rate))
+    return graph.convert_sounds(make_sounds(count, samples, rate))
 
 
 def run_graph(graph: FbankToScores, inputs: torch.Tensor) -> Results:

@@ -4,16 +4,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audio.fbank import (
-    MIN_SAMPLES,
-    SAMPLE_RATE,
-    SHIFT_SAMPLES,
-    FbankTables,
-    compute_fbank,
-    fbank_tables,
-    normalise,
-    window_samples,
-)
+from audio.fbank import SAMPLE_RATE, FbankTables, compute_fbank, fbank_tables, normalise
 from exporting.trained import TrainedModel
 from utilities.errors import DataError
 
@@ -26,6 +17,7 @@ class FbankToScores(nn.Module):
     Attributes:
         input_name: what a file calls the input.
         frames, mel_bins: size of an fbank.
+        sample_rate: of the recordings, in Hz.
     """
     input_name = 'fbank'
 
@@ -35,7 +27,8 @@ class FbankToScores(nn.Module):
         self.mean, self.std = trained.description['mean'], trained.description['std']
         self.loss = trained.description['loss']
         self.frames, self.mel_bins = self.model.config.input_tdim, self.model.config.input_fdim
-        self.tables = fbank_tables(self.mel_bins, torch.device('cpu'))
+        self.sample_rate = trained.description.get('sample_rate', SAMPLE_RATE)
+        self.tables = fbank_tables(self.mel_bins, torch.device('cpu'), self.sample_rate)
 
     def forward(self, fbank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and scores (batch, classes) of fbanks (batch, frames, bins).
@@ -56,7 +49,7 @@ class FbankToScores(nn.Module):
 
 
 class WaveformToScores(FbankToScores):
-    """A trained model that turns recordings (16 kHz, mono, full scale 1) into scores."""
+    """A trained model that turns recordings (mono, full scale 1) into scores."""
     input_name = 'waveform'
 
     def forward(self, waveform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,10 +83,11 @@ def waveforms_to_fbanks(waveforms: torch.Tensor, frames: int, tables: FbankTable
         (batch, frames, mel bins).
     """
     batch, samples = waveforms.shape
-    window = window_samples(frames)
+    size = tables.size
+    window = (frames - 1) * size.shift + size.length
     padded = torch.cat([waveforms, waveforms.new_zeros(batch, window)], dim=1)[:, :window]
     fbanks = compute_fbank(padded, tables)
-    ends = torch.arange(frames) * SHIFT_SAMPLES + MIN_SAMPLES
+    ends = torch.arange(frames) * size.shift + size.length
     return torch.where((ends <= samples)[:, None], fbanks, 0.0)
 
 
@@ -125,7 +119,7 @@ def describe(trained: TrainedModel, graph: FbankToScores) -> dict[str, Any]:
         'names': list(trained.labels.names),
         'mids': list(trained.labels.mids),
         'input': graph.input_name,
-        'sample_rate': SAMPLE_RATE,
+        'sample_rate': graph.sample_rate,
         'frames': graph.frames,
         'mel_bins': graph.mel_bins,
         'mean': graph.mean,

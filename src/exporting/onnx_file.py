@@ -27,7 +27,7 @@ def write_onnx(trained: TrainedModel, out: Path, waveform: bool = False, int8: b
     Args:
         trained: the model.
         out: the file.
-        waveform: it takes waveforms (batch, samples) of 16 kHz instead of fbanks.
+        waveform: it takes waveforms (batch, samples) at its rate instead of fbanks.
         int8: its linear layers compute with 8-bit numbers.
 
     Raises:

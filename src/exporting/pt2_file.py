@@ -25,7 +25,7 @@ def write_pt2(trained: TrainedModel, out: Path, waveform: bool = False) -> None:
     Args:
         trained: the model.
         out: the file.
-        waveform: it takes waveforms (batch, samples) of 16 kHz instead of fbanks.
+        waveform: it takes waveforms (batch, samples) at its rate instead of fbanks.
 
     Raises:
         DataError: if the results differ too much. `out` is then as it was.

@@ -6,6 +6,7 @@ from typing import Any
 from models import ASTModel, load_model
 from models.weights import locate
 from tagging.tagger import labels_of
+from utilities.errors import DataError
 from utilities.labels import Labels, read_labels
 
 
@@ -46,5 +47,9 @@ def load_trained(checkpoint: str, label_csv: str | None = None, **given: Any) ->
     """
     path = locate(checkpoint)
     model, description = load_model(path, **given)
+    if description.get('mask_padding'):
+        raise DataError(f'{path} was trained with --mask_padding True: it needs to know how long '
+                        f'each sound is, which an exported file cannot tell it; inference.py and '
+                        f'ASTModel.forward(x, lengths) can')
     labels = labels_of(checkpoint, description, read_labels(label_csv) if label_csv else None)
     return TrainedModel(path, model, description, labels)

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
+from audio.fbank import SAMPLE_RATE
 from exporting.model_card import write_card
 from exporting.trained import TrainedModel
 from models import ASTModel
@@ -63,6 +64,10 @@ def make_state(trained: TrainedModel) -> State:
     try:
         state = to_transformers(model.state_dict())
         check_computation(model, state)
+        if (rate := trained.description.get('sample_rate', SAMPLE_RATE)) != SAMPLE_RATE:
+            raise ValueError(f'the feature extractor of the format takes {SAMPLE_RATE} Hz, and '
+                             f'this model hears {rate}. --format onnx and torch_export take every '
+                             f'rate')
         if trained.description['loss'] == 'CE' and len(trained.labels) == 1:
             raise ValueError('the format has no softmax of a single class: --loss BCE says sigmoid')
     except ValueError as error:

@@ -35,9 +35,10 @@ except ImportError as error:  # if this file was copied alone
     if error.name not in (None, f'{__package__}.fast_blocks'):
         raise
 
-    def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int | None) -> torch.Tensor:
+    def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int | None,
+                         mask: torch.Tensor | None = None) -> torch.Tensor:
         """Return the tokens that timm's own pass computes."""
-        return v.forward_features(x)
+        return v.forward_features(x, attn_mask=mask)
 
 PATCH_SIZE = 16  # of a DeiT: mel bins and frames
 DEIT = {  # model_size -> timm's name
@@ -233,16 +234,29 @@ class ASTModel(nn.Module):
         self.register_load_state_dict_pre_hook(drop_unused_heads)
 
         self.start = 'random'  # the name of the weights that it starts from
+        self.start_rate: int | None = None  # in Hz, of the sounds that those weights were made for
         if source is not None:
             import_beside('pretrained').load_start(self, source)
             self.start = source.name
+            self.start_rate = source.sample_rate if source.config else None
         if verbose:
             logger.info('%s', self.summary(self.start))
             warn_of_gaps(self.config)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Classify spectrograms x (batch, frames, mel bins). Return logits (batch, label_dim)."""
-        return self.classify(self.forward_features(x))
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        """Classify spectrograms.
+
+        Args:
+            x: spectrograms (batch, frames, mel bins).
+            lengths: how many frames of each are real (batch,). Patches that begin after them hold
+                only padding: then they take no part in attention, and not in a mean of patches.
+                So the logits of a clip do not depend on how far it is padded. Without lengths, the
+                padding is heard, as in the published models.
+
+        Returns:
+            Logits (batch, label_dim).
+        """
+        return self.classify(self.forward_features(x, lengths))
 
     def classify(self, embedding: torch.Tensor) -> torch.Tensor:
         """Classify embeddings (batch, dim). Return logits (batch, label_dim)."""
@@ -252,43 +266,58 @@ class ASTModel(nn.Module):
         # bfloat16 has so few values that scores of different clips would tie, which costs mAP.
         return self.mlp_head(embedding.to(self._head_dtype())).float()
 
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+    def forward_features(self, x: torch.Tensor, lengths: torch.Tensor | None = None
+                         ) -> torch.Tensor:
         """Return the embedding that the head classifies.
 
         It is the mean of [CLS] and [DIST]. In other ViTs, it is [CLS] or the mean of the patches.
 
         Args:
             x: spectrograms (batch, frames, mel bins).
+            lengths: as in forward.
 
         Returns:
             (batch, dim).
         """
         count = self.num_class_tokens
+        heard = self._find_heard_tokens(lengths, x)
+        mask = self._make_mask(heard, x)
         with self._autocast(x):
-            tokens = forward_features(self.v, self._as_image(x), wanted=count or None)
-        pooled = tokens[:, :count] if count else tokens[:, self.v.num_prefix_tokens:]
-        return self._leave_autocast(pooled).mean(dim=1)
+            tokens = forward_features(self.v, self._as_image(x), wanted=count or None, mask=mask)
+        if count:
+            return self._leave_autocast(tokens[:, :count]).mean(dim=1)
+        prefix = self.v.num_prefix_tokens
+        patches = self._leave_autocast(tokens[:, prefix:])
+        return patches.mean(dim=1) if heard is None else masked_mean(patches, heard[:, prefix:])
 
-    def frame_features(self, x: torch.Tensor) -> torch.Tensor:
+    def frame_features(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Return embeddings over time: the tokens of patches, averaged over frequency.
 
         Args:
             x: spectrograms (batch, frames, mel bins).
+            lengths: as in forward.
 
         Returns:
-            (batch, t, dim), with one embedding per column of the patch grid.
+            (batch, t, dim), with one embedding per column of the patch grid. It is 0 if the column
+            holds only padding.
         """
+        heard = self._find_heard_tokens(lengths, x)
         with self._autocast(x):
-            tokens = self.v.forward_features(self._as_image(x))
-        patches = self._leave_autocast(tokens[:, self.v.num_prefix_tokens:])
+            tokens = self._all_tokens(x, heard)
+        prefix = self.v.num_prefix_tokens
+        patches = self._leave_autocast(tokens[:, prefix:])
+        if heard is not None:
+            patches = patches * heard[:, prefix:, None]
         return patches.unflatten(1, self.grid).mean(dim=1)  # (B, f, t, dim) -> (B, t, dim)
 
     @torch.no_grad()
-    def attention(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def attention(self, x: torch.Tensor, lengths: torch.Tensor | None = None
+                  ) -> list[torch.Tensor]:
         """Compute what [CLS] and [DIST] attend to in every block: softmax(q k^T / sqrt(d)).
 
         Args:
             x: spectrograms (batch, frames, mel bins).
+            lengths: as in forward.
 
         Returns:
             For each block a float32 tensor (batch, heads, class tokens, tokens). Each row sums
@@ -296,36 +325,44 @@ class ASTModel(nn.Module):
             of the patches, there is one row, the mean of what the patches attend to.
         """
         rows: list[torch.Tensor] = []
+        prefix = self.v.num_prefix_tokens
+        heard = self._find_heard_tokens(lengths, x)
+        mask = self._make_mask(heard, x)
 
         def record(attn: Attention, inputs: tuple[torch.Tensor]) -> None:
             if self.num_class_tokens:
-                rows.append(attention_rows(attn, inputs[0], slice(self.num_class_tokens)))
+                rows.append(attention_rows(attn, inputs[0], slice(self.num_class_tokens), mask))
+                return
+            of_patches = attention_rows(attn, inputs[0], slice(prefix, None), mask)
+            if heard is None:
+                rows.append(of_patches.mean(dim=2, keepdim=True))
             else:
-                patches = slice(self.v.num_prefix_tokens, None)
-                rows.append(attention_rows(attn, inputs[0], patches).mean(dim=2, keepdim=True))
+                rows.append(masked_mean(of_patches, heard[:, None, prefix:]).unsqueeze(2))
 
         hooks = [block.get_submodule('attn').register_forward_pre_hook(record)
                  for block in self.v.blocks]
         try:
             with self._autocast(x):
-                self.v.forward_features(self._as_image(x))
+                self._all_tokens(x, heard)
         finally:
             for hook in hooks:
                 hook.remove()
         return rows
 
-    def attention_maps(self, x: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    def attention_maps(self, x: torch.Tensor, lengths: torch.Tensor | None = None
+                       ) -> list[tuple[torch.Tensor, ...]]:
         """Return what [CLS] and [DIST] attend to as maps over the spectrogram.
 
         Args:
             x: spectrograms (batch, frames, mel bins).
+            lengths: as in forward.
 
         Returns:
             For each block a float32 tensor (batch, heads, f, t) per row of attention(): a pair.
         """
         prefix = self.v.num_prefix_tokens
         return [tuple(token.unflatten(2, self.grid) for token in rows[..., prefix:].unbind(2))
-                for rows in self.attention(x)]
+                for rows in self.attention(x, lengths)]
 
     def keep_patches(self, rows: Sequence[int], columns: Sequence[int]) -> None:
         """In training, give the transformer these rows and columns of the patch grid alone."""
@@ -393,6 +430,40 @@ class ASTModel(nn.Module):
                              f'that input_tdim and input_fdim')
         return x.unsqueeze(1).transpose(2, 3)
 
+    def _find_heard_tokens(self, lengths: torch.Tensor | None, x: torch.Tensor
+                           ) -> torch.Tensor | None:
+        """Return which tokens others attend to, (B, tokens), or None for all.
+
+        Args:
+            lengths: real frames (B,), or None. A patch is heard if it begins before they end.
+            x: the spectrograms, on the device of the result.
+        """
+        if lengths is None:
+            return None
+        f, t = self.grid
+        starts = torch.arange(t, device=x.device) * self.config.tstride
+        columns = starts < lengths.to(x.device).clamp(min=1)[:, None]  # (B, t)
+        patches = columns.repeat(1, f)  # (B, f * t), frequency-major
+        prefix = patches.new_ones(len(patches), self.v.num_prefix_tokens)
+        heard = self.v.patch_drop(torch.cat([prefix, patches], dim=1).unsqueeze(2)).squeeze(2)
+        # Patchout may leave no real patch of a short clip. Then the clip hears what is left.
+        heard[:, prefix.shape[1]:] |= ~heard[:, prefix.shape[1]:].any(dim=1, keepdim=True)
+        return heard
+
+    def _make_mask(self, heard: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+        """Return what timm adds to the scores of attention, (B, 1, 1, tokens): 0 or -inf."""
+        if heard is None:
+            return None
+        # In the precision of the scores, which fused attention wants.
+        mask = torch.zeros(heard.shape, dtype=self.autocast_dtype or x.dtype, device=x.device)
+        return mask.masked_fill(~heard, -torch.inf)[:, None, None]
+
+    def _all_tokens(self, x: torch.Tensor, heard: torch.Tensor | None) -> torch.Tensor:
+        """Return all tokens (B, tokens, dim) of timm's own pass, which runs hooks."""
+        mask = self._make_mask(heard, x)
+        arguments: dict[str, Any] = {} if mask is None else {'attn_mask': mask}
+        return self.v.forward_features(self._as_image(x), **arguments)
+
     def _head_dtype(self) -> torch.dtype:
         """Return the precision of the head's weights, float32 if it has none.
 
@@ -436,12 +507,20 @@ class Patchout(nn.Module):
         return torch.cat([prefix, patches.index_select(1, self.kept.to(tokens.device))], dim=1)
 
 
-def attention_rows(attn: Attention, x: torch.Tensor, chosen: slice) -> torch.Tensor:
+def masked_mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Return the mean over the last axis but one of values (..., n, dim), if chosen (..., n)."""
+    weights = chosen.unsqueeze(-1).to(values.dtype)
+    return (values * weights).sum(dim=-2) / weights.sum(dim=-2)
+
+
+def attention_rows(attn: Attention, x: torch.Tensor, chosen: slice,
+                   mask: torch.Tensor | None = None) -> torch.Tensor:
     """Compute the attention of some tokens in a timm Attention that is given x.
 
     Args:
         x: (B, tokens, dim).
         chosen: the tokens whose attention is computed.
+        mask: added to the scores, (B, 1, 1, tokens), or None.
 
     Returns:
         (B, heads, chosen tokens, tokens), float32.
@@ -450,7 +529,8 @@ def attention_rows(attn: Attention, x: torch.Tensor, chosen: slice) -> torch.Ten
     query = attn.q_norm(qkv[:, chosen, 0].transpose(1, 2))  # (B, heads, chosen, d)
     key = attn.k_norm(qkv[:, :, 1].transpose(1, 2))  # (B, heads, tokens, d)
     with torch.autocast(x.device.type, enabled=False):
-        return (attn.scale * query @ key.transpose(2, 3)).softmax(dim=-1)
+        scores = attn.scale * query @ key.transpose(2, 3)
+        return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
 def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,

@@ -8,6 +8,7 @@ from typing import Any
 from .ast_models import MINIMUMS, POOLINGS
 from .errors import WeightsError
 
+MIN_RATE = 1000  # Hz; below, a frame of 25 ms has too few samples
 MAX_QUOTED = 100  # characters of a wrong value in a message
 
 Description = dict[str, Any]
@@ -48,6 +49,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'num_attention_heads': (_is_whole(1), 'a whole number of at least 1'),
     'mean': (_is_number, 'a finite number'),
     'std': (_is_positive, 'a finite number above 0'),
+    'sample_rate': (_is_whole(MIN_RATE), f'a whole number of Hz, at least {MIN_RATE}'),
+    'mask_padding': (lambda value: type(value) is bool, 'true or false'),
     'loss': (lambda value: value in ('BCE', 'CE'), 'BCE or CE'),
     'dataset': (_is_text, 'text'),
     'start': (_is_text, 'text'),

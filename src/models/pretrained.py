@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .ast_models import ASTModel, Grid, ModelConfig
 from .layouts import State
+from .published_data import SAMPLE_RATE
 from .state_dicts import load_strictly, name_in_errors
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Start:
         head: of its classifier `mlp_head`, as far as it is there.
         config: that of the AST or audio model that the weights come from, unless they are of a ViT
             for images.
+        sample_rate: in Hz, of the sounds that an audio model was trained on.
     """
     name: str
     path: Path
@@ -36,6 +38,7 @@ class Start:
     grid: Grid
     head: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: ModelConfig | None = None
+    sample_rate: int = SAMPLE_RATE
 
 
 def load_start(model: ASTModel, start: Start) -> None:

@@ -16,6 +16,7 @@ from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
 from .layouts import ANCHORS
 from .pretrained import Start
+from .published_data import SAMPLE_RATE
 from .state_dicts import (
     DEIT_HEADS,
     INDEX_SUFFIX,
@@ -98,9 +99,10 @@ def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Star
 
 def ast_start(path: Path, settings: Mapping[str, int]) -> Start:
     """Return the start that a trained AST is; its classifier is left out."""
-    model, _ = load_model(path, **dict[str, Any](settings))
+    model, description = load_model(path, **dict[str, Any](settings))
     return Start(f'AST ({path.name})', path, model.config.model_size, model.v.state_dict(),
-                 model.grid, config=model.config)
+                 model.grid, config=model.config,
+                 sample_rate=description.get('sample_rate', SAMPLE_RATE))
 
 
 def timm_start(name: str, path: Path, model_size: str | None = None) -> Start:

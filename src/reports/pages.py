@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from audio.fbank import SAMPLE_RATE
 from reports.experiments import (
     common_settings,
     epoch_or_last,
@@ -44,7 +45,8 @@ def run_page(exp_dir: Path, embed_audio: bool = False) -> str:
     The arguments are those of write_report.
     """
     settings = read_settings(exp_dir)
-    show = functools.partial(with_player, folder=exp_dir, embed=embed_audio)
+    show = functools.partial(with_player, folder=exp_dir, embed=embed_audio,
+                             sample_rate=settings.get('sample_rate', SAMPLE_RATE))
 
     def validation_set():
         epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
@@ -75,9 +77,10 @@ def fold_page(exp_dir: Path, folds: list[Path], embed_audio: bool = False) -> st
         folds: directories in exp_dir.
         embed_audio: as in write_report.
     """
-    show = functools.partial(with_player, folder=exp_dir, embed=embed_audio)
     settings = [read_settings(fold) for fold in folds]
     common = common_settings(settings)
+    show = functools.partial(with_player, folder=exp_dir, embed=embed_audio,
+                             sample_rate=common.get('sample_rate', SAMPLE_RATE))
     epoch = best_of(read_rows(exp_dir / 'result.csv')) + 1
 
     def all_clips():

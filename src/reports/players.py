@@ -72,59 +72,70 @@ def address(path: str | os.PathLike, folder: str | os.PathLike) -> str:
     return file.as_uri()
 
 
+def played_rate(sample_rate: int) -> int:
+    """Return the rate that browsers play and that is nearest to a model's, both in Hz."""
+    lowest, highest = PLAYED_RATES
+    return min(max(sample_rate, lowest), highest)
+
+
 def write_flac(path: str | os.PathLike, target: str | os.PathLike | BinaryIO, start: float = 0.0,
-               seconds: float = math.inf) -> None:
-    """Write what the model hears of a recording: mono, at 16 kHz, as FLAC, which browsers play.
+               seconds: float = math.inf, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write what the model hears of a recording: mono, at its rate, as FLAC, which browsers play.
 
     Args:
         path: the recording.
         target: the file to write, a path or an open binary file.
         start: seconds to skip.
         seconds: how much to convert at most from there on.
+        sample_rate: of the model, in Hz. The file has played_rate(sample_rate).
 
     Raises:
         AudioError: there is no sound.
         OSError: the target cannot be written.
     """
+    rate = played_rate(sample_rate)
     try:
-        with soundfile.SoundFile(target, 'w', SAMPLE_RATE, 1, 'PCM_16', format='FLAC') as file:
-            for block in _blocks(path, start, seconds):
+        with soundfile.SoundFile(target, 'w', rate, 1, 'PCM_16', format='FLAC') as file:
+            for block in _blocks(path, start, seconds, rate):
                 file.write(block)
     except soundfile.LibsndfileError as error:
         raise OSError(f'libsndfile cannot write FLAC: {error.error_string}') from None
 
 
-def _blocks(path, start, seconds):
+def _blocks(path, start, seconds, rate):
     """Yield the waveform of a part of a recording block by block. Raises AudioError."""
     with WindowReader() as reader:
         for done in itertools.count(step=BLOCK_SECONDS):
             wanted = min(BLOCK_SECONDS, seconds - done)
             # One second more, because the resampler looks at what follows a sample.
-            waveform, end = reader.load(path, start=start + done, seconds=wanted + 1)
+            waveform, end = reader.load(path, rate, start=start + done, seconds=wanted + 1)
             if not done and not len(waveform):
                 raise AudioError(f'the audio file {path} holds no samples after {start:g} s')
-            yield waveform[:round(wanted * SAMPLE_RATE)].numpy()
+            yield waveform[:round(wanted * rate)].numpy()
             has_ended = end is not None and end <= start + done + wanted
             if has_ended or done + wanted > seconds - ROUNDING_SECONDS:
                 return
 
 
-def flac(path: str | os.PathLike, start: float = 0.0, seconds: float = math.inf) -> bytes:
+def flac(path: str | os.PathLike, start: float = 0.0, seconds: float = math.inf,
+         sample_rate: int = SAMPLE_RATE) -> bytes:
     """Return what write_flac writes. Raises AudioError."""
     file = io.BytesIO()
-    write_flac(path, file, start, seconds)
+    write_flac(path, file, start, seconds, sample_rate)
     return file.getvalue()
 
 
-def with_player(clip: Clip, folder: Path, embed: bool = False) -> Html:
+def with_player(clip: Clip, folder: Path, embed: bool = False, sample_rate: int = SAMPLE_RATE
+                ) -> Html:
     """Return the name of a clip and below it a player, if browsers can play it.
 
     Args:
         clip: it is played from its start to its end.
         folder: that of the page.
         embed: put the sound into the page, as the model hears it; else link the file.
+        sample_rate: of the model, in Hz.
     """
-    source = _embedded(clip) if embed else _linked(clip, folder)
+    source = _embedded(clip, sample_rate) if embed else _linked(clip, folder)
     name = escape(clip.name)
     if not source:
         return Html(name)
@@ -141,11 +152,11 @@ def _linked(clip: Clip, folder: Path) -> str | None:
     return f'{address(clip.path, folder)}#t={clip.start:.10g}{end}'
 
 
-def _embedded(clip: Clip) -> str | None:
+def _embedded(clip: Clip, sample_rate: int) -> str | None:
     """Return an address that holds the sound of a clip, or None if it cannot be read."""
     if clip.path is None:
         return None
     try:
-        return data_address(flac(clip.path, clip.start, clip.seconds), 'audio/flac')
+        return data_address(flac(clip.path, clip.start, clip.seconds, sample_rate), 'audio/flac')
     except AudioError:
         return None

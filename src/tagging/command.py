@@ -195,7 +195,8 @@ def draw(tagging: Tagging, path: Path) -> None:
     from utilities.plots import plot_tags
     assert tagging.spectrogram is not None  # it was asked for
     figure = plot_tags(tagging.spectrogram, tagging.ends[-1], tagging.starts, tagging.ends,
-                       tagging.scores, tagging.labels.names, Path(tagging.path).name)
+                       tagging.scores, tagging.labels.names, Path(tagging.path).name,
+                       tagging.sample_rate)
     write_figure(path, figure)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from audio.formats import AudioError
 from models.atomic import atomic_write
 from reports.html import data_address, page, table
-from reports.players import address, flac, media_type, write_flac
+from reports.players import address, flac, media_type, played_rate, write_flac
 from tagging.result import Tagging
 from tagging.text import duration, heard, needs_tenths
 from training.environment import now
@@ -28,7 +28,6 @@ from utilities.texts import write_text
 MAX_EMBEDDED_BYTES = 2 ** 21  # of a file that browsers play
 MAX_EMBEDDED_SECONDS = 60  # of a recording that is converted
 MAX_CELLS = 1000  # in a row of the chart; of more windows, neighbours share a cell
-AS_HEARD = 'You hear what the model hears: mono, at 16 kHz.'
 
 
 class PageSound(NamedTuple):
@@ -85,7 +84,8 @@ def merge_windows(tagging: Tagging) -> Tagging:
     lasts = np.append(firsts[1:], len(tagging.starts)) - 1
     return Tagging(tagging.path, tagging.seconds, tagging.starts[firsts], tagging.ends[lasts],
                    np.maximum.reduceat(tagging.scores, firsts, axis=0), tagging.labels,
-                   spectrogram=tagging.spectrogram, planned=tagging.planned)
+                   spectrogram=tagging.spectrogram, planned=tagging.planned,
+                   sample_rate=tagging.sample_rate)
 
 
 def tags_table(tagging: Tagging, top_k: int) -> str:
@@ -100,20 +100,21 @@ def tags_table(tagging: Tagging, top_k: int) -> str:
 
 def prepare_sound(tagging: Tagging, page_path: Path) -> PageSound:
     """Return the sound of a recording for its page; convert it if browsers would not play it."""
-    path, its_type = tagging.path, media_type(tagging.path)
+    path, its_type, rate = tagging.path, media_type(tagging.path), tagging.sample_rate
+    as_heard = f'You hear what the model hears: mono, at {played_rate(rate) / 1000:g} kHz.'
     try:
         if its_type and os.path.getsize(path) <= MAX_EMBEDDED_BYTES:
             return PageSound(data_address(Path(path).read_bytes(), its_type), '')
         if tagging.seconds <= MAX_EMBEDDED_SECONDS:
-            return PageSound(data_address(flac(path), 'audio/flac'), AS_HEARD)
+            return PageSound(data_address(flac(path, sample_rate=rate), 'audio/flac'), as_heard)
         if its_type:
             return PageSound(address(path, page_path.parent),
                              'This page plays the file of the recording from where it is now.')
         beside = page_path.with_name(f'{page_path.name}.flac')
         with atomic_write(beside) as partial:
-            write_flac(path, partial)
+            write_flac(path, partial, sample_rate=rate)
         return PageSound(address(beside, page_path.parent),
-                         f'{AS_HEARD} It is in {beside.name}, beside this page, since browsers do '
+                         f'{as_heard} It is in {beside.name}, beside this page, since browsers do '
                          f'not play the format of the recording.')
     except AudioError as error:
         return PageSound(None, f'There is nothing to play: {error}.')
@@ -132,20 +133,21 @@ def player(name: str, sound: PageSound) -> str:
 def chart(tagging: Tagging) -> str:
     """Return the spectrogram, and below it the scores of the strongest classes, as HTML."""
     assert tagging.spectrogram is not None  # it was asked for
-    end = float(tagging.ends[-1])
+    end, rate = float(tagging.ends[-1]), tagging.sample_rate
     picture = data_address(spectrogram_png(tagging.spectrogram), 'image/png')
     rows = ''.join(class_row(tagging, k) for k in strongest_classes(tagging.scores))
-    return (f'<div class="chart">\n<div class="axis frequencies">{frequency_labels()}</div>\n'
+    return (f'<div class="chart">\n<div class="axis frequencies">{frequency_labels(rate)}</div>\n'
             f'<img class="over-time" alt="Spectrogram over {clock(end, tenths=True)}, frequencies '
-            f'up to 8 kHz" src="{picture}">\n'
+            f'up to {rate / 2000:g} kHz" src="{picture}">\n'
             f'<div class="axis times">{time_labels(end)}</div>\n{rows}'
             f'<div class="track"><div id="position" data-seconds="{end:.8g}"></div></div></div>\n')
 
 
-def frequency_labels() -> str:
+def frequency_labels(sample_rate: int) -> str:
     """Return the labels of the spectrogram's frequency axis as HTML."""
+    ticks = frequency_ticks(sample_rate)
     return ''.join(f'<span style="bottom:{100 * height:.1f}%">{khz:g}'
-                   f'{" kHz" if khz == 8 else ""}</span>' for khz, height in frequency_ticks())
+                   f'{" kHz" if khz == ticks[-1][0] else ""}</span>' for khz, height in ticks)
 
 
 def time_labels(end: float) -> str:

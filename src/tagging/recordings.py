@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import default_collate
 
-from audio.fbank import SAMPLE_RATE, window_samples
+from audio.fbank import window_samples
 from audio.reading import AudioError
 from tagging.result import Done, Tagging
 from tagging.sounds import Sound, is_array
@@ -173,7 +173,8 @@ def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: Settin
     keys = (plan.key(float(start), tagger.frames) for plan in plans for start in plan.starts)
     all_keys = itertools.chain(blanks, keys)
     batches = iter(lambda: list(itertools.islice(all_keys, settings.batch_size)), [])
-    loader = make_loader(Windows(tagger.frames, tagger.mel_bins), None, workers, batches=batches,
+    dataset = Windows(tagger.frames, tagger.mel_bins, tagger.sample_rate)
+    loader = make_loader(dataset, None, workers, batches=batches,
                          pin_memory=tagger.device.type == 'cuda')
     for batch in loader:
         for window in _score_batch(tagger, batch, settings.embeddings):
@@ -186,7 +187,7 @@ def _score_batch(tagger: Tagger, batch: Any, embeddings: bool) -> list[ScoredWin
     fbanks, frames, seconds, errors = batch
     scores, embedded = np.zeros((len(errors), len(tagger.labels)), np.float32), None
     if not all(errors):
-        scores, embedded = tagger(fbanks, embeddings)
+        scores, embedded = tagger(fbanks, embeddings, frames)
     return [ScoredWindow(fbanks[i, :frames[i]].numpy(), float(seconds[i]), error, scores[i],
                          None if embedded is None else embedded[i])
             for i, error in enumerate(errors)]
@@ -217,7 +218,8 @@ def _put_together(tagger: Tagger, plan: WindowPlan, windows: Iterable[ScoredWind
                    tagger.labels,
                    embeddings=np.stack(embeddings[:count]) if embeddings else None,
                    spectrogram=picture.columns(ends[-1]) if picture else None,
-                   incomplete_from=plan.incomplete_from, planned=planned)
+                   incomplete_from=plan.incomplete_from, planned=planned,
+                   sample_rate=tagger.sample_rate)
 
 
 def tag_stream(tagger: Tagger, stream: Stream, window: str = 'all',
@@ -228,7 +230,7 @@ def tag_stream(tagger: Tagger, stream: Stream, window: str = 'all',
     by then. The arguments are those of `tag`.
     """
     check_window(tagger, window, hop_seconds, embeddings)
-    windows = Windows(tagger.frames, tagger.mel_bins)
+    windows = Windows(tagger.frames, tagger.mel_bins, tagger.sample_rate)
     for start, key in _stream_windows(stream, tagger, hop_seconds or tagger.seconds):
         plan = WindowPlan(stream.name, stream.seconds, np.array([start]))
         with as_training_errors():
@@ -241,10 +243,11 @@ def tag_stream(tagger: Tagger, stream: Stream, window: str = 'all',
 def _stream_windows(stream: Stream, tagger: Tagger, hop_seconds: float
                     ) -> Iterator[tuple[float, WindowKey]]:
     """Yield the start of each window of a Stream and its key, as soon as it is complete."""
-    needed = window_samples(tagger.frames) / SAMPLE_RATE
+    rate = tagger.sample_rate
+    needed = window_samples(tagger.frames, rate) / rate
     for index in itertools.count():
         start = index * hop_seconds
-        sound, start_in_sound = stream.window(start, needed)
+        sound, start_in_sound = stream.window(start, needed, rate)
         if stream.seconds == 0:
             raise AudioError('standard input holds no samples')
         complete = stream.seconds > start + needed - ROUNDING_SECONDS

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
 from utilities.labels import Labels
 
@@ -27,6 +28,7 @@ class Tagging:
         error: why the recording could not be read, or None.
         incomplete_from: the second at which the sound ends too early or is damaged, or None.
         planned: number of windows by the header's duration, also if reading failed later.
+        sample_rate: at which the model hears it, in Hz.
     """
     path: str
     seconds: float
@@ -39,6 +41,7 @@ class Tagging:
     error: str | None = None
     incomplete_from: float | None = None
     planned: int = 0
+    sample_rate: int = SAMPLE_RATE
 
     @property
     def mean(self) -> np.ndarray:

@@ -81,8 +81,8 @@ class Sound:
         part = _as_floats(self.samples[:, skipped * self.rate:end])
         return replace(self, samples=part), start - skipped
 
-    def waveform(self, start: float = 0.0) -> torch.Tensor:
-        """Return floats from `start` seconds on as `load_waveform` does: mono, at 16 kHz.
+    def waveform(self, start: float = 0.0, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
+        """Return floats from `start` seconds on as `load_waveform` does: mono, at sample_rate Hz.
 
         Raises:
             AudioError: there are NaN or infinite samples.
@@ -91,8 +91,8 @@ class Sound:
         mono = samples[0] if len(samples) == 1 else samples.mean(axis=0)
         if not np.isfinite(mono).all():
             raise AudioError(f'{self.name} holds NaN or infinite samples')
-        resampled = resample(torch.from_numpy(mono), self.rate, SAMPLE_RATE)
-        return resampled[round(start * SAMPLE_RATE):]
+        resampled = resample(torch.from_numpy(mono), self.rate, sample_rate)
+        return resampled[round(start * sample_rate):]
 
 
 def _type_name(array):

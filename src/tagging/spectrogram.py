@@ -44,4 +44,5 @@ class Spectrogram:
 
 
 def _frames_in(seconds):
+    # At every rate of a model, a frame begins every 10 ms.
     return max(1, count_frames(round(seconds * SAMPLE_RATE)))

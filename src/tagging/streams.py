@@ -91,13 +91,14 @@ class Stream:
         """The seconds of sound that have come in so far."""
         return self.skipped + len(self.kept) / self.rate
 
-    def window(self, start: float, seconds: float) -> tuple[Sound, float]:
+    def window(self, start: float, seconds: float, sample_rate: int = SAMPLE_RATE
+               ) -> tuple[Sound, float]:
         """Wait for a window; return its sound, and where in that sound `start` is.
 
         Ask for windows in the order of their starts. If the input ends before, the sound is
-        shorter.
+        shorter. sample_rate: of the model, in Hz.
         """
-        if self.rate != SAMPLE_RATE:  # the filter that resamples looks a little past the window
+        if self.rate != sample_rate:  # the filter that resamples looks a little past the window
             seconds += MARGIN_SECONDS
         while (missing := (start + seconds - self.seconds) * self.rate) > ROUNDING_SAMPLES:
             block = self._read(math.ceil(missing - ROUNDING_SAMPLES))

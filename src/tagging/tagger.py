@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from audio.fbank import FRAME_SHIFT_MS, normalise
+from audio.fbank import FRAME_SHIFT_MS, SAMPLE_RATE, normalise
 from models import ASTModel, load_model
 from training.devices import choose_device, choose_precision, move, parallelise
 from training.errors import as_training_errors
@@ -41,29 +41,36 @@ class Classifier:
         evaluation_model: the model to call. It splits batches over the GPUs if there are several.
         mean, std: statistics of the fbank with which its input is normalised.
         loss: what it was trained with. 'BCE' gives sigmoid scores, 'CE' softmax.
+        masks_padding: whether the model does not hear the padding of its input.
     """
     model: ASTModel
     evaluation_model: nn.Module
     mean: float
     std: float
     loss: str
+    masks_padding: bool = False
 
-    def __call__(self, fbanks: torch.Tensor, device: torch.device, embeddings: bool
-                 ) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, fbanks: torch.Tensor, device: torch.device, embeddings: bool,
+                 lengths: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Score a batch of fbanks (B, frames, bins) that are not normalised.
+
+        Args:
+            lengths: how many frames of each are real (B,); None for all.
 
         Returns:
             Scores (B, classes) float64, and the embeddings (B, dim) or None.
         """
-        inputs = normalise(move(fbanks, device), self.mean, self.std)
+        inputs = [normalise(move(fbanks, device), self.mean, self.std)]
+        if self.masks_padding and lengths is not None:
+            inputs.append(move(lengths, device))
         if not embeddings:
-            return self._scores(self.evaluation_model(inputs)), None
+            return self._scores(self.evaluation_model(*inputs)), None
         # The embedding is what goes into the head: it comes from the same forward pass.
         seen: list[torch.Tensor] = []
         hook = self.model.mlp_head.register_forward_pre_hook(
             lambda _, head_inputs: seen.extend(head_inputs))
         try:
-            scores = self._scores(self.model(inputs))
+            scores = self._scores(self.model(*inputs))
         finally:
             hook.remove()
         return scores, seen[0].float().cpu().numpy()
@@ -82,12 +89,14 @@ class Tagger:
         labels: the classes.
         frames, mel_bins: the size of the input.
         device: where the models are.
+        sample_rate: of the sounds that they hear, in Hz.
     """
     classifiers: tuple[Classifier, ...]
     labels: Labels
     frames: int
     mel_bins: int
     device: torch.device
+    sample_rate: int = SAMPLE_RATE
 
     @property
     def seconds(self) -> float:
@@ -106,24 +115,32 @@ class Tagger:
 
     def digest(self) -> str:
         """Return a hash of all that the scores depend on: weights, statistics, classes."""
-        digest = hashlib.sha256(repr((self.labels, self.frames, self.mel_bins)).encode())
+        of_input = self.labels, self.frames, self.mel_bins, self.sample_rate
+        digest = hashlib.sha256(repr(of_input).encode())
         for classifier in self.classifiers:
-            digest.update(repr((classifier.mean, classifier.std, classifier.loss)).encode())
+            digest.update(repr((classifier.mean, classifier.std, classifier.loss,
+                                classifier.masks_padding)).encode())
             for name, tensor in classifier.model.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.cpu().numpy())
         return digest.hexdigest()
 
     @torch.inference_mode()
-    def __call__(self, fbanks: torch.Tensor, embeddings: bool = False
-                 ) -> tuple[np.ndarray, np.ndarray | None]:
+    def __call__(self, fbanks: torch.Tensor, embeddings: bool = False,
+                 lengths: torch.Tensor | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Score a batch of fbanks (B, frames, bins) that are not normalised.
+
+        Args:
+            embeddings: return embeddings, too.
+            lengths: how many frames of each are real (B,); None for all. Models that were trained
+                with --mask_padding do not hear the others.
 
         Returns:
             Scores (B, classes) float32, the mean over the checkpoints. Then the embeddings (B, dim)
             of the first checkpoint, or None if nobody asked for them.
         """
-        results = [classifier(fbanks, self.device, embeddings) for classifier in self.classifiers]
+        results = [classifier(fbanks, self.device, embeddings, lengths)
+                   for classifier in self.classifiers]
         mean = np.mean([scores for scores, _ in results], axis=0)
         return mean.astype(np.float32), results[0][1]
 
@@ -163,11 +180,13 @@ def load_tagger(checkpoints: CheckpointSource | Iterable[CheckpointSource], devi
         with as_training_errors():
             model.to(place)
         classifiers.append(Classifier(model, parallelise(model, place), description['mean'],
-                                      description['std'], description['loss']))
+                                      description['std'], description['loss'],
+                                      description.get('mask_padding', False)))
         described.append((source, description))
     frames, mel_bins = _shared_input_size(described)
+    sample_rate = _shared_sample_rate(described)
     labels = _shared_labels(described, label_csv)
-    return Tagger(tuple(classifiers), labels, frames, mel_bins, place)
+    return Tagger(tuple(classifiers), labels, frames, mel_bins, place, sample_rate)
 
 
 def _shared_input_size(described: Sequence[Described]) -> tuple[int, int]:
@@ -179,6 +198,16 @@ def _shared_input_size(described: Sequence[Described]) -> tuple[int, int]:
                             f'bins, but {source} {size[0]} x {size[1]}: checkpoints that are '
                             f'averaged must have one size of input')
     return sizes[0]
+
+
+def _shared_sample_rate(described: Sequence[Described]) -> int:
+    """Return the sample rate of all checkpoints in Hz. Raises DataError if they differ."""
+    rates = [description.get('sample_rate', SAMPLE_RATE) for _, description in described]
+    for (source, _), rate in zip(described, rates):
+        if rate != rates[0]:
+            raise DataError(f'{described[0][0]} hears {rates[0]} Hz, but {source} {rate}: '
+                            f'checkpoints that are averaged must have one sample rate')
+    return rates[0]
 
 
 def _shared_labels(described: Sequence[Described], label_csv) -> Labels:

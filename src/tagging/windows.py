@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from audio.fbank import fbank, fit_frames
+from audio.fbank import SAMPLE_RATE, fbank, fit_frames
 from audio.info import inspect_audio, read_duration
 from audio.reading import AudioError, WindowReader, window_seconds
 from tagging.sounds import Sound
@@ -130,8 +130,8 @@ class Window(NamedTuple):
 class Windows(Dataset):
     """Windows as samples of a dataset, indexed by WindowKey. None gives a blank window."""
 
-    def __init__(self, frames: int, mel_bins: int):
-        self.frames, self.mel_bins = frames, mel_bins
+    def __init__(self, frames: int, mel_bins: int, sample_rate: int = SAMPLE_RATE):
+        self.frames, self.mel_bins, self.sample_rate = frames, mel_bins, sample_rate
         self.readable_seconds: dict[str, float] = {}  # of damaged files: reading them whole is slow
 
     def __getitem__(self, key: WindowKey | None) -> Window:
@@ -141,7 +141,7 @@ class Windows(Dataset):
         try:
             with one_thread():
                 waveform, end = self._load(key)
-                features = fbank(waveform, self.mel_bins)
+                features = fbank(waveform, self.mel_bins, self.sample_rate)
             if end is not None and end < seconds - ROUNDING_SECONDS:  # a file that is damaged
                 seconds = self._measure(str(key.source))
                 if not seconds:
@@ -163,8 +163,9 @@ class Windows(Dataset):
     def _load(self, key):
         """Return the waveform of a window, and the second at which its file has ended, or None."""
         if isinstance(key.source, Sound):
-            return key.source.waveform(key.start), None
-        return self.reader.load(key.source, start=key.start, seconds=window_seconds(self.frames))
+            return key.source.waveform(key.start, self.sample_rate), None
+        return self.reader.load(key.source, self.sample_rate, start=key.start,
+                                seconds=window_seconds(self.frames, self.sample_rate))
 
     @functools.cached_property
     def reader(self) -> WindowReader:

@@ -11,6 +11,7 @@ from dataloader import SampleKey
 from models import ASTModel
 from training import processes
 from training.bad_audio import ReplaceUnreadable
+from training.devices import move
 from training.gpu_fbanks import fbanks_on
 from training.loaders import Loaders, make_loader
 from utilities.progress import Progress
@@ -91,7 +92,9 @@ def compute_embeddings(model: ASTModel, loader, device: torch.device, name: str)
     model.eval()
     parts = []
     with Progress(f'embeddings of the {name} set', len(loader)) as progress:
-        for inputs, _ in loader:
-            parts.append(model.forward_features(fbanks_on(inputs, device)).float().cpu())
+        for inputs, _, *lengths in loader:
+            lengths = [move(one, device) for one in lengths]
+            embeddings = model.forward_features(fbanks_on(inputs, device), *lengths)
+            parts.append(embeddings.float().cpu())
             progress.advance(len(parts[-1]))
     return torch.cat(parts)

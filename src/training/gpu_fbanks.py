@@ -29,7 +29,8 @@ class WaveformBatch(NamedTuple):
 
     def compute_fbanks(self, device: torch.device) -> torch.Tensor:
         """Return the fbanks (B, target_length, num_mel_bins), computed on a device."""
-        padded = fbank(move(self.waveforms, device), self.conf.num_mel_bins)
+        conf = self.conf
+        padded = fbank(move(self.waveforms, device), conf.num_mel_bins, conf.sample_rate)
         fbanks = [features[:frames] for features, frames in zip(padded, self.frames, strict=True)]
         count = len(self.augmentations)
         partners = iter(fbanks[count:])
@@ -66,23 +67,28 @@ class WaveformDataset(AudiosetDataset):
             other = WaveformSample(*self._pad(partner), NO_AUGMENTATION, None)
         sample = WaveformSample(*self._pad(waveform), augmentation,
                                 draw_noise(augmentation, self.conf), other)
-        return sample, self.make_targets(index, augmentation)
+        frames = max(sample.frames, other.frames if other else 0)
+        return self.with_labels(sample, index, augmentation, frames)
 
     def _pad(self, waveform):
         """Return a waveform padded to the input's length, and the frames of its fbank before."""
         # fbank() subtracts the mean, too, but here the waveform is not cut or padded yet.
         waveform = waveform - waveform.mean()
-        padding = window_samples(self.conf.target_length) - len(waveform)
+        rate = self.conf.sample_rate
+        padding = window_samples(self.conf.target_length, rate) - len(waveform)
         padded = torch.nn.functional.pad(waveform, (0, padding))  # a negative number cuts
-        return padded, count_frames(len(waveform))
+        return padded, count_frames(len(waveform), rate)
 
     def collate(self, samples):
-        """Make a batch (WaveformBatch, labels (B, classes)) of samples."""
-        inputs, labels = zip(*samples, strict=True)
+        """Make a batch (WaveformBatch, labels (B, classes)) of samples.
+
+        With mask_padding, a third item has the real frames (B,).
+        """
+        inputs, labels, *lengths = zip(*samples, strict=True)
         sounds = [*inputs, *(one.partner for one in inputs if one.partner is not None)]
         noise = [one.noise for one in inputs]
         batch = WaveformBatch(
             torch.stack([one.waveform for one in sounds]), [one.frames for one in sounds],
             [one.augmentation for one in inputs],
             None if any(one is None for one in noise) else torch.stack(noise), self.conf)
-        return batch, torch.stack(labels)
+        return batch, torch.stack(labels), *map(torch.tensor, lengths)

@@ -34,7 +34,8 @@ class FbankSums(Dataset):
         key = SampleKey(index, seed=0, epoch=0, position=index)
         with one_thread():  # as in a worker: a sum over several threads rounds differently
             waveform = self.dataset.load_waveform(index, self.dataset.draw_augmentation(key))
-            values = fbank(waveform, conf.num_mel_bins)[:conf.target_length].double()
+            features = fbank(waveform, conf.num_mel_bins, conf.sample_rate)
+            values = features[:conf.target_length].double()
             count = torch.tensor(values.numel(), dtype=torch.float64)
             return torch.stack([count, values.sum(), values.square().sum()])
 

@@ -143,6 +143,10 @@ def check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace
                      f'frames of --audio_length')
     if args.snr_db and not args.noise_dir:
         parser.error(f'--snr_db {args.snr_db} needs --noise_dir, the folder of the noise')
+    moved = [name for name in ('noise', 'shift_frames') if getattr(args, name, None)]
+    if args.mask_padding and moved:
+        parser.error(f'--mask_padding True needs the padding at the end, but --{moved[0]} '
+                     f'{getattr(args, moved[0])} moves it: leave one of the two out')
     rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '

@@ -6,7 +6,7 @@ from 3.8 on (egs/recipe_options.py). What needs torch or the files, option_check
 """
 import argparse
 
-from models.published_data import AUDIOSET_INPUT
+from models.published_data import AUDIOSET_INPUT, SAMPLE_RATE
 from utilities.cli import (
     OptionParser,
     Range,
@@ -18,6 +18,7 @@ from utilities.cli import (
     mel_bins,
     number,
     numbers,
+    sample_rate,
     seed,
     whole,
 )
@@ -80,8 +81,12 @@ def add_data_options(group):
     add('--n_class', type=whole(1), default=527, help='number of classes, as in the label file')
     add('--dataset', default='audioset',
         help='name of the dataset, for messages, plots and the description of models')
+    add('--sample_rate', type=sample_rate, default=SAMPLE_RATE,
+        help='Hz, to which recordings are resampled; the mel bins reach up to half of it')
     add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
     add('--audio_length', type=frames, default=1024, help='frames of 10 ms of the input')
+    add('--mask_padding', type=boolean, default=False,
+        help='the model does not hear the padding of short recordings; the published weights do')
     add('--dataset_mean', type=fbank_mean, default=AUDIOSET_INPUT['mean'],
         help='mean of the fbank')
     add('--dataset_std', type=fbank_std, default=AUDIOSET_INPUT['std'],

@@ -91,7 +91,7 @@ class Trainer:
 
         Args:
             loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
-                (B, classes).
+                (B, classes); with --mask_padding also the real frames (B,).
             title: of the epoch, for the log.
             after_step: called after every step. What it raises ends the epoch.
 
@@ -102,10 +102,10 @@ class Trainer:
         batches = TimedBatches(with_shares(loader))
         steps = self.loss.steps + len(loader)
         with Progress(title, steps, done=self.loss.steps) as progress:
-            for inputs, labels, share, samples in batches:
+            for (inputs, labels, *lengths), share, samples in batches:
                 # Not in the loader, so that computing fbanks does not count as waiting for data.
                 fbanks = fbanks_on(inputs, self.device)
-                loss = self.step(fbanks, labels, share)
+                loss = self.step(fbanks, labels, share, *lengths)
                 self.loss.add(loss, samples)
                 progress.advance(samples)
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
@@ -116,7 +116,8 @@ class Trainer:
         warn_of_waiting(batches, loader, title)
         return self.loss.mean()
 
-    def step(self, fbanks: torch.Tensor, labels: torch.Tensor, share: float = 1.0) -> torch.Tensor:
+    def step(self, fbanks: torch.Tensor, labels: torch.Tensor, share: float = 1.0,
+             lengths: torch.Tensor | None = None) -> torch.Tensor:
         """Change the weights by one batch.
 
         Args:
@@ -124,6 +125,7 @@ class Trainer:
             labels: (B, classes).
             share: this process's part of a batch, relative to an even split. It scales the loss, so
                 that every sample of the batch counts the same.
+            lengths: with --mask_padding, the real frames (B,).
 
         Returns:
             The mean loss, times `share`: a number without gradient.
@@ -132,7 +134,7 @@ class Trainer:
         if self.settings.drop_path:  # a run that continues drops what an undisturbed one drops
             torch.manual_seed(draw_seed(self.settings.seed, self.schedule.step))
         self._choose_patches()
-        loss = self._compute_gradients(fbanks, labels, share)
+        loss = self._compute_gradients(fbanks, labels, share, lengths)
         self._change_weights()
         return loss
 
@@ -143,15 +145,16 @@ class Trainer:
             seed, step = self.settings.seed, self.schedule.step
             self.model.keep_patches(*draw_patchout(self.model.grid, dropped, seed, step))
 
-    def _compute_gradients(self, fbanks, labels, share):
+    def _compute_gradients(self, fbanks, labels, share, lengths):
         """Add up the gradients of a batch, which goes through the model in --grad_accum pieces."""
         total = torch.zeros((), device=self.device)
         count = min(self.settings.grad_accum, len(fbanks))
-        pieces = list(zip(fbanks.chunk(count), labels.chunk(count)))
-        for number, (fbank, label) in enumerate(pieces, start=1):
+        parts = [fbanks, labels] if lengths is None else [fbanks, labels, lengths]
+        pieces = list(zip(*(part.chunk(count) for part in parts)))
+        for number, piece in enumerate(pieces, start=1):
+            fbank, label, *length = (move(part, self.device) for part in piece)
             with self._synchronise(number == len(pieces)):
-                logits = self.training_model(move(fbank, self.device))
-                loss = self.loss_function(logits, move(label, self.device))
+                loss = self.loss_function(self.training_model(fbank, *length), label)
                 loss = loss * (share * len(fbank) / len(fbanks))
                 self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -219,14 +222,14 @@ def with_shares(loader) -> Iterator[tuple]:
     """Yield each batch of a loader with the share of it that falls to this process.
 
     Yields:
-        inputs, labels, share, samples. share: the samples of this process relative to an even
+        batch, share, samples. share: the samples of this process relative to an even
         split, 1 for a single process. samples: how many the batch has in all processes.
     """
     size = processes.size()
     sizes = loader.batch_sampler.sizes() if size > 1 else None
-    for inputs, labels in loader:
-        own, samples = next(sizes) if sizes else (len(labels), len(labels))
-        yield inputs, labels, size * own / samples, samples
+    for batch in loader:
+        own, samples = next(sizes) if sizes else (len(batch[1]), len(batch[1]))
+        yield batch, size * own / samples, samples
 
 
 def draw_seed(seed: int, step: int) -> int:

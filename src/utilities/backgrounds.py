@@ -18,11 +18,16 @@ logger = logging.getLogger(__name__)
 class Backgrounds:
     """The recordings below a folder, sorted by their paths.
 
+    Args:
+        folder: its path.
+        sample_rate: in Hz, to which the recordings are resampled.
+
     Raises:
         DataError: the folder cannot be read, or holds no recording that can be read.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, sample_rate: int = SAMPLE_RATE):
+        self.sample_rate = sample_rate
         try:
             paths = sorted(path for path in files_below(folder)
                            if os.path.splitext(path)[1].lower() in AUDIO_SUFFIXES)
@@ -35,7 +40,7 @@ class Backgrounds:
         self.paths = np.array(paths, dtype=np.dtypes.StringDType())
         self._warned: set[str] = set()
         try:
-            self.load(0.0, 0.0, SAMPLE_RATE)
+            self.load(0.0, 0.0, sample_rate)
         except AudioError as error:
             raise DataError(f'--noise_dir: none of the {len(paths)} recordings in {folder} can be '
                             f'read, the last one because: {error}') from None
@@ -57,7 +62,8 @@ class Backgrounds:
         for index in range(first, first + len(self.paths)):
             path = self.paths[index % len(self.paths)]
             try:
-                return load_windows(path, samples, [place])[0][:samples]
+                windows = load_windows(path, samples, [place], sample_rate=self.sample_rate)
+                return windows[0][:samples]
             except AudioError as error:
                 reason = error
                 self._warn(path, error)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from audio import MAX_RATE
 from utilities.formatting import quoted
 
 NEGATIVE_NUMBER = re.compile(r'-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$')
@@ -165,7 +166,8 @@ def read_range(text: str) -> tuple[float, float]:
 
 
 seed = whole(0, 2 ** 32 - 1)  # scikit-learn takes no larger one
-mel_bins = whole(16, 256)  # one patch to half of audio.fbank.FFT_SAMPLES, its FFT bins
+mel_bins = whole(16, 256)  # one patch to half of the FFT at 16 kHz (audio.fbank.frame_size)
+sample_rate = whole(1000, MAX_RATE)  # Hz; below, a window of 25 ms has too few samples
 frames = whole(16, 360_000)  # of 10 ms: one patch to an hour; more would fill the memory
 # The logarithm of a float32 energy is between -104 and 89, and so is the mean of an fbank. A
 # standard deviation of nearly 0 would magnify rounding errors.

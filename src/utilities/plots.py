@@ -12,7 +12,7 @@ from matplotlib.image import AxesImage, imsave
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torchaudio.compliance.kaldi import mel_scale_scalar
 
-from audio.fbank import FRAME_SHIFT_MS
+from audio.fbank import FRAME_SHIFT_MS, LOWEST_HERTZ, SAMPLE_RATE
 from utilities.fonts import drawable_names, font_families, missing_characters
 from utilities.formatting import clock
 
@@ -28,8 +28,7 @@ CURVE_STYLES = tuple({'color': colour, 'marker': marker, 'linestyle': line}
                      for line in ('-', '--', ':', '-.')
                      for colour, marker in zip(CURVE_COLOURS, 'os^DvPX'))
 LEGEND_WIDTH = 110  # characters
-MEL_RANGE_HZ = (20, 8000)  # of Kaldi's mel bins at 16 kHz
-MEL_TICKS_KHZ = (0.25, 0.5, 1, 2, 4, 8)
+LOWEST_TICK_KHZ = 0.25  # on a mel axis; each of the others is twice the one before
 DB_PER_NEPER = 10 / np.log(10)  # the fbank is the natural logarithm of a power
 DYNAMIC_RANGE_DB = 70  # below the loudest; what is softer has one colour
 TAG_ROWS = 10  # classes that are drawn at most
@@ -162,7 +161,8 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
 
 
 def plot_tags(spectrogram: np.ndarray, seconds: float, starts: np.ndarray, ends: np.ndarray,
-              scores: np.ndarray, names: Sequence[str], title: str) -> Figure:
+              scores: np.ndarray, names: Sequence[str], title: str,
+              sample_rate: int = SAMPLE_RATE) -> Figure:
     """Draw a recording's log mel spectrogram, and below it the scores of its strongest classes.
 
     The classes are those with the highest scores in any window. If windows overlap, a score is
@@ -176,12 +176,13 @@ def plot_tags(spectrogram: np.ndarray, seconds: float, starts: np.ndarray, ends:
         scores: from 0 to 1, (windows, classes).
         names: of all classes.
         title: of the figure.
+        sample_rate: of the sound that the spectrogram is of, in Hz.
     """
     strongest = strongest_classes(scores)
     height = 0.27 * len(strongest)
     figure = Figure(figsize=(11, 3.6 + height), layout='constrained')
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.3, 0.4 + height])
-    image = show_spectrogram(upper, spectrogram, seconds)
+    image = show_spectrogram(upper, spectrogram, seconds, sample_rate=sample_rate)
     upper.set_xlabel('')
     figure.colorbar(image, ax=upper, label='level (dB)', pad=0.01)
     drawable = drawable_names(tuple(names))
@@ -218,15 +219,28 @@ def time_step(seconds: float) -> float:
                 seconds / MAX_TIME_TICKS)
 
 
-def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: str = 'magma'
-                     ) -> AxesImage:
+def mel_range(sample_rate: int) -> tuple[float, float]:
+    """Return the mel positions at which the bins of an fbank begin and end."""
+    return mel_scale_scalar(LOWEST_HERTZ), mel_scale_scalar(sample_rate / 2)
+
+
+def ticks_khz(sample_rate: int) -> list[float]:
+    """Return the ticks of a mel axis up to half the sample rate (Hz), in kHz."""
+    octaves = math.floor(math.log2(sample_rate / 2000 / LOWEST_TICK_KHZ))
+    return [LOWEST_TICK_KHZ * 2 ** octave for octave in range(octaves + 1)]
+
+
+def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: str = 'magma',
+                     sample_rate: int = SAMPLE_RATE) -> AxesImage:
     """Draw a log mel spectrogram (frames, bins) in dB below its loudest value.
 
-    Frequencies are at their mel positions. Returns the image, for a colour bar.
+    Frequencies are at their mel positions, up to half the sample rate (Hz) of the sound. Returns
+    the image, for a colour bar.
     """
-    low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
-    axes.set_yticks([mel_scale_scalar(1000 * khz) for khz in MEL_TICKS_KHZ],
-                    [f'{khz:g}' for khz in MEL_TICKS_KHZ])
+    low, high = mel_range(sample_rate)
+    ticks = ticks_khz(sample_rate)
+    axes.set_yticks([mel_scale_scalar(1000 * khz) for khz in ticks],
+                    [f'{khz:g}' for khz in ticks])
     axes.set(xlabel='time (s)', ylabel='frequency (kHz)')
     return axes.imshow(levels(spectrogram).T, origin='lower', aspect='auto', cmap=cmap,
                        vmin=-DYNAMIC_RANGE_DB, vmax=0, extent=(0, seconds, low, high),
@@ -249,13 +263,15 @@ def spectrogram_png(spectrogram: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def frequency_ticks() -> list[tuple[float, float]]:
+def frequency_ticks(sample_rate: int = SAMPLE_RATE) -> list[tuple[float, float]]:
     """Return the ticks of a mel axis: (kHz, height as a share of the axis)."""
-    low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
-    return [(khz, (mel_scale_scalar(1000 * khz) - low) / (high - low)) for khz in MEL_TICKS_KHZ]
+    low, high = mel_range(sample_rate)
+    return [(khz, (mel_scale_scalar(1000 * khz) - low) / (high - low))
+            for khz in ticks_khz(sample_rate)]
 
 
-def show_attention(axes: Axes, attention: np.ndarray, config: 'ModelConfig') -> None:
+def show_attention(axes: Axes, attention: np.ndarray, config: 'ModelConfig',
+                   sample_rate: int = SAMPLE_RATE) -> None:
     """Lay attention over the spectrogram that show_spectrogram has drawn.
 
     The brighter, the more attention. It ends where the last patch does.
@@ -264,8 +280,9 @@ def show_attention(axes: Axes, attention: np.ndarray, config: 'ModelConfig') -> 
         axes: those of the spectrogram.
         attention: one number per patch, (f, t).
         config: of the ASTModel.
+        sample_rate: of the sound, in Hz.
     """
-    low, high = map(mel_scale_scalar, MEL_RANGE_HZ)
+    low, high = mel_range(sample_rate)
     f, t = attention.shape
     patch_bins, patch_frames = config.backbone.patch_size
     bins = (f - 1) * config.fstride + patch_bins

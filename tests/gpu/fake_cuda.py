@@ -79,17 +79,17 @@ def numpy(tensor):
     return np.zeros(tensor.shape, np.float32)
 
 
-def fbank_tables(make, num_mel_bins, device):
+def fbank_tables(make, num_mel_bins, device, sample_rate):
     """Stand in for fbank_module.fbank_tables, whose shapes depend on numbers.
 
     The real one runs past its cache on the device `meta`: what it puts there is on the fake device.
     """
     with unset_fake_temporarily():
-        window, filters = make.__wrapped__(num_mel_bins, torch.device('meta'))
+        size, window, filters = make.__wrapped__(num_mel_bins, torch.device('meta'), sample_rate)
 
     def placed(tensor):
         return torch.empty(tensor.shape, device=device if tensor.is_meta else tensor.device)
-    return placed(window), [(fft_bins, placed(weights)) for fft_bins, weights in filters]
+    return size, placed(window), [(fft_bins, placed(weights)) for fft_bins, weights in filters]
 
 
 def without_numbers(batch):

@@ -50,8 +50,8 @@ ENTRY_POINTS = {
 }
 # Files that run before there is an environment, with any Python from 3.8 on.
 BEFORE_ENVIRONMENT = (
-    'egs/environment.py', 'egs/recipe_options.py', 'src/models/__init__.py',
-    'src/models/published_data.py', 'src/training/options.py',
+    'egs/environment.py', 'egs/recipe_options.py', 'src/audio/__init__.py',
+    'src/models/__init__.py', 'src/models/published_data.py', 'src/training/options.py',
     'src/training/__init__.py', 'src/utilities/__init__.py', 'src/utilities/cli.py',
     'src/utilities/formatting.py')
 SLOW_PACKAGES = {'torch', 'torchaudio', 'timm', 'scipy', 'sklearn', 'joblib', 'matplotlib', 'soundfile',

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from audio.fbank import FFT_SAMPLES
+from audio.fbank import SAMPLE_RATE, frame_size
 from utilities.cli import (
     OptionParser,
     boolean,
@@ -215,9 +215,10 @@ def test_standard_output_prints_names_that_its_encoding_does_not_have(monkeypatc
 
 
 def test_no_more_mel_bins_are_asked_for_than_the_fft_tells_apart():
-    assert mel_bins(str(FFT_SAMPLES // 2)) == FFT_SAMPLES // 2
+    most = frame_size(SAMPLE_RATE).fft // 2
+    assert mel_bins(str(most)) == most
     with pytest.raises(argparse.ArgumentTypeError):
-        mel_bins(str(FFT_SAMPLES // 2 + 1))
+        mel_bins(str(most + 1))
 
 
 def test_what_follows_two_dashes_is_left_as_it_is():
