@@ -10,7 +10,7 @@ import torch
 
 from audio.reading import AudioError
 from dataloader import AudiosetDataset, SampleKey
-from small_dataset import EVERYTHING, equal, load_epochs
+from small_dataset import EVERYTHING, FURTHER, equal, load_epochs
 from training.bad_audio import ReplaceUnreadable
 from training.gpu_fbanks import WaveformDataset
 from training.loaders import make_loader
@@ -54,6 +54,13 @@ def test_batches_do_not_depend_on_the_number_of_workers(make_dataset, tones):
     require_same(alone, shared)
 
 
+def test_further_augmentation_does_not_depend_on_the_number_of_workers_either(make_dataset, tones,
+                                                                              make_tone):
+    tones += [(make_tone(f'long{i}.flac', seconds=3, seed=i), f'/m/{i}') for i in range(3)]
+    dataset = make_dataset(tones, noise_dir=str(tones[0][0].parent), **EVERYTHING, **FURTHER)
+    require_same(load_epochs(dataset, 0, epochs=(1, 2)), load_epochs(dataset, 2, epochs=(1, 2)))
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 @BOTH_KINDS
 def test_batches_from_shards_are_those_from_files(make_dataset, tones, tmp_path, kind, workers):
@@ -72,17 +79,20 @@ def test_batches_from_shards_are_those_from_files(make_dataset, tones, tmp_path,
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('conf', [{'mode': 'train'}, EVERYTHING, {**EVERYTHING, 'noise': False},
-                                  {'skip_norm': True}])
+                                  {'skip_norm': True}, {**EVERYTHING, **FURTHER},
+                                  {'mode': 'train', 'spec_mixup': 1.0, 'noise_dir': True}])
 def test_batches_of_waveforms_become_the_batches_of_fbanks(make_dataset, make_tone, tones, conf,
                                                            workers):
     tones += [(make_tone('long.wav', seconds=2.5), '/m/1'),
               (make_tone('no_frame.wav', seconds=0.02), '/m/2')]
     samples, _ = soundfile.read(tones[0][0])
     soundfile.write(tones[0][0], 0.5 + samples / 2, 16000)  # far from a mean of 0
+    if 'noise_dir' in conf:
+        conf = {**conf, 'noise_dir': str(tones[0][0].parent)}
     plain, batched = (load_epochs(make_dataset(tones, kind, **conf), workers)
                       for kind in (AudiosetDataset, WaveformDataset))
-    # Of a logarithm, and what normalising leaves of it.
-    tolerance = 1e-3 if 'skip_norm' in conf else 1e-4
+    # Of a logarithm, and what normalising leaves of it. A tone as noise has bins of little energy.
+    tolerance = 1e-3 if 'skip_norm' in conf or 'noise_dir' in conf else 1e-4
     for (fbanks, labels), (from_waveforms, same_labels) in zip(plain, batched, strict=True):
         assert torch.equal(labels, same_labels)
         torch.testing.assert_close(from_waveforms, fbanks, rtol=0, atol=tolerance)

@@ -60,6 +60,22 @@ def test_several_processes_train_to_the_numbers_of_one(data, size, more):
         check_log(data / exp_dir, 2, 'mAP')
 
 
+FURTHER = [*OPTIONS, *('--spec_mixup 0.5 --freq_masks 2 --time_masks 2 --gain_db 6 --shift_frames 5 --crop random '
+                       '--eval_windows 3 --noise_dir . --snr_db 5 20 --grad_accum 2').split()]
+
+
+def test_several_processes_augment_and_evaluate_windows_as_one_does(data):
+    for size, more in (1, ''), (2, '--num_workers 1'), (2, '--features gpu'):
+        exp_dir = f'further{size}{more[:5]}'
+        options = [*FURTHER, *more.split(), '--exp_dir', exp_dir, '--data_eval', 'few.json']
+        assert finish_ranks(start_ranks(size, options, data, 'further.txt')) == [0] * size, log_of(data, 'further.txt')
+    for name in ('predictions_1', 'predictions_2', 'cum_predictions', 'eval_predictions'):
+        one, *others = (np.load(data / exp_dir / 'predictions' / f'{name}.npy')
+                        for exp_dir in ('further1', 'further2--num', 'further2--fea'))
+        for other in others:
+            np.testing.assert_allclose(other, one, atol=1e-5)
+
+
 def test_a_run_goes_on_with_another_number_of_processes(data):
     exp_dir, log = 'from2to1to2', 'from2to1to2.txt'
     for size, step in (2, 'epoch 1 of 2, step 2 of 6'), (1, 'epoch 2 of 2, step 2 of 6'):

@@ -96,6 +96,19 @@ def test_more_epochs_extend_a_run_as_if_it_had_been_longer(straight, exp_dir):
         assert (straight / name).read_bytes() == (exp_dir / name).read_bytes()
 
 
+def test_further_augmentation_is_the_same_in_a_run_that_continues(folder):
+    options = ['--mixup', '0.3', '--spec_mixup', '0.5', '--freqm', '4', '--freq_masks', '2',
+               '--timem', '4', '--time_masks', '2', '--gain_db', '6', '--shift_frames', '5',
+               '--crop', 'random', '--eval_windows', '2', '--noise_dir', '.', '--snr_db', '5', '20']
+    start('--exp_dir', 'whole', '--n_epochs', '2', *options)
+    for epochs in ('1', '2'):
+        start('--exp_dir', 'continued', '--n_epochs', epochs, *options)
+    start('--exp_dir', 'plain', '--n_epochs', '2')
+    whole, continued, plain = ((folder / name / 'result.csv').read_bytes()
+                               for name in ('whole', 'continued', 'plain'))
+    assert whole == continued != plain
+
+
 def test_a_run_that_kept_no_checkpoint_says_why_it_cannot_be_extended(folder, capsys):
     start('--exp_dir', 'exp', '--n_epochs', '1', '--save_model', 'False')
     assert not (folder / 'exp' / 'checkpoint.pth').exists()
