@@ -18,7 +18,7 @@ import run
 import traintest
 from dataloader import AudioConf
 from models import read_state_dict
-from training import config, folder, optimizer, schedule, supervisor, trainer
+from training import config, folder, losses, optimizer, schedule, supervisor, trainer
 from training.options import make_parser
 from utilities.parallel import one_thread
 
@@ -371,7 +371,7 @@ def test_every_option_is_read_somewhere():
     read |= attributes(folder, 'self.args') | attributes(config, 'found')
     read |= {'device'}  # option_checks.check_options returns it
     read |= {field.name for field in fields(AudioConf)}  # make_dataset reads all that are options
-    for module in (traintest, trainer, optimizer, schedule, supervisor):
+    for module in (traintest, trainer, optimizer, schedule, supervisor, losses):
         read |= attributes(module, 'settings', 's', 'self.settings')
     options = {action.dest for action in make_parser()._actions} - {'help'}
     assert options - read == set()

@@ -85,7 +85,7 @@ def test_what_the_file_lacks_may_be_on_the_command_line_or_has_its_default(tmp_p
     ({'warmup': 1}, 'expected True or False'), ({'dataset': ''}, 'expected some text'),
     ({'dataset': ['a', 'b']}, 'expected a number or a text for dataset'),
     ({'lr': {}}, 'expected a number or a text for lr'),
-    ({'layer_decay': 0.75}, 'there is no option --layer_decay in this version'),
+    ({'of_another_version': 0.75}, 'there is no option --of_another_version in this version'),
     ({'epochs': 3}, 'no option --epochs'), ({'': 3}, 'no option -- in'), ({'help': True}, '--help')])
 def test_a_setting_that_cannot_be_used_is_a_sentence_that_names_the_file(write_config, capsys, settings, reason):
     path = write_config(**settings)
