@@ -124,11 +124,15 @@ class Results:
         write_rows(self.exp_dir / 'result.csv', self.rows)
         write_metrics(self.exp_dir / 'metrics.csv', self.further)
         if time.monotonic() - self.drawn >= SECONDS_BETWEEN_CURVES:
-            self.write_curves()
+            self._draw_curves()
 
     @main_process_only
     def write_curves(self) -> None:
         """Draw curves.png, if there is an epoch."""
+        self._draw_curves()
+
+    def _draw_curves(self):
+        # Not main_process_only: inside of write, only the main process would come to wait for all.
         if self.rows:
             write_curves(self.exp_dir, self.rows, self.metric, self.title)
             self.drawn = time.monotonic()
