@@ -1,11 +1,14 @@
 """The data of one experiment: data sets and loaders from its options, checked."""
 import argparse
+import contextlib
 import logging
 from dataclasses import fields
 
 import numpy as np
 import torch
 
+from audio.fbank import SAMPLE_RATE
+from audio.formats import open_audio
 from audio.reading import AudioError
 from dataloader import AudioConf, AudiosetDataset
 from training import processes
@@ -99,10 +102,26 @@ def check_first_recordings(loaders: Loaders) -> None:
         AudioError: if a data set's first recording, or all of these few, cannot be read.
     """
     train_set = loaders.train.dataset.dataset  # within ReplaceUnreadable
+    warn_of_low_rate(train_set)
     read_one_of(train_set, min(FIRST_FEW, len(train_set)))
     for loader in (loaders.val, loaders.test):
         if loader is not None:
             read_one_of(loader.dataset, 1)
+
+
+def warn_of_low_rate(dataset: AudiosetDataset) -> None:
+    """Log a warning if the first recording has a lower rate than a model that hears above 16 kHz.
+
+    Such recordings may be copies at 16 kHz, which hold no higher frequencies.
+    """
+    wanted, path = dataset.conf.sample_rate, dataset.datafile.wavs[0]
+    if wanted <= SAMPLE_RATE:
+        return
+    with contextlib.suppress(AudioError), open_audio(path) as reader:
+        if reader.samplerate < wanted:
+            logger.warning('--sample_rate is %d, but %s was recorded or copied at %d Hz: it holds '
+                           'no sound above %d Hz', wanted, path, reader.samplerate,
+                           reader.samplerate // 2)
 
 
 def read_one_of(dataset: AudiosetDataset, count: int) -> None:

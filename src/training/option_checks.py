@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from audio.augmentation import AugmentationConf
+from audio.fbank import frame_size
 from models import WeightsError
 from models.ast_models import ModelConfig, check_pretraining
 from models.starts import start_size
@@ -105,6 +106,10 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
 def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, config: ModelConfig,
                 launch: Launch) -> None:
     """End the program with a sentence if strides, patches or a batch are too large for training."""
+    most = frame_size(args.sample_rate).fft // 2
+    if args.num_mel_bins > most:
+        parser.error(f'--sample_rate {args.sample_rate} has room for {most} mel bins at most, got '
+                     f'--num_mel_bins {args.num_mel_bins}')
     if args.fstride > args.num_mel_bins:
         parser.error(f'--fstride {args.fstride} is more than the {args.num_mel_bins} mel bins')
     if args.tstride > args.audio_length:

@@ -1,4 +1,5 @@
 """Evaluation of checkpoints, alone and together: the numbers, what is kept, what is refused."""
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 import ensemble
 import run
+from audio.fbank import fbank, fit_frames, normalise
+from audio.reading import load_waveform
 from models import ASTModel, load_model, save_checkpoint
 from utilities.parallel import one_thread
 
@@ -201,3 +204,17 @@ def test_a_checkpoint_in_safetensors_is_evaluated(data, untrained):
     ensemble.main(options('a.pth', 'b.safetensors'))
     rows = np.loadtxt('exp/ensemble_result.csv', delimiter=',')
     assert (rows[0] == rows[1]).all()
+
+
+def test_a_checkpoint_is_evaluated_at_its_rate_and_without_its_padding(data):
+    torch.manual_seed(0)
+    save_checkpoint(make_model(), 'b.pth', sample_rate=8000, mask_padding=True)
+    ensemble.main([*options('b.pth'), '--amp', 'off', '--fstride', '10', '--tstride', '10'])
+    model, description = load_model('b.pth')
+    paths = [entry['wav'] for entry in json.loads(Path('data.json').read_text())['data']]
+    fbanks = [fbank(load_waveform(path, 8000), 32, 8000) for path in paths]
+    inputs = torch.stack([fit_frames(one, 32) for one in fbanks])
+    lengths = torch.tensor([min(len(one), 32) for one in fbanks])
+    with torch.inference_mode():
+        logits = model(normalise(inputs, description['mean'], description['std']), lengths)
+    np.testing.assert_allclose(outputs()[0], logits.sigmoid(), atol=1e-5)

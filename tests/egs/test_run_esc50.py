@@ -162,3 +162,9 @@ def test_a_gpu_is_only_looked_at_for_a_training_on_it(recipe, planned, words, lo
     first, *others = planned(recipe, *words, CUDA_VISIBLE_DEVICES='99').splitlines()
     assert first.startswith('-m training.devices ') == looked_at
     assert 'prep_esc50.py' in (others[0] if looked_at else first)
+
+
+def test_more_than_the_copies_hold_is_refused(recipe, run_shell, tmp_path):
+    done = run_shell([recipe, '--sample_rate', '44100'])
+    assert done.returncode == 2 and 'run_own.sh reads the recordings themselves' in done.stderr
+    assert not any(tmp_path.iterdir())

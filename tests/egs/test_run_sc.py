@@ -91,3 +91,9 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, tmp
     assert done.returncode == 0, done.stderr
     elsewhere = run_shell(job, SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='1')
     assert elsewhere.returncode and 'submit run_sc.sh in egs/speechcommands' in elsewhere.stderr
+
+
+def test_more_than_the_copies_hold_is_refused(recipe, run_shell, tmp_path):
+    done = run_shell([recipe, '--sample_rate', '32000'])
+    assert done.returncode == 2 and 'copies at 16000 Hz' in done.stderr
+    assert not any(tmp_path.iterdir())

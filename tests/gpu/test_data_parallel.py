@@ -244,6 +244,14 @@ def test_the_model_within_still_shows_where_it_looks(gpus, make_ast, make_inputs
                                    atol=LOGITS[None])
 
 
+def test_each_gpu_gets_the_lengths_of_its_part_of_the_batch(gpus, make_ast, make_inputs):
+    inputs, lengths = make_inputs(5), torch.tensor([3, 200, 17, 30, 1])
+    with torch.inference_mode():
+        expected = make_ast()(inputs, lengths)
+        split = gpus.wrap(make_ast())(inputs.to(gpus.device), lengths.to(gpus.device))
+    torch.testing.assert_close(split.cpu(), expected, rtol=0, atol=LOGITS[None])
+
+
 def run_out_of_memory(*_):
     """Do what a forward pass does on a GPU that is full."""
     raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.')

@@ -47,6 +47,19 @@ def test_the_model_computes_on_the_gpu_that_it_is_on(make_ast, make_inputs, dtyp
 
 
 @each_precision
+@pytest.mark.parametrize('method', ['forward', 'frame_features', 'attention_maps'])
+def test_lengths_may_be_on_the_cpu_or_on_the_gpu(make_ast, make_inputs, dtype, method):
+    model, inputs = make_ast(), make_inputs(BATCH)
+    model.autocast_dtype = dtype
+    lengths = torch.ones(BATCH, dtype=torch.int64)
+    with fake_cuda() as gpu, torch.inference_mode():
+        compute = getattr(gpu.put(model), method)
+        for place in ('cpu', CUDA):
+            result = compute(without_numbers(inputs).to(CUDA), without_numbers(lengths).to(place))
+            assert all(part.device == CUDA for part in tree_leaves(result))
+
+
+@each_precision
 def test_patchout_takes_its_indices_to_the_gpu(make_ast, make_inputs, dtype):
     model, inputs = make_ast().train(), make_inputs(BATCH)
     model.autocast_dtype = dtype
