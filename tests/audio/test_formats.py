@@ -98,7 +98,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     excerpt = Excerpt(str(path))
     findings = {excerpt: examine(excerpt)}
     problems = check_recordings(findings, 16000)
-    facts = count_recordings(findings.values(), audio_length=1024)
+    facts = count_recordings(findings.values(), audio_length=1024, sample_rate=16000)
     problems = [problem for problem, items in problems.items() if items]
     assert problems == ([] if KINDS[name].whole else ['incomplete'])
     assert facts['seconds']['max'] == pytest.approx(found.seconds)
