@@ -111,7 +111,8 @@ def _shape(state: State, name: str, axes: int, path: Path) -> torch.Size:
         problem = f'has shape {tuple(state[name].shape)}'
     else:
         return state[name].shape
-    raise WeightsError(f'{path} is no AST: {name} {problem}')
+    raise WeightsError(f'{path} is no AST: {name} {problem}. Weights to start training from, such '
+                       f'as those of timm or AudioMAE, go to --start')
 
 
 def _build(description: Description, label_dim: int, rows: int, dim: int,
