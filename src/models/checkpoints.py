@@ -92,7 +92,7 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
     label_dim, _ = _shape(state, 'mlp_head.1.weight', 2, path)
     description = complete_description(
         path, weights.is_transformers, label_dim,
-        settings={'fstride': fstride, 'tstride': tstride,
+        settings={'model_size': SIZES.get(dim), 'fstride': fstride, 'tstride': tstride,
                   'input_fdim': input_fdim, 'input_tdim': input_tdim},
         given={'mean': mean, 'std': std, 'loss': loss})
     model = _build(description, label_dim, rows, dim, path)
@@ -121,7 +121,7 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
 
     Raises WeightsError if the checkpoint's positional embedding (rows, dim) is of another model.
     """
-    model_size = description.get('model_size', SIZES.get(dim))
+    model_size = description.get('model_size')
     if model_size is None:
         raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, expected '
                            f'{", ".join(map(str, SIZES))} dimensions')

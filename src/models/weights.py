@@ -130,13 +130,14 @@ def searched_folders() -> list[Path]:
 
 
 def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'),
-                     check: Callable[[Path], Any] = read_state_dict) -> Path:
+                     check: Callable[[Path], Any] | None = None) -> Path:
     """Return the path of a file of weights. Download it if it is in none of searched_folders().
 
     Args:
         file: the weights, for example an entry of PUBLISHED.
         sources: 'url' and 'hub' (Hugging Face), in the order in which to try them.
-        check: raises an error for a downloaded file that is not what it should be.
+        check: raises an error for a downloaded file that is not what it should be; by default,
+            read_state_dict does.
 
     Raises:
         WeightsError: if the file is nowhere and cannot be downloaded. The message says which file
@@ -158,7 +159,7 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'),
     if not chosen:
         raise WeightsError(f'{file.name} was never put on Hugging Face: get it from {file.url}')
     try:
-        return download(chosen, check)
+        return download(chosen, check or read_state_dict)
     except OSError as error:
         raise WeightsError(_download_advice(file, target, error)) from None
 
