@@ -139,12 +139,13 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
     pos_embed = model.get_parameter('v.pos_embed')
     needed = pos_embed.shape[1]
     if rows != needed:
-        rename = ' (its name says strides: rename it if they are others)'
+        by_name = bool(describe_name(path.name))
+        rename = ' (its name says strides: rename it if they are others)' if by_name else ''
         raise WeightsError(
             f'{path} has a positional embedding of {rows} x {dim}, but strides '
             f'{[settings["fstride"], settings["tstride"]]} on {settings["input_fdim"]} mel bins x '
-            f'{settings["input_tdim"]} frames need {needed} rows: give the strides, mel bins and '
-            f'frames it was trained with{rename if describe_name(path.name) else ""}')
+            f'{settings["input_tdim"]} frames need {needed} rows in {model_size}: give the '
+            f'strides, mel bins and frames it was trained with{rename}')
     return model.to_empty(device='cpu')
 
 

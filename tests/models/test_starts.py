@@ -269,8 +269,9 @@ def attacks(path):
                                'a')
 
 
+@pytest.mark.parametrize('is_zip', [True, False], ids=['zip', 'before_pytorch_1.6'])
 @pytest.mark.parametrize('layout', ['audiomae', 'ssast', 'eat'])
-def test_code_in_a_file_does_not_run(layout, tmp_path):
+def test_code_in_a_file_does_not_run(layout, is_zip, tmp_path):
     small = {'dim': 24, 'heads': 2, 'depth': 1}
     marker = tmp_path / 'attacked'
     for name, attack in attacks(marker):
@@ -280,7 +281,7 @@ def test_code_in_a_file_does_not_run(layout, tmp_path):
             content = audio_models.EAT(**small, columns=64).file(True, settings=attack)
         else:
             content = {'model': audio_models.SSAST(**small).file(), 'args': attack}
-        torch.save(content, tmp_path / 'theirs.pth')
+        torch.save(content, tmp_path / 'theirs.pth', _use_new_zipfile_serialization=is_zip)
         assert not marker.exists(), name
         with pytest.raises(WeightsError):  # an attack, or embeddings of 24 dimensions
             find_start(tmp_path / 'theirs.pth', 'base384', SETTINGS)
