@@ -72,7 +72,8 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int,
 
     Args:
         label_dim: number of its classes.
-        settings: MODEL_SETTINGS, each used if the checkpoint does not say it; or None.
+        settings: model_size and MODEL_SETTINGS, each used if the checkpoint does not say it; or
+            None.
         given: mean, std and loss, each used instead of the checkpoint's own; or None.
 
     Raises:
@@ -100,14 +101,25 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int,
     assumed = {name: description[name] for name in OPTIONS
                if name in defaults and name not in known}
     if assumed:
-        logger.warning('%s', _assumption(path, assumed, named))
+        # An AST of transformers is always of such a size. Of ours, a model on another ViT may have
+        # the same weights and another pooling.
+        is_size_known = is_transformers or 'model_size' in said
+        size = None if is_size_known else settings.get('model_size')
+        logger.warning('%s', _assumption(path, assumed, named, size))
     return {**description, 'assumed': assumed}
 
 
-def _assumption(path: Path, assumed: Description, named: Description) -> str:
-    """Return the sentence that says what was assumed of a checkpoint, and how to set it."""
+def _assumption(path: Path, assumed: Description, named: Description, size: str | None) -> str:
+    """Return the sentence that says what was assumed of a checkpoint, and how to set it.
+
+    Args:
+        size: the model_size that was assumed, or None.
+    """
     by_name = (f'; its name says {named["dataset"]}, strides {named["fstride"]} x '
                f'{named["tstride"]}' if named else '')
     what = [f'{name} {SCORES[value] if name == "loss" else value} ({OPTIONS[name]})'
             for name, value in assumed.items()]
+    if size:
+        what.append(f'model_size {size}, whose head classifies [CLS] and [DIST] (model_size in a '
+                    f'.json beside it)')
     return f'{path} does not describe itself in full{by_name}; assumed: {", ".join(what)}'

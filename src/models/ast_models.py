@@ -553,8 +553,8 @@ def warn_of_gaps(config: ModelConfig) -> None:
     f, t = config.grid
     if (config.fstride > height and f > 1) or (config.tstride > width and t > 1):
         logger.warning('strides %d x %d are larger than the patches of %d x %d: the model does not '
-                       'see what lies between the patches', config.fstride, config.tstride, height,
-                       width)
+                       'see what lies between the patches. Strides of at most %d x %d see all of '
+                       'the input', config.fstride, config.tstride, height, width, height, width)
 
 
 def drop_unused_heads(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -34,8 +34,6 @@ EAT_NAMES = {  # theirs -> ours, in `v`
 }
 # Of EAT: what only pretraining needs.
 EAT_TRAINING = (f'{EAT_ENCODER}decoder.', 'shared_decoder.', 'recon_proj.', 'cls_proj.', 'center')
-
-
 # Other audio models: how a name of their weights looks -> what they are, why they are no start.
 OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (('time_new_pos_embed', 'freq_new_pos_embed'), 'PaSST',
@@ -94,9 +92,7 @@ def read_audiomae(state: State, path: Path) -> Start:
     The decoder of pretraining is left out, and so is the encoder's last normalisation: fine-tuning
     normalises the mean of the patches instead (fc_norm).
     """
-    head = {f'{number}.{leaf}': state[f'{name}.{leaf}']
-            for number, name in ((0, 'fc_norm'), (1, 'head')) for leaf in ('weight', 'bias')
-            if f'{name}.{leaf}' in state}
+    head = classifier_part(state)
     state = {name: value for name, value in state.items()
              if not name.startswith((*AUDIOMAE_SIGNS, 'norm.', 'head.'))}
     grid = time_major_grid(state['pos_embed'].shape[1] - 1, path)
@@ -109,9 +105,7 @@ def read_audiomae(state: State, path: Path) -> Start:
 def read_eat(state: State, path: Path) -> Start:
     """Read EAT or SSLAM (fairseq), pretrained or fine-tuned; the decoder is left out."""
     prefix = 'model.' if any(name.startswith(f'model.{EAT_ENCODER}') for name in state) else ''
-    head = {f'{number}.{leaf}': state[f'{name}.{leaf}']
-            for number, name in ((0, 'fc_norm'), (1, 'head')) for leaf in ('weight', 'bias')
-            if f'{name}.{leaf}' in state}
+    head = classifier_part(state)
     renamed: State = {}
     for name, value in state.items():
         own = name.removeprefix(prefix)
@@ -144,6 +138,16 @@ def read_ssast(state: State, path: Path) -> Start:
     # No config: SSAST's authors fit its positions as those of a ViT for images.
     return Start(f'SSAST, pretrained, {kind}-based ({path.name})', path, model_size, state,
                  grid=(bins // height, frames // width))
+
+
+def classifier_part(state: State) -> State:
+    """Return the classifier of a fine-tuned AudioMAE or EAT under our names, as far as it is there.
+
+    Those are the names in an ASTModel's `mlp_head`: 0 is a normalisation, 1 a linear layer.
+    """
+    return {f'{number}.{leaf}': state[f'{name}.{leaf}']
+            for number, name in ((0, 'fc_norm'), (1, 'head')) for leaf in ('weight', 'bias')
+            if f'{name}.{leaf}' in state}
 
 
 def size_of(state: State, sizes: dict[int, str], path: Path) -> str:

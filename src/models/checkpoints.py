@@ -92,7 +92,7 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
     label_dim, _ = _shape(state, 'mlp_head.1.weight', 2, path)
     description = complete_description(
         path, weights.is_transformers, label_dim,
-        settings={'fstride': fstride, 'tstride': tstride,
+        settings={'model_size': SIZES.get(dim), 'fstride': fstride, 'tstride': tstride,
                   'input_fdim': input_fdim, 'input_tdim': input_tdim},
         given={'mean': mean, 'std': std, 'loss': loss})
     model = _build(description, label_dim, rows, dim, path)
@@ -111,7 +111,8 @@ def _shape(state: State, name: str, axes: int, path: Path) -> torch.Size:
         problem = f'has shape {tuple(state[name].shape)}'
     else:
         return state[name].shape
-    raise WeightsError(f'{path} is no AST: {name} {problem}')
+    raise WeightsError(f'{path} is no AST: {name} {problem}. Weights to start training from, such '
+                       f'as those of timm or AudioMAE, go to --start')
 
 
 def _build(description: Description, label_dim: int, rows: int, dim: int,
@@ -120,7 +121,7 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
 
     Raises WeightsError if the checkpoint's positional embedding (rows, dim) is of another model.
     """
-    model_size = description.get('model_size', SIZES.get(dim))
+    model_size = description.get('model_size')
     if model_size is None:
         raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, expected '
                            f'{", ".join(map(str, SIZES))} dimensions')
@@ -138,12 +139,13 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
     pos_embed = model.get_parameter('v.pos_embed')
     needed = pos_embed.shape[1]
     if rows != needed:
-        rename = ' (its name says strides: rename it if they are others)'
+        by_name = bool(describe_name(path.name))
+        rename = ' (its name says strides: rename it if they are others)' if by_name else ''
         raise WeightsError(
             f'{path} has a positional embedding of {rows} x {dim}, but strides '
             f'{[settings["fstride"], settings["tstride"]]} on {settings["input_fdim"]} mel bins x '
-            f'{settings["input_tdim"]} frames need {needed} rows: give the strides, mel bins and '
-            f'frames it was trained with{rename if describe_name(path.name) else ""}')
+            f'{settings["input_tdim"]} frames need {needed} rows in {model_size}: give the '
+            f'strides, mel bins and frames it was trained with{rename}')
     return model.to_empty(device='cpu')
 
 

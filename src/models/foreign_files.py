@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from .errors import WeightsError
 from .layouts import State, strip_wrappers
-from .state_dicts import reason_of
+from .state_dicts import unreadable
 
 
 class Inert:
@@ -38,6 +38,7 @@ def empty_list(*args: Any) -> list:
 # Containers that are filled after they are made, which PyTorch's unpickler only does with its own.
 STAND_INS = {'collections.defaultdict': empty_dict, 'collections.deque': empty_list}
 
+
 def read_foreign_file(path: Path) -> Any:
     """Read what a file of weights holds, with an Inert in place of each object that is no tensor.
 
@@ -59,8 +60,7 @@ def read_foreign_file(path: Path) -> Any:
     except FileNotFoundError:
         raise WeightsError(f'{path} does not exist') from None
     except Exception as error:  # torch.load raises nearly anything for another kind of file
-        raise WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of '
-                           f'file): {reason_of(error)}') from None
+        raise unreadable(path, error) from None
 
 
 def inert_globals(path: Path) -> list[Any]:
@@ -94,5 +94,6 @@ def largest_state_dict(content: Any, path: Path) -> State:
             if len(tensors) > len(found):
                 found = tensors
     if not found:
-        raise WeightsError(f'{path} holds no weights (a mapping from names to tensors)')
+        raise WeightsError(f'{path} holds no weights (a mapping from names to tensors): save '
+                           f'model.state_dict() alone')
     return found

@@ -1,4 +1,5 @@
 """Find the weights that a model starts from: of timm, of an AST, or of another audio model."""
+import difflib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,22 +11,35 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from .ast_models import DEIT, ModelConfig, find_backbone
 from .audio_layouts import recognise
-from .backbones import AUDIO_BACKBONES
+from .backbones import AUDIO_BACKBONES, nearest_vit
 from .checkpoints import load_model
 from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
-from .layouts import ANCHORS
+from .layouts import ANCHORS, State
 from .pretrained import Start
 from .published_data import SAMPLE_RATE
 from .state_dicts import (
     DEIT_HEADS,
     INDEX_SUFFIX,
+    check_tensors,
     drop_entries,
+    load_tensors,
     name_in_errors,
     read_state_dict,
     transformer_part,
 )
-from .weights import AUDIOSET, find_or_download, locate, timm_file
+from .weights import (
+    AUDIOSET,
+    PUBLISHED,
+    SSAST,
+    find_or_download,
+    locate,
+    published_file,
+    ssast_file,
+    timm_file,
+)
+
+PATCHES_NAME = 'patch_embed.proj.weight'  # in every ViT of timm
 
 # Of the AudioSet checkpoint.
 AUDIOSET_CONFIG = ModelConfig('base384', label_dim=527, fstride=10, tstride=10,
@@ -40,7 +54,7 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, int])
     Args:
         source: the name of a model of timm, with or without a tag (vit_base_patch16_224.mae); or a
             file of AudioMAE, SSAST, EAT or SSLAM, of an AST, or of a ViT of timm; or the name of a
-            published file; see weights.locate.
+            published file, SSAST's included; see weights.locate.
         model_size: used if the file does not tell it: weights of a ViT of timm under another name.
         settings: fstride, tstride, input_fdim and input_tdim, used if an AST's file does not tell
             them.
@@ -51,9 +65,10 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, int])
     """
     if vit := named_vit(source):
         find_backbone(vit)  # refuses before anything is downloaded
-        start = timm_start(vit, find_or_download(timm_file(vit)))
+        path = find_or_download(timm_file(vit))
+        start = timm_start(vit, path, read_state_dict(path))
     else:
-        start = file_start(locate(source), model_size, settings)
+        start = file_start(locate_start(source), model_size, settings)
     logger.info('%s: %s, model_size %s, %d x %d positions', source, start.name, start.model_size,
                 *start.grid)
     return start
@@ -61,16 +76,46 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, int])
 
 def start_size(source: str | Path, model_size: str, settings: Mapping[str, int]) -> str:
     """Return the model_size of what find_start finds; a ViT of timm need not be there for that."""
-    vit = named_vit(source)
-    return vit.partition('.')[0] if vit else find_start(source, model_size, settings).model_size
+    if vit := named_vit(source):
+        timm_file(vit)  # refuses a tag that timm does not know
+        return vit.partition('.')[0]
+    return find_start(source, model_size, settings).model_size
 
 
 def named_vit(source: str | Path) -> str | None:
-    """Return the name of a ViT of timm, with its tag, if source is one and no file."""
-    name = str(source).removesuffix('.safetensors')
+    """Return the name of a ViT of timm, with its tag, if source is one and no file.
+
+    The name may be that of the weights on Hugging Face: timm/NAME.TAG.
+    """
+    name = str(source).removeprefix('timm/').removesuffix('.safetensors')
     if timm.is_model(name.partition('.')[0]) and not Path(source).exists():
         return name
     return None
+
+
+def locate_start(source: str | Path) -> Path:
+    """Return the path of a file of weights that a user names. Download it if necessary.
+
+    Raises:
+        WeightsError: if it cannot be found.
+    """
+    name = str(source)
+    if not Path(source).exists():
+        if file := ssast_file(source):  # has whole numbers among its weights
+            return find_or_download(file, check=load_tensors)
+        if '/' not in name and not published_file(source):
+            nearest = nearest_name(name)
+            hint = f' (do you mean {nearest}?)' if nearest else ''
+            raise WeightsError(f'{name} does not exist: it is neither a file nor a known name'
+                               f'{hint}. pretrained_models/README.md lists the starts')
+    return locate(source)
+
+
+def nearest_name(name: str) -> str | None:
+    """Return the known name of a start that is most like this one, or None if none is."""
+    vit = nearest_vit(name.partition('.')[0])
+    names = [vit, *(Path(file.name).stem for file in (*SSAST, *PUBLISHED))]
+    return next(iter(difflib.get_close_matches(name, names)), None)
 
 
 def published_start(model_size: str, is_audioset: bool) -> Start:
@@ -80,7 +125,8 @@ def published_start(model_size: str, is_audioset: bool) -> Start:
         return Start('AudioSet', path, model_size, transformer_part(read_state_dict(path)),
                      AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG)
     name = DEIT.get(model_size, model_size)
-    return timm_start(name, find_or_download(timm_file(name)), model_size)
+    path = find_or_download(timm_file(name))
+    return timm_start(name, path, read_state_dict(path), model_size)
 
 
 def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Start:
@@ -90,11 +136,33 @@ def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Star
         if start := recognise(state, path):
             return start
         if not any(f'.{name}'.endswith(f'.{anchor}') for name in state for anchor in ANCHORS):
-            named = path.name.removesuffix('.safetensors')
-            is_named = timm.is_model(named.partition('.')[0])
-            return timm_start(named if is_named else DEIT.get(model_size, model_size), path,
-                              None if is_named else model_size)
+            return vit_start(path, state, model_size)
     return ast_start(path, settings)
+
+
+def vit_start(path: Path, state: State, model_size: str) -> Start:
+    """Return the start that a file of a ViT of timm is.
+
+    Its name says which ViT. If it does not, the weights are of model_size.
+
+    Raises:
+        WeightsError: if they are not.
+    """
+    if PATCHES_NAME not in state:
+        raise WeightsError(f'{path} holds no start that is known here: its first entry is '
+                           f'{next(iter(state))}, and it has no {PATCHES_NAME}. '
+                           f'pretrained_models/README.md lists the starts. If it is one of '
+                           f'these under longer names, take off what stands before them')
+    check_tensors(state, path)
+    name = path.name.removesuffix('.safetensors')
+    if timm.is_model(name.partition('.')[0]):
+        return timm_start(name, path, state)
+    try:
+        return timm_start(DEIT.get(model_size, model_size), path, state, model_size)
+    except WeightsError as error:
+        raise WeightsError(f'{error}. This file does not say which ViT of timm it is, so it was '
+                           f'read as {model_size}: give its model_size (the name that timm has for '
+                           f'it), or rename the file to NAME.safetensors') from None
 
 
 def ast_start(path: Path, settings: Mapping[str, int]) -> Start:
@@ -105,22 +173,22 @@ def ast_start(path: Path, settings: Mapping[str, int]) -> Start:
                  sample_rate=description.get('sample_rate', SAMPLE_RATE))
 
 
-def timm_start(name: str, path: Path, model_size: str | None = None) -> Start:
+def timm_start(name: str, path: Path, state: State, model_size: str | None = None) -> Start:
     """Return the start that the weights of a ViT of timm are, adapted from images.
 
     Args:
         name: timm's name of the model; it may end in a tag.
         path: the file of its weights.
+        state: what the file holds.
         model_size: `name` without its tag by default.
     """
     if name in AUDIO_BACKBONES:
-        raise WeightsError(f'{path} holds a ViT under the names of timm, and its own name does not '
-                           f'say which: give its model_size, or rename it to NAME.safetensors')
+        raise WeightsError(f'{path} holds a ViT under the names of timm, not {name}')
     options = find_backbone(model_size or name).options
     with torch.device('meta'):
         on_images = timm.create_model(name.partition('.')[0], num_classes=0, **options)
     assert isinstance(on_images, VisionTransformer)
-    state = drop_entries(read_state_dict(path), DEIT_HEADS)
+    state = drop_entries(state, DEIT_HEADS)
     with name_in_errors(path):
         state = checkpoint_filter_fn(state, on_images, adapt_layer_scale=True)
         if options.get('global_pool') == 'avg':  # the mean of the patches replaces this pooling

@@ -74,13 +74,19 @@ def read_file(path: Path) -> Any:
     except FileNotFoundError:
         raise WeightsError(f'{path} does not exist') from None
     except Exception as error:  # torch.load raises nearly anything for another kind of file
-        reason = reason_of(error)
-        if 'it holds code' in reason:
-            raise WeightsError(f'{path} cannot be read: {reason}; save model.state_dict() alone, '
-                               f'without settings and counters beside it') from None
-        raise WeightsError(
-            f'{path} is not a readable checkpoint (truncated, or another kind of file): {reason}; '
-            f'if it was downloaded, get it again') from None
+        if 'it holds code' in reason_of(error):
+            raise WeightsError(f'{path} cannot be read: {reason_of(error)}; save '
+                               f'model.state_dict() alone, without settings and counters beside '
+                               f'it') from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> WeightsError:
+    """Return the error of a file that is no checkpoint, given that of the attempt to read it."""
+    # A KeyError is of a file of text, whose first character the unpickler takes for a command.
+    reason = '' if isinstance(error, KeyError) else f': {reason_of(error)}'
+    return WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of '
+                        f'file){reason}; if it was downloaded, get it again')
 
 
 def load_tensors(path: str | Path) -> Any:

@@ -15,7 +15,7 @@ from .descriptions import Description, read_json
 from .downloads import DownloadError, HubFile, MissingDownloadError, Url, download
 from .errors import WeightsError
 from .published_data import AUDIOSET_INPUT, SPEECHCOMMANDS_INPUT
-from .state_dicts import INDEX_SUFFIX, load_tensors, read_file, read_state_dict, shard_files
+from .state_dicts import INDEX_SUFFIX, read_file, read_state_dict, shard_files
 
 DROPBOX = 'https://www.dropbox.com'
 # In a clone of the repository. There is no such folder if pip installed this package.
@@ -136,8 +136,8 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'),
     Args:
         file: the weights, for example an entry of PUBLISHED.
         sources: 'url' and 'hub' (Hugging Face), in the order in which to try them.
-        check: raises an error for a downloaded file that is not what it should be; by default
-            read_state_dict.
+        check: raises an error for a downloaded file that is not what it should be; by default,
+            read_state_dict does.
 
     Raises:
         WeightsError: if the file is nowhere and cannot be downloaded. The message says which file
@@ -248,8 +248,6 @@ def locate(source: str | Path) -> Path:
         return path
     if file := published_file(source):
         return find_or_download(file)
-    if file := ssast_file(source):  # has whole numbers among its weights
-        return find_or_download(file, check=load_tensors)
     is_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(source)) and path.suffix not in SUFFIXES
     if is_id and not path.parent.is_file():
         return find_or_download_hub(str(source))

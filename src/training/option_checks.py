@@ -9,6 +9,7 @@ import torch
 from audio.augmentation import AugmentationConf
 from audio.fbank import frame_size
 from models import WeightsError
+from models.assumptions import OPTIONS
 from models.ast_models import ModelConfig, check_pretraining
 from models.starts import start_size
 from training.devices import choose_device, memory_bytes, splits_batches
@@ -44,7 +45,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     except WeightsError:  # of the start: the caller ends the program with it
         raise
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(with_option_names(str(error)))
     check_sizes(parser, args, config, launch)
     check_augmentation(parser, args, config)
     check_processes(parser, args, launch, device)
@@ -55,6 +56,13 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     if args.tensorboard:
         check_tensorboard(parser)
     return device
+
+
+def with_option_names(message: str) -> str:
+    """Return an error of ModelConfig that names the options of run.py for its settings."""
+    for setting in ('input_fdim', 'input_tdim'):
+        message = message.replace(setting, OPTIONS[setting])
+    return message
 
 
 def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

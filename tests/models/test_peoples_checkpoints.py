@@ -306,6 +306,15 @@ def test_one_line_says_all_that_was_assumed_and_which_options_set_it(tiny, tmp_p
     assert list(description['assumed']) == ['loss', 'mean', 'std', 'input_fdim', 'input_tdim']
 
 
+def test_the_size_of_a_checkpoint_without_a_description_is_said_to_be_assumed(tmp_path, caplog):
+    # Its weights are those of an AST, but its head classifies the mean of the patches.
+    model = ASTModel(5, 16, 16, 128, 64, imagenet_pretrain=False, model_size='ssast_tiny',
+                     verbose=False)
+    torch.save(model.state_dict(), tmp_path / 'mine.pth')
+    load_model(tmp_path / 'mine.pth', fstride=16, tstride=16, input_fdim=128, input_tdim=64)
+    assert 'model_size tiny224, whose head classifies [CLS] and [DIST]' in assumed(caplog)
+
+
 @pytest.mark.parametrize('given, left', [
     ({}, ['loss', 'mean', 'std']), ({'loss': 'CE'}, ['mean', 'std']),
     ({'mean': -1.0, 'std': 2.0}, ['loss']), ({'mean': -1.0, 'std': 2.0, 'loss': 'CE'}, [])])

@@ -9,6 +9,7 @@ import sys
 import types
 
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 
@@ -16,7 +17,7 @@ import audio_models
 import run
 from http_server import Page, Server, running
 from models import ASTModel, WeightsError, load_model, resample_pos_embed, save_checkpoint, weights
-from models.starts import find_start
+from models.starts import find_start, start_size
 
 CLASSES = audio_models.CLASSES
 SETTINGS = {'fstride': 16, 'tstride': 16, 'input_fdim': 128, 'input_tdim': 1024}
@@ -268,8 +269,9 @@ def attacks(path):
                                'a')
 
 
+@pytest.mark.parametrize('is_zip', [True, False], ids=['zip', 'before_pytorch_1.6'])
 @pytest.mark.parametrize('layout', ['audiomae', 'ssast', 'eat'])
-def test_code_in_a_file_does_not_run(layout, tmp_path):
+def test_code_in_a_file_does_not_run(layout, is_zip, tmp_path):
     small = {'dim': 24, 'heads': 2, 'depth': 1}
     marker = tmp_path / 'attacked'
     for name, attack in attacks(marker):
@@ -279,7 +281,7 @@ def test_code_in_a_file_does_not_run(layout, tmp_path):
             content = audio_models.EAT(**small, columns=64).file(True, settings=attack)
         else:
             content = {'model': audio_models.SSAST(**small).file(), 'args': attack}
-        torch.save(content, tmp_path / 'theirs.pth')
+        torch.save(content, tmp_path / 'theirs.pth', _use_new_zipfile_serialization=is_zip)
         assert not marker.exists(), name
         with pytest.raises(WeightsError):  # an attack, or embeddings of 24 dimensions
             find_start(tmp_path / 'theirs.pth', 'base384', SETTINGS)
@@ -348,7 +350,6 @@ def test_code_in_the_place_of_the_weights_does_not_run(tmp_path):
 
 
 def test_a_vit_under_timms_names_needs_its_model_size_if_its_file_does_not_say_it(tmp_path):
-    import timm
     vit = timm.create_model('test_vit')
     torch.save(vit.state_dict(), tmp_path / 'vit.pth')
     model = ASTModel(3, start=tmp_path / 'vit.pth', model_size='test_vit', verbose=False)
@@ -357,6 +358,42 @@ def test_a_vit_under_timms_names_needs_its_model_size_if_its_file_does_not_say_i
         ASTModel(3, start=tmp_path / 'vit.pth', verbose=False)
     with pytest.raises(WeightsError, match='give its model_size'):
         ASTModel(3, start=tmp_path / 'vit.pth', model_size='eat_base', verbose=False)
+
+
+@pytest.mark.parametrize('name, nearest', [
+    ('vit_tiny_pach16_224.mae', 'vit_tiny_patch16_224'), ('ssast-base-patch-400', 'SSAST-Base-Patch-400')])
+def test_a_name_with_a_mistake_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(WeightsError, match=rf'neither a file nor a known name \(do you mean {nearest}'):
+        find_start(name, 'base384', SETTINGS)
+
+
+def test_the_name_of_timms_weights_on_hugging_face_is_that_of_the_weights(hub_offline):
+    assert start_size('timm/vit_tiny_patch16_224.augreg_in21k', 'base384', SETTINGS) == \
+        'vit_tiny_patch16_224'
+    with pytest.raises(WeightsError, match='timm has no pretrained weights .*nobody'):
+        start_size('timm/vit_tiny_patch16_224.nobody', 'base384', SETTINGS)
+
+
+def test_a_vit_beside_the_settings_of_its_training_is_a_start(tmp_path):
+    vit = timm.create_model('test_vit')
+    torch.save({'model': vit.state_dict(), 'args': argparse.Namespace(lr=1e-3)}, tmp_path / 'vit.pth')
+    model = ASTModel(3, start=tmp_path / 'vit.pth', model_size='test_vit', verbose=False)
+    assert torch.equal(model.v.blocks[0].mlp.fc1.weight, vit.blocks[0].mlp.fc1.weight)
+
+
+def test_names_behind_a_prefix_are_refused_with_the_first_of_them(tmp_path):
+    state = {f'net.{name}': value for name, value in timm.create_model('test_vit').state_dict().items()}
+    torch.save({'state_dict': state, 'epoch': 3}, tmp_path / 'lightning.ckpt')
+    with pytest.raises(WeightsError, match='its first entry is net.cls_token'):
+        find_start(tmp_path / 'lightning.ckpt', 'test_vit', SETTINGS)
+
+
+@pytest.mark.parametrize('content', [b'some text', b'PK\x03\x04 a zip'])
+def test_a_file_that_holds_no_weights_is_one_sentence(content, tmp_path):
+    (tmp_path / 'file.pth').write_bytes(content)
+    with pytest.raises(WeightsError, match='is not a readable checkpoint') as error:
+        find_start(tmp_path / 'file.pth', 'base384', SETTINGS)
+    assert 'is missing' not in str(error.value)
 
 
 def test_imagenet_weights_of_an_audio_model_are_refused():
@@ -402,6 +439,13 @@ def test_a_wrong_start_is_one_sentence(train):
     with pytest.raises(SystemExit) as stop:
         train('--start', 'missing.pth')
     assert 'missing.pth does not exist' in str(stop.value.code)
+
+
+def test_a_size_that_does_not_fit_the_start_is_named_by_its_option(train, tmp_path, capsys):
+    torch.save(audio_models.SSAST((128, 2)).file(), tmp_path / 'frames.pth')
+    with pytest.raises(SystemExit):
+        train('--start', 'frames.pth', '--num_mel_bins', '64')
+    assert '--num_mel_bins must be at least 128' in capsys.readouterr().err
 
 
 def test_a_dry_run_from_a_vit_of_timm_downloads_nothing(train, hub_offline, capsys):
