@@ -10,6 +10,7 @@ from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
 from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
+from models.ast_models import warn_of_gaps
 from reports.pages import run_page
 from training import processes
 from training.checkpoint import CheckpointError
@@ -88,6 +89,7 @@ def log_dry_run(args: argparse.Namespace, device: torch.device, precision: torch
     log_settings(args, make_loaders(args, device), device, precision, launch.size)
     model = make_model(args, pretrained=False)
     logger.info('%s', model.summary(name_start(args)))
+    warn_of_gaps(model.config)
 
 
 def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.device,
