@@ -175,3 +175,19 @@ def test_an_option_that_does_not_go_with_the_data_is_refused(recipe, run_shell, 
 def test_a_stage_that_needs_prepared_data_says_so(recipe, run_shell):
     done = run_shell([recipe, '--data', 'sounds', '--prep_dir', 'prep', '--stage', '2'])
     assert done.returncode == 1 and 'prep is not prepared: run stage 1' in done.stderr
+
+
+def test_statistics_of_another_rate_are_of_their_own_and_kept_apart(recipe, run_shell, prepared,
+                                                                    tmp_path):
+    words = [recipe, *prepared(), '--stage', '2', '--stop_stage', '2', *TINY]
+    for rate in (), ('--sample_rate', '8000'):
+        done = run_shell([*words, *rate])
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / 'prep' / 'datafiles'
+    of_16000, of_8000 = ((folder / f'train_data_stats_32x40{end}.txt').read_text()
+                         for end in ('', '_8000Hz'))
+    wavs = [entry['wav'] for entry in json.loads((folder / 'train_data.json').read_text())['data']]
+    values = np.concatenate([fbank(load_waveform(wav, 8000), 32, 8000)[:40].double().numpy()
+                             for wav in wavs])
+    assert float(of_8000.split()[1]) == pytest.approx(values.mean(), abs=1e-4)
+    assert of_16000 != of_8000

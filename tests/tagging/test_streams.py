@@ -233,3 +233,14 @@ def test_what_does_not_go_with_standard_input_is_refused(capsys, words, reason):
     with pytest.raises(SystemExit):
         inference.main(['-', *words, '--checkpoint', 'model.pth', '--device', 'cpu'])
     assert reason in capsys.readouterr().err
+
+
+def test_a_stream_is_heard_at_the_rate_of_the_checkpoint(hear):
+    save_model('high.pth', sample_rate=44100)
+    samples = make_noise(1.0, 48000)
+    soundfile.write('noise.wav', samples, 48000, 'PCM_16')
+    other = ['--checkpoint', 'high.pth']
+    assert hear(as_pcm(samples), '--raw_rate', '48000', '--csv', 'stream.csv', *other) is None
+    [tagging] = tag_here(load_tagger('high.pth', 'cpu', 'off'), 'noise.wav')
+    scores = read_csv('stream.csv')[:, 2:]
+    assert np.allclose(scores, tagging.scores[:len(scores)], atol=1e-3) and len(scores) >= 3
