@@ -21,7 +21,7 @@ from training.folder import ExperimentFolder
 from training.interrupt import EXIT_CODE, Interrupt
 from training.launch import DistributedError, Launch, read_launch
 from training.loaders import Loaders
-from training.optimizer import freeze
+from training.optimizer import freeze, set_drop_path
 from training.option_checks import check_options
 from training.supervisor import Interrupted
 from traintest import Run
@@ -138,7 +138,7 @@ def make_model(args: argparse.Namespace, pretrained: bool = True) -> ASTModel:
         audioset_pretrain=args.audioset_pretrain and pretrained, model_size=args.model_size,
         start=args.start if pretrained else None, verbose=pretrained)
     if args.drop_path:
-        model.set_drop_path(args.drop_path)
+        set_drop_path(model, args.drop_path)
     return model
 
 

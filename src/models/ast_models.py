@@ -25,8 +25,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 try:
@@ -280,9 +279,9 @@ class ASTModel(nn.Module):
             (batch, dim).
         """
         count = self.num_class_tokens
-        heard = self._find_heard_tokens(lengths, x)
-        mask = self._make_mask(heard, x)
-        with self._autocast(x):
+        heard = self.find_heard_tokens(lengths, x)
+        mask = self.make_mask(heard, x)
+        with self.autocast(x):
             tokens = forward_features(self.v, self._as_image(x), wanted=count or None, mask=mask)
         if count:
             return self._leave_autocast(tokens[:, :count]).mean(dim=1)
@@ -301,16 +300,15 @@ class ASTModel(nn.Module):
             (batch, t, dim), with one embedding per column of the patch grid. It is 0 if the column
             holds only padding.
         """
-        heard = self._find_heard_tokens(lengths, x)
-        with self._autocast(x):
-            tokens = self._all_tokens(x, heard)
+        heard = self.find_heard_tokens(lengths, x)
+        with self.autocast(x):
+            tokens = self.all_tokens(x, heard)
         prefix = self.v.num_prefix_tokens
         patches = self._leave_autocast(tokens[:, prefix:])
         if heard is not None:
             patches = patches * heard[:, prefix:, None]
         return patches.unflatten(1, self.grid).mean(dim=1)  # (B, f, t, dim) -> (B, t, dim)
 
-    @torch.no_grad()
     def attention(self, x: torch.Tensor, lengths: torch.Tensor | None = None
                   ) -> list[torch.Tensor]:
         """Compute what [CLS] and [DIST] attend to in every block: softmax(q k^T / sqrt(d)).
@@ -324,30 +322,7 @@ class ASTModel(nn.Module):
             to 1. Tokens are [CLS] and [DIST] and then the patches. If the head classifies the mean
             of the patches, there is one row, the mean of what the patches attend to.
         """
-        rows: list[torch.Tensor] = []
-        prefix = self.v.num_prefix_tokens
-        heard = self._find_heard_tokens(lengths, x)
-        mask = self._make_mask(heard, x)
-
-        def record(attn: Attention, inputs: tuple[torch.Tensor]) -> None:
-            if self.num_class_tokens:
-                rows.append(attention_rows(attn, inputs[0], slice(self.num_class_tokens), mask))
-                return
-            of_patches = attention_rows(attn, inputs[0], slice(prefix, None), mask)
-            if heard is None:
-                rows.append(of_patches.mean(dim=2, keepdim=True))
-            else:
-                rows.append(masked_mean(of_patches, heard[:, None, prefix:]).unsqueeze(2))
-
-        hooks = [block.get_submodule('attn').register_forward_pre_hook(record)
-                 for block in self.v.blocks]
-        try:
-            with self._autocast(x):
-                self._all_tokens(x, heard)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return rows
+        return import_beside('attention').compute_attention(self, x, lengths)
 
     def attention_maps(self, x: torch.Tensor, lengths: torch.Tensor | None = None
                        ) -> list[tuple[torch.Tensor, ...]]:
@@ -368,18 +343,6 @@ class ASTModel(nn.Module):
         """In training, give the transformer these rows and columns of the patch grid alone."""
         places = torch.as_tensor(rows)[:, None] * self.grid[1] + torch.as_tensor(columns)
         self.v.patch_drop.kept = places.flatten()
-
-    def set_drop_path(self, rate: float) -> None:
-        """Let training samples skip branches of the blocks at random: stochastic depth.
-
-        Huang et al., arXiv:1603.09382. The probability rises linearly from 0 in the first block to
-        `rate` in the last, as in timm.
-        """
-        rates = torch.linspace(0, rate, len(self.v.blocks)).tolist()
-        for block, probability in zip(self.v.blocks, rates):
-            for name in ('drop_path1', 'drop_path2'):
-                path = DropPath(probability) if probability else nn.Identity()
-                setattr(block, name, path)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Tell timm.optim.param_groups_layer_decay the layers: those of `v`, then the head."""
@@ -430,7 +393,7 @@ class ASTModel(nn.Module):
                              f'that input_tdim and input_fdim')
         return x.unsqueeze(1).transpose(2, 3)
 
-    def _find_heard_tokens(self, lengths: torch.Tensor | None, x: torch.Tensor
+    def find_heard_tokens(self, lengths: torch.Tensor | None, x: torch.Tensor
                            ) -> torch.Tensor | None:
         """Return which tokens others attend to, (B, tokens), or None for all.
 
@@ -450,7 +413,7 @@ class ASTModel(nn.Module):
         heard[:, prefix.shape[1]:] |= ~heard[:, prefix.shape[1]:].any(dim=1, keepdim=True)
         return heard
 
-    def _make_mask(self, heard: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+    def make_mask(self, heard: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
         """Return what timm adds to the scores of attention, (B, 1, 1, tokens): 0 or -inf."""
         if heard is None:
             return None
@@ -458,9 +421,9 @@ class ASTModel(nn.Module):
         mask = torch.zeros(heard.shape, dtype=self.autocast_dtype or x.dtype, device=x.device)
         return mask.masked_fill(~heard, -torch.inf)[:, None, None]
 
-    def _all_tokens(self, x: torch.Tensor, heard: torch.Tensor | None) -> torch.Tensor:
+    def all_tokens(self, x: torch.Tensor, heard: torch.Tensor | None) -> torch.Tensor:
         """Return all tokens (B, tokens, dim) of timm's own pass, which runs hooks."""
-        mask = self._make_mask(heard, x)
+        mask = self.make_mask(heard, x)
         arguments: dict[str, Any] = {} if mask is None else {'attn_mask': mask}
         return self.v.forward_features(self._as_image(x), **arguments)
 
@@ -472,7 +435,7 @@ class ASTModel(nn.Module):
         parts = [*self.mlp_head.children(), self.mlp_head]
         return getattr(getattr(parts[0], 'weight', None), 'dtype', torch.float32)
 
-    def _autocast(self, x: torch.Tensor) -> contextlib.AbstractContextManager:
+    def autocast(self, x: torch.Tensor) -> contextlib.AbstractContextManager:
         """Return the context for a forward pass: mixed precision, if it is wanted.
 
         The model enters it itself, as the threads of nn.DataParallel do not inherit the dtype.
@@ -511,26 +474,6 @@ def masked_mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Return the mean over the last axis but one of values (..., n, dim), if chosen (..., n)."""
     weights = chosen.unsqueeze(-1).to(values.dtype)
     return (values * weights).sum(dim=-2) / weights.sum(dim=-2)
-
-
-def attention_rows(attn: Attention, x: torch.Tensor, chosen: slice,
-                   mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Compute the attention of some tokens in a timm Attention that is given x.
-
-    Args:
-        x: (B, tokens, dim).
-        chosen: the tokens whose attention is computed.
-        mask: added to the scores, (B, 1, 1, tokens), or None.
-
-    Returns:
-        (B, heads, chosen tokens, tokens), float32.
-    """
-    qkv = attn.qkv(x).float().unflatten(2, (3, attn.num_heads, -1))  # (B, tokens, 3, heads, d)
-    query = attn.q_norm(qkv[:, chosen, 0].transpose(1, 2))  # (B, heads, chosen, d)
-    key = attn.k_norm(qkv[:, :, 1].transpose(1, 2))  # (B, heads, tokens, d)
-    with torch.autocast(x.device.type, enabled=False):
-        scores = attn.scale * query @ key.transpose(2, 3)
-        return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
 def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,

@@ -1,9 +1,11 @@
-"""The optimizer: which parameters it trains, in which groups, and its constants."""
+"""The optimizer, and which parts of a model are trained, or left out at times."""
 import argparse
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
 
 from models import ASTModel
 from training.errors import TrainingError
@@ -43,6 +45,18 @@ def freeze(model: ASTModel, what: str) -> None:
         value.requires_grad_(False)
     for part in (v.patch_embed, v.norm_pre, v.blocks[:int(what)]):
         part.requires_grad_(False)
+
+
+def set_drop_path(model: ASTModel, rate: float) -> None:
+    """Let training samples skip branches of the blocks at random: stochastic depth (--drop_path).
+
+    Huang et al., arXiv:1603.09382. The probability rises linearly from 0 in the first block to
+    `rate` in the last, as in timm.
+    """
+    blocks = list(model.v.blocks)
+    for block, probability in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist()):
+        for name in ('drop_path1', 'drop_path2'):
+            setattr(block, name, DropPath(probability) if probability else nn.Identity())
 
 
 def group_parameters(model: Any, settings: argparse.Namespace) -> Groups:

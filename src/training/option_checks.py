@@ -16,6 +16,7 @@ from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
 from utilities.errors import DataError
 from utilities.labels import read_labels
+from utilities.texts import read_json
 from utilities.weight_files import WEIGHT_RULE, weight_file
 
 # The largest number of patches: the time of attention grows with its square. 128 bins x 1024
@@ -33,9 +34,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
     """
     try:
         if args.start:
-            settings = {'fstride': args.fstride, 'tstride': args.tstride,
-                        'input_fdim': args.num_mel_bins, 'input_tdim': args.audio_length}
-            args.model_size = start_size(args.start, args.model_size, settings)
+            args.model_size = size_of_start(args)
         config = ModelConfig(
             model_size=args.model_size, label_dim=args.n_class, fstride=args.fstride,
             tstride=args.tstride, input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
@@ -63,6 +62,22 @@ def with_option_names(message: str) -> str:
     for setting in ('input_fdim', 'input_tdim'):
         message = message.replace(setting, OPTIONS[setting])
     return message
+
+
+def size_of_start(args: argparse.Namespace) -> str:
+    """Return the model_size of --start. If the run has begun already, its folder says it.
+
+    Raises:
+        WeightsError: if the start cannot be found or read.
+    """
+    before = Path(args.exp_dir) / 'args.json'
+    if args.resume != 'none' and before.is_file():
+        saved = read_json(before)
+        if saved.get('start') == args.start and isinstance(saved.get('model_size'), str):
+            return saved['model_size']
+    settings = {'fstride': args.fstride, 'tstride': args.tstride,
+                'input_fdim': args.num_mel_bins, 'input_tdim': args.audio_length}
+    return start_size(args.start, args.model_size, settings)
 
 
 def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

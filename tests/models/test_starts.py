@@ -433,6 +433,11 @@ def test_the_start_of_a_run_cannot_change_when_it_goes_on(train, tmp_path):
         train('--start', '1.pth', '--n_epochs', '2', '--force')
     assert 'start' in str(stop.value.code)
     train('--start', '0.pth', '--n_epochs', '2')
+    (tmp_path / '0.pth').unlink()
+    train('--start', '0.pth', '--n_epochs', '2')  # it is finished and needs no start
+    with pytest.raises(SystemExit) as stop:
+        train('--start', '0.pth', '--n_epochs', '3')
+    assert '0.pth does not exist' in str(stop.value.code)
 
 
 def test_a_wrong_start_is_one_sentence(train):

@@ -11,7 +11,7 @@ from models import ASTModel, load_model
 from small_model import CPU, settings
 from training.errors import TrainingError
 from training.losses import balance_classes, make_training_loss
-from training.optimizer import freeze, make_optimizer
+from training.optimizer import freeze, make_optimizer, set_drop_path
 from training.trainer import Trainer
 from utilities.parallel import one_thread
 
@@ -162,7 +162,7 @@ def test_the_moving_average_is_that_of_its_formula():
 
 def test_drop_path_skips_branches_of_training_samples_alone_the_same_in_every_run():
     model = make_model()
-    model.set_drop_path(0.5)
+    set_drop_path(model, 0.5)
     rates = [block.drop_path1.drop_prob for block in model.v.blocks[1:]]
     assert rates == pytest.approx([0.5 * i / 11 for i in range(1, 12)])
     x, _ = make_batch()
@@ -171,7 +171,7 @@ def test_drop_path_skips_branches_of_training_samples_alone_the_same_in_every_ru
     steps = []
     for _ in range(2):
         model = make_model()
-        model.set_drop_path(0.5)
+        set_drop_path(model, 0.5)
         torch.rand(7)  # of something else
         steps.append(train_one_step(model, drop_path=0.5).model.get_parameter('v.norm.weight'))
     assert torch.equal(*steps)
