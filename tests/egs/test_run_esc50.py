@@ -92,7 +92,7 @@ def test_a_dry_run_says_what_training_would_do_and_leaves_nothing(recipe, run_sh
     assert done.returncode == 0, done.stderr
     assert '--lr 0.0003' in done.stderr and 'training 1, validation 1; 1 steps an epoch' in done.stderr
     exp_dir = recipe.parent / 'exp' / 'esc50-tiny224-f16-t16-scratch-b48-lr3e-4-seed0'
-    assert done.stdout == f'fold 3: {exp_dir}/fold3\n' and not exp_dir.exists()
+    assert done.stdout == f'recipe: published\nfold 3: {exp_dir}/fold3\n' and not exp_dir.exists()
 
 
 def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, planned, run_shell, tmp_path):
