@@ -33,8 +33,7 @@ parse_options() {
 
 # The settings of --recipe modern. egs/esc50/README.md says what they are worth and where that was
 # measured.
-MODERN=(--optim adamw --weight_decay 0.05 --schedule cosine --warmup_epochs 2 --mixup 0.5
-    --noise True --label_smoothing 0.1 --ema 0.99)
+MODERN=(--optim adamw --weight_decay 0.05)
 
 # Use the settings that --recipe names, below those that the user sets, and say which they are.
 use_recipe() {
