@@ -10,7 +10,7 @@ from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
 from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
-from models.ast_models import warn_of_gaps
+from models.ast_models import DEIT, warn_of_gaps
 from reports.pages import run_page
 from training import processes
 from training.checkpoint import CheckpointError
@@ -156,7 +156,9 @@ def name_start(args: argparse.Namespace) -> str:
         return args.start
     if args.audioset_pretrain:
         return 'AudioSet'
-    return 'ImageNet' if args.imagenet_pretrain else 'random'
+    if not args.imagenet_pretrain:
+        return 'random'
+    return 'ImageNet' if args.model_size in DEIT else f'timm {args.model_size}'
 
 
 def agree_on_precision(precision: torch.dtype | None) -> torch.dtype | None:

@@ -19,7 +19,7 @@ import torchaudio
 MIXUP_ALPHA = 10  # lambda ~ Beta(10, 10): PSLA (Gong et al., 2021), section III-C
 MAX_NOISE = 0.1  # the loudest noise, in units of the normalised fbank
 MAX_ROLL = 10  # frames
-SNR_DB = 3.0, 30.0  # signal-to-noise ratios of AddBackgroundNoise in audiomentations
+SNR_DB = 3.0, 30.0  # lowest and highest signal-to-noise ratio with --noise_dir, in dB
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,8 +101,8 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int,
     assumed = {name: description[name] for name in OPTIONS
                if name in defaults and name not in known}
     if assumed:
-        # An AST of transformers is always of such a size. Of ours, a model on another ViT may have
-        # the same weights and another pooling.
+        # An AST of transformers always has such a size. A checkpoint of this repository may be a
+        # model on another ViT, which has the same weights but classifies something else.
         is_size_known = is_transformers or 'model_size' in said
         size = None if is_size_known else settings.get('model_size')
         logger.warning('%s', _assumption(path, assumed, named, size))

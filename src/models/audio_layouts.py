@@ -20,9 +20,11 @@ BANDS = MEL_BINS // PATCH_SIZE  # patches along frequency, side by side
 AUDIOMAE_SIZES = {768: 'audiomae_base'}  # dimensions of the embedding -> model_size
 EAT_SIZES = {768: 'eat_base', 1024: 'eat_large'}
 SSAST_SIZES = {192: 'ssast_tiny', 384: 'ssast_small', 768: 'ssast_base'}
-# Of AudioMAE: what masks and decodes in pretraining, the normalisation of fine-tuning.
+# How names begin that only AudioMAE has: the mask and the decoder of pretraining, and the
+# normalisation of fine-tuning.
 AUDIOMAE_SIGNS = ('decoder_', 'mask_token', 'fc_norm.')
-# Of SSAST: sizes of its training input, what it masks with, and the heads of its two objectives.
+# How names begin that only the pretraining of SSAST has: the size of its input, the mask, and the
+# heads of its two objectives.
 SSAST_TRAINING = ('p_input_', 'mask_embed', 'cpredlayer.', 'gpredlayer.')
 EAT_ENCODER = 'modality_encoders.IMAGE.'
 EAT_NAMES = {  # theirs -> ours, in `v`
@@ -32,9 +34,9 @@ EAT_NAMES = {  # theirs -> ours, in `v`
     f'{EAT_ENCODER}context_encoder.norm.': 'norm_pre.',
     'blocks.': 'blocks.',
 }
-# Of EAT: what only pretraining needs.
+# How names begin that only the pretraining of EAT has.
 EAT_TRAINING = (f'{EAT_ENCODER}decoder.', 'shared_decoder.', 'recon_proj.', 'cls_proj.', 'center')
-# Other audio models: how a name of their weights looks -> what they are, why they are no start.
+# Other audio models: (parts of their weights' names, what the model is, why it is no start).
 OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (('time_new_pos_embed', 'freq_new_pos_embed'), 'PaSST',
      'it adds one embedding per row and one per column of the patches, not one per patch'),
@@ -112,7 +114,7 @@ def read_eat(state: State, path: Path) -> Start:
         if own.startswith((*EAT_TRAINING, 'fc_norm.', 'head.')):
             continue
         theirs = next((start for start in EAT_NAMES if own.startswith(start)), None)
-        # Unknown names stay, so that loading refuses them.
+        # Unknown names are kept, so that loading refuses the file.
         renamed[EAT_NAMES[theirs] + own.removeprefix(theirs) if theirs else own] = value
     grid = time_major_grid(renamed['pos_embed'].shape[1], path)
     model_size = size_of(renamed, EAT_SIZES, path)
@@ -135,7 +137,7 @@ def read_ssast(state: State, path: Path) -> Start:
                            f'{PATCH_SIZE} x {PATCH_SIZE} and {FRAMES[0]} x {FRAMES[1]} are known')
     kind = 'frame' if patch_size == FRAMES else 'patch'
     model_size = size_of(state, SSAST_SIZES, path) + ('_frame' if kind == 'frame' else '')
-    # No config: SSAST's authors fit its positions as those of a ViT for images.
+    # Without a config, positions are fitted as those of a ViT for images, as its authors do it.
     return Start(f'SSAST, pretrained, {kind}-based ({path.name})', path, model_size, state,
                  grid=(bins // height, frames // width))
 

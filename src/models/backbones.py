@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 
 from .ast_models import CLASS_TOKENS, DEIT, PATCHES, Backbone
 
-# timm's files of models that have the class VisionTransformer.
+# The files of timm that define plain ViTs.
 TIMM_FILES = ('vision_transformer', 'deit')
 
 
@@ -28,8 +28,8 @@ def embed_patches_with_bias(**arguments: Any) -> PatchEmbed:
     return PatchEmbed(**{**arguments, 'bias': True})
 
 
-# EAT (Chen et al., IJCAI 2024, arXiv:2401.03497): a normalisation before the blocks and none after
-# them but that of the classifier; the class token has no position.
+# EAT (Chen et al., IJCAI 2024, arXiv:2401.03497) normalises before the blocks. After them, only the
+# classifier does. The class token has no position.
 EAT = {'block_fn': PostNormBlock, 'embed_layer': embed_patches_with_bias, 'pre_norm': True,
        'no_embed_class': True, 'fc_norm': True}
 FRAMES = (128, 2)  # patches of SSAST's frame models: all mel bins of two frames
@@ -102,7 +102,7 @@ def why_not(model: torch.nn.Module) -> str | None:
 
 
 def nearest_vit(name: str) -> str:
-    """Return the adaptable ViT of timm with the name that is most like this one."""
+    """Return the name of a ViT that find_backbone takes: the one that is most like this name."""
     names = [vit for file in TIMM_FILES for vit in timm.list_models('*_patch*', module=file)]
     for vit in difflib.get_close_matches(name, names, n=len(names), cutoff=0):
         with torch.device('meta'):

@@ -13,7 +13,7 @@ from .state_dicts import unreadable
 
 
 class Inert:
-    """Stands in for an object of another package: takes everything, keeps nothing, does nothing."""
+    """Takes the place of an object of another package. It takes everything and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> 'Inert':
         return super().__new__(cls)
@@ -26,16 +26,17 @@ class Inert:
 
 
 def empty_dict(*args: Any) -> dict:
-    """Stand in for collections.defaultdict, which may name a function."""
+    """Return a dict in place of a collections.defaultdict, which could name a function."""
     return {}
 
 
 def empty_list(*args: Any) -> list:
-    """Stand in for collections.deque."""
+    """Return a list in place of a collections.deque."""
     return []
 
 
-# Containers that are filled after they are made, which PyTorch's unpickler only does with its own.
+# An unpickler makes these containers first and fills them afterwards. PyTorch's fills only plain
+# dicts and lists.
 STAND_INS = {'collections.defaultdict': empty_dict, 'collections.deque': empty_list}
 
 
@@ -78,7 +79,7 @@ def inert_globals(path: Path) -> list[Any]:
 
 
 def largest_state_dict(content: Any, path: Path) -> State:
-    """Return the tensors of that dict, in what a file holds, which has most tensors.
+    """Search what a file holds for the dict with most tensors, and return these tensors.
 
     Raises:
         WeightsError: if there are no tensors.

@@ -83,7 +83,7 @@ def read_file(path: Path) -> Any:
 
 def unreadable(path: Path, error: Exception) -> WeightsError:
     """Return the error of a file that is no checkpoint, given that of the attempt to read it."""
-    # A KeyError is of a file of text, whose first character the unpickler takes for a command.
+    # A file of text gives a KeyError: the unpickler takes its first character for a command.
     reason = '' if isinstance(error, KeyError) else f': {reason_of(error)}'
     return WeightsError(f'{path} is not a readable checkpoint (truncated, or another kind of '
                         f'file){reason}; if it was downloaded, get it again')
