@@ -90,8 +90,8 @@ def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     if args.min_lr > args.lr:
         parser.error(f'--min_lr {args.min_lr:g} is above --lr {args.lr:g}')
     if args.warmup and args.warmup_epochs:
-        parser.error('--warmup True is the published warm-up of 1000 steps: leave it out with '
-                     '--warmup_epochs')
+        parser.error('--warmup True is the published warm-up of 1000 steps: for --warmup_epochs, '
+                     'set --warmup False')
     if args.warmup_epochs > args.n_epochs:
         parser.error(f'--warmup_epochs {args.warmup_epochs:g} is more than --n_epochs '
                      f'{args.n_epochs}')
@@ -103,7 +103,10 @@ def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     if args.cache_embeddings:
         check_cached(parser, args)
     if args.ema and args.wa:
-        parser.error('--ema and --wa both average weights: give one of the two')
+        parser.error('--ema and --wa both average weights: for --ema, set --wa False')
+    if args.patience and args.wa:
+        parser.error('--patience may end the run before the epochs that --wa averages: for '
+                     '--patience, set --wa False')
     if args.ema == 1 or args.label_smoothing == 1:
         name = 'ema' if args.ema == 1 else 'label_smoothing'
         parser.error(f'--{name} must be below 1')
@@ -119,11 +122,12 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
                      f'{args.eval_windows} needs several: leave one of the two out')
     names = [field.name for field in fields(AugmentationConf) if field.default is not MISSING]
     names += ['freq_patchout', 'time_patchout']
-    used = [f'--{name} {getattr(args, name)}' for name in names
-            if getattr(args, name) != parser.get_default(name)]
+    used = [name for name in names if getattr(args, name) != parser.get_default(name)]
     if used:
-        parser.error(f'--cache_embeddings computes each embedding once, but {" and ".join(used)} '
-                     f'changes the samples in every epoch: leave one of the two out')
+        given = ' and '.join(f'--{name} {getattr(args, name)}' for name in used)
+        off = ' '.join(f'--{name} {parser.get_default(name)}' for name in used)
+        parser.error(f'--cache_embeddings computes each embedding once, but {given} would change '
+                     f'the samples in every epoch: set {off}')
 
 
 def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, config: ModelConfig,
@@ -173,8 +177,9 @@ def check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error(f'--snr_db {args.snr_db} needs --noise_dir, the folder of the noise')
     moved = [name for name in ('noise', 'shift_frames') if getattr(args, name, None)]
     if args.mask_padding and moved:
+        off = parser.get_default(moved[0])
         parser.error(f'--mask_padding True needs the padding at the end, but --{moved[0]} '
-                     f'{getattr(args, moved[0])} moves it: leave one of the two out')
+                     f'{getattr(args, moved[0])} moves it: set --{moved[0]} {off}')
     rows, columns = config.grid
     if args.freq_patchout >= rows or args.time_patchout >= columns:
         parser.error(f'--freq_patchout and --time_patchout must leave some of the {rows} rows and '

@@ -268,14 +268,15 @@ def test_kept_embeddings_train_the_head_to_the_same_weights(train):
     ('--freeze backbone --drop_path 0.1', '--drop_path'),
     ('--freeze 13', 'the model has 12 blocks'),
     ('--freeze head', '--freeze'),
-    ('--ema 0.99 --wa True --wa_end 1', '--ema and --wa'),
+    ('--ema 0.99 --wa True --wa_end 1', '--ema and --wa.* set --wa False'),
+    ('--patience 3 --wa True --wa_end 1', 'epochs that --wa averages.* set --wa False'),
     ('--schedule cosine --lr_patience 2', '--lr_patience 2 is for --schedule plateau'),
     ('--min_lr 1e-5', '--schedule cosine'),
     ('--schedule cosine --min_lr 1', 'above --lr'),
     ('--warmup True --warmup_epochs 1', '--warmup_epochs'),
     ('--warmup_epochs 2', 'more than --n_epochs'),
     ('--cache_embeddings True', '--freeze backbone'),
-    ('--cache_embeddings True --freeze backbone --freqm 4', '--freqm 4 changes the samples'),
+    ('--cache_embeddings True --freeze backbone --freqm 4', '--freqm 4 would change the samples'),
     ('--ema 1', 'below 1')])
 def test_contradictions_are_refused_in_a_sentence(train, capsys, options, reason):
     import re
