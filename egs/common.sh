@@ -54,11 +54,11 @@ refuse() {
     exit 2
 }
 
-# Stop if the model would hear more than the recipe's copies of recordings hold, which are at 16 kHz.
-refuse_more_than_copies() {
+# Stop if the model would hear higher frequencies than the recipe's recordings hold.
+refuse_higher_rates() {
     [ "$sample_rate" -le 16000 ] ||
-        refuse "--sample_rate $sample_rate: this recipe reads copies at 16000 Hz, which hold no \
-higher frequencies; egs/own_dataset/run_own.sh reads the recordings themselves"
+        refuse "--sample_rate $sample_rate: this recipe reads recordings at 16000 Hz, which hold no \
+higher frequencies; egs/own_dataset/run_own.sh reads yours at their own rate"
 }
 
 # Stop for another reason, which $1 says.

@@ -122,11 +122,12 @@ def make_venv(files) -> Path:
         is_there = runs(python, '--version')  # someone may have removed that Python
         to_install = [file for file in files if not (is_there and is_installed(file))]
         if to_install:
-            print(f'setting up {VENV} (once; about 5 GB)', file=sys.stderr)
             if not runs(python, '-m', 'pip', '--version'):  # new, or not finished
+                print(f'setting up {VENV} (once; about 5 GB)', file=sys.stderr)
                 run_venv(suitable_python())
                 to_install = files
         for file in to_install:
+            print(f'installing what {file} lists', file=sys.stderr)
             run_pip(python, file)
             installed_copy(file).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, installed_copy(file))

@@ -51,10 +51,13 @@ def main():
     for kill in range(args.kills):
         pid = start(args.words, 2 * (kill % 2))
         wanted = lines_of(journal) + rng.randint(2, args.most)
-        while lines_of(journal) < wanted and not os.waitpid(pid, os.WNOHANG)[0]:
+        while lines_of(journal) < wanted:
+            if os.waitpid(pid, os.WNOHANG)[0]:  # it has ended by itself
+                break
             time.sleep(0.001)
-        os.kill(pid, SIGNALS[kill % len(SIGNALS)])
-        os.waitpid(pid, 0)
+        else:
+            os.kill(pid, SIGNALS[kill % len(SIGNALS)])
+            os.waitpid(pid, 0)
         hits += journal.exists()
     status = os.waitpid(start(args.words, 0), 0)[1]
     print(hits)

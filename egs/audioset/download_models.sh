@@ -4,5 +4,8 @@
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../common.sh"
-setup_environment
+case "$*" in
+    --help | -h) find_python && PYTHON=$ANY_PYTHON ;; # needs no package
+    *) setup_environment ;;
+esac
 exec "$PYTHON" "$HERE/download_models.py" "$@"

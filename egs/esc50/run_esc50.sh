@@ -49,7 +49,7 @@ if [ -z "$lr" ]; then
     if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
     RUN_OPTIONS+=(--lr "$lr")
 fi
-refuse_more_than_copies
+refuse_higher_rates
 : "${prep_dir:=$HERE/data}"
 exp_dir=$(default_exp_dir "$exp_dir")
 

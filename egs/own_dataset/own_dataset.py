@@ -54,8 +54,8 @@ def prepare(data: str | PathLike[str], prep_dir: str | PathLike[str], conf: Spli
     folder, marker = prep_dir / 'datafiles', prep_dir / 'run_options.txt'
     has_files = folder.exists() and any(folder.iterdir())
     if has_files and not (prep_dir / 'source.json').exists():
-        raise DataError(f'{folder} holds files of another origin: give another folder with '
-                        f'--prep_dir')
+        raise DataError(f'{folder} holds files, and nothing says what they were made from: give '
+                        f'another folder with --prep_dir, or remove {folder} if nobody needs it')
     with locked_folder(prep_dir):
         record_source(prep_dir, source, marker)
         if marker.exists():

@@ -2,7 +2,7 @@
 # Fine-tune AST on your own dataset: ./run_own.sh --data DIR_OR_CSV [--n_folds 5] ...
 # DIR has one folder per class. Or it has the folders train, val and perhaps test, with such folders
 # in each. A CSV has the columns path and labels (several are separated by ;). It may have a column
-# split or fold, and a column group: clips of one group stay in one part of a split.
+# split or fold, and a column group: if the recipe splits, clips of one group stay together.
 #   stage 0  environment
 #   stage 1  split the data
 #   stage 2  statistics (and weights) of the training data
@@ -29,7 +29,7 @@ exp_dir=           folder of the results; by default one below exp, named after 
 label_csv=         label file that fixes the classes and their order; by default made from the data
 val_share=0.2      share of the clips to validate on, if the data have no split
 test_share=0.0     share of the clips to test on, if the data have no split
-n_folds=0          number of folds for cross-validation instead; 0 means none
+n_folds=0          cross-validate with so many folds; 0: one split
 split_seed=0       seed of the split, apart from that of the training
 folds=             folds to run, as in '1 3'; by default all
 dataset=           name of the dataset in messages and plots; by default that of --data

@@ -28,7 +28,7 @@ DEFAULTS=(--dataset speechcommands --imagenet_pretrain True --audioset_pretrain 
     --metrics acc --loss BCE --lrscheduler_start 5 --lrscheduler_decay 0.85 --save_model True)
 
 parse_options "$@"
-refuse_more_than_copies
+refuse_higher_rates
 : "${prep_dir:=$HERE/data}"
 exp_dir=$(default_exp_dir "$exp_dir")
 

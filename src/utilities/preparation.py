@@ -113,15 +113,19 @@ def record_source(out_dir: Path, source: str, *made: Path) -> None:
     """
     marker = out_dir / MARKER
     left = [str(path) for path in made if path.exists()]
-    advice = f'give another folder with --prep_dir, or remove {" and ".join([*left, str(marker)])}'
-    before = _read_source(marker, advice) if marker.exists() else None
+    advice = 'give another folder with --prep_dir, or remove '
+    everything = advice + ' and '.join([*left, str(marker)])  # if the marker is damaged
+    before = _read_source(marker, everything) if marker.exists() else None
     if left and before not in (None, source):
-        raise DataError(f'{out_dir} was prepared from other data or with other settings: '
-                        f'{before or "an unknown source"}; now it is {source}: {advice}')
+        raise DataError(f'{out_dir} was prepared from other data or with other settings: {before}; '
+                        f'now it is {source}: {advice}{" and ".join(left)}')
     if before != source:
         write_json(marker, {'source': source})
 
 
 def _read_source(marker, advice):
-    """Return the source in a marker, '' if it does not say one. Raises DataError with advice."""
-    return read_json(marker, advice).get('source', '')
+    """Return the source in a marker. Raises DataError with advice if it does not say one."""
+    source = read_json(marker, advice).get('source')
+    if not source:
+        raise DataError(f'{marker} does not say what the folder was prepared from: {advice}')
+    return source

@@ -1,17 +1,21 @@
 """Measure what each fine-tuning option is worth on ESC-10: a tiny model from scratch, five folds.
 
-python tests/bench/finetuning.py --data_dir ESC10 --out DIR [--only published adamw ...]
+python tests/bench/finetuning.py --data_dir ESC10 --out DIR [--only published adamw ...] [--jobs 2]
 
 ESC10 is a folder in ESC-50's layout with the rows of ESC-10 (egs/esc50/README.md makes one). Each
 row of the table is one run of egs/esc50/run_esc50.sh. What is in DIR already is not run again, so
-the same command goes on where it was broken off. At the end, the tables are printed as Markdown.
-The accuracy is that of the last epoch, since the best one would be chosen on the test folds.
+the same command goes on where it was stopped. At the end, the tables are printed as Markdown. The
+accuracy is that of the last epoch, since the best one would be chosen on the test folds.
+
+First, each addition to the published settings is measured alone. Then `--modern` names what to add
+together, and this is measured with seeds on which no choice was made.
 """
 import argparse
 import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +38,7 @@ ADDITIONS = {
     'cosine, 2 epochs of warm-up': '--schedule cosine --warmup_epochs 2',
     'drop path 0.1': '--drop_path 0.1',
     'label smoothing 0.1': '--label_smoothing 0.1',
+    'gradients of norm 1 at most': '--clip_grad 1',
     'moving average 0.99': '--ema 0.99',
     'mixup 0.5': '--mixup 0.5',
     'noise and roll': '--noise True',
@@ -44,23 +49,39 @@ ADDITIONS = {
 }
 
 
+def run_recipes(args, settings, runs):
+    """Run the recipe for each row of a table that is not in its folder yet.
+
+    Args:
+        args: the command line. args.jobs runs share the cores.
+        settings: options that all rows have, as one text.
+        runs: {name: (options, folder)}.
+    """
+    with ThreadPoolExecutor(args.jobs) as pool:
+        jobs = [pool.submit(run_recipe, args, folder, f'{settings} {options}')
+                for options, folder in runs.values()]
+        for job in jobs:
+            job.result()
+
+
 def run_recipe(args, exp_dir, options):
-    """Run the recipe with some options, or go on with it.
+    """Run the recipe, or continue it.
 
     Args:
         args: the command line.
         exp_dir: folder of its results.
-        options: of the recipe, as one text.
+        options: options of the recipe, as one text.
     """
     if (exp_dir / 'acc_fold.csv').exists():
         return
+    threads = {'OMP_NUM_THREADS': str(max(1, os.cpu_count() // args.jobs))} if args.jobs > 1 else {}
     words = [*TINY.split(), *options.split()]
     exp_dir.mkdir(parents=True, exist_ok=True)
     with open(exp_dir / 'log.txt', 'a', encoding='utf-8') as log:
         done = subprocess.run(
             [RECIPE, '--data_dir', args.data_dir, '--prep_dir', args.out / 'data', '--exp_dir',
              exp_dir, *words], stdout=log, stderr=subprocess.STDOUT,
-            env={**os.environ, 'AST_PYTHON': sys.executable})
+            env={**os.environ, **threads, 'AST_PYTHON': sys.executable})
     if done.returncode:
         sys.exit(f'{exp_dir}: the recipe ended with {done.returncode}; see log.txt there')
 
@@ -75,23 +96,28 @@ def read_runs(exp_dir):
 
 
 def print_table(runs, title):
-    """Print the folders of runs as a Markdown table, each compared with the first.
+    """Print the finished runs as a Markdown table, each compared with `published`.
+
+    The time of an epoch can be compared only if both ran under the same load.
 
     Args:
         runs: {name: (options, folder)}.
-        title: of the first column.
+        title: the head of the first column.
     """
-    print(f'| {title} | accuracy, last epoch | against published | time an epoch |\n'
+    print(f'| {title} | accuracy, last epoch | against published | time per epoch |\n'
           '|---|---|---|---|')
-    first = None
-    for name, (options, folder) in runs.items():
-        if not (folder / 'acc_fold.csv').exists():
-            continue
-        accuracy, seconds = read_runs(folder)
-        first = first or (accuracy.mean(), np.median(seconds))
+    done = {name: read_runs(folder) for name, (_, folder) in runs.items()
+            if (folder / 'acc_fold.csv').exists()}
+    for name, (accuracy, seconds) in done.items():
+        options = runs[name][0]
+        more = time = '–'
+        if 'published' in done:
+            before, seconds_before = done['published']
+            more = f'{100 * (accuracy.mean() - before.mean()):+.2f}'
+            time = f'{np.median(seconds) / np.median(seconds_before):.2f}'
         shown = f'{name}: `{options}`' if options else name
-        print(f'| {shown} | {100 * accuracy.mean():.2f} ± {100 * accuracy.std():.2f} % | '
-              f'{100 * (accuracy.mean() - first[0]):+.2f} | {np.median(seconds) / first[1]:.2f} |')
+        print(f'| {shown} | {100 * accuracy.mean():.2f} ± {100 * accuracy.std():.2f} % | {more} | '
+              f'{time} |')
 
 
 def folder_name(name):
@@ -108,23 +134,27 @@ def main():
     parser.add_argument('--only', nargs='+', help='words in the names of the additions to run, '
                                                   'in their order')
     parser.add_argument('--modern', default='', help='options to prove with seeds 2 and 3')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time; they share the cores')
     args = parser.parse_args()
     args.data_dir, args.out = args.data_dir.resolve(), args.out.resolve()
 
     chosen = {name: (options, args.out / 'choice' / folder_name(name))
               for name, options in ADDITIONS.items()}
+    wanted = {}
     for word in args.only or ['']:
-        for name, (options, folder) in chosen.items():
-            if word in name:
-                run_recipe(args, folder, f'{CHOICE} {options}')
+        found = {name: run for name, run in chosen.items() if word.lower() in name.lower()}
+        if not found:
+            parser.error(f'--only {word}: no addition has this word in its name; there are '
+                         f'{", ".join(chosen)}')
+        wanted.update(found)
+    run_recipes(args, CHOICE, wanted)
     print_table(chosen, 'addition')
 
     if args.modern:
         for seed, settings in PROOF.items():
-            runs = {}
-            for name, options in (('published', ''), ('modern', args.modern)):
-                runs[name] = options, args.out / f'seed{seed}' / name
-                run_recipe(args, runs[name][1], f'{settings} {options}')
+            runs = {name: (options, args.out / f'seed{seed}' / name)
+                    for name, options in (('published', ''), ('modern', args.modern))}
+            run_recipes(args, settings, runs)
             print_table(runs, f'seed {seed}')
 
 

@@ -467,6 +467,6 @@ def test_other_options_or_clips_are_refused_until_the_old_preparation_is_removed
 def test_datafiles_of_another_origin_are_not_overwritten(make_clips, out):
     (out / 'datafiles').mkdir(parents=True)
     (out / 'datafiles' / 'train_data.json').write_text('precious')
-    with pytest.raises(DataError, match='another origin'):
+    with pytest.raises(DataError, match='nothing says what they were made from.*--prep_dir, or remove .*datafiles'):
         prep.prepare(make_clips(*many()), out)
     assert (out / 'datafiles' / 'train_data.json').read_text() == 'precious'

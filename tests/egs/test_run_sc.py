@@ -93,7 +93,7 @@ def test_submitted_with_sbatch_the_recipe_finds_its_place(recipe, run_shell, tmp
     assert elsewhere.returncode and 'submit run_sc.sh in egs/speechcommands' in elsewhere.stderr
 
 
-def test_more_than_the_copies_hold_is_refused(recipe, run_shell, tmp_path):
+def test_more_than_the_recordings_hold_is_refused(recipe, run_shell, tmp_path):
     done = run_shell([recipe, '--sample_rate', '32000'])
-    assert done.returncode == 2 and 'copies at 16000 Hz' in done.stderr
+    assert done.returncode == 2 and 'recordings at 16000 Hz' in done.stderr
     assert not any(tmp_path.iterdir())
