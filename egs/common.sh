@@ -180,7 +180,7 @@ stop_run() {
     esac 2> /dev/null || true
 }
 
-# If Slurm's warning before the time limit comes outside of training, the next training obeys it.
+# Slurm may warn of the time limit while nothing trains: then the next training is asked to stop.
 trap 'STOP=USR1' USR1
 
 # Run src/run.py with these arguments, and ask it to stop if a signal comes. Return its exit code.

@@ -43,6 +43,7 @@ parse_options "$@"
 use_recipe "$@"
 if [ "$demo" = True ]; then
     DEFAULTS+=("${DEMO[@]}")
+    [ "$recipe" = published ] || DEFAULTS+=(--exp_dir "$HERE/exp/demo-$recipe")
     parse_options "$@"
 fi
 if [ -z "$lr" ]; then

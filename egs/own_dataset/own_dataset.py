@@ -157,6 +157,7 @@ def summary_lines(clips: Sequence[LabelledClip], labels: Labels, files: Files,
         lines.append(f'{negatives} clips have no label (negatives)')
     lines.append(', '.join(f'{name}: {len(chosen)} clips' for name, chosen in files.items()))
     longer = int((seconds * 1000 / FRAME_SHIFT_MS > options['audio_length'] + 1).sum())
-    lines.append(' '.join(f'--{name}={value}' for name, value in options.items())
-                 + f' (clips longer than these frames of 10 ms, which are cut: {longer})')
+    chosen = ' '.join(f'--{name}={value}' for name, value in options.items())
+    lines.append(f'{chosen} (an input of {options["audio_length"] * FRAME_SHIFT_MS / 1000:g} s; '
+                 f'clips that are longer and are cut: {longer})')
     return lines

@@ -17,7 +17,7 @@ from utilities.errors import DataError
 from utilities.formatting import shortened
 from utilities.labels import Labels
 
-FINEST_SHARE = 10  # shares are met in tenths, or finer if they are smaller than one
+FINEST_SHARE = 10  # shares are rounded to tenths; a share below 0.1 gets as many parts as it needs
 
 Clips = Sequence[LabelledClip]
 

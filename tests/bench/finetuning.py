@@ -31,6 +31,7 @@ PROOF = {seed: f'--n_epochs 20 --lrscheduler_start 10 --seed {seed}' for seed in
 ADDITIONS = {
     'published': '',
     'AdamW, weight decay 0.05': '--optim adamw --weight_decay 0.05',
+    'a third of the rate': '--lr 1e-4',
     'three times the rate': '--lr 1e-3',
     'layer decay 0.75': '--layer_decay 0.75',
     'head at 10 times the rate': '--head_lr 10',

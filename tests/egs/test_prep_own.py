@@ -438,7 +438,7 @@ def test_the_summary_says_what_was_found_and_chosen(make_clips, out, capsys):
     assert '21 clips of 2 classes, 0.50 to 2.00 s long, median 0.50 s' in said
     assert ('train_data: 17 clips, val_data: 4 clips' in said
             or 'train_data: 16 clips, val_data: 5 clips' in said)
-    assert '--audio_length=50 (clips longer than these frames of 10 ms, which are cut: 1)' in said
+    assert '--audio_length=50 (an input of 0.5 s; clips that are longer and are cut: 1)' in said
 
 
 def test_a_second_start_finds_everything_prepared(make_clips, out, capsys):
