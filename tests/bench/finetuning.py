@@ -33,6 +33,8 @@ ADDITIONS = {
     'AdamW, weight decay 0.05': '--optim adamw --weight_decay 0.05',
     'a third of the rate': '--lr 1e-4',
     'three times the rate': '--lr 1e-3',
+    'half the batch': '--batch_size 8',
+    'no SpecAugment': '--freqm 0 --timem 0',
     'layer decay 0.75': '--layer_decay 0.75',
     'head at 10 times the rate': '--head_lr 10',
     'cosine': '--schedule cosine',
