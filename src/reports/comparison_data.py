@@ -36,6 +36,7 @@ class Experiment:
         runs: the folder itself, or those of the finished folds.
         all_folds: how many folds there are, finished or not; 0 for a single experiment.
         settings: if folds differ in one, it is BY_FOLD.
+        validation_files: --data_val of each of the runs.
         rows: of result.csv (epochs, columns), or their mean.
         scores: {column of the table of scores: number, text, or None if there is none}.
     """
@@ -43,6 +44,7 @@ class Experiment:
     runs: list[Path]
     all_folds: int
     settings: Settings
+    validation_files: tuple[str, ...]
     rows: np.ndarray
     scores: dict[str, Any]
 
@@ -80,7 +82,8 @@ def read_experiment(folder: Path) -> Experiment:
     if not all((run / 'result.csv').exists() for run in runs):
         raise DataError(f'{folder} has no epoch yet')
     rows = read_results(runs)
-    return Experiment(folder, runs, len(folds), settings, rows.mean(axis=0),
+    validation_files = tuple(str(one.get('data_val')) for one in of_runs)
+    return Experiment(folder, runs, len(folds), settings, validation_files, rows.mean(axis=0),
                       read_scores(runs, rows, settings))
 
 

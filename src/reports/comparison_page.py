@@ -77,9 +77,10 @@ def describe_differences(experiments: Sequence[Experiment], names: Sequence[str]
     if len(values('dataset')) > 1:
         sentences.append(f'The datasets are different ({", ".join(values("dataset"))}): scores '
                          f'on one cannot be compared with scores on another.')
-    elif len(values('data_val')) > 1:
-        sentences.append('The validation files (--data_val) have different paths: scores can only '
-                         'be compared if the files list the same clips.')
+    elif len({one.validation_files for one in experiments}) > 1:
+        sentences.append('The validation files (--data_val) have different paths, or are those of '
+                         'other folds: scores can only be compared if the files list the same '
+                         'clips.')
     for setting, title in (('metrics', 'main metrics'), ('loss', 'loss functions')):
         if len(values(setting)) > 1:
             sentences.append(f'The {title} are different ({", ".join(values(setting))}): each is '
@@ -118,7 +119,7 @@ def scores_tables(experiments: Sequence[Experiment], names: Sequence[str],
     """
     tables = ''
     metrics = list(dict.fromkeys(one.metric for one in experiments))
-    validation_sets = {(str(one.settings['dataset']), str(one.settings.get('data_val')))
+    validation_sets = {(str(one.settings['dataset']), one.validation_files)
                        for one in experiments}
     for metric in metrics:
         shown = [(one, name) for one, name in zip(experiments, names) if one.metric == metric]

@@ -151,6 +151,16 @@ def test_folds_that_are_not_finished_are_left_out_and_said(make, show):
     assert 'cv is the mean of the 2 finished of 3 folds.' in page
 
 
+@pytest.mark.parametrize('folds', [2, 3])
+def test_means_over_different_folds_are_not_ranked(make, show, folds):
+    for name, count in (('all', 3), ('some', folds)):
+        for k in range(1, count + 1):
+            make(f'{name}/fold{k}', data_val=f'val{k}.json')
+    page, _ = show('all', 'some')
+    assert ('those of other folds' in page) == (folds == 2)
+    assert ('<tr class=marked>' in page) == (folds == 3)
+
+
 def test_different_metrics_and_losses_have_axes_and_tables_of_their_own(make, show, panels):
     make('one', loss='CE', dataset='esc50')
     make('many', metrics='mAP', loss='BCE', dataset='audioset')
