@@ -1,6 +1,7 @@
 """Sections of a report about predictions: confusions, classes, and the most confident mistakes."""
 import itertools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -64,9 +65,11 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
     if settings.get('loss') == 'CE':  # the files have sigmoids, as those of the published code
         logits = logit(scores.astype(np.float64).clip(SMALLEST, 1 - SMALLEST))
         scores = softmax(logits, axis=1)
+    # Several windows (--eval_windows) are spread over the whole clip.
+    hears_all = settings.get('eval_windows', 1) > 1
+    seconds = math.inf if hears_all else settings['audio_length'] * FRAME_SHIFT_MS / 1000
     try:
-        clips = read_clips(settings[datafile], labels['mids'], truth,
-                           settings['audio_length'] * FRAME_SHIFT_MS / 1000)
+        clips = read_clips(settings[datafile], labels['mids'], truth, seconds)
     except DataError as error:
         logger.warning('the report has numbers in place of paths: %s', error)
         clips = [Clip(f'entry {i} of {settings[datafile]} (not found from here, or changed)')
@@ -82,7 +85,7 @@ def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, s
         datafile: its path.
         mids: of all classes.
         targets: labels (clips, classes).
-        seconds: the length of the model's input.
+        seconds: how much of a clip the model hears at most.
 
     Raises:
         DataError: the datafile is not the one that the targets came from.

@@ -115,6 +115,18 @@ def test_embedded_players_hold_what_the_model_heard_and_play(reported, folder, t
     assert len(sources) == 4 and not tabs.errors
 
 
+def test_a_clip_of_several_windows_is_played_to_its_end(folder):
+    entries = [write_noise('in/a.wav'), {**write_noise('in/b.wav'), 'start': 1.5, 'seconds': 0.7}]
+    labels = one_label([0, 1])
+    for windows, ends in ((1, [HEARD, 1.5 + HEARD]), (3, [np.inf, 2.2])):
+        write_experiment(folder / f'exp{windows}', labels, labels, entries=entries,
+                         eval_windows=windows)
+        settings = read_settings(folder / f'exp{windows}')
+        clips = read_evaluated(folder / f'exp{windows}', settings, 'data_val', 'predictions_2',
+                               'target').clips
+        assert [clip.start + clip.seconds for clip in clips] == pytest.approx(ends)
+
+
 def test_a_report_with_players_fits_a_phone(reported, tabs):
     page, _ = reported([write_noise(f'{"in/" * 20}a{i}.wav') for i in range(4)])
     tab = tabs.open(page, PHONE)
