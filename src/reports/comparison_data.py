@@ -14,10 +14,10 @@ from reports.experiments import (
     finished_folds,
     list_folds,
     read_devices,
+    read_results,
     read_seconds,
     read_settings,
 )
-from reports.folds import read_results
 from training.result_files import EpochRow, best_of, read_average, read_evaluation
 from utilities.errors import DataError
 from utilities.formatting import clock

@@ -1,4 +1,4 @@
-"""Read what experiments leave: settings, further metrics, time, and which folds belong together."""
+"""Read what experiments leave: settings, metrics, time, and which folds belong together."""
 import csv
 import io
 import logging
@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from training.options import OF_ONE_FOLD
 from training.result_files import read_rows
@@ -121,3 +123,32 @@ def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
             raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong '
                             f'together')
     return finished, first
+
+
+def stop_early(folds: Sequence[Path]) -> bool:
+    """Return whether folds may have stopped before the last epoch (--patience)."""
+    return bool(read_settings(folds[0]).get('patience'))
+
+
+def read_results(folds: Sequence[Path]) -> np.ndarray:
+    """Return result.csv of all folds, (folds, epochs, columns).
+
+    A fold that stopped early keeps the scores of its last epoch.
+
+    Raises:
+        DataError: a fold has fewer epochs than another, and none may stop early.
+    """
+    rows = [read_rows(fold / 'result.csv') for fold in folds]
+    most = max(map(len, rows))
+    if stop_early(folds):
+        return np.stack([keep_last(its_rows, most) for its_rows in rows])
+    for fold, its_rows in zip(folds, rows):
+        if len(its_rows) < most:
+            raise DataError(f'{fold / "result.csv"} has {len(its_rows)} epochs, but that of '
+                            f'another fold has {most}: train that fold again with --resume none')
+    return np.stack(rows)
+
+
+def keep_last(rows: np.ndarray, epochs: int) -> np.ndarray:
+    """Return the rows (epochs of a fold, ...), the last of them repeated up to so many epochs."""
+    return np.concatenate([rows, np.repeat(rows[-1:], epochs - len(rows), axis=0)])

@@ -4,13 +4,19 @@ from pathlib import Path
 
 import numpy as np
 
-from reports.experiments import epoch_or_last, finished_folds, read_further_metrics, read_settings
+from reports.experiments import (
+    epoch_or_last,
+    finished_folds,
+    keep_last,
+    read_further_metrics,
+    read_results,
+    stop_early,
+)
 from reports.pages import fold_page
 from training.result_files import (
     best_of,
     hardest_classes,
     read_array,
-    read_rows,
     write_confusion,
     write_curves,
     write_metrics,
@@ -50,35 +56,6 @@ def summarise_folds(exp_dir: Path) -> list[str]:
     with warn_only('report.html'):
         write_text(exp_dir / 'report.html', fold_page(exp_dir, folds))
     return lines
-
-
-def stop_early(folds: Sequence[Path]) -> bool:
-    """Return whether folds may have stopped before the last epoch (--patience)."""
-    return bool(read_settings(folds[0]).get('patience'))
-
-
-def read_results(folds: Sequence[Path]) -> np.ndarray:
-    """Return result.csv of all folds, (folds, epochs, columns).
-
-    A fold that stopped early keeps the scores of its last epoch.
-
-    Raises:
-        DataError: a fold has fewer epochs than another, and none may stop early.
-    """
-    rows = [read_rows(fold / 'result.csv') for fold in folds]
-    most = max(map(len, rows))
-    if stop_early(folds):
-        return np.stack([keep_last(its_rows, most) for its_rows in rows])
-    for fold, its_rows in zip(folds, rows):
-        if len(its_rows) < most:
-            raise DataError(f'{fold / "result.csv"} has {len(its_rows)} epochs, but that of '
-                            f'another fold has {most}: train that fold again with --resume none')
-    return np.stack(rows)
-
-
-def keep_last(rows: np.ndarray, epochs: int) -> np.ndarray:
-    """Return the rows (epochs of a fold, ...), the last of them repeated up to so many epochs."""
-    return np.concatenate([rows, np.repeat(rows[-1:], epochs - len(rows), axis=0)])
 
 
 def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ from reports.experiments import (
     common_settings,
     epoch_or_last,
     finished_folds,
+    read_results,
     read_settings,
     state_of,
 )
@@ -19,6 +20,7 @@ from reports.predictions import Evaluated, predictions_section, read_evaluated
 from reports.scores import epochs_table, folds_table, scores_table
 from training.environment import now
 from training.result_files import best_of, read_rows
+from utilities.errors import DataError
 from utilities.texts import write_text
 
 
@@ -30,13 +32,25 @@ def write_report(exp_dir: Path, embed_audio: bool = False) -> None:
         embed_audio: put the sounds of the players into the page, in place of links to the files.
 
     Raises:
-        DataError: there is neither.
+        DataError: the folder holds no experiment and no finished fold, or a summary of other folds.
     """
     if (exp_dir / 'args.json').exists():
         html = run_page(exp_dir, embed_audio)
     else:
-        html = fold_page(exp_dir, finished_folds(exp_dir)[0], embed_audio)
+        folds = finished_folds(exp_dir)[0]
+        check_summary(exp_dir, folds)
+        html = fold_page(exp_dir, folds, embed_audio)
     write_text(exp_dir / 'report.html', html)
+
+
+def check_summary(exp_dir: Path, folds: list[Path]) -> None:
+    """Raise DataError if result.csv in exp_dir is not the mean of these folds."""
+    path = exp_dir / 'result.csv'
+    mean = read_results(folds).mean(axis=0)
+    summary = read_rows(path) if path.exists() else np.zeros((0, 0))
+    if summary.shape != mean.shape or not np.allclose(summary, mean, equal_nan=True):
+        raise DataError(f'{path} is not the mean of the {len(folds)} folds that are finished: run '
+                        f'summarise_folds.py --exp_dir {exp_dir}, which writes the report, too')
 
 
 def run_page(exp_dir: Path, embed_audio: bool = False) -> str:

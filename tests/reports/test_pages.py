@@ -286,6 +286,25 @@ def test_folds_have_a_page_that_leads_to_theirs(make_experiment, tmp_path):
     assert (tmp_path / 'report.html').exists()
 
 
+def test_a_report_of_folds_is_not_made_of_a_summary_of_fewer(make_experiment, tmp_path):
+    for fold in (1, 2):
+        make_experiment(one_label([0, 1]), one_label([1, 1]), f'fold{fold}')
+    summarise_folds(tmp_path)
+    make_experiment(one_label([0, 1]), one_label([1, 1]), 'fold3')
+    rows = np.loadtxt(tmp_path / 'fold3' / 'result.csv', delimiter=',')
+    np.savetxt(tmp_path / 'fold3' / 'result.csv', rows + 0.01, delimiter=',')
+    reason = 'result.csv is not the mean of the 3 folds that are finished: run summarise_folds.py'
+    with pytest.raises(SystemExit, match=reason):
+        report.main(['--exp_dir', str(tmp_path)])
+    assert '2 folds' in (tmp_path / 'report.html').read_text()
+    summarise_folds(tmp_path)
+    report.main(['--exp_dir', str(tmp_path)])
+    assert '3 folds' in (tmp_path / 'report.html').read_text()
+    (tmp_path / 'result.csv').unlink()
+    with pytest.raises(SystemExit, match=reason):
+        report.main(['--exp_dir', str(tmp_path)])
+
+
 @pytest.fixture
 def start(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     """Train for one epoch on four recordings, in this process; return exp_dir."""
