@@ -287,6 +287,23 @@ def test_a_datafile_is_held_against_its_segment_list(check, write, make_tone, tm
     assert found['segments_other_labels'] == ['entry 1: bbbbbbbbbbb has /m/2']
 
 
+def test_each_segment_of_a_video_is_looked_for(check, write, make_tone, tmp_path):
+    video = 'aaaaaaaaaaa'
+    (tmp_path / 'list.csv').write_text(''.join(f'{video}, {start}, {start + 1}, "/m/0"\n'
+                                               for start in (3, 0, 6)))
+    whole = str(make_tone(f'{video}.wav', seconds=9.0))
+    cut = str(make_tone(f'{video}_6.000.wav', seconds=1.0))
+    entries = [{'wav': whole, 'start': 0, 'seconds': 1}, {'wav': cut},
+               {'wav': whole, 'start': 3, 'seconds': 1}]
+    entries = [{'video_id': video, 'labels': '/m/0', **entry} for entry in entries]
+    for missing, start in ((0, 0), (1, 6), (2, 3), (None, None)):
+        listed = [entry for i, entry in enumerate(entries) if i != missing]
+        code, said = check(write(listed), '--segments', tmp_path / 'list.csv', '--json')
+        found = problems(said)
+        assert found.get('segments_missing', []) == [f'{video} from {start} s'] * (start is not None)
+        assert code == 0 and 'segments_elsewhere' not in found
+
+
 def test_long_lists_are_cut_in_text_and_whole_in_json(check, make_datafile, tmp_path):
     datafile = make_datafile([(tmp_path / f'{i}.wav', '/m/0') for i in range(30)])
     code, said = check(datafile, '--max_listed', '4')

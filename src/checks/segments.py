@@ -33,10 +33,10 @@ def check_segments(entries: Sequence[Entry], segments: Sequence[Segment],
     of_video: dict[str, list[Segment]] = {}
     for segment in segments:
         of_video.setdefault(segment.video_id, []).append(segment)
-    present = {video_id(entry) for entry in entries}
+    present = find_present(entries, of_video)
     problems['segments_missing'] = [
         f'{segment.video_id} from {segment.start_seconds:g} s'
-        for segment in segments if segment.video_id not in present]
+        for segment in segments if segment not in present]
     for i, entry in enumerate(entries):
         text = f'entry {i}: {video_id(entry) or wav_path(entry) or "no video_id"}'
         listed = of_video.get(video_id(entry) or '')
@@ -55,6 +55,27 @@ def check_segments(entries: Sequence[Entry], segments: Sequence[Segment],
     return problems
 
 
+def find_present(entries: Sequence[Entry], of_video: Mapping[str, Sequence[Segment]]
+                 ) -> set[Segment]:
+    """Return the segments that a datafile has. Each entry stands for one of its video.
+
+    An entry whose place is wrong (check_place says so) stands for any of them.
+
+    Args:
+        entries: of the datafile.
+        of_video: video_id -> its segments in the list.
+    """
+    candidates = []
+    for entry in entries:
+        if listed := of_video.get(video_id(entry) or ''):
+            name = _recording_name(entry)
+            candidates.append(_fitting_segments(listed, name, part_of(entry)[0]) or listed)
+    present: set[Segment] = set()
+    for fitting in sorted(candidates, key=len):  # first the entries that can be one segment only
+        present.add(next((segment for segment in fitting if segment not in present), fitting[0]))
+    return present
+
+
 def check_place(entry: Entry, segments: Sequence[Segment], seconds: float
                 ) -> tuple[str | None, str | None]:
     """Check whether an entry is heard from where its segment begins, and for as long.
@@ -68,8 +89,7 @@ def check_place(entry: Entry, segments: Sequence[Segment], seconds: float
         A key of PROBLEMS and the reason; (None, None) if there is no problem.
     """
     start, length = part_of(entry)
-    video = entry['video_id']
-    name = parse_name(entry['wav'], {video}) or RecordingName(video)
+    name = _recording_name(entry)
     fitting = _fitting_segments(segments, name, start)
     if not fitting:
         return 'segments_elsewhere', 'its name has another start than the list'
@@ -87,10 +107,20 @@ def check_place(entry: Entry, segments: Sequence[Segment], seconds: float
     return None, None
 
 
+def _recording_name(entry):
+    """Return what the name of an entry's recording says about the entry's video."""
+    video = entry['video_id']
+    return parse_name(wav_path(entry) or '', {video}) or RecordingName(video)
+
+
 def _fitting_segments(segments, name, start):
-    """Return the segments that a recording's name and the start of its entry may mean."""
+    """Return the segments that a recording's name and the start of its entry may mean.
+
+    The first one begins nearest to the start.
+    """
     fitting = [segment for segment in segments
                if name.start is None or name.begins_at(segment.start_seconds)]
+    fitting.sort(key=lambda segment: abs(segment.start_seconds - start))
     if not start:
         return fitting
     # The start says which segment it is, if there are several.
