@@ -9,6 +9,9 @@ import pytest
 import soundfile
 
 import check_data
+from audio import info
+from audio.formats import open_audio
+from utilities import parallel
 
 
 @pytest.fixture
@@ -151,6 +154,21 @@ def test_only_what_an_entry_has_of_its_recording_is_judged(check, write, sound):
     assert code == 1 and problems(said) == {
         'silent': [f'{wav} from 1 s'], 'too_loud': [f'{wav} from 2 s'],
         'non_finite': [f'{wav} from 3 s'], 'past_end': [f'{wav} from 1000.0001 s']}
+
+
+def test_a_recording_is_read_once_however_many_entries_it_has(check, write, make_tone, monkeypatch):
+    opened = []
+
+    def open_and_note(file, name=None):
+        opened.append(str(file))
+        return open_audio(file, name)
+    monkeypatch.setattr(info, 'open_audio', open_and_note)
+    monkeypatch.setattr(parallel, 'may_start_processes', lambda: False)
+    wavs = [str(make_tone(name, seconds=6.0)) for name in ('a.wav', 'b.wav')]
+    entries = [{'wav': wav, 'labels': '/m/0', 'start': start, 'seconds': 2}
+               for start in (3, 0, 1.5) for wav in wavs]
+    code, said = check(write(entries), '--json')
+    assert code == 0 and not problems(said) and opened == wavs
 
 
 def test_what_becomes_of_a_recording_that_cannot_be_used_is_said(check, make_datafile, make_tone,

@@ -1,6 +1,7 @@
 """Find out about recordings: how long they are, how loud, and whether they are whole."""
 import math
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from audio.reading import to_mono
 
 
 class AudioInfo(NamedTuple):
-    """The properties of a recording, found by reading all of it."""
+    """The properties of a recording, found by reading all of it. The peaks may be of a part."""
     sample_rate: int  # Hz
     channels: int
     samples: int  # of each channel, as many as are really there
@@ -25,32 +26,47 @@ class AudioInfo(NamedTuple):
         return self.samples / self.sample_rate
 
 
-def inspect_audio(file: AudioFile, name: str | os.PathLike | None = None, start: float = 0.0,
-                  seconds: float = math.inf) -> AudioInfo:
+def inspect_audio(file: AudioFile, name: str | os.PathLike | None = None) -> AudioInfo:
     """Read a whole recording, a block at a time, and return what there is to know about it.
 
     Args:
         file: a path or an open binary file.
         name: what to call the file in messages.
-        start: second from which on the peaks count.
-        seconds: how long from there on they count.
 
     Raises:
         AudioError: The file cannot be opened.
     """
-    samples, peak, mono_peak = 0, 0.0, 0.0
+    return inspect_parts(file, [(0.0, math.inf)], name)[0]
+
+
+def inspect_parts(file: AudioFile, parts: Sequence[tuple[float, float]],
+                  name: str | os.PathLike | None = None) -> list[AudioInfo]:
+    """Read a whole recording once, and return an AudioInfo with the peaks of each of its parts.
+
+    Args:
+        file: a path or an open binary file.
+        parts: at which second each begins, and how many it lasts. They may overlap.
+        name: what to call the file in messages.
+
+    Raises:
+        AudioError: The file cannot be opened.
+    """
+    samples, peaks, mono_peaks = 0, [0.0] * len(parts), [0.0] * len(parts)
     with open_audio(file, name) as reader:
-        first = math.floor(start * reader.samplerate)
-        end = (start + seconds) * reader.samplerate
+        starts, lengths = np.array(parts).T
+        firsts = np.floor(starts * reader.samplerate)
+        ends = np.ceil((starts + lengths) * reader.samplerate)  # may be infinite
         for block in reader.blocks():
-            last = None if end == math.inf else max(0, math.ceil(end) - samples)
-            part = block[max(0, first - samples):last]
-            samples += len(block)
-            if len(part):
-                peak = float(np.maximum(peak, np.abs(part).max()))  # np.maximum keeps NaN
-                mono_peak = float(np.maximum(mono_peak, np.abs(to_mono(part)).max()))
+            block_end = samples + len(block)
+            for i in np.flatnonzero((firsts < block_end) & (ends > samples)):
+                first, end = int(max(firsts[i], samples)), int(min(ends[i], block_end))
+                part = block[first - samples:end - samples]
+                peaks[i] = float(np.maximum(peaks[i], np.abs(part).max()))  # np.maximum keeps NaN
+                mono_peaks[i] = float(np.maximum(mono_peaks[i], np.abs(to_mono(part)).max()))
+            samples = block_end
         incomplete_from = samples / reader.samplerate if reader.is_incomplete(samples) else None
-    return AudioInfo(reader.samplerate, reader.channels, samples, peak, mono_peak, incomplete_from)
+    return [AudioInfo(reader.samplerate, reader.channels, samples, peak, mono_peak, incomplete_from)
+            for peak, mono_peak in zip(peaks, mono_peaks)]
 
 
 class Duration(NamedTuple):

@@ -16,7 +16,15 @@ from checks.entries import (
     video_id,
 )
 from checks.problems import BAD_AUDIO, PROBLEMS, STOPS
-from checks.recordings import Excerpt, Finding, check_recordings, count_recordings, examine, within
+from checks.recordings import (
+    Excerpt,
+    Finding,
+    check_recordings,
+    count_recordings,
+    examine,
+    group_by_recording,
+    within,
+)
 from checks.segments import check_segments
 from utilities.datafiles import read_entries
 from utilities.errors import DataError
@@ -49,9 +57,7 @@ def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
             entries_of[path] = read_entries(path)
         except DataError as error:
             stops.append(str(error))
-    excerpts = list(dict.fromkeys(itertools.chain(*map(excerpts_of, entries_of.values()))))
-    logger.info('reading %d recordings with %d cores', len(excerpts), available_cores())
-    findings = dict(zip(excerpts, parallel_map(examine, excerpts, 'reading recordings')))
+    findings = examine_all(itertools.chain(*map(excerpts_of, entries_of.values())))
     for path, entries in entries_of.items():
         report = check_datafile(path, entries, findings, labels, audio_length, segments,
                                 sample_rate)
@@ -60,6 +66,15 @@ def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
         bad_audio += count_problems(report, BAD_AUDIO)
     return {'would_train': not stops, 'stops': stops, 'bad_audio': bad_audio,
             'audio_length': audio_length, 'datafiles': reports, 'leaks': find_leaks(entries_of)}
+
+
+def examine_all(excerpts: Iterable[Excerpt]) -> dict[Excerpt, Finding]:
+    """Read every recording once, on all cores. Return what was found of each excerpt."""
+    groups = group_by_recording(dict.fromkeys(excerpts))
+    logger.info('reading %d recordings with %d cores', len(groups), available_cores())
+    found = parallel_map(examine, groups, 'reading recordings')
+    return {excerpt: finding for group, its_findings in zip(groups, found)
+            for excerpt, finding in zip(group, its_findings)}
 
 
 def check_datafile(path: str, entries: list[Entry], findings: Mapping[Excerpt, Finding],

@@ -2,12 +2,12 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from audio import shards
 from audio.fbank import count_frames
-from audio.info import AudioInfo, inspect_audio
+from audio.info import AudioInfo, inspect_parts
 from audio.reading import TOO_LOUD, AudioError
 from checks.problems import SILENCE, no_problems
 from utilities.datafiles import WHOLE_RECORDING
@@ -39,19 +39,33 @@ class Unusable(NamedTuple):
 Finding = AudioInfo | Unusable  # what reading a recording has shown
 
 
-def examine(excerpt: Excerpt) -> Finding:
-    """Read a whole recording. Measure its loudness in the excerpt alone."""
+def group_by_recording(excerpts: Iterable[Excerpt]) -> list[list[Excerpt]]:
+    """Return excerpts in groups of one recording each, in the order of their first ones."""
+    groups: dict[str, list[Excerpt]] = {}
+    for excerpt in excerpts:
+        groups.setdefault(excerpt.wav, []).append(excerpt)
+    return list(groups.values())
+
+
+def examine(excerpts: Sequence[Excerpt]) -> list[Finding]:
+    """Read a whole recording once. Measure its loudness in each of some excerpts of it."""
+    wav = excerpts[0].wav
     try:
-        if not shards.is_file(excerpt.wav):
-            return Unusable('missing')
+        if not shards.is_file(wav):
+            return [Unusable('missing')] * len(excerpts)
     except shards.ShardError as error:
-        return Unusable('shards', str(error))
+        return [Unusable('shards', str(error))] * len(excerpts)
     try:
-        if place := shards.split_path(excerpt.wav):
+        if place := shards.split_path(wav):
             shards.verify_checksum(*place)
-        found = inspect_audio(excerpt.wav, start=excerpt.start, seconds=excerpt.seconds)
+        found = inspect_parts(wav, [(excerpt.start, excerpt.seconds) for excerpt in excerpts])
     except (AudioError, shards.ShardError) as error:
-        return Unusable('unreadable', str(error))
+        return [Unusable('unreadable', str(error))] * len(excerpts)
+    return list(map(_judge, found))
+
+
+def _judge(found: AudioInfo) -> Finding:
+    """Return what was found of an excerpt, or why it cannot be used."""
     if not found.samples:
         return Unusable('empty')
     if not math.isfinite(found.mono_peak):
