@@ -94,12 +94,14 @@ def test_negatives_are_counted_and_no_problem(check, make_datafile, make_tone):
     assert code == 0 and not problems(said)
     assert facts['negatives'] == 2 and facts['labels'] == {'/m/0': 1, '/m/1': 1}
     said = check(datafile)[1]
-    assert '0 samples have several, 2 none (negatives); --loss CE needs one, and would stop' in said
+    assert ('0 samples have several labels, 2 have none (negatives). --loss CE needs exactly one '
+            'label per sample: it would stop\n') in said
     assert said.splitlines()[-1] == 'training would run with these datafiles'
     assert 'only negatives' not in said
     assert 'only negatives: AP, AUC' in check(make_datafile([(tones[0], '')]))[1]
     said = check(make_datafile([(tones[0], '/m/0')]))[1]
-    assert '0 samples have several, 0 none (negatives); --loss CE needs one\n' in said
+    assert ('0 samples have several labels, 0 have none (negatives). --loss CE needs exactly one '
+            'label per sample\n') in said
 
 
 def test_all_bad_entries_are_found_and_unknown_labels_counted(check, write, make_tone):

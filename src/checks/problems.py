@@ -15,10 +15,10 @@ PROBLEMS = {
     'empty': (BAD_AUDIO, 'recordings without samples'),
     'non_finite': (BAD_AUDIO, 'recordings with NaN or infinite samples'),
     'past_end': (BAD_AUDIO, 'entries that begin after the end of their recordings'),
-    'shortened': (WARNING, 'entries that end after their recordings, of which the rest would be '
-                           'used'),
-    'incomplete': (WARNING, 'recordings that end before their header says or are damaged, of which '
-                            'the beginning would be used'),
+    'shortened': (WARNING, 'entries that are longer than their recordings: training would use what '
+                           'is there'),
+    'incomplete': (WARNING, 'recordings that are damaged, or shorter than their header says: '
+                            'training would use the part before the damage'),
     'too_loud': (WARNING, f'recordings past full scale (peak above {TOO_LOUD:g} times it), as if '
                           f'16-bit numbers were stored as floats'),
     'cancelling': (WARNING, 'recordings whose channels cancel each other out (opposite phase): the '
@@ -30,7 +30,8 @@ PROBLEMS = {
     'segments_missing': (WARNING, 'segments of the list that the datafile lacks'),
     'segments_not_listed': (WARNING, 'entries that are not in the segment list, by video_id'),
     'segments_other_labels': (WARNING, 'entries with other labels than in the segment list'),
-    'segments_elsewhere': (WARNING, 'entries that do not begin with their segment, or may not'),
+    'segments_elsewhere': (WARNING, 'entries that do not start where their segment starts, or whose '
+                                    'start is unknown'),
     'segments_short': (WARNING, f'entries more than {TOLERANCE:g} s shorter than their segment'),
 }
 

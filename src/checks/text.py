@@ -13,7 +13,8 @@ WHAT_BECOMES_OF_BAD_AUDIO = ('replaced by others in training, up to --max_bad_au
 
 def report_lines(report: Report, labels: Labels, max_listed: int) -> Iterator[str]:
     """Yield the lines about one datafile. max_listed: how many problems of a kind to list."""
-    yield f'{report["path"]}: {report["samples"]} samples, {report["recordings"]} recordings'
+    yield (f'{report["path"]}: {report["samples"]} samples, {report["recordings"]} recordings or '
+           f'parts of recordings')
     if report['seconds']:
         yield from _recording_lines(report)
     yield from _label_lines(report, labels, max_listed)
@@ -51,8 +52,8 @@ def _label_lines(report, labels, max_listed):
     """Yield the lines about labels and classes."""
     several, negatives = report['entries_with_several_labels'], report['negatives']
     yield (f'  labels: {len(report["labels"])} of {len(labels)} classes; {several} samples have '
-           f'several, {negatives} none (negatives); --loss CE needs one'
-           + (', and would stop' if several + negatives else ''))
+           f'several labels, {negatives} have none (negatives). --loss CE needs exactly one label '
+           f'per sample' + (': it would stop' if several + negatives else ''))
     if negatives and not report['labels']:
         yield '  warning: only negatives: AP, AUC and accuracy on this datafile would be nan'
     names = dict(zip(labels.mids, labels.names))
