@@ -162,6 +162,14 @@ def window_samples(target_frames: int, sample_rate: int = SAMPLE_RATE) -> int:
     return (target_frames - 1) * size.shift + size.length
 
 
+def frames_to_seconds(frames: int, sample_rate: int = SAMPLE_RATE) -> float:
+    """Return how long frames last, from the beginning of the first to that of the next one.
+
+    10 ms each if they are a whole number of samples at this rate, else a little less.
+    """
+    return frames * frame_size(sample_rate).shift / sample_rate
+
+
 def fit_frames(fbank: torch.Tensor, target_frames: int) -> torch.Tensor:
     """Cut an fbank (frames, bins) to its first target_frames, or append frames of zeros."""
     missing = target_frames - len(fbank)

@@ -30,8 +30,8 @@ PROBLEMS = {
     'segments_missing': (WARNING, 'segments of the list that the datafile lacks'),
     'segments_not_listed': (WARNING, 'entries that are not in the segment list, by video_id'),
     'segments_other_labels': (WARNING, 'entries with other labels than in the segment list'),
-    'segments_elsewhere': (WARNING, 'entries that do not start where their segment starts, or whose '
-                                    'start is unknown'),
+    'segments_elsewhere': (WARNING, 'entries that do not start where their segment starts, or '
+                                    'whose start is unknown'),
     'segments_short': (WARNING, f'entries more than {TOLERANCE:g} s shorter than their segment'),
 }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logit, softmax
 
-from audio.fbank import FRAME_SHIFT_MS
+from audio.fbank import SAMPLE_RATE, frames_to_seconds
 from reports.experiments import Settings
 from reports.html import Html, as_html, table
 from reports.players import Clip
@@ -67,7 +67,8 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
         scores = softmax(logits, axis=1)
     # Several windows (--eval_windows) are spread over the whole clip.
     hears_all = settings.get('eval_windows', 1) > 1
-    seconds = math.inf if hears_all else settings['audio_length'] * FRAME_SHIFT_MS / 1000
+    seconds = math.inf if hears_all else frames_to_seconds(
+        settings['audio_length'], settings.get('sample_rate', SAMPLE_RATE))
     try:
         clips = read_clips(settings[datafile], labels['mids'], truth, seconds)
     except DataError as error:

@@ -198,7 +198,7 @@ def _put_together(tagger: Tagger, plan: WindowPlan, windows: Iterable[ScoredWind
     """Return the Tagging of a recording, given its scored windows."""
     planned = len(plan.starts)
     end = min(plan.starts[-1] + tagger.seconds, plan.seconds)
-    picture = Spectrogram(end, tagger.mel_bins) if spectrogram else None
+    picture = Spectrogram(end, tagger.mel_bins, tagger.sample_rate) if spectrogram else None
     scores, embeddings, error = [], [], plan.error
     for start, window in zip(plan.starts, windows):
         plan = plan.shortened(window.seconds, tagger.seconds)

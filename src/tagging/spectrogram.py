@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 
-from audio.fbank import FRAME_SHIFT_MS, SAMPLE_RATE, count_frames
+from audio.fbank import SAMPLE_RATE, count_frames, frame_size
 
 MAX_COLUMNS = 1500  # more than a picture is wide in pixels
 
@@ -17,17 +17,20 @@ class Spectrogram:
     Args:
         seconds: the duration of the recording.
         mel_bins: bins of the fbanks to come.
+        sample_rate: of the model, in Hz.
     """
 
-    def __init__(self, seconds: float, mel_bins: int):
-        frames = _frames_in(seconds)
+    def __init__(self, seconds: float, mel_bins: int, sample_rate: int = SAMPLE_RATE):
+        self.sample_rate = sample_rate
+        frames = self._count_frames(seconds)
         self.frames_per_column = math.ceil(frames / MAX_COLUMNS)
         columns = math.ceil(frames / self.frames_per_column)
         self.highest = np.full((columns, mel_bins), -np.inf, dtype=np.float32)
 
     def add(self, start: float, fbank: np.ndarray) -> None:
         """Add the fbank (frames, bins) of a window that begins at `start` seconds."""
-        first_frame = round(start * 1000 / FRAME_SHIFT_MS)
+        frame_ms = 1000 * frame_size(self.sample_rate).shift / self.sample_rate  # about 10
+        first_frame = round(start * 1000 / frame_ms)
         column_of = (first_frame + np.arange(len(fbank))) // self.frames_per_column  # (frames,)
         column_of = column_of[column_of < len(self.highest)]
         firsts = np.flatnonzero(np.diff(column_of, prepend=-1))  # the first frame of each column
@@ -38,11 +41,10 @@ class Spectrogram:
 
     def columns(self, seconds: float) -> np.ndarray:
         """Return (columns, bins) from 0 to `seconds`, NaN where there was no window."""
-        columns = math.ceil(_frames_in(seconds) / self.frames_per_column)
+        columns = math.ceil(self._count_frames(seconds) / self.frames_per_column)
         highest = self.highest[:columns]
         return np.where(np.isfinite(highest), highest, np.nan)
 
-
-def _frames_in(seconds):
-    # At every rate of a model, a frame begins every 10 ms.
-    return max(1, count_frames(round(seconds * SAMPLE_RATE)))
+    def _count_frames(self, seconds):
+        """Return the number of frames of a sound, at least one."""
+        return max(1, count_frames(round(seconds * self.sample_rate), self.sample_rate))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from audio.fbank import FRAME_SHIFT_MS, SAMPLE_RATE, normalise
+from audio.fbank import SAMPLE_RATE, frames_to_seconds, normalise
 from models import ASTModel, load_model
 from training.devices import choose_device, choose_precision, move, parallelise
 from training.errors import as_training_errors
@@ -101,7 +101,7 @@ class Tagger:
     @property
     def seconds(self) -> float:
         """The length of a window, which is also the default hop."""
-        return self.frames * FRAME_SHIFT_MS / 1000
+        return frames_to_seconds(self.frames, self.sample_rate)
 
     @property
     def embedding_dim(self) -> int:
@@ -114,13 +114,15 @@ class Tagger:
         return 4 if self.device.type == 'cpu' else 16
 
     def digest(self) -> str:
-        """Return a hash of all that the scores depend on: weights, statistics, classes."""
+        """Return a hash of all that the scores depend on: models, statistics, classes."""
         of_input = self.labels, self.frames, self.mel_bins, self.sample_rate
         digest = hashlib.sha256(repr(of_input).encode())
         for classifier in self.classifiers:
-            digest.update(repr((classifier.mean, classifier.std, classifier.loss,
-                                classifier.masks_padding)).encode())
-            for name, tensor in classifier.model.state_dict().items():
+            model = classifier.model
+            eps = {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)}
+            digest.update(repr((model.config, sorted(eps), classifier.mean, classifier.std,
+                                classifier.loss, classifier.masks_padding)).encode())
+            for name, tensor in model.state_dict().items():
                 digest.update(name.encode())
                 digest.update(tensor.cpu().numpy())
         return digest.hexdigest()
@@ -167,26 +169,30 @@ def load_tagger(checkpoints: CheckpointSource | Iterable[CheckpointSource], devi
 
     Raises:
         WeightsError: a checkpoint cannot be used.
-        DataError: labels are missing or do not fit, or the checkpoints do not go together.
-        ValueError: the device is not there.
+        DataError: there is no checkpoint, labels are missing or do not fit, or the checkpoints do
+            not go together.
+        ValueError: the device is not there, or there is no such precision.
         TrainingError: the GPU has too little memory.
     """
     sources = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
-    place = choose_device(device)
+    if not sources:
+        raise DataError('there is no checkpoint: give load_tagger at least one')
+    chosen = choose_device(device)
+    dtype = choose_precision(amp, chosen)
     classifiers, described = [], []
     for source in sources:
         model, description = load_model(source, mean=mean, std=std, loss=loss, **settings)
-        model.autocast_dtype = choose_precision(amp, place)
+        model.autocast_dtype = dtype
         with as_training_errors():
-            model.to(place)
-        classifiers.append(Classifier(model, parallelise(model, place), description['mean'],
+            model.to(chosen)
+        classifiers.append(Classifier(model, parallelise(model, chosen), description['mean'],
                                       description['std'], description['loss'],
                                       description.get('mask_padding', False)))
         described.append((source, description))
     frames, mel_bins = _shared_input_size(described)
     sample_rate = _shared_sample_rate(described)
     labels = _shared_labels(described, label_csv)
-    return Tagger(tuple(classifiers), labels, frames, mel_bins, place, sample_rate)
+    return Tagger(tuple(classifiers), labels, frames, mel_bins, chosen, sample_rate)
 
 
 def _shared_input_size(described: Sequence[Described]) -> tuple[int, int]:

@@ -9,13 +9,16 @@ import torch
 
 import export
 import inference
-from audio.fbank import fbank, fit_frames, normalise, window_samples
+from audio.fbank import fbank, fit_frames, frame_size, normalise, window_samples
 from audio.reading import load_waveform
 from inference import load_tagger
 from models import load_model
 from models.weights import WeightsError
 from small_tagger import FRAMES, MEAN, MEL_BINS, STD, make_noise, save_model, tag_here
+from tagging.spectrogram import Spectrogram
+from tagging.tagger import Tagger
 from utilities.errors import DataError
+from utilities.labels import Labels
 from utilities.plots import frequency_ticks
 
 RATE = 48000
@@ -49,6 +52,24 @@ def test_files_and_arrays_are_heard_at_the_rate_of_the_checkpoint(checkpoint):
     np.testing.assert_allclose(of_file.scores, expected, atol=1e-4)
     np.testing.assert_allclose(of_array.scores, expected, atol=1e-4)
     assert np.abs(expected[0] - scores_by_hand(checkpoint, 0, 16000)).max() > 1e-3
+
+
+@pytest.mark.parametrize('rate', [11025, 16000, 22050, 48000])
+def test_windows_leave_out_nothing_if_a_frame_is_no_whole_number_of_samples(rate):
+    tagger = Tagger((), Labels((), ()), 1024, 128, torch.device('cpu'), rate)
+    assert tagger.seconds <= window_samples(1024, rate) / rate
+    assert tagger.seconds == 10.24 or rate not in (16000, 48000)
+
+
+@pytest.mark.parametrize('rate', [16000, 22050])
+def test_a_frame_is_drawn_at_its_time(rate):
+    picture = Spectrogram(20, MEL_BINS, rate)
+    features = torch.zeros(1024, MEL_BINS)
+    features[1000] = 1
+    picture.add(0, features.numpy())
+    columns = picture.columns(20)
+    time = np.nanargmax(columns[:, 0]) * 20 / len(columns)
+    assert time == pytest.approx(1000 * frame_size(rate).shift / rate, abs=0.02)
 
 
 def test_checkpoints_of_different_rates_are_not_averaged(checkpoint):

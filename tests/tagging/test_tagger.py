@@ -1,4 +1,8 @@
 """Checkpoints as taggers: their scores, statistics and classes, and which go together."""
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +59,26 @@ def test_a_checkpoint_in_safetensors_gives_the_same_scores(make_checkpoint, make
     path = make_tone('a.wav', seconds=0.3)
     first, second = (scores_of(make_checkpoint(name), path) for name in ('a.pth', 'b.safetensors'))
     assert (first == second).all()
+
+
+def test_without_a_checkpoint_or_with_an_unknown_precision_a_sentence_says_so(make_checkpoint):
+    with pytest.raises(DataError, match='there is no checkpoint: give load_tagger at least one'):
+        load_tagger([], 'cpu')
+    with pytest.raises(ValueError, match="--amp must be auto, bf16, fp16, off, got 'bfloat16'"):
+        load_tagger(make_checkpoint(), 'cpu', amp='bfloat16')
+
+
+@pytest.mark.parametrize('field, value', [('fstride', 12), ('layer_norm_eps', 1e-12)])
+def test_the_digest_tells_apart_all_that_changes_scores(make_checkpoint, make_tone, field, value):
+    path, source = make_tone('a.wav', seconds=0.3), make_checkpoint('a.pth')
+    shutil.copy(source, 'b.pth')
+    description = json.loads(Path('a.json').read_text())
+    for name, described in (('a', description), ('b', {**description, field: value})):
+        Path(f'{name}.json').write_text(json.dumps(described))
+    first, second, same = (load_tagger(name, 'cpu', 'off') for name in ('a.pth', 'b.pth', 'a.pth'))
+    assert first.digest() == same.digest() != second.digest()
+    [one], [other] = (tag_here(tagger, path) for tagger in (first, second))
+    assert (one.scores != other.scores).any()
 
 
 def test_names_of_classes_that_were_assumed_are_said(make_checkpoint, caplog):
