@@ -40,7 +40,8 @@ def test_it_tags_a_sound_and_draws_attention_with_ones_own_checkpoint(run, tmp_p
 def test_without_network_it_goes_on_and_says_in_bold_with_what(run):
     said = texts_of(run(AST_CHECKPOINT='audioset_10_10_0.4593.pth', AST_SOUND=''))
     assert 'could not be downloaded' in said
-    assert 'cannot be had: these are the weights of' in said or '**No weights can be had' in said
+    assert ('could not be loaded: these are the weights of' in said
+            or '**No weights could be loaded' in said)
     assert '| class | score' in said
 
 

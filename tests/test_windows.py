@@ -66,7 +66,7 @@ def test_the_notebook_tags(used):
     scores, expected = np.load(folder / 'notebook.npy'), np.load(folder / 'tag.npy')
     assert scores.shape == (4, 2)
     assert np.allclose(scores[:3], expected[:3], atol=0.01)  # perhaps in bfloat16
-    assert 'cannot be had' not in done.stdout
+    assert 'could not be loaded' not in done.stdout
 
 
 def test_training_ends_and_leaves_no_temporary_file(used):

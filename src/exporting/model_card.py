@@ -20,8 +20,8 @@ TASK = 'audio-classification'
 METRIC_IDS = {'acc': 'accuracy', 'mAP': 'mean_average_precision', 'mAUC': 'roc_auc',
               'macro F1': 'f1'}  # our names -> those of the hub, as far as it has them
 DATASET_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')  # the hub takes no other names
-# The settings of training leave these out: the rest of the card says them, or they are paths,
-# which may name people.
+# Options that the table of training does not show: other sections do, or they are paths, which may
+# contain names of people.
 OF_MODEL = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
             'dataset', 'dataset_mean', 'dataset_std', 'loss')
 LEFT_OUT = (*FREE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'label_csv',

@@ -2,8 +2,8 @@
 
 While a job runs, its files grow under the name <name>.partial. A journal beside the first of them,
 <name>.progress, gets a line for every recording, after the recording's results are written. The
-line says how large each file was then. When the job continues, the last line that is not damaged
-counts, however the process ended: what the files hold beyond it is cut off.
+line says how large each file was then. To continue, the job takes the last undamaged line and cuts
+each file to the size written there.
 """
 import contextlib
 import json

@@ -90,8 +90,8 @@ def tag(tagger: Tagger, files: Any, window: str = 'all', hop_seconds: float | No
         embeddings: keep the embeddings, too. Only with a single checkpoint.
         spectrograms: keep log mel spectrograms for pictures, max-pooled in time to at most 1500
             columns.
-        done: how much of a longer list an earlier start has tagged, if `files` are the rest of it.
-            The scores are then exactly those of a job that was not interrupted.
+        done: what an interrupted run of the same job has tagged; `files` are then the remaining
+            ones. The scores are exactly those of a job that was not interrupted.
 
     Raises:
         DataError: settings contradict each other, or an array is not a sound.
@@ -165,9 +165,9 @@ def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: Settin
                    done: Done) -> Iterator[ScoredWindow]:
     """Yield every window of all recordings, in order.
 
-    A matrix product may round differently in a batch of another size. If an earlier start has done
-    a part of the job, the first batch therefore begins with blank windows: each window is in the
-    place that it has in a job that was not interrupted.
+    A matrix product may round differently in a batch of another size. So a continued job starts
+    with blank windows. Each window then has the same place in its batch as in an uninterrupted job,
+    and the same scores.
     """
     blanks: Iterator[WindowKey | None] = itertools.repeat(None, done.windows % settings.batch_size)
     keys = (plan.key(float(start), tagger.frames) for plan in plans for start in plan.starts)

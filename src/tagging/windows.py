@@ -42,7 +42,8 @@ def window_starts(seconds: float, window_length: float, hop_seconds: float) -> n
 class WindowPlan(NamedTuple):
     """A recording and the windows that it is cut into.
 
-    A recording that cannot be read has one window, so that its error comes when it is its turn.
+    An unreadable recording gets one window that carries its error. So errors come in the order of
+    the files.
 
     Attributes:
         source: the recording.
