@@ -13,7 +13,7 @@ BOUNDS = {'fbank': 1e-4, 'waveform': 1e-3}
 HARMONICS = 8  # of a sound
 
 Results = Sequence[np.ndarray]  # logits and scores, (batch, classes) each
-Run = Callable[[torch.Tensor], Results]  # takes an input of the graph
+Runner = Callable[[torch.Tensor], Results]  # takes an input of the graph
 
 
 def make_sounds(count: int, samples: int, sample_rate: int) -> torch.Tensor:
@@ -51,7 +51,7 @@ def run_graph(graph: FbankToScores, inputs: torch.Tensor) -> Results:
         return [result.numpy() for result in graph(inputs)]
 
 
-def require_agreement(graph: FbankToScores, run: Run, program: str) -> float:
+def require_agreement(graph: FbankToScores, run: Runner, program: str) -> float:
     """Compare what a file computes with what PyTorch computes.
 
     Args:

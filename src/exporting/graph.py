@@ -113,7 +113,7 @@ def trace(graph: FbankToScores, example: torch.Tensor) -> torch.export.ExportedP
                         f'--waveform, or update PyTorch (2.11 can)') from error
 
 
-def describe(trained: TrainedModel, graph: FbankToScores) -> dict[str, Any]:
+def make_metadata(trained: TrainedModel, graph: FbankToScores) -> dict[str, Any]:
     """Return what a program must know to use an exported file."""
     return {
         'names': list(trained.labels.names),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from exporting.agreement import Run, make_inputs
+from exporting.agreement import Runner, make_inputs
 from exporting.graph import FbankToScores
 from exporting.libraries import quiet_libraries
 from utilities.errors import DataError
@@ -29,12 +29,12 @@ def quantise(content: bytes) -> bytes:
         before, after = Path(folder) / 'float32.onnx', Path(folder) / 'int8.onnx'
         before.write_bytes(content)  # from a file, this takes less memory
         quantize_dynamic(before, after, op_types_to_quantize=['MatMul'],
-                         nodes_to_quantize=find_linear_layers(content),
+                         nodes_to_quantize=find_matrix_products(content),
                          per_channel=True, weight_type=QuantType.QInt8)
         return after.read_bytes()
 
 
-def find_linear_layers(content: bytes) -> list[str]:
+def find_matrix_products(content: bytes) -> list[str]:
     """Return the names of the nodes of the transformer that multiply matrices."""
     import onnx
     nodes = list(onnx.load_from_string(content).graph.node)
@@ -44,7 +44,7 @@ def find_linear_layers(content: bytes) -> list[str]:
     return [node.name for node in nodes[projection:] if node.op_type == 'MatMul']
 
 
-def compare_int8(graph: FbankToScores, run_float: Run, run_int8: Run) -> None:
+def compare_int8(graph: FbankToScores, run_float: Runner, run_int8: Runner) -> None:
     """Log how far the scores of int8 are from those of float32, and how long both take.
 
     Raises:

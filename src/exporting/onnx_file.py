@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from exporting.agreement import Run, make_example, require_agreement
-from exporting.graph import FbankToScores, WaveformToScores, describe, trace
+from exporting.agreement import Runner, make_example, require_agreement
+from exporting.graph import FbankToScores, WaveformToScores, make_metadata, trace
 from exporting.int8 import compare_int8, quantise
 from exporting.libraries import quiet_libraries
 from exporting.trained import TrainedModel
@@ -22,7 +22,8 @@ def write_onnx(trained: TrainedModel, out: Path, waveform: bool = False, int8: b
                ) -> None:
     """Write a trained model as one ONNX file, once ONNX Runtime agrees with PyTorch.
 
-    Its metadata says what a program must know: see exporting.graph.describe. Lists are JSON there.
+    Its metadata says what a program must know: see exporting.graph.make_metadata. Lists are JSON
+    there.
 
     Args:
         trained: the model.
@@ -34,7 +35,7 @@ def write_onnx(trained: TrainedModel, out: Path, waveform: bool = False, int8: b
         DataError: if the results differ too much. `out` is then as it was.
     """
     graph = (WaveformToScores if waveform else FbankToScores)(trained).eval()
-    content = convert(graph, describe(trained, graph))
+    content = convert(graph, make_metadata(trained, graph))
     difference = require_agreement(graph, make_runner(content, graph.input_name), 'ONNX Runtime')
     logger.info('ONNX Runtime computes what PyTorch does, the largest difference is %.1e',
                 difference)
@@ -62,7 +63,7 @@ def convert(graph: FbankToScores, metadata: dict[str, Any]) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def make_runner(content: bytes, input_name: str) -> Run:
+def make_runner(content: bytes, input_name: str) -> Runner:
     """Return a function that runs an ONNX file in ONNX Runtime, on the cores of this process."""
     import onnxruntime
     options = onnxruntime.SessionOptions()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from exporting.agreement import make_example, require_agreement
-from exporting.graph import FbankToScores, WaveformToScores, describe, trace
+from exporting.graph import FbankToScores, WaveformToScores, make_metadata, trace
 from exporting.libraries import quiet_libraries
 from exporting.trained import TrainedModel
 from models.atomic import atomic_write
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def write_pt2(trained: TrainedModel, out: Path, waveform: bool = False) -> None:
     """Write a trained model for torch.export.load, once the file computes what the model does.
 
-    Its extra file metadata.json says what a program must know: see exporting.graph.describe.
+    Its extra file metadata.json says what a program must know: see exporting.graph.make_metadata.
 
     Args:
         trained: the model.
@@ -32,7 +32,7 @@ def write_pt2(trained: TrainedModel, out: Path, waveform: bool = False) -> None:
     """
     graph = (WaveformToScores if waveform else FbankToScores)(trained).eval()
     program = trace(graph, make_example(graph))
-    metadata = json.dumps(describe(trained, graph), ensure_ascii=False)
+    metadata = json.dumps(make_metadata(trained, graph), ensure_ascii=False)
     with output_folders(out.parent), atomic_write(out) as partial:
         with open(partial, 'wb') as file:  # of a path, torch would want the suffix .pt2
             torch.export.save(program, file, extra_files={METADATA: metadata})

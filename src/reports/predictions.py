@@ -106,37 +106,37 @@ def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, s
     return clips
 
 
-def predictions_section(found: Evaluated, show: Show) -> str:
+def predictions_section(evaluated: Evaluated, show: Show) -> str:
     """Return how good predictions are, class by class, and the worst mistakes, as HTML.
 
     Args:
-        found: the predictions.
+        evaluated: the predictions.
         show: returns a clip as HTML.
     """
-    if not is_single_label(found.targets):
-        return class_tables(found) + absent_labels(found, show)
-    labelled = found.only(np.any(found.targets, axis=1))
-    truth, predicted = classes_of(found.scores, found.targets)
+    if not is_single_label(evaluated.targets):
+        return class_tables(evaluated) + absent_labels(evaluated, show)
+    labelled = evaluated.only(np.any(evaluated.targets, axis=1))
+    truth, predicted = classes_of(evaluated.scores, evaluated.targets)
     metrics = {'accuracy': float(np.mean(truth == predicted)),
-               **further_metrics(found.scores, found.targets)}
+               **further_metrics(evaluated.scores, evaluated.targets)}
     listed = ', '.join(f'{name} {as_html(value)}' for name, value in metrics.items())
     text = f'<p>{len(truth)} clips: {listed}.</p>\n'
     classes = np.union1d(truth, predicted)
     if len(classes) <= PAGE_MATRIX_CLASSES:
-        text += confusions(found.names, classes, truth, predicted)
+        text += confusions(evaluated.names, classes, truth, predicted)
     else:
-        text += class_tables(found)
-    return text + mistakes(labelled, truth, predicted, show) + negatives(found, show)
+        text += class_tables(evaluated)
+    return text + mistakes(labelled, truth, predicted, show) + negatives(evaluated, show)
 
 
-def negatives(found: Evaluated, show: Show) -> str:
+def negatives(evaluated: Evaluated, show: Show) -> str:
     """Return a section about clips without a label, which the accuracy leaves out, if any."""
-    negative = ~np.any(found.targets, axis=1)
+    negative = ~np.any(evaluated.targets, axis=1)
     if not negative.any():
         return ''
     return (f'<p>{negative.sum()} more clips are negatives: none of the classes is heard. They '
             'count in loss, AP and AUC, not in the accuracy and the confusions.</p>\n'
-            + absent_labels(found.only(negative), show))
+            + absent_labels(evaluated.only(negative), show))
 
 
 def confusions(names: Sequence[str], classes: np.ndarray, truth: np.ndarray, predicted: np.ndarray
@@ -173,10 +173,10 @@ def confusions(names: Sequence[str], classes: np.ndarray, truth: np.ndarray, pre
             f'<tr><th></th>{head}</tr>\n{rows}</table></div>\n')
 
 
-def class_tables(found: Evaluated) -> str:
+def class_tables(evaluated: Evaluated) -> str:
     """Return the average precision of the best and the worst classes as HTML tables."""
-    names, targets = found.names, found.targets
-    stats, positives = calculate_stats(found.scores, targets), targets.sum(axis=0)
+    names, targets = evaluated.names, evaluated.targets
+    stats, positives = calculate_stats(evaluated.scores, targets), targets.sum(axis=0)
     rows = [(names[k], int(positives[k]), stats[k]['AP'], stats[k]['auc'])
             for k in np.flatnonzero(positives)]
     rows.sort(key=lambda row: -row[2])
@@ -192,31 +192,33 @@ def class_tables(found: Evaluated) -> str:
             f'<div class="beside">{tables}</div>\n')
 
 
-def mistakes(found: Evaluated, truth: np.ndarray, predicted: np.ndarray, show: Show) -> str:
+def mistakes(evaluated: Evaluated, truth: np.ndarray, predicted: np.ndarray, show: Show) -> str:
     """Return the clips with the highest scores of a wrong class as an HTML table.
 
     truth, predicted: classes (clips,).
     """
     wrong = np.flatnonzero(truth != predicted)
-    confidence = found.scores[wrong, predicted[wrong]]
+    names, clips, scores, _ = evaluated
+    confidence = scores[wrong, predicted[wrong]]
     worst = wrong[np.argsort(-confidence, kind='stable')][:LISTED]
-    rows = [(show(found.clips[i]), found.names[predicted[i]], float(found.scores[i, predicted[i]]),
-             found.names[truth[i]], float(found.scores[i, truth[i]])) for i in worst]
+    rows = [(show(clips[i]), names[predicted[i]], float(scores[i, predicted[i]]),
+             names[truth[i]], float(scores[i, truth[i]])) for i in worst]
     if not rows:
         return '<h3>Mistakes</h3>\n<p>There are none.</p>\n'
     return (f'<h3>Most confident mistakes, of {len(wrong)}</h3>\n'
             + table(['clip', 'predicted class', 'its score', 'true class', 'its score'], rows))
 
 
-def absent_labels(found: Evaluated, show: Show) -> str:
+def absent_labels(evaluated: Evaluated, show: Show) -> str:
     """Return the labels with the highest scores that clips do not have as an HTML table."""
-    names = found.names
-    scores = np.where(found.targets == 0, found.scores, -1).ravel()  # (clips * classes,)
+    names = evaluated.names
+    scores = np.where(evaluated.targets == 0, evaluated.scores, -1).ravel()  # (clips * classes,)
     highest = np.argpartition(-scores, min(LISTED, scores.size) - 1)[:LISTED]
     highest = highest[np.argsort(-scores[highest], kind='stable')]
     rows = []
     for clip, k in (divmod(i, len(names)) for i in highest if scores[i] >= 0):
-        labels = ', '.join(names[j] for j in np.flatnonzero(found.targets[clip]))
-        rows.append((show(found.clips[clip]), names[k], float(found.scores[clip, k]), labels))
+        labels = ', '.join(names[j] for j in np.flatnonzero(evaluated.targets[clip]))
+        score = float(evaluated.scores[clip, k])
+        rows.append((show(evaluated.clips[clip]), names[k], score, labels))
     return ('<h3>Most confident mistakes: absent labels with the highest scores</h3>\n'
             + table(['clip', 'absent label', 'its score', 'the labels it has'], rows))

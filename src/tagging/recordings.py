@@ -33,7 +33,7 @@ from utilities.parallel import map_ahead
 from utilities.progress import Progress
 
 
-class Settings(NamedTuple):
+class TaggingSettings(NamedTuple):
     """How to tag: see the arguments of `tag`, whose defaults are filled in here."""
     window: str
     hop_seconds: float
@@ -100,8 +100,8 @@ def tag(tagger: Tagger, files: Any, window: str = 'all', hop_seconds: float | No
     single = isinstance(files, (str, os.PathLike)) or is_array(files)
     listed = [files] if single else files
     sources = [_as_source(value, rate, i) for i, value in enumerate(listed)]
-    settings = Settings(window, hop_seconds or tagger.seconds,
-                        batch_size or tagger.default_batch_size, embeddings, spectrograms)
+    settings = TaggingSettings(window, hop_seconds or tagger.seconds,
+                               batch_size or tagger.default_batch_size, embeddings, spectrograms)
     return _tag_in_order(tagger, sources, settings, num_workers, done)
 
 
@@ -124,8 +124,8 @@ def check_window(tagger: Tagger, window: str, hop_seconds: float | None, embeddi
         raise DataError('embeddings of several checkpoints have no mean: give one checkpoint')
 
 
-def _tag_in_order(tagger: Tagger, sources: list[Source], settings: Settings, num_workers: int,
-                  done: Done) -> Iterator[Tagging]:
+def _tag_in_order(tagger: Tagger, sources: list[Source], settings: TaggingSettings,
+                  num_workers: int, done: Done) -> Iterator[Tagging]:
     """Yield the Tagging of every source, in order, and show a progress bar."""
     plan = functools.partial(plan_windows, window=settings.window, window_length=tagger.seconds,
                              hop_seconds=settings.hop_seconds)
@@ -161,8 +161,8 @@ def _plan_some(plan, sources, windows):
     return plans, sources[len(plans):]
 
 
-def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: Settings, workers: int,
-                   done: Done) -> Iterator[ScoredWindow]:
+def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: TaggingSettings,
+                   workers: int, done: Done) -> Iterator[ScoredWindow]:
     """Yield every window of all recordings, in order.
 
     A matrix product may round differently in a batch of another size. So a continued job starts

@@ -68,7 +68,8 @@ class Tagging:
         if self.error:
             raise AudioError(self.error)
 
-    def top(self, scores: np.ndarray, k: int) -> list[tuple[int, float]]:
+    @staticmethod
+    def top(scores: np.ndarray, k: int) -> list[tuple[int, float]]:
         """Return the k best of these scores (classes,) as (class index, score), the best first."""
         best = np.argsort(-scores, kind='stable')[:k]
         return [(int(i), scores[i]) for i in best]
