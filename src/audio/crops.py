@@ -8,9 +8,7 @@ import torch
 from audio.fbank import SAMPLE_RATE
 from audio.formats import AudioError
 from audio.info import inspect_audio
-from audio.reading import WindowReader
-
-FOLLOWING_SECONDS = 1  # read after a window, because the resampler looks at what follows a sample
+from audio.reading import FOLLOWING_SECONDS, WindowReader
 
 
 def load_windows(file: str, samples: int, places: Sequence[float], start: float = 0.0,

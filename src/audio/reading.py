@@ -18,6 +18,7 @@ from audio.reader import Reader
 # divisor would take gigabytes; scipy resamples them.
 MAX_RESAMPLE_KERNEL = 10_000_000
 RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
+FOLLOWING_SECONDS = 1  # read after a window, because the resampler looks at what follows a sample
 # Times full scale. Lossy codecs overshoot it by less, 16-bit numbers stored as floats by far more.
 TOO_LOUD = 4.0
 
@@ -55,9 +56,9 @@ def load_waveform(file: AudioFile, sample_rate: int = SAMPLE_RATE,
 def window_seconds(target_frames: int, sample_rate: int = SAMPLE_RATE) -> float:
     """Return how many seconds to read for an fbank of `target_frames`.
 
-    It is one second more than they last: the resampler looks at what follows a sample.
+    It is more than they last, by FOLLOWING_SECONDS.
     """
-    return window_samples(target_frames, sample_rate) / sample_rate + 1
+    return window_samples(target_frames, sample_rate) / sample_rate + FOLLOWING_SECONDS
 
 
 class WindowReader:

@@ -7,11 +7,11 @@ from typing import Any
 
 from reports.experiments import Settings, read_settings
 from reports.scores import read_epochs
+from training.environment import read_starts
 from training.result_files import best_of, read_average, read_evaluation, read_rows
 from training.saved_models import AVERAGED, BEST, name_of_epoch
 from utilities.errors import DataError
 from utilities.stats import FURTHER_METRICS
-from utilities.texts import read_json
 
 MetricValues = dict[str, float]  # name of a metric -> value
 
@@ -52,7 +52,9 @@ def read_run(checkpoint: Path) -> RunRecord | None:
         model, validation = _validation_scores(exp_dir, checkpoint.stem, settings)
         is_best = checkpoint.stem == BEST
         evaluation = _evaluation_scores(exp_dir, settings['metrics']) if is_best else {}
-        return RunRecord(settings, _last_start(exp_dir), model, is_best, validation, evaluation)
+        starts = read_starts(exp_dir)
+        last_start = starts[-1] if starts else {}
+        return RunRecord(settings, last_start, model, is_best, validation, evaluation)
     except (DataError, OSError, ValueError) as error:
         logger.warning('settings and scores are left out of the card: %s', error)
         return None
@@ -89,8 +91,3 @@ def _known_scores(values: MetricValues, metric: str) -> MetricValues:
     names = dict.fromkeys((metric, 'mAP', 'mAUC', 'd_prime', *FURTHER_METRICS))
     return {name: values[name] for name in names if math.isfinite(values.get(name, math.nan))}
 
-
-def _last_start(exp_dir: Path) -> dict[str, Any]:
-    path = exp_dir / 'environment.json'
-    starts = read_json(path).get('starts') if path.exists() else None
-    return starts[-1] if starts else {}

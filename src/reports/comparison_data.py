@@ -18,6 +18,7 @@ from reports.experiments import (
     read_seconds,
     read_settings,
 )
+from training.folder import is_finished
 from training.result_files import EpochRow, best_of, read_average, read_evaluation
 from utilities.errors import DataError
 from utilities.formatting import clock
@@ -56,7 +57,7 @@ class Experiment:
     @property
     def is_finished(self) -> bool:
         """Whether all epochs and what follows them are done."""
-        return all((run / 'finished').exists() for run in self.runs)
+        return all(map(is_finished, self.runs))
 
 
 def read_experiment(folder: Path) -> Experiment:

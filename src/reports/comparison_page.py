@@ -9,11 +9,11 @@ import numpy as np
 
 from reports.comparison_data import METRICS, Experiment, read_experiment, short_names
 from reports.html import page, picture, report_link, section, table
-from training.environment import now
 from training.options import OF_ONE_START, make_parser
 from training.result_files import EpochRow, best_of
 from utilities.errors import DataError, error_reason
 from utilities.folders import output_folders
+from utilities.formatting import now
 from utilities.plots import CURVE_STYLES, plot_comparison, png_of
 from utilities.texts import write_text
 

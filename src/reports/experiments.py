@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from training.environment import read_starts
+from training.folder import FINISHED, is_finished
 from training.options import OF_ONE_FOLD
 from training.result_files import read_rows
 from utilities.errors import DataError, error_reason
@@ -76,24 +78,21 @@ def _numbers(cells: Sequence[str]) -> list[float]:
 
 def read_seconds(exp_dir: Path) -> float | None:
     """Return the time that a finished experiment took, or None."""
-    path = exp_dir / 'finished'
-    return read_json(path)['seconds'] if path.exists() else None
+    return read_json(exp_dir / FINISHED)['seconds'] if is_finished(exp_dir) else None
 
 
 def state_of(exp_dir: Path, settings: Settings) -> str:
     """Return how far an experiment has come, as a sentence."""
     table = exp_dir / 'result.csv'
     epochs = len(read_rows(table)) if table.exists() else 0
-    is_finished = (exp_dir / 'finished').exists()
-    state = 'Finished' if is_finished else 'Not finished, under way or broken off'
+    state = 'Finished' if is_finished(exp_dir) else 'Not finished, under way or broken off'
     return f'{state}: {epochs} of {settings["n_epochs"]} epochs.'
 
 
 def read_devices(exp_dir: Path) -> list[str]:
     """Return the devices of all starts of an experiment, each once; [] if they are not known."""
-    path = exp_dir / 'environment.json'
-    starts = read_json(path)['starts'] if path.exists() else []
-    return list(dict.fromkeys(start.get('GPUs') or start['device'] for start in starts))
+    return list(dict.fromkeys(start.get('GPUs') or start['device']
+                              for start in read_starts(exp_dir)))
 
 
 def list_folds(exp_dir: Path) -> list[Path]:
@@ -109,7 +108,7 @@ def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
         DataError: there is none, or their settings differ in more than the data.
     """
     folds = list_folds(exp_dir)
-    finished = [fold for fold in folds if (fold / 'finished').exists()]
+    finished = list(filter(is_finished, folds))
     if not exp_dir.is_dir():
         raise DataError(f'there is no folder {exp_dir}')
     if not finished:

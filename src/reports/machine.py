@@ -4,9 +4,9 @@ from pathlib import Path
 
 from reports.experiments import Settings, read_seconds
 from reports.html import table
+from training.environment import read_starts
 from training.options import make_parser
 from utilities.formatting import clock
-from utilities.texts import read_json
 
 
 def machine_tables(exp_dir: Path) -> str:
@@ -15,11 +15,11 @@ def machine_tables(exp_dir: Path) -> str:
     facts = {}
     if seconds:
         facts['training and evaluation'] = f'{clock(seconds)}, all starts together'
-    if not (exp_dir / 'environment.json').exists():
+    starts = read_starts(exp_dir)
+    if not starts:
         return (table(['', ''], list(facts.items()))
                 + '<p class="soft">Machine and versions are not known: there is no '
                   'environment.json.</p>\n')
-    starts = read_json(exp_dir / 'environment.json')['starts']
     last = starts[-1]
     # How long each start took is not known, only the sum.
     if seconds and len({start['devices'] for start in starts}) == 1:

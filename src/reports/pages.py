@@ -18,9 +18,9 @@ from reports.machine import machine_tables, settings_tables
 from reports.players import with_player
 from reports.predictions import Evaluated, predictions_section, read_evaluated
 from reports.scores import epochs_table, folds_table, scores_table
-from training.environment import now
 from training.result_files import best_of, read_rows
 from utilities.errors import DataError
+from utilities.formatting import now
 from utilities.texts import write_text
 
 

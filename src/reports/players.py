@@ -12,7 +12,7 @@ import soundfile
 
 from audio.fbank import SAMPLE_RATE
 from audio.formats import AudioError, open_audio
-from audio.reading import WindowReader
+from audio.reading import FOLLOWING_SECONDS, WindowReader
 from audio.shards import split_path
 from reports.html import Html, data_address
 
@@ -107,8 +107,8 @@ def _blocks(path, start, seconds, rate):
     with WindowReader() as reader:
         for done in itertools.count(step=BLOCK_SECONDS):
             wanted = min(BLOCK_SECONDS, seconds - done)
-            # One second more, because the resampler looks at what follows a sample.
-            waveform, end = reader.load(path, rate, start=start + done, seconds=wanted + 1)
+            waveform, end = reader.load(path, rate, start=start + done,
+                                        seconds=wanted + FOLLOWING_SECONDS)
             if not done and not len(waveform):
                 raise AudioError(f'the audio file {path} holds no samples after {start:g} s')
             yield waveform[:round(wanted * rate)].numpy()

@@ -191,8 +191,7 @@ def job_settings(args: Namespace, tagger: Tagger, files: Sequence[Path]) -> dict
 def draw(tagging: Tagging, path: Path) -> None:
     """Draw the spectrogram and the tags of a recording."""
     # Here, since matplotlib takes half a second to import.
-    from training.result_files import write_figure
-    from utilities.plots import plot_tags
+    from utilities.plots import plot_tags, write_figure
     assert tagging.spectrogram is not None  # it was asked for
     figure = plot_tags(tagging.spectrogram, tagging.ends[-1], tagging.starts, tagging.ends,
                        tagging.scores, tagging.labels.names, Path(tagging.path).name,

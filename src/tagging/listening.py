@@ -14,8 +14,7 @@ from reports.html import data_address, page, table
 from reports.players import address, flac, media_type, played_rate, write_flac
 from tagging.result import Tagging
 from tagging.text import duration, heard, needs_tenths
-from training.environment import now
-from utilities.formatting import clock
+from utilities.formatting import clock, now
 from utilities.plots import (
     MIN_TAG_SCORE,
     frequency_ticks,

@@ -6,12 +6,14 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from utilities.errors import DataError
+from utilities.formatting import now
 from utilities.parallel import available_cores
 from utilities.texts import read_json, write_json
 
@@ -19,18 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy')
 
 
-def now() -> str:
-    """Return the time in UTC, to the second."""
-    return datetime.now(UTC).strftime('%Y-%m-%d %H:%M:%S UTC')
-
-
 def record_start(exp_dir: Path, device: torch.device, processes: int = 1) -> None:
     """Append a start to environment.json, without the names of host and user.
 
     They are there only if a path on the command line has them.
     """
-    path = exp_dir / 'environment.json'
-    starts = read_json(path)['starts'] if path.exists() else []
+    starts = read_starts(exp_dir)
     gpus = []
     if device.type == 'cuda':  # without a number: all GPUs (devices.parallelise)
         numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
@@ -42,7 +38,20 @@ def record_start(exp_dir: Path, device: torch.device, processes: int = 1) -> Non
              'GPUs': ', '.join(names) or None, 'CUDA': torch.version.cuda,
              'CPU cores': available_cores(), 'platform': platform.platform(),
              'python': platform.python_version(), **versions, **git_state(ROOT)}
-    write_json(path, {'starts': [*starts, start]})
+    write_json(exp_dir / 'environment.json', {'starts': [*starts, start]})
+
+
+def read_starts(exp_dir: Path) -> list[dict[str, Any]]:
+    """Return what environment.json says of each start of an experiment; [] if there is no file.
+
+    Raises:
+        DataError: the file cannot be read, or has no starts.
+    """
+    path = exp_dir / 'environment.json'
+    starts = read_json(path).get('starts') if path.exists() else []
+    if not isinstance(starts, list):
+        raise DataError(f'cannot read {path}: expected a list of "starts"')
+    return starts
 
 
 def git_state(folder: Path) -> dict[str, str | bool | None]:

@@ -16,13 +16,19 @@ from utilities.errors import DataError, warn_only
 from utilities.folders import output_folders
 from utilities.texts import read_json, write_json
 
+FINISHED = 'finished'  # the file that marks an experiment that has come to its end
 # What a training leaves in its folder, for --resume none to remove.
-FILES = ('args.json', 'checkpoint.pth', 'finished', 'interrupted', 'result.csv', 'metrics.csv',
+FILES = ('args.json', 'checkpoint.pth', FINISHED, 'interrupted', 'result.csv', 'metrics.csv',
          'wa_result.csv', 'eval_result.csv', 'curves.png', 'confusion_matrix.png',
          'class_accuracy.csv', 'environment.json', 'report.html')
 FOLDERS = ('models', 'predictions', 'tensorboard')
 
 logger = logging.getLogger(__name__)
+
+
+def is_finished(exp_dir: Path) -> bool:
+    """Return whether an experiment has come to its end."""
+    return (exp_dir / FINISHED).exists()
 
 
 class ExperimentFolder:
@@ -81,7 +87,7 @@ class ExperimentFolder:
                             f'epochs there were')
         self._check_settings(before)
         (self.path / 'interrupted').unlink(missing_ok=True)  # of an earlier start
-        if not (self.path / 'finished').exists():
+        if not is_finished(self.path):
             return True
 
         if self.args.n_epochs <= before['n_epochs']:
@@ -131,7 +137,7 @@ class ExperimentFolder:
         Call it after the checkpoint was accepted: the settings must stay those of the checkpoint.
         """
         write_json(self.path / 'args.json', vars(self.args))
-        for name in ('finished', 'report.html'):
+        for name in (FINISHED, 'report.html'):
             (self.path / name).unlink(missing_ok=True)
         with warn_only('environment.json'):
             record_start(self.path, device, processes.size())
@@ -146,7 +152,7 @@ class ExperimentFolder:
     @processes.main_process_only
     def mark_finished(self, seconds: float) -> None:
         """Make the file `finished`, which says how many seconds all starts took together."""
-        write_json(self.path / 'finished', {'seconds': round(seconds, 1)})
+        write_json(self.path / FINISHED, {'seconds': round(seconds, 1)})
 
     def mark_interrupted(self) -> None:
         """Make the file `interrupted`: it tells the recipe and people that the run can continue.

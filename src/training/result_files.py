@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from utilities.errors import DataError, error_reason
 from utilities.stats import classes_of
 from utilities.tables import read_numbers
 from utilities.texts import write_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MATRIX_CLASSES = 100  # up to which a confusion matrix can be read, and is drawn
 
@@ -165,12 +162,6 @@ def read_array(path: Path, advice: str = '') -> np.ndarray:
         raise DataError(f'cannot read {path}: {error_reason(error)}{end}') from None
 
 
-def write_figure(path: Path, figure: 'Figure') -> None:
-    """Write a figure of matplotlib as .png."""
-    with atomic_write(path) as partial:
-        figure.savefig(partial, format='png', dpi=120)
-
-
 def write_curves(exp_dir: Path, rows: Sequence[Sequence[float]] | np.ndarray, metric: str,
                  title: str) -> None:
     """Write curves.png of the rows of result.csv, (epochs, columns).
@@ -181,7 +172,7 @@ def write_curves(exp_dir: Path, rows: Sequence[Sequence[float]] | np.ndarray, me
         metric: the main metric, 'acc' or 'mAP'.
         title: of the figure.
     """
-    from utilities.plots import plot_curves  # here, since matplotlib is slow to import
+    from utilities.plots import plot_curves, write_figure  # here: matplotlib is slow to import
     columns = dict(zip(result_columns(metric), np.array(rows).T))
     write_figure(exp_dir / 'curves.png', plot_curves(columns, metric, title))
 
@@ -226,7 +217,7 @@ def hardest_classes(rows: Sequence[ClassAccuracy]) -> str:
 def _draw_confusion(folder, names, classes, matrix):
     """Draw the confusion matrix of some classes, given by their indices."""
     from utilities.fonts import drawable_names  # here, since matplotlib is slow to import
-    from utilities.plots import plot_confusion
+    from utilities.plots import plot_confusion, write_figure
     shown = drawable_names(tuple(names))
     clips = matrix.sum()
     title = f'{clips} clips, accuracy {matrix.trace() / clips:.3f}'

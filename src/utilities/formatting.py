@@ -1,6 +1,7 @@
 """Write quotations, lists of names and times as messages, pages and pictures show them."""
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 MAX_QUOTED = 200  # characters
@@ -16,6 +17,11 @@ def shortened(names: Iterable[str], most: int = 10) -> str:
     names = list(names)
     rest = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + rest
+
+
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())
 
 
 def clock(seconds: float, tenths: bool = False) -> str:

@@ -3,6 +3,7 @@ import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from torchaudio.compliance.kaldi import mel_scale_scalar
 
 from audio.fbank import FRAME_SHIFT_MS, LOWEST_HERTZ, SAMPLE_RATE
+from models.atomic import atomic_write
 from utilities.fonts import drawable_names, font_families, missing_characters
 from utilities.formatting import clock
 
@@ -135,6 +137,12 @@ def png_of(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format='png', dpi=120)
     return file.getvalue()
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a figure as .png."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(png_of(figure))
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], title: str) -> Figure:

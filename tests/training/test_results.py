@@ -10,14 +10,13 @@ from training.result_files import (
     result_columns,
     write_array,
     write_confusion,
-    write_figure,
     write_metrics,
     write_rows,
 )
 from training.results import Results
 from traintest import Evaluation
 from utilities.errors import DataError
-from utilities.plots import plot_confusion, plot_curves
+from utilities.plots import plot_confusion, plot_curves, write_figure
 from utilities.stats import calculate_stats, summarise
 from utilities.texts import write_json
 
