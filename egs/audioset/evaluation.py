@@ -14,7 +14,7 @@ from torch import nn
 from dataloader import AudiosetDataset
 from models import load_model
 from models.weights import locate, sha256
-from tagging.tagger import labels_of
+from tagging.checkpoint_labels import labels_of
 from training.devices import choose_device, choose_precision, parallelise
 from training.errors import as_training_errors
 from training.loaders import make_loader

@@ -6,6 +6,7 @@ from torch import nn
 
 from audio.fbank import SAMPLE_RATE, FbankTables, compute_fbank, fbank_tables, normalise
 from exporting.trained import TrainedModel
+from tagging.tagger import to_scores
 from utilities.errors import DataError
 
 MAX_LENGTH = 2 ** 31 - 1  # of an axis; without a bound, torch 2.6 fails
@@ -33,11 +34,10 @@ class FbankToScores(nn.Module):
     def forward(self, fbank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and scores (batch, classes) of fbanks (batch, frames, bins).
 
-        The fbanks must not be normalised: forward does it. The scores are those of
-        tagging.tagger.Classifier.
+        The fbanks must not be normalised: forward does it.
         """
         logits = self.model(normalise(fbank, self.mean, self.std))
-        return logits, logits.softmax(dim=1) if self.loss == 'CE' else logits.sigmoid()
+        return logits, to_scores(logits, self.loss)
 
     def convert_sounds(self, waveforms: torch.Tensor) -> torch.Tensor:
         """Return waveforms (batch, samples) as this graph's input."""

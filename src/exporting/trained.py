@@ -5,7 +5,7 @@ from typing import Any
 
 from models import ASTModel, load_model
 from models.weights import locate
-from tagging.tagger import labels_of
+from tagging.checkpoint_labels import labels_of
 from utilities.errors import DataError
 from utilities.labels import Labels, read_labels
 

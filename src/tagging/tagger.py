@@ -1,10 +1,8 @@
 """Trained models that score windows of sound: `load_tagger` makes a Tagger of checkpoints."""
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,23 +11,18 @@ from torch import nn
 
 from audio.fbank import SAMPLE_RATE, frames_to_seconds, normalise
 from models import ASTModel, load_model
+from tagging.checkpoint_labels import CheckpointSource, labels_of
 from training.devices import choose_device, choose_precision, move, parallelise
 from training.errors import as_training_errors
 from utilities.errors import DataError
 from utilities.labels import Labels, read_labels
 
-CheckpointSource = str | Path  # what load_model takes
 Described = tuple[CheckpointSource, dict[str, Any]]  # a checkpoint and its description
 
-EGS = Path(__file__).resolve().parents[2] / 'egs'
-# Published checkpoints do not name their classes. Dataset -> (number of classes, label file).
-KNOWN_LABELS = {
-    'audioset': (527, EGS / 'audioset' / 'data' / 'class_labels_indices.csv'),
-    'speechcommands':
-        (35, EGS / 'speechcommands' / 'data' / 'speechcommands_class_labels_indices.csv'),
-}
 
-logger = logging.getLogger(__name__)
+def to_scores(logits: torch.Tensor, loss: str) -> torch.Tensor:
+    """Return logits (B, classes) as scores: softmax of a model trained with CE, else sigmoids."""
+    return logits.softmax(dim=1) if loss == 'CE' else logits.sigmoid()
 
 
 @dataclass(frozen=True)
@@ -64,20 +57,19 @@ class Classifier:
         if self.masks_padding and lengths is not None:
             inputs.append(move(lengths, device))
         if not embeddings:
-            return self._scores(self.evaluation_model(*inputs)), None
+            return self._score(self.evaluation_model(*inputs)), None
         # The embedding is what goes into the head: it comes from the same forward pass.
         seen: list[torch.Tensor] = []
         hook = self.model.mlp_head.register_forward_pre_hook(
             lambda _, head_inputs: seen.extend(head_inputs))
         try:
-            scores = self._scores(self.model(*inputs))
+            scores = self._score(self.model(*inputs))
         finally:
             hook.remove()
         return scores, seen[0].float().cpu().numpy()
 
-    def _scores(self, logits):
-        scores = logits.softmax(dim=1) if self.loss == 'CE' else logits.sigmoid()
-        return scores.cpu().numpy().astype(np.float64)
+    def _score(self, logits):
+        return to_scores(logits, self.loss).cpu().numpy().astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -225,43 +217,3 @@ def _shared_labels(described: Sequence[Described], label_csv) -> Labels:
             raise DataError(f'{source} has other classes than {described[0][0]}: they cannot be '
                             f'averaged')
     return shared[0]
-
-
-def labels_of(source: CheckpointSource, description: dict[str, Any], given: Labels | None
-              ) -> Labels:
-    """Return the Labels of a checkpoint: the given ones, else its own, else a known dataset's.
-
-    Args:
-        source: the checkpoint, for messages.
-        description: what load_model returned for it.
-        given: Labels of --label_csv, or None.
-
-    Raises:
-        DataError: the given labels do not fit, or nobody names the classes.
-    """
-    classes = description['label_dim']
-    named = description.get('labels', {})
-    own = Labels(tuple(named.get('mids', ())), tuple(named.get('names', ())))
-    if given:
-        _check_given(source, classes, own, given)
-        return given
-    if classes == len(own.mids) == len(own.names):
-        return own
-    for dataset, (known_classes, path) in KNOWN_LABELS.items():
-        if classes == known_classes and description.get('dataset', dataset) == dataset:
-            if 'dataset' not in description:
-                logger.warning('%s does not name its %d classes; assumed: those of %s '
-                               '(--label_csv)', source, classes, dataset)
-            return read_labels(path)
-    raise DataError(f'{source} does not name its {classes} classes: give the label file it was '
-                    f'trained with as --label_csv')
-
-
-def _check_given(source, classes, own, given):
-    """Raise DataError if the given Labels do not fit a checkpoint, whose own may be empty."""
-    if len(given) != classes:
-        raise DataError(f'{source} has {classes} classes, but --label_csv lists {len(given)}: give '
-                        f'the label file it was trained with')
-    if given.mids != own.mids and sorted(given.mids) == sorted(own.mids):
-        raise DataError(f'--label_csv lists the classes of {source} in another order than it was '
-                        f'trained with')
