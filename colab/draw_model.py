@@ -9,15 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
-from torchaudio.compliance.kaldi import fbank
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / 'src'))
+from audio.fbank import SAMPLE_RATE, fbank  # noqa: E402
 from models.ast_models import PATCH_SIZE, patch_grid  # noqa: E402
+from models.published_data import AUDIOSET_INPUT  # noqa: E402
 
-SAMPLE_RATE = 16000  # Hz
 # The published AudioSet model.
-FRAMES, MEL_BINS, STRIDE = 1024, 128, 10
+FRAMES, MEL_BINS, STRIDE = AUDIOSET_INPUT['input_tdim'], AUDIOSET_INPUT['input_fdim'], 10
 DIM, BLOCKS, CLASSES = 768, 12, 527
 SCORES = {'Speech': 0.93, 'Bird': 0.64, 'Animal': 0.27, 'Music': 0.05}  # an example
 ROWS, COLUMNS = patch_grid(STRIDE, STRIDE, MEL_BINS, FRAMES)
@@ -80,9 +80,7 @@ def sine(pitch: np.ndarray) -> np.ndarray:
 
 def log_mel_spectrogram(waveform: torch.Tensor) -> np.ndarray:
     """Return the fbank that the model reads, (mel bins, frames), the lowest bin first."""
-    energies = fbank(waveform[None], num_mel_bins=MEL_BINS, sample_frequency=SAMPLE_RATE,
-                     htk_compat=True, use_energy=False, window_type='hanning', dither=0.0)
-    return energies[:FRAMES].T.numpy()
+    return fbank(waveform, MEL_BINS)[:FRAMES].T.numpy()
 
 
 class Canvas:
