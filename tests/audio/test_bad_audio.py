@@ -112,7 +112,8 @@ def limited():
 def use(path, datafile, labels):
     """Return what check_data.py finds in a file, the shape of its sample, and the error if none."""
     excerpt = Excerpt(path)
-    problems = check_recordings({excerpt: examine(excerpt)}, 16000)
+    [finding] = examine([excerpt])
+    problems = check_recordings({excerpt: finding}, 16000)
     found = [name for name, items in problems.items() if items]
     conf = {'num_mel_bins': 32, 'target_length': 220, 'mode': 'evaluation'}
     dataset = AudiosetDataset(datafile, conf, labels)

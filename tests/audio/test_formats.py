@@ -96,7 +96,8 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     found = inspect_audio(path)
     assert (found.incomplete_from is None) is KINDS[name].whole
     excerpt = Excerpt(str(path))
-    findings = {excerpt: examine(excerpt)}
+    [finding] = examine([excerpt])
+    findings = {excerpt: finding}
     problems = check_recordings(findings, 16000)
     facts = count_recordings(findings.values(), audio_length=1024, sample_rate=16000)
     problems = [problem for problem, items in problems.items() if items]
