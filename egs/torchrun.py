@@ -1,7 +1,7 @@
 """Run torchrun, but end with the exit code of what it started: egs/torchrun.py OPTIONS OF torchrun
 
 torchrun alone ends with 1 and a traceback if a process fails, whatever the process has said and
-returned. torchrun also forwards the Ctrl-C of a terminal. It kills what still runs after 30 seconds.
+returned. torchrun also forwards the Ctrl-C of a terminal. It kills what still runs 30 seconds later.
 """
 import logging
 import os

@@ -15,14 +15,13 @@ from dataloader import AudiosetDataset
 from models import load_model
 from models.weights import locate, sha256
 from tagging.checkpoint_labels import labels_of
+from tagging.tagger import to_scores
 from training.devices import choose_device, choose_precision, parallelise
 from training.errors import as_training_errors
 from training.loaders import make_loader
 from training.result_files import read_array, write_array, write_rows
 from traintest import validate
 from utilities.stats import Metrics, calculate_stats, is_single_label, summarise
-
-SCORES = {'BCE': torch.sigmoid, 'CE': functools.partial(torch.softmax, dim=1)}
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ def predict(args: Namespace, model: nn.Module, dataset: AudiosetDataset, device:
                          pin_memory=device.type == 'cuda')
     with as_training_errors():
         model = parallelise(model.to(device), device)
-        return validate(model, loader, device, loss, title, scores=SCORES[loss]).predictions
+        return validate(model, loader, device, loss, title, scores=functools.partial(to_scores, loss=loss)).predictions
 
 
 def metrics_line(name: str, metrics: Metrics, targets: np.ndarray) -> str:
