@@ -1,7 +1,8 @@
 """Run torchrun, but end with the exit code of what it started: egs/torchrun.py OPTIONS OF torchrun
 
 torchrun alone ends with 1 and a traceback if a process fails, whatever the process has said and
-returned. torchrun also forwards the Ctrl-C of a terminal. It kills what still runs 30 seconds later.
+returned. torchrun also forwards the Ctrl-C of a terminal, and after 30 seconds it
+kills what still runs.
 """
 import logging
 import os

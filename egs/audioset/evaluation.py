@@ -94,7 +94,8 @@ def predict(args: Namespace, model: nn.Module, dataset: AudiosetDataset, device:
                          pin_memory=device.type == 'cuda')
     with as_training_errors():
         model = parallelise(model.to(device), device)
-        return validate(model, loader, device, loss, title, scores=functools.partial(to_scores, loss=loss)).predictions
+        scores = functools.partial(to_scores, loss=loss)
+        return validate(model, loader, device, loss, title, scores).predictions
 
 
 def metrics_line(name: str, metrics: Metrics, targets: np.ndarray) -> str:
