@@ -108,6 +108,7 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
     try:
         with as_training_errors(), processes.catch_lost_processes(processes.LOST_SIGNS):
             this_run = Run(model, device, loaders.train, loaders.val, args, description, interrupt)
+            interrupt.let_steps_finish()
             this_run.resume()
             folder.note_start(device)
             this_run.train()

@@ -10,7 +10,7 @@ from utilities.cli import let_threads_sleep
 
 def main(argv=None):
     """Read the options and run the experiment that they describe."""
-    # First of all: before it, a stop signal ends the process with another exit code.
+    # This comes first: without it, a stop signal would end the process with another exit code.
     interrupt = Interrupt().listen()
     parser = make_parser()
     args = parser.parse_args(expand_config(parser, argv))

@@ -86,7 +86,6 @@ class ExperimentFolder:
             raise DataError(f'cannot read {self.path / "args.json"}: it does not say how many '
                             f'epochs there were')
         self._check_settings(before)
-        (self.path / 'interrupted').unlink(missing_ok=True)  # of an earlier start
         if not is_finished(self.path):
             return True
 
@@ -134,10 +133,12 @@ class ExperimentFolder:
     def note_start(self, device: torch.device) -> None:
         """Write the settings and the machine of the run that begins, or has resumed.
 
+        The marks of an earlier start are removed, finished or interrupted, and its report.
+
         Call it after the checkpoint was accepted: the settings must stay those of the checkpoint.
         """
         write_json(self.path / 'args.json', vars(self.args))
-        for name in (FINISHED, 'report.html'):
+        for name in (FINISHED, 'interrupted', 'report.html'):
             (self.path / name).unlink(missing_ok=True)
         with warn_only('environment.json'):
             record_start(self.path, device, processes.size())

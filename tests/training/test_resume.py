@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -151,6 +152,34 @@ def test_a_signal_to_the_whole_job_with_data_workers_exits_with_75(folder, root)
     assert process.wait() == 75 and 'Traceback' not in said
     assert (folder / 'exp' / 'interrupted').exists()
     assert (folder / 'exp' / 'checkpoint.pth').exists()
+
+
+def test_a_signal_while_the_datafile_is_read_ends_a_dry_run_with_75(folder, root):
+    os.mkfifo('slow.json')
+    process = subprocess.Popen(
+        [sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--dry_run',
+         '--data_train', 'slow.json'], stderr=subprocess.PIPE, text=True)
+    with open('slow.json', 'w'):  # waits until the process reads it
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 75
+    assert 'Traceback' not in process.stderr.read() and not (folder / 'exp').exists()
+
+
+def test_a_signal_while_embeddings_are_computed_ends_the_run_with_75(folder, root, make_datafile):
+    make_datafile([(folder / '0.wav', '/m/0'), (folder / '1.wav', '/m/1')] * 3000, 'train.json')
+    terminal, side_of_process = os.openpty()  # shows how far the embeddings are
+    termios.tcsetwinsize(terminal, (24, 80))
+    process = subprocess.Popen(
+        [sys.executable, root / 'src' / 'run.py', *BASE, '--exp_dir', 'exp', '--freeze', 'backbone',
+         '--cache_embeddings', 'True'], stderr=side_of_process)
+    os.close(side_of_process)
+    said = b''
+    while b'embeddings of the training set' not in said:
+        said += os.read(terminal, 10_000)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(30) == 75 and b'Traceback' not in said
+    os.close(terminal)
+    assert not (folder / 'exp').exists()
 
 
 def test_a_read_only_data_directory_works(folder, root, tmp_path):
