@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from audio.augmentation import (
+    CROPS,
     NO_AUGMENTATION,
     Augmentation,
     AugmentationConf,
@@ -59,6 +60,9 @@ class AudioConf(AugmentationConf):
             raise DataError(f'audio_conf: mode must be one of {", ".join(MODES)}, '
                             f'got {self.mode!r}')
         object.__setattr__(self, 'mode', mode)
+        if self.crop not in CROPS:
+            raise DataError(f'audio_conf: crop must be one of {", ".join(CROPS)}, got '
+                            f'{self.crop!r}')
 
     @classmethod
     def from_dict(cls, audio_conf: Mapping[str, Any]) -> 'AudioConf':
@@ -240,11 +244,21 @@ class AudiosetDataset(Dataset):
         """Return the labels (samples, classes) of all samples, without mixup."""
         return np.stack([self.make_targets(index).numpy() for index in range(len(self))])
 
+    def count_labels(self) -> np.ndarray:
+        """Return the samples of each class, (classes,), without mixup."""
+        counts = np.zeros(len(self.labels), np.int64)
+        for index in range(len(self)):
+            counts[self._classes(index)] += 1  # once, even if a class is listed twice
+        return counts
+
     def _multi_hot(self, index):
         targets = torch.zeros(len(self.labels))
-        mids = split_labels(self.datafile.labels[index])
-        targets[[self._class_index[mid] for mid in mids]] = 1
+        targets[self._classes(index)] = 1
         return targets
+
+    def _classes(self, index):
+        """Return the classes of a sample, as numbers."""
+        return [self._class_index[mid] for mid in split_labels(self.datafile.labels[index])]
 
 
 def finish_fbank(features: torch.Tensor, conf: AudioConf, augmentation: Augmentation,

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
     folder = ExperimentFolder(args)
     with folder.lock() as has_work_left:
         if not has_work_left:
+            tidy_up(folder)
             return
         loaders = make_loaders(args, device)
         check_first_recordings(loaders)
@@ -94,7 +95,7 @@ def log_dry_run(args: argparse.Namespace, device: torch.device, precision: torch
 
 def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.device,
                        loaders: Loaders, folder: ExperimentFolder, interrupt: Interrupt) -> None:
-    """Train, average and evaluate as the options say, then write the report.
+    """Train, average and evaluate as the options say, then tidy up.
 
     On a signal, mark the experiment as interrupted and exit with 75.
     """
@@ -118,15 +119,25 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
             if loaders.test is not None:
                 this_run.evaluate_best(loaders.test)
         folder.mark_finished(this_run.trainer.seconds)
-        this_run.remove_intermediate()
     except Interrupted:
         folder.mark_interrupted()
         logger.info('%s was interrupted: the same options%s continue it', folder.path,
                     ', without --resume none,' if args.resume == 'none' else '')
         sys.exit(EXIT_CODE)
-    if processes.is_main():
+    tidy_up(folder)
+
+
+@processes.main_process_only
+def tidy_up(folder: ExperimentFolder) -> None:
+    """Write the report of a finished run, and remove what only its continuation needed.
+
+    The next start repeats this if the run was killed before. It cannot come before the run is
+    marked as finished: a run without a checkpoint would begin again.
+    """
+    if not (folder.path / 'report.html').exists():
         with warn_only('report.html'):
             write_text(folder.path / 'report.html', run_page(folder.path))
+    folder.remove_intermediate()
 
 
 def make_model(args: argparse.Namespace, pretrained: bool = True) -> ASTModel:

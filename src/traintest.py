@@ -12,7 +12,7 @@ from torch import nn
 from models import ASTModel
 from models.atomic import remove_leftovers
 from training import processes
-from training.checkpoint import Checkpoint
+from training.checkpoint import Checkpoint, CheckpointError
 from training.devices import move
 from training.eval_windows import mean_of_windows, split_windows
 from training.evaluation import Evaluation, join_batches
@@ -93,7 +93,7 @@ class Run:
 
         weights = None
         if settings.class_weights:
-            weights = balance_classes(train_loader.dataset.dataset.all_targets())
+            weights = balance_classes(train_loader.dataset.dataset.count_labels())
         self.trainer = Trainer(model, device, settings, len(train_loader), weights)
         self.results = Results(self.exp_dir, settings.metrics, description['dataset'])
         self.tensorboard = TensorBoardLog(self.exp_dir) if settings.tensorboard else None
@@ -108,7 +108,7 @@ class Run:
         """Load the checkpoint, if there is one, and write what a killed run had not written yet.
 
         Raises:
-            CheckpointError: if it cannot be used, or belongs to another validation set.
+            CheckpointError: if it cannot be used, or belongs to other data.
         """
         if processes.is_main():
             for folder in ('.', 'models', 'predictions'):  # of a run that was killed
@@ -116,6 +116,11 @@ class Run:
         if not self.checkpoint.restore():
             return
         self.results.require_same_samples(self.val_loader.dataset)
+        done, samples = self.trainer.loss.samples, len(self.train_loader.dataset)
+        if done > samples:
+            raise CheckpointError(f'{self.checkpoint.path} has trained on {done} samples of epoch '
+                                  f'{self.trainer.epoch}, but the training set has {samples}: '
+                                  f'choose another --exp_dir, or --resume none')
         logger.info('continuing in epoch %d after %d steps', self.trainer.epoch,
                     self.trainer.loss.steps)
         if self.results.rows:
@@ -195,13 +200,6 @@ class Run:
         for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader)):
             evaluations[name] = self.evaluate(loader, f'best model, {name} set')
         self.results.write_best(evaluations, self.models.description['labels']['names'])
-
-    @processes.main_process_only
-    def remove_intermediate(self) -> None:
-        """Remove the checkpoint and the models of single epochs, unless --save_model keeps them."""
-        if not self.settings.save_model:
-            self.checkpoint.remove()
-            self.models.remove_epochs()
 
     def _write_epoch(self):
         """Write the results of the epochs so far and the models of the last epoch.

@@ -163,10 +163,10 @@ def test_masks_are_drawn_before_the_normalisation(make_dataset, make_tone):
 
 
 @pytest.mark.parametrize('conf, word', [
-    ({'freq': 3}, 'freq'),
+    ({'freq': 3}, 'freq'), ({'crop': 'rand'}, "crop must be .*'rand'"),
     *(({'mode': mode}, f'mode must be .*{mode!r}')
       for mode in ('tests', 'trian', 'eval ', '', None, 3, True, ('train',)))])
-def test_an_audio_conf_with_an_unknown_key_or_mode_is_refused(make_dataset, tones, conf, word):
+def test_an_audio_conf_with_an_unknown_key_mode_or_crop_is_refused(make_dataset, tones, conf, word):
     with pytest.raises(DataError, match=f'audio_conf.*{word}'):
         make_dataset(tones, **conf)
 

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from models import read_state_dict
 from small_model import CPU, FRAMES, LinearModel, Samples, loaders, settings
 from training.errors import TrainingError
+from training.folder import ExperimentFolder
 from training.interrupt import Interrupt
 from training.trainer import Trainer
 from traintest import Evaluation, Run, validate
@@ -156,7 +157,8 @@ def test_a_finished_run_removes_the_epochs_models_unless_save_model_keeps_them(
         trained, tmp_path, save_model, stems):
     this_run, *_, folder = trained(save_model=save_model, wa=True, wa_start=1, wa_end=3)
     this_run.average_weights()
-    this_run.remove_intermediate()
+    (tmp_path / 'args.json').write_text(json.dumps({'save_model': save_model}))
+    ExperimentFolder(this_run.settings).remove_intermediate()
     assert names(folder) == pairs(*stems)
 
 

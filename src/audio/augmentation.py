@@ -19,6 +19,7 @@ import torchaudio
 MIXUP_ALPHA = 10  # lambda ~ Beta(10, 10): PSLA (Gong et al., 2021), section III-C
 MAX_NOISE = 0.1  # the loudest noise, in units of the normalised fbank
 MAX_ROLL = 10  # frames
+CROPS = 'first', 'random'  # windows of recordings that are longer than the input
 SNR_DB = 3.0, 30.0  # lowest and highest signal-to-noise ratio with --noise_dir, in dB
 
 
@@ -36,7 +37,7 @@ class AugmentationConf:
     gain_db: float = 0.0  # largest change of the loudness, in dB
     shift_frames: int = 0  # farthest roll in time, in frames, beside that of `noise`
     spec_mixup: float = 0.0  # probability that a sample that is not mixed yet is mixed as an fbank
-    crop: str = 'first'  # which window of a longer recording: 'first' or 'random'
+    crop: str = 'first'  # which window of a longer recording: one of CROPS
     noise_dir: str | None = None  # folder of recordings of background noise
     snr_db: tuple[float, float] | None = None  # lowest and highest ratio; None for SNR_DB
 

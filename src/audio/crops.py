@@ -50,7 +50,7 @@ def load_windows(file: str, samples: int, places: Sequence[float], start: float 
     if not windows:
         with WindowReader() as reader:
             windows = read(reader, _real_seconds(file))
-    if not all(map(len, windows)):
+    if not windows or not all(map(len, windows)):
         raise AudioError(f'the audio file {file} holds no samples after {start} s')
     return windows
 

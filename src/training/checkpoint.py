@@ -88,7 +88,3 @@ class Checkpoint:
             raise CheckpointError(f'cannot continue from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None
         return True
-
-    def remove(self) -> None:
-        """Delete the file."""
-        self.path.unlink(missing_ok=True)

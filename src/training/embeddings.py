@@ -57,6 +57,10 @@ class EmbeddingDataset(Dataset):
         """Return the labels (samples, classes) of all samples."""
         return self.targets.numpy()
 
+    def count_labels(self) -> np.ndarray:
+        """Return the samples of each class, (classes,)."""
+        return self.targets.count_nonzero(dim=0).numpy()
+
 
 def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: int) -> Loaders:
     """Compute the embeddings of all data sets, and return loaders of these.

@@ -155,6 +155,13 @@ class ExperimentFolder:
         """Make the file `finished`, which says how many seconds all starts took together."""
         write_json(self.path / FINISHED, {'seconds': round(seconds, 1)})
 
+    def remove_intermediate(self) -> None:
+        """Remove the checkpoint and the models of single epochs, unless --save_model kept them."""
+        if not read_json(self.path / 'args.json').get('save_model'):
+            (self.path / 'checkpoint.pth').unlink(missing_ok=True)
+            for path in (self.path / 'models').glob('audio_model.[0-9]*'):
+                path.unlink()
+
     def mark_interrupted(self) -> None:
         """Make the file `interrupted`: it tells the recipe and people that the run can continue.
 

@@ -46,19 +46,18 @@ def make_training_loss(settings: argparse.Namespace, class_weights: torch.Tensor
     return nn.BCEWithLogitsLoss(class_weights)
 
 
-def balance_classes(targets: np.ndarray) -> torch.Tensor:
+def balance_classes(counts: np.ndarray) -> torch.Tensor:
     """Return a weight for each class that makes up for how often it occurs.
 
-    It is samples / (classes * samples of the class), scikit-learn's 'balanced', of the classes that
-    occur; 1 for the others.
+    It is labels / (classes that occur * samples of the class): scikit-learn's 'balanced' if each
+    sample has one label. A class that does not occur has 1.
 
     Args:
-        targets: labels (samples, classes), of 0 and 1.
+        counts: samples of each class, (classes,).
 
     Returns:
         (classes,), float32.
     """
-    counts = targets.sum(axis=0)
     occur = counts > 0
     weights = np.ones(len(counts), np.float32)
     weights[occur] = counts.sum() / (occur.sum() * counts[occur])

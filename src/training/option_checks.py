@@ -113,13 +113,17 @@ def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
 
 
 def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the program with a sentence if embeddings would not stay the same over the epochs."""
+    """End the program with a sentence if options do not go with --cache_embeddings."""
     if args.freeze != 'backbone':
         parser.error('--cache_embeddings needs --freeze backbone: a backbone that is trained '
                      'changes the embeddings')
     if args.eval_windows > 1:
         parser.error(f'--cache_embeddings keeps one embedding of a clip, but --eval_windows '
                      f'{args.eval_windows} needs several: leave one of the two out')
+    for name in ('compile', 'grad_checkpointing'):
+        if getattr(args, name):
+            parser.error(f'--{name} True has no effect with --cache_embeddings, which trains the '
+                         f'head alone: leave one of the two out')
     names = [field.name for field in fields(AugmentationConf) if field.default is not MISSING]
     names += ['freq_patchout', 'time_patchout']
     used = [name for name in names if getattr(args, name) != parser.get_default(name)]

@@ -190,17 +190,17 @@ def add_training_options(group):
         help='keep weights as they are: none, backbone (all but the head), or the number of blocks')
     add('--cache_embeddings', type=boolean, default=False,
         help='with --freeze backbone and without augmentation: compute the embedding of each clip '
-             'once, so that an epoch takes seconds')
+             'once, so that an epoch takes seconds; every recording must be readable')
     add('--drop_path', type=number(0, 1), default=0,
         help='probability that a training sample skips the branches of the last block; of blocks '
              'before, less')
     add('--ema', type=number(0, 1), default=0,
         help='evaluate and save a moving average of the weights with this decay, such as 0.999')
     add('--patience', type=whole(0), default=0,
-        help='stop if the metric has not risen for so many epochs; 0: never')
+        help='stop if the metric has not risen for so many epochs (any rise counts); 0: never')
     add('--schedule', choices=SCHEDULES,
         help='how the rate decays: step (the default; --lrscheduler_*), cosine (to --min_lr), or '
-             'plateau (if the metric has not risen for more than --lr_patience epochs)')
+             'plateau (after more epochs without a rise than --lr_patience tolerates)')
     add('--min_lr', type=number(0), default=0, help='rate at the end of --schedule cosine')
     add('--warmup_epochs', type=number(0), default=0,
         help='raise the rate linearly over so many epochs')
@@ -212,8 +212,8 @@ def add_training_options(group):
     add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5,
         help='factor of a decay')
     add('--lr_patience', type=whole(0), default=0,
-        help='above 0: --schedule plateau, which decays the rate if the metric has not risen for '
-             'more epochs than this')
+        help='epochs without a rise that --schedule plateau tolerates; above 0, it chooses that '
+             'schedule; 0 with --schedule plateau: 2; a rise below 0.01 percent does not count')
     add('--clip_grad', type=number(0), default=0,
         help='largest norm of the gradient, 0 for no limit')
     add('--wa', type=boolean, default=False,

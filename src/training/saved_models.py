@@ -42,8 +42,3 @@ class SavedModels:
         """Load the mean of the weights of some epochs. All processes call this."""
         paths = [self.folder / f'{name_of_epoch(epoch)}.pth' for epoch in epochs]
         model.load_state_dict(mean_state_dict(paths))
-
-    def remove_epochs(self) -> None:
-        """Remove the models of the single epochs."""
-        for path in self.folder.glob('audio_model.[0-9]*'):
-            path.unlink()

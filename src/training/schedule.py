@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 WARMUP_STEPS = 1000  # published
-PATIENCE = 2  # of --schedule plateau without --lr_patience
+PATIENCE = 2  # of --schedule plateau with --lr_patience 0
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +65,15 @@ class StepDecay(Decay):
 
 
 class PlateauDecay(Decay):
-    """Decay if the metric has not risen for more than --lr_patience epochs.
+    """Decay if the metric has not risen for more than --lr_patience epochs (0: PATIENCE).
 
-    Each decay multiplies the factor by --lrscheduler_decay.
+    A rise of less than 0.01 % does not count, as in PyTorch. Each decay multiplies the
+    factor by --lrscheduler_decay.
     """
 
     def __init__(self, settings, first_step, total_steps):
         super().__init__(settings, first_step, total_steps)
-        # PyTorch's plateau can only change the rate of an optimizer. That of this one is our
-        # factor.
+        # ReduceLROnPlateau needs an optimizer to change. This dummy's learning rate is our factor.
         self.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, 'max', factor=settings.lrscheduler_decay,

@@ -122,6 +122,15 @@ def test_windows_of_a_member_of_a_shard_are_those_of_the_file(recording, tmp_pat
         assert torch.equal(window, other)
 
 
+def test_a_recording_that_became_shorter_since_its_length_was_found_is_an_error(tmp_path):
+    path, data = tmp_path / 'a.flac', formats.flac_of_unknown_length()
+    path.write_bytes(data)
+    assert len(load_windows(str(path), WINDOW, [1.0])) == 1
+    path.write_bytes(data[:len(data) // 4])
+    with pytest.raises(AudioError, match='a.flac holds no samples'):
+        load_windows(str(path), WINDOW, [1.0])
+
+
 def test_a_missing_recording_and_a_part_after_the_end_are_errors(tmp_path, recording):
     with pytest.raises(AudioError, match='gone.wav does not exist'):
         load_windows(str(tmp_path / 'gone.wav'), WINDOW, [0.0])

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 import run
+from dataloader import AudiosetDataset
 from models import ASTModel, load_model
 from small_model import CPU, settings
+from training.embeddings import EmbeddingDataset
 from training.errors import TrainingError
+from training.gpu_fbanks import WaveformDataset
 from training.losses import balance_classes, make_training_loss
 from training.optimizer import freeze, make_optimizer, set_drop_path
 from training.trainer import Trainer
@@ -140,11 +143,27 @@ def test_smoothed_labels_are_those_of_the_formula(loss):
 def test_class_weights_make_up_for_how_often_a_class_occurs():
     targets = np.zeros((10, 4), np.float32)
     targets[:8, 0] = targets[8:, 2] = 1
-    weights = balance_classes(targets)
+    weights = balance_classes(targets.sum(axis=0))
     assert weights.tolist() == pytest.approx([10 / (2 * 8), 1, 10 / (2 * 2), 1])
     logits, labels = torch.zeros(1, 4), torch.tensor([[0.0, 0, 1, 0]])
     found = make_training_loss(settings(loss='CE'), weights)(logits, labels)
     torch.testing.assert_close(found, 2.5 * torch.tensor(4.0).log())
+
+
+@pytest.mark.parametrize('features', ['cpu', 'gpu'])
+def test_class_weights_count_each_class_of_a_sample_once(make_tone, make_dataset, features):
+    tone = make_tone('a.wav')
+    labels = ['/m/0,/m/2', '/m/0', '', '/m/0,/m/0']
+    kind = WaveformDataset if features == 'gpu' else AudiosetDataset
+    dataset = make_dataset([(tone, mids) for mids in labels], kind)
+    cached = EmbeddingDataset(torch.zeros(4, 1), dataset)
+    assert dataset.count_labels().tolist() == dataset.all_targets().sum(axis=0).tolist()
+    assert dataset.count_labels().tolist() == cached.count_labels().tolist()
+
+
+def test_class_weights_need_no_table_of_all_labels(train, monkeypatch):
+    monkeypatch.delattr(AudiosetDataset, 'all_targets')
+    train('--n_epochs', '1', '--class_weights', 'True')
 
 
 def test_the_moving_average_is_that_of_its_formula():
@@ -277,6 +296,9 @@ def test_kept_embeddings_train_the_head_to_the_same_weights(train):
     ('--warmup_epochs 2', 'more than --n_epochs'),
     ('--cache_embeddings True', '--freeze backbone'),
     ('--cache_embeddings True --freeze backbone --freqm 4', '--freqm 4 would change the samples'),
+    ('--cache_embeddings True --freeze backbone --compile True', '--compile True has no effect'),
+    ('--cache_embeddings True --freeze backbone --grad_checkpointing True',
+     '--grad_checkpointing True has no effect with --cache_embeddings'),
     ('--ema 1', 'below 1')])
 def test_contradictions_are_refused_in_a_sentence(train, capsys, options, reason):
     import re

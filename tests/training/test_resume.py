@@ -18,6 +18,7 @@ from models.locks import hold_lock
 from training.errors import TrainingError, as_training_errors
 from training.interrupt import Interrupt
 from training.loaders import end_workers, make_loader
+from training.supervisor import Interrupted
 
 BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 '
         '--dataset demo --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 '
@@ -274,6 +275,39 @@ def test_validation_samples_with_other_labels_are_refused_and_the_run_still_cont
     assert 'their labels differ' in stopped(capsys, *other, '--force')
     start('--exp_dir', 'exp', '--n_epochs', '2')  # the settings are still those of the checkpoint
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',').shape == (2, 10)
+
+
+def test_a_smaller_training_set_in_the_middle_of_an_epoch_is_refused(
+        folder, capsys, make_datafile, monkeypatch):
+    def stop_after_a_step(supervisor):
+        supervisor._save()
+        raise Interrupted
+    with monkeypatch.context() as patch:
+        patch.setattr('training.supervisor.Supervisor.after_step', stop_after_a_step)
+        stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2')
+    make_datafile([(folder / '0.wav', '/m/0'), (folder / '1.wav', '/m/1')], 'smaller.json')
+    said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--data_train', 'smaller.json',
+                   '--force')
+    assert 'has trained on 4 samples of epoch 1, but the training set has 2: choose' in said
+
+
+def test_what_a_run_that_was_killed_at_its_end_left_is_tidied_up_by_the_next_start(
+        folder, monkeypatch):
+    options = ['--exp_dir', 'exp', '--n_epochs', '2', '--save_model', 'False', '--wa', 'True',
+               '--wa_end', '2']
+
+    def kill(_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr('experiment.tidy_up', kill)
+        with pytest.raises(KeyboardInterrupt):
+            start(*options)
+    left = [folder / 'exp' / name for name in ('checkpoint.pth', 'models/audio_model.1.pth',
+                                               'models/audio_model.2.json')]
+    assert all(path.exists() for path in left) and (folder / 'exp' / 'finished').exists()
+    start(*options)
+    assert not any(path.exists() for path in left) and (folder / 'exp' / 'report.html').exists()
+    assert (folder / 'exp' / 'models' / 'audio_model_wa.pth').exists()
 
 
 def test_a_gpu_that_fails_is_explained_and_a_bug_is_not():

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from small_model import settings
-from training.schedule import Schedule
+from training.options import make_parser
+from training.schedule import PATIENCE, Schedule
 
 
 def make_schedule(chosen, *scales, total_steps=100):
@@ -57,6 +58,18 @@ def test_a_plateau_decays_the_rate_instead_of_the_epochs():
     metrics = [0.1, 0.2, 0.3, 0.3, 0.2, 0.4, 0.5]
     seen = rates(settings(lr=1e-3, lr_patience=1, lrscheduler_start=1), metrics)
     assert seen == pytest.approx([1e-3] * 5 + [5e-4] * 2)
+
+
+def test_a_plateau_without_a_number_of_its_own_waits_for_two_epochs_as_the_help_says():
+    chosen = settings(lr=1e-3, schedule='plateau', lr_patience=0)
+    assert rates(chosen, [0.5] * 5) == pytest.approx([1e-3] * 4 + [5e-4])
+    help_texts = {action.dest: action.help for action in make_parser()._actions}
+    assert f'0 with --schedule plateau: {PATIENCE};' in help_texts['lr_patience']
+
+
+def test_a_rise_below_one_in_ten_thousand_does_not_keep_a_plateau_from_decaying():
+    chosen, metrics = settings(lr=1e-3, lr_patience=1), [0.5, 0.50001, 0.50002, 0.50003]
+    assert rates(chosen, metrics) == pytest.approx([1e-3] * 3 + [5e-4])
 
 
 def test_a_plateau_under_warmup_decays_the_full_rate():
