@@ -7,8 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from models.published_data import SAMPLE_RATE
-from utilities.cli import OptionParser, exit_on, frames, sample_rate, setup_logging, whole
+from utilities.cli import OptionParser, add_input_options, exit_on, setup_logging, whole
 
 
 def make_parser() -> OptionParser:
@@ -16,11 +15,7 @@ def make_parser() -> OptionParser:
     parser = OptionParser(prog='check_data.py', description=__doc__)
     add = parser.add_argument
     add('datafiles', nargs='+', help='datafiles to check: training, validation, evaluation set')
-    add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--audio_length', type=frames, default=1024,
-        help='frames of 10 ms of the input')
-    add('--sample_rate', type=sample_rate, default=SAMPLE_RATE,
-        help='Hz, to which recordings are resampled')
+    add_input_options(parser, length_help='frames of 10 ms of the input')
     add('--segments',
         help='segment list to compare the datafiles with: clips, labels, and whether recordings '
              'begin with their segments')

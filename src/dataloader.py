@@ -52,7 +52,7 @@ class AudioConf(AugmentationConf):
     sample_rate: int = SAMPLE_RATE  # Hz, to which recordings are resampled
     mask_padding: bool = False  # give the number of real frames as a third item of each sample
     skip_norm: bool = False  # leave the fbank as it is, to compute its mean and std
-    dataset: str = 'dataset'  # a name for messages
+    dataset: str = 'dataset'  # of scripts for the published code; not used
 
     def __post_init__(self) -> None:
         mode = MODES.get(self.mode.lower()) if isinstance(self.mode, str) else None
@@ -203,7 +203,7 @@ class AudiosetDataset(Dataset):
 
     @property
     def _window_samples(self):
-        """The samples of the input."""
+        """How many audio samples the model's input is long."""
         return window_samples(self.conf.target_length, self.conf.sample_rate)
 
     def load_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
@@ -212,7 +212,8 @@ class AudiosetDataset(Dataset):
         if augmentation.partner is not None and not augmentation.mixes_fbanks:
             partner = self._load(augmentation.partner, augmentation.partner_crop)
         if self._backgrounds and augmentation.background is not None:
-            waveform = waveform[:self._window_samples]  # what the SNR is of
+            # the SNR refers to the part that the model hears
+            waveform = waveform[:self._window_samples]
             background = self._backgrounds.load(augmentation.background,
                                                 augmentation.background_crop, len(waveform))
         return augment_waveform(waveform, augmentation, partner, background)
@@ -226,9 +227,9 @@ class AudiosetDataset(Dataset):
         seconds = min(seconds, window_seconds(self.conf.target_length, rate))
         return load_waveform(self.datafile.wavs[index], rate, start=start, seconds=seconds)
 
-    def _load_windows(self, index, places):
+    def _load_windows(self, index, positions):
         """Return the waveforms of windows of a recording: see load_windows."""
-        return load_windows(self.datafile.wavs[index], self._window_samples, places,
+        return load_windows(self.datafile.wavs[index], self._window_samples, positions,
                             *self.datafile.part(index), self.conf.sample_rate)
 
     def make_targets(self, index: int, augmentation: Augmentation = NO_AUGMENTATION

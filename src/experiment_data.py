@@ -1,4 +1,4 @@
-"""The data of one experiment: data sets and loaders from its options, checked."""
+"""The data of one experiment: datasets and loaders from its options, checked."""
 import argparse
 import contextlib
 import logging
@@ -11,12 +11,11 @@ from audio.fbank import SAMPLE_RATE
 from audio.formats import open_audio
 from audio.reading import AudioError
 from dataloader import AudioConf, AudiosetDataset
-from training import processes
 from training.bad_audio import ReplaceUnreadable
 from training.devices import features_on_device
 from training.eval_windows import SpreadWindows
 from training.gpu_fbanks import WaveformDataset
-from training.loaders import Loaders, make_loader
+from training.loaders import Loaders, make_evaluation_loader, make_loader
 from training.option_checks import check_files
 from training.sampler import EpochSampler
 from utilities.cli import read_range
@@ -44,9 +43,7 @@ def make_loaders(args: argparse.Namespace, device: torch.device) -> Loaders:
         dataset = make_dataset(args, datafile, 'evaluation', device)
         if args.eval_windows > 1:
             dataset = SpreadWindows(dataset, args.eval_windows)
-        # Without gradients there is room for twice the samples.
-        batch_size = 2 * args.batch_size // processes.size()
-        return make_loader(dataset, batch_size, workers, pin)
+        return make_evaluation_loader(dataset, args.batch_size, workers, pin)
 
     return Loaders(train=make_loader(train_set, args.batch_size, workers, pin, sampler),
                    val=evaluation_loader(args.data_val),
@@ -73,12 +70,14 @@ def make_dataset(args, datafile, mode, device):
 
 
 def check_labels(datafile: Datafile, loss: str, metric: str | None) -> None:
-    """Raise DataError if labels do not go with the loss or the metric; warn of negatives alone.
+    """Raise DataError if labels do not go with the loss or the metric.
+
+    Log a warning if no sample has a label.
 
     Args:
-        datafile: of a data set.
+        datafile: the datafile of a dataset.
         loss: 'BCE' or 'CE'.
-        metric: that the data set is evaluated with, or None.
+        metric: the metric that the dataset is evaluated with, or None.
     """
     several = np.strings.count(datafile.labels, ',').any()
     if metric == 'acc' and several:
@@ -94,14 +93,14 @@ def check_labels(datafile: Datafile, loss: str, metric: str | None) -> None:
 
 
 def check_first_recordings(loaders: Loaders) -> None:
-    """Read a recording of every data set: a wrong path is better noticed now than in an hour.
+    """Read a recording of every dataset: a wrong path is better noticed now than in an hour.
 
     Training replaces unreadable recordings, so one of the first few of its set is enough.
 
     Raises:
-        AudioError: if a data set's first recording, or all of these few, cannot be read.
+        AudioError: if a dataset's first recording, or all of these few, cannot be read.
     """
-    train_set = loaders.train.dataset.dataset  # within ReplaceUnreadable
+    train_set = loaders.train.recordings
     warn_of_low_rate(train_set)
     read_one_of(train_set, min(FIRST_FEW, len(train_set)))
     for loader in (loaders.val, loaders.test):

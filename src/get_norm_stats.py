@@ -1,15 +1,13 @@
 """Print mean and standard deviation of the fbanks of a datafile: --dataset_mean, --dataset_std."""
 from pathlib import Path
 
-from models.published_data import SAMPLE_RATE
 from utilities.cli import (
     OptionParser,
+    add_input_options,
+    add_mel_bins,
     add_num_workers,
     exit_on,
-    frames,
-    mel_bins,
     number,
-    sample_rate,
     setup_logging,
 )
 
@@ -19,12 +17,8 @@ def make_parser() -> OptionParser:
     parser = OptionParser(prog='get_norm_stats.py', description=__doc__)
     add = parser.add_argument
     add('--data_train', required=True, help='datafile of the training set')
-    add('--label_csv', required=True, help='label file: index,mid,display_name')
-    add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
-    add('--sample_rate', type=sample_rate, default=SAMPLE_RATE,
-        help='Hz, to which recordings are resampled')
-    add('--audio_length', type=frames, default=1024,
-        help='frames of each recording that count')
+    add_input_options(parser, length_help='frames of 10 ms of each recording that count')
+    add_mel_bins(parser)
     add('--mixup', type=number(0, 1), default=0,
         help='share of the recordings that are mixed with another, as in training')
     add_num_workers(parser)

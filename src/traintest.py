@@ -75,7 +75,7 @@ class Run:
     Args:
         model: an ASTModel on `device`.
         device: see devices.choose_device.
-        train_loader: a loader with an EpochSampler.
+        train_loader: a TrainingLoader (make_loader of a ReplaceUnreadable, with an EpochSampler).
         val_loader: a loader of the validation set.
         settings: the options of run.py.
         description: what the .json beside each model says. Its `dataset` is the title of the plots.
@@ -93,7 +93,7 @@ class Run:
 
         weights = None
         if settings.class_weights:
-            weights = balance_classes(train_loader.dataset.dataset.count_labels())
+            weights = balance_classes(train_loader.recordings.count_labels())
         self.trainer = Trainer(model, device, settings, len(train_loader), weights)
         self.results = Results(self.exp_dir, settings.metrics, description['dataset'])
         self.tensorboard = TensorBoardLog(self.exp_dir) if settings.tensorboard else None
@@ -127,7 +127,7 @@ class Run:
             self._write_epoch()
 
     def train(self) -> None:
-        """Train to the last epoch.
+        """Train to the last epoch, or until --patience stops it.
 
         Raises:
             TrainingError: if the loss is no longer finite, or too many recordings are unreadable.
@@ -152,13 +152,13 @@ class Run:
     def _run_epoch(self, title):
         """Train one epoch, or the rest of an interrupted one; validate; save everything."""
         start = time.monotonic()
-        sampler = self.train_loader.batch_sampler.sampler
-        sampler.set_epoch(self.trainer.epoch, start=self.trainer.loss.samples)
+        self.train_loader.epoch_sampler.set_epoch(self.trainer.epoch,
+                                                  start=self.trainer.loss.samples)
         train_loss = self.trainer.train_epoch(self.train_loader, title, self.supervisor.after_step)
         replaced = self.supervisor.after_epoch()
         evaluation = self.evaluate(self.val_loader, f'{title}, validation', save_on_signal=True)
 
-        row = self.results.add(train_loss, evaluation, self.trainer.schedule.current)
+        row = self.results.add(train_loss, evaluation, self.trainer.schedule.last_rate)
         self.trainer.end_epoch(row.metric)
         self.bad_audio.count = 0
         self.checkpoint.save()
@@ -195,7 +195,7 @@ class Run:
         Write four numbers to eval_result.csv: main metric and mAUC on the validation set, then on
         the evaluation set.
         """
-        self.models.load(self.trainer.evaluated, BEST)
+        self.models.load(self.trainer.evaluated_weights, BEST)
         evaluations = {}
         for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader)):
             evaluations[name] = self.evaluate(loader, f'best model, {name} set')
@@ -212,7 +212,7 @@ class Run:
         if self.trainer.loss.steps > 0:
             return  # the next epoch has changed the weights; the models were written before that
         epoch = len(self.results.rows)
-        model = self.trainer.evaluated
+        model = self.trainer.evaluated_weights
         if self.results.best_epoch == epoch:
             self.models.save(model, BEST)
         if self.settings.ema:

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import OptionParser, exit_on, seed, setup_logging, whole
+from utilities.cli import OptionParser, exit_on, seed_type, setup_logging, whole
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out_dir', type=Path, required=True, help='where meta/ and audio/ go')
     parser.add_argument('--clips_per_fold', type=whole(1, 1000), default=8,
                         help='clips of a class in each of the five folds')
-    parser.add_argument('--seed', type=seed, default=0, help='fixes the clips')
+    parser.add_argument('--seed', type=seed_type, default=0, help='fixes the clips')
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
     from demo_sounds import make

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 from own_clips import SplitConf
-from utilities.cli import OptionParser, exit_on, number, seed, setup_logging, whole
+from utilities.cli import OptionParser, exit_on, number, seed_type, setup_logging, whole
 
 MAX_SHARE = 0.45  # of the validation and of the test set: something must be left to train on
 
@@ -26,7 +26,7 @@ def make_parser() -> OptionParser:
         help='share of the test set')
     add('--n_folds', type=whole(0), default=SplitConf.n_folds,
         help='number of folds to make instead; 0 for none')
-    add('--seed', type=seed, default=SplitConf.seed, help='fixes the split')
+    add('--seed', type=seed_type, default=SplitConf.seed, help='fixes the split')
     add('--label_csv',
         help='label file that fixes the classes and their order; without it, they come from the '
              'data')

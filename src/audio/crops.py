@@ -8,38 +8,40 @@ import torch
 from audio.fbank import SAMPLE_RATE
 from audio.formats import AudioError
 from audio.info import inspect_audio
-from audio.reading import FOLLOWING_SECONDS, WindowReader
+from audio.reading import RESAMPLER_MARGIN_SECONDS, WindowReader
 
 
-def load_windows(file: str, samples: int, places: Sequence[float], start: float = 0.0,
+def load_windows(file: str, samples: int, positions: Sequence[float], start: float = 0.0,
                  seconds: float = math.inf, sample_rate: int = SAMPLE_RATE) -> list[torch.Tensor]:
     """Read windows of a recording, or of a part of it.
 
-    Only the windows are read if the format can seek, and never more than up to the last one if the
-    header says how long the recording is. If the header is wrong, the real length counts.
+    If the format can seek and the header says how long the recording is, only the windows are read.
+    If the header is wrong, the real length counts, for which all of the recording is read.
 
     Args:
         file: a path.
         samples: of a window, at sample_rate.
-        places: where windows are, in ascending order: 0 is the first possible window, 1 the last.
+        positions: of the windows, in ascending order: 0 is the first possible window, 1 the last.
         start: second at which the part begins.
         seconds: how long it is at most.
         sample_rate: of the result, in Hz.
 
     Returns:
-        For each place a waveform: the window (samples,), then up to a second of what follows in the
-        part. If the part is not longer than a window, there is only one: the part.
+        One waveform per position: the window (samples,) and up to one second after it. A part that
+        is no longer than a window gives a single waveform, the whole part.
 
     Raises:
         AudioError: as load_waveform.
     """
-    longest = samples / sample_rate + FOLLOWING_SECONDS
+    longest = samples / sample_rate + RESAMPLER_MARGIN_SECONDS
 
     def read(reader, length):
         """Return the windows if the recording lasts `length` seconds; [] if one ends too early."""
         end = math.floor(min(start + seconds, length) * sample_rate)
         room = end - round(start * sample_rate) - samples  # from the first window to the last
-        offsets = [round(place * room) / sample_rate for place in places] if room > 0 else [0.0]
+        offsets = [0.0]
+        if room > 0:
+            offsets = [round(position * room) / sample_rate for position in positions]
         windows = [reader.load(file, sample_rate, start=start + offset,
                                seconds=min(seconds - offset, longest))[0] for offset in offsets]
         return [] if room > 0 and min(map(len, windows)) < samples else windows
@@ -57,5 +59,5 @@ def load_windows(file: str, samples: int, places: Sequence[float], start: float 
 
 @functools.lru_cache(maxsize=2 ** 14)
 def _real_seconds(path):
-    """Return how long a recording is. All of it is read, but once."""
+    """Return how long a recording is. All of it is read, but once in each worker."""
     return inspect_audio(path).seconds

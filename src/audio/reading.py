@@ -17,8 +17,9 @@ from audio.reader import Reader
 # The largest kernel of torchaudio's resampler, in elements. Two rates that have no large common
 # divisor would take gigabytes; scipy resamples them.
 MAX_RESAMPLE_KERNEL = 10_000_000
+# What to read before and after a window: the resampler looks at the neighbours of a sample.
+RESAMPLER_MARGIN_SECONDS = 1
 RESAMPLE_ZEROS = 6  # torchaudio's lowpass_filter_width
-FOLLOWING_SECONDS = 1  # read after a window, because the resampler looks at what follows a sample
 # Times full scale. Lossy codecs overshoot it by less, 16-bit numbers stored as floats by far more.
 TOO_LOUD = 4.0
 
@@ -54,11 +55,8 @@ def load_waveform(file: AudioFile, sample_rate: int = SAMPLE_RATE,
 
 
 def window_seconds(target_frames: int, sample_rate: int = SAMPLE_RATE) -> float:
-    """Return how many seconds to read for an fbank of `target_frames`.
-
-    It is more than they last, by FOLLOWING_SECONDS.
-    """
-    return window_samples(target_frames, sample_rate) / sample_rate + FOLLOWING_SECONDS
+    """Return how many seconds to read for an fbank of `target_frames`, with the margin after it."""
+    return window_samples(target_frames, sample_rate) / sample_rate + RESAMPLER_MARGIN_SECONDS
 
 
 class WindowReader:
@@ -100,9 +98,8 @@ class WindowReader:
             which the recording has ended, or None if it continues after the window.
         """
         name = name or file
-        # Read from a whole second on, where a sample begins at every rate, and one second before
-        # `start`, because the resampler looks at what comes before a sample.
-        first_second = max(0, math.floor(start) - 1)
+        # Read from a whole second on, where a sample begins at every rate.
+        first_second = max(0, math.floor(start) - RESAMPLER_MARGIN_SECONDS)
         skipped = start - first_second  # seconds to cut off once they were resampled
         reader = self._open(file, name, first_second)
         rate = reader.samplerate

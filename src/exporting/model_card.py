@@ -14,7 +14,7 @@ from audio.fbank import FRAME_SHIFT_MS
 from exporting.run_record import MetricValues, RunRecord, read_run
 from exporting.trained import TrainedModel
 from models.weights import AUDIOSET, timm_file
-from training.options import FREE_OPTIONS
+from training.options import RESUMABLE_OPTIONS
 
 TASK = 'audio-classification'
 METRIC_IDS = {'acc': 'accuracy', 'mAP': 'mean_average_precision', 'mAUC': 'roc_auc',
@@ -24,7 +24,7 @@ DATASET_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')  # the hub takes no other names
 # contain names of people.
 OF_MODEL = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
             'dataset', 'dataset_mean', 'dataset_std', 'loss')
-LEFT_OUT = (*FREE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'label_csv',
+LEFT_OUT = (*RESUMABLE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'label_csv',
             'save_model')
 VERSIONS = ('python', 'torch', 'timm', 'commit', 'changed since the commit')  # of environment.json
 SCORE_NOTES = {

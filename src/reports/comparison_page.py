@@ -9,7 +9,7 @@ import numpy as np
 
 from reports.comparison_data import METRICS, Experiment, read_experiment, short_names
 from reports.html import page, picture, report_link, section, table
-from training.options import OF_ONE_START, make_parser
+from training.options import PER_START_OPTIONS, make_parser
 from training.result_files import EpochRow, best_of
 from utilities.errors import DataError, error_reason
 from utilities.folders import output_folders
@@ -144,7 +144,7 @@ def settings_table(experiments: Sequence[Experiment], names: Sequence[str]) -> s
     rows = []
     for name in dict.fromkeys(name for one in experiments for name in one.settings):
         values = [one.settings.get(name, default(name)) for one in experiments]
-        if name not in OF_ONE_START and any(value != values[0] for value in values):
+        if name not in PER_START_OPTIONS and any(value != values[0] for value in values):
             rows.append([f'--{name}', *(None if value is None else str(value)
                                         for value in values)])
     return table(['', *names], rows) if rows else '<p>There are none.</p>\n'

@@ -11,7 +11,7 @@ import numpy as np
 
 from training.environment import read_starts
 from training.folder import FINISHED, is_finished
-from training.options import OF_ONE_FOLD
+from training.options import PER_FOLD_OPTIONS
 from training.result_files import read_rows
 from utilities.errors import DataError, error_reason
 from utilities.texts import read_json, read_text
@@ -117,7 +117,7 @@ def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
         if fold not in finished:
             logger.warning('%s is not finished and is left out', fold)
     first, *others = map(read_settings, finished)
-    for name in first.keys() - set(OF_ONE_FOLD):
+    for name in first.keys() - set(PER_FOLD_OPTIONS):
         if any(other.get(name) != first[name] for other in others):
             raise DataError(f'the folds in {exp_dir} differ in --{name}: they do not belong '
                             f'together')

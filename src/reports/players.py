@@ -12,7 +12,7 @@ import soundfile
 
 from audio.fbank import SAMPLE_RATE
 from audio.formats import AudioError, open_audio
-from audio.reading import FOLLOWING_SECONDS, WindowReader
+from audio.reading import RESAMPLER_MARGIN_SECONDS, WindowReader
 from audio.shards import split_path
 from reports.html import Html, data_address
 
@@ -108,7 +108,7 @@ def _blocks(path, start, seconds, rate):
         for done in itertools.count(step=BLOCK_SECONDS):
             wanted = min(BLOCK_SECONDS, seconds - done)
             waveform, end = reader.load(path, rate, start=start + done,
-                                        seconds=wanted + FOLLOWING_SECONDS)
+                                        seconds=wanted + RESAMPLER_MARGIN_SECONDS)
             if not done and not len(waveform):
                 raise AudioError(f'the audio file {path} holds no samples after {start:g} s')
             yield waveform[:round(wanted * rate)].numpy()

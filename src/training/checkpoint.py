@@ -7,7 +7,7 @@ import torch
 
 from models.atomic import atomic_write
 from models.state_dicts import load_tensors, reason_of
-from training.devices import out_of_memory
+from training.errors import out_of_memory
 from training.processes import main_process_only, on_main, rank
 
 OPTIONAL_PARTS = ('bad_audio',)  # missing in checkpoints of earlier versions
@@ -42,11 +42,11 @@ class Checkpoint:
         self.path = Path(exp_dir) / 'checkpoint.pth'
         self.interval = 60 * minutes
         self.parts = parts
-        self.written = time.monotonic()
+        self.written_at = time.monotonic()
 
     def is_due(self) -> bool:
         """Return whether the last one is older than the interval."""
-        return time.monotonic() - self.written >= self.interval
+        return time.monotonic() - self.written_at >= self.interval
 
     def save(self) -> None:
         """Write the state of all parts. The checkpoint before stays until the new one is whole.
@@ -54,7 +54,7 @@ class Checkpoint:
         All processes call this, and continue when it is written.
         """
         self._write({name: part.state_dict() for name, part in self.parts.items()})
-        self.written = time.monotonic()
+        self.written_at = time.monotonic()
 
     @main_process_only
     def _write(self, state):

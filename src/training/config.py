@@ -2,7 +2,7 @@
 import sys
 from collections.abc import Sequence
 
-from training.options import OF_ONE_START, make_parser
+from training.options import PER_START_OPTIONS, make_parser
 from utilities.cli import OptionParser, with_underscores
 from utilities.errors import DataError
 from utilities.formatting import quoted
@@ -37,7 +37,7 @@ def _as_words(settings, path):
     checker.prog += f': --config {path}'
     words = []
     for name, value in settings.items():
-        if name in OF_ONE_START or value is None:  # None: not given, and the default
+        if name in PER_START_OPTIONS or value is None:  # None: not given, and the default
             continue
         if f'--{name}' not in checker._option_string_actions:
             checker.error(f'there is no option --{name} in this version of the code; delete it '

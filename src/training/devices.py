@@ -11,9 +11,6 @@ from torch import nn
 from training import gpus
 from utilities.cli import exit_on
 
-# The words of PyTorch's allocator and CUDA, and of cuBLAS and cuDNN, for a lack of memory.
-OUT_OF_MEMORY = ('out of memory', 'STATUS_ALLOC_FAILED')
-
 logger = logging.getLogger(__name__)
 
 
@@ -104,17 +101,6 @@ def parallelise(model: nn.Module, device: torch.device) -> nn.Module:
         logger.info('every batch is split over %d GPUs', torch.cuda.device_count())
         return nn.DataParallel(model)
     return model
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """Return the line of an error that says that a GPU has no memory left; None if no line does.
-
-    The last such line counts, since an error from a thread of nn.DataParallel begins with the
-    thread's traceback.
-    """
-    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
-    found = [line for line in lines if any(sign in line for sign in OUT_OF_MEMORY)]
-    return found[-1] if found else None
 
 
 def memory_bytes() -> float:

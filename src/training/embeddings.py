@@ -9,11 +9,10 @@ from torch.utils.data import Dataset, default_collate
 
 from dataloader import SampleKey
 from models import ASTModel
-from training import processes
 from training.bad_audio import ReplaceUnreadable
 from training.devices import move
 from training.gpu_fbanks import fbanks_on
-from training.loaders import Loaders, make_loader
+from training.loaders import EVALUATION_TIMES, Loaders, make_evaluation_loader, make_loader
 from utilities.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -32,11 +31,11 @@ class EmbeddingClassifier(nn.Module):
 
 
 class EmbeddingDataset(Dataset):
-    """The samples (embedding (dim,), labels (classes,)) of a data set.
+    """The samples (embedding (dim,), labels (classes,)) of a dataset.
 
     Args:
         embeddings: (samples, dim).
-        dataset: the data set that they were computed from.
+        dataset: the dataset that they were computed from.
     """
 
     collate = staticmethod(default_collate)  # makes a batch of a list of samples
@@ -63,7 +62,7 @@ class EmbeddingDataset(Dataset):
 
 
 def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: int) -> Loaders:
-    """Compute the embeddings of all data sets, and return loaders of these.
+    """Compute the embeddings of all datasets, and return loaders of these.
 
     Each process computes all of them, so that any of them can have any sample.
 
@@ -71,19 +70,18 @@ def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: i
         AudioError: if a recording cannot be read.
     """
     def embedded(name, dataset, loader):
-        """Return the dataset of a data set's embeddings."""
-        batches = torch.arange(len(dataset)).split(2 * batch_size)
+        """Compute the embeddings of a dataset. Return them as an EmbeddingDataset."""
+        batches = torch.arange(len(dataset)).split(EVALUATION_TIMES * batch_size)
         samples = make_loader(dataset, None, loader.num_workers, loader.pin_memory,
                               batches=[batch.tolist() for batch in batches])
         return EmbeddingDataset(compute_embeddings(model, samples, device, name), dataset)
 
     def evaluation_loader(name, loader):
         dataset = embedded(name, loader.dataset, loader)
-        return make_loader(dataset, 2 * batch_size // processes.size(), 0, loader.pin_memory)
+        return make_evaluation_loader(dataset, batch_size, 0, loader.pin_memory)
 
-    train_set = loaders.train.dataset.dataset  # within ReplaceUnreadable
-    train_set = ReplaceUnreadable(embedded('training', train_set, loaders.train))
-    sampler = loaders.train.batch_sampler.sampler
+    train_set = ReplaceUnreadable(embedded('training', loaders.train.recordings, loaders.train))
+    sampler = loaders.train.epoch_sampler
     return Loaders(
         train=make_loader(train_set, batch_size, 0, loaders.train.pin_memory, sampler),
         val=evaluation_loader('validation', loaders.val),

@@ -2,8 +2,8 @@
 import contextlib
 from collections.abc import Iterator
 
-from training.devices import out_of_memory
-
+# The words of PyTorch's allocator and CUDA, and of cuBLAS and cuDNN, for a lack of memory.
+OUT_OF_MEMORY = ('out of memory', 'STATUS_ALLOC_FAILED')
 NO_COMPILER = ('InvalidCxxCompiler', 'Failed to find C compiler')  # Inductor's and Triton's words
 # Words of a DataLoader if one of its processes or threads is gone.
 WORKER_SIGNS = ('DataLoader worker', 'Pin memory thread')
@@ -48,6 +48,17 @@ def _explain(error):
     if any(sign in str(error) for sign in WORKER_SIGNS):
         return _explain_lost_worker(error)
     return None
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return the line of an error that says that a GPU has no memory left; None if no line does.
+
+    The last such line counts, since an error from a thread of nn.DataParallel begins with the
+    thread's traceback.
+    """
+    lines = str(error).splitlines() if isinstance(error, RuntimeError) else []
+    found = [line for line in lines if any(sign in line for sign in OUT_OF_MEMORY)]
+    return found[-1] if found else None
 
 
 def _explain_lost_worker(error):

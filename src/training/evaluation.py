@@ -1,4 +1,4 @@
-"""What an evaluation found: predictions, labels and loss of a data set."""
+"""What an evaluation found: predictions, labels and loss of a dataset."""
 from dataclasses import dataclass
 
 import numpy as np

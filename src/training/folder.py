@@ -11,7 +11,7 @@ import torch
 from models.locks import LockedError, hold_lock
 from training import processes
 from training.environment import record_start
-from training.options import FREE_OPTIONS, STRUCTURE, make_parser
+from training.options import CHECKPOINT_OPTIONS, RESUMABLE_OPTIONS, make_parser
 from utilities.errors import DataError, warn_only
 from utilities.folders import output_folders
 from utilities.texts import read_json, write_json
@@ -101,7 +101,7 @@ class ExperimentFolder:
     def _check_settings(self, before):
         """Raise DataError if the settings `before` are others, unless --force allows it."""
         changed = self._changed_settings(before)
-        if not changed or (self.args.force and not set(changed) & set(STRUCTURE)):
+        if not changed or (self.args.force and not set(changed) & set(CHECKPOINT_OPTIONS)):
             return
         listed = ', '.join(f'--{name} {old} -> {new}' for name, (old, new) in changed.items())
         raise DataError(f'{self.path} holds an experiment with other settings ({listed}); choose '
@@ -119,7 +119,7 @@ class ExperimentFolder:
         for name, value in vars(self.args).items():
             old = before.get(name, default(name))
             is_longer = name == 'n_epochs' and value > old
-            if name not in FREE_OPTIONS and old != value and not is_longer:
+            if name not in RESUMABLE_OPTIONS and old != value and not is_longer:
                 changed[name] = old, value
         return changed
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from audio.augmentation import NO_AUGMENTATION, Augmentation, draw_noise
-from audio.fbank import count_frames, fbank, window_samples
+from audio.fbank import count_frames, fbank
 from dataloader import AudioConf, AudiosetDataset, finish_fbank
 from training.devices import move
 
@@ -74,10 +74,9 @@ class WaveformDataset(AudiosetDataset):
         """Return a waveform padded to the input's length, and the frames of its fbank before."""
         # fbank() subtracts the mean, too, but here the waveform is not cut or padded yet.
         waveform = waveform - waveform.mean()
-        rate = self.conf.sample_rate
-        padding = window_samples(self.conf.target_length, rate) - len(waveform)
+        padding = self._window_samples - len(waveform)
         padded = torch.nn.functional.pad(waveform, (0, padding))  # a negative number cuts
-        return padded, count_frames(len(waveform), rate)
+        return padded, count_frames(len(waveform), self.conf.sample_rate)
 
     def collate(self, samples):
         """Make a batch (WaveformBatch, labels (B, classes)) of samples.

@@ -17,11 +17,13 @@ class Launch(NamedTuple):
     rank: int = 0  # its number, from 0 to size - 1
     size: int = 1  # how many processes there are
     local_rank: int = 0  # its number among the processes of its machine
-    local_size: int = 1  # how many those are
+    local_size: int = 1  # how many those are, if torchrun says it; srun does not
 
 
 def read_launch() -> Launch:
     """Return the Launch that torchrun or srun has written into the environment.
+
+    With srun, this sets MASTER_ADDR and MASTER_PORT, where the processes meet.
 
     Raises:
         DistributedError: if the environment is incomplete.

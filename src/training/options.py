@@ -1,49 +1,51 @@
 """The options of run.py, with the published defaults: the one place that declares them.
 
-Only the standard library is imported here. So --help and a wrong option are answered before torch
-is imported, and a recipe can check a command line before there is an environment, with any Python
-from 3.8 on (egs/recipe_options.py). What needs torch or the files, option_checks.py checks.
+Nothing is imported here but the standard library and files that need no more. So --help and a
+wrong option are answered before torch is imported, and a recipe can check a command line before
+there is an environment, with any Python from 3.8 on (egs/recipe_options.py). option_checks.py
+checks what needs torch or the files.
 """
 import argparse
 
-from models.published_data import AUDIOSET_INPUT, SAMPLE_RATE
+from models.published_data import AUDIOSET_INPUT
 from utilities.cli import (
+    LOSSES,
     OptionParser,
     Range,
-    add_num_workers,
+    add_computing_options,
+    add_input_options,
+    add_mel_bins,
     boolean,
-    fbank_mean,
-    fbank_std,
-    frames,
-    mel_bins,
+    fbank_mean_type,
+    fbank_std_type,
     number,
     numbers,
-    sample_rate,
-    seed,
+    seed_type,
     whole,
 )
 
-# The same names stand in experiment.MODELS, losses.LOSSES and optimizer.OPTIMIZERS, in files that
-# import torch. tests/training/test_options.py holds them equal.
+# These names stand again in files that import torch: experiment.MODELS, optimizer.OPTIMIZERS,
+# schedule.DECAYS, augmentation.CROPS. tests/training/test_options.py holds them equal.
 MODELS = ('ast',)
-LOSSES = ('BCE', 'CE')
 OPTIMIZERS = ('adam', 'adamw', 'sgd')
 SCHEDULES = ('step', 'cosine', 'plateau')
+CROPS = ('first', 'random')
 
 # If one of these options changes, a checkpoint cannot be used, even with --force.
-STRUCTURE = ('model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'num_mel_bins',
-             'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr', 'freeze',
-             'schedule', 'ema', 'metrics')
+CHECKPOINT_OPTIONS = (
+    'model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'num_mel_bins',
+    'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr', 'freeze', 'schedule', 'ema',
+    'metrics')
 # A second start in the same folder may change these options: they do not change what is computed.
-FREE_OPTIONS = ('exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',
-                'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force',
-                'dry_run')
+RESUMABLE_OPTIONS = (
+    'exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',
+    'checkpoint_minutes', 'max_bad_audio', 'timeout_minutes', 'resume', 'force', 'dry_run')
 # These options are of one start of a run: --config does not take them from its file, and a
 # comparison does not show them.
-OF_ONE_START = ('exp_dir', 'resume', 'force', 'dry_run', 'config')
+PER_START_OPTIONS = ('exp_dir', 'resume', 'force', 'dry_run', 'config')
 # The folds of a cross-validation may differ in these options.
-OF_ONE_FOLD = ('data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
-               *FREE_OPTIONS)
+PER_FOLD_OPTIONS = ('data_train', 'data_val', 'data_eval', 'exp_dir', 'dataset_mean', 'dataset_std',
+                    *RESUMABLE_OPTIONS)
 # Variables of the published scripts, and the options that replace them.
 OLD_NAMES = {'tr_data': 'data_train', 'te_data': 'data_val', 'val_data': 'data_val',
              'eval_data': 'data_eval', 'epoch': 'n_epochs', 'epochs': 'n_epochs',
@@ -77,19 +79,16 @@ def add_data_options(group):
     add('--data_val', required=True, help='datafile of the validation set')
     add('--data_eval',
         help='datafile of a test set, on which the best model is evaluated at the end')
-    add('--label_csv', required=True, help='label file: index,mid,display_name')
+    add_input_options(group, length_help='frames of 10 ms of the input')
+    add_mel_bins(group)
     add('--n_class', type=whole(1), default=527, help='number of classes, as in the label file')
     add('--dataset', default='audioset',
         help='name of the dataset, for messages, plots and the description of models')
-    add('--sample_rate', type=sample_rate, default=SAMPLE_RATE,
-        help='Hz, to which recordings are resampled; the mel bins reach up to half of it')
-    add('--num_mel_bins', type=mel_bins, default=128, help='mel bins of the fbank')
-    add('--audio_length', type=frames, default=1024, help='frames of 10 ms of the input')
     add('--mask_padding', type=boolean, default=False,
         help='the model does not hear the padding of short recordings; the published weights do')
-    add('--dataset_mean', type=fbank_mean, default=AUDIOSET_INPUT['mean'],
+    add('--dataset_mean', type=fbank_mean_type, default=AUDIOSET_INPUT['mean'],
         help='mean of the fbank')
-    add('--dataset_std', type=fbank_std, default=AUDIOSET_INPUT['std'],
+    add('--dataset_std', type=fbank_std_type, default=AUDIOSET_INPUT['std'],
         help='standard deviation of the fbank')
     add('--bal', type=str.lower, choices=['none', 'bal'], default='none',
         help='bal: draw training samples by the weights beside the datafile')
@@ -97,8 +96,8 @@ def add_data_options(group):
         help="share of an epoch's samples that may be replaced because their audio cannot be "
              'read')
     add('--eval_windows', type=whole(1, 100), default=1,
-        help='windows of a clip that is longer than the input, spread evenly over it, whose scores '
-             'are averaged in validation and evaluation; 1: its beginning alone')
+        help='in validation and evaluation, average the scores of this many windows, spread evenly '
+             'over each clip that is longer than the input; 1: only its beginning')
 
 
 def add_model_options(group):
@@ -155,7 +154,7 @@ def add_more_augmentation_options(group):
     add('--spec_mixup', type=number(0, 1), default=0,
         help='share of the training samples that are mixed with another as spectrograms; those '
              'that --mixup has mixed are not mixed again')
-    add('--crop', choices=['first', 'random'], default='first',
+    add('--crop', choices=CROPS, default='first',
         help='what training hears of recordings that are longer than the input: their beginning, '
              'or each time a random window')
     add('--noise_dir',
@@ -166,46 +165,40 @@ def add_more_augmentation_options(group):
 
 
 def add_training_options(group):
-    """Add the options of training: epochs, loss, optimizer, learning rate."""
+    """Add the options of training: epochs, loss, optimizer, learning rate, averages of weights."""
     add = group.add_argument
     add('--n_epochs', type=whole(1), default=1, help='epochs to train')
     add('-b', '--batch_size', type=whole(1), default=12, help='samples in a training batch')
     add('--loss', choices=LOSSES, default='BCE', help='loss function')
     add('--metrics', choices=['acc', 'mAP'], default='mAP', help='main metric')
-    add('--label_smoothing', type=number(0, 1), default=0,
-        help='share of each label that is given to the other classes (CE) or to the other answer '
-             '(BCE)')
-    add('--class_weights', type=boolean, default=False,
-        help='let rare classes count more in the loss: by samples / (classes * samples of the '
-             'class)')
     add('--optim', choices=OPTIMIZERS, default='adam', help='optimizer')
     add('--lr', '--learning_rate', type=number(above=0), default=0.001, help='learning rate')
     add('--weight_decay', type=number(0), default=5e-7,
         help='weight decay; with adamw or --layer_decay, not of biases, normalisations and '
              'embeddings')
-    add('--layer_decay', type=number(above=0, maximum=1), default=1,
-        help='learning rate of a layer, relative to that of the layer above it')
-    add('--head_lr', type=number(above=0), default=1, help='factor of the rate of the head')
-    add('--freeze', type=frozen, default='none',
-        help='keep weights as they are: none, backbone (all but the head), or the number of blocks')
-    add('--cache_embeddings', type=boolean, default=False,
-        help='with --freeze backbone and without augmentation: compute the embedding of each clip '
-             'once, so that an epoch takes seconds; every recording must be readable')
-    add('--drop_path', type=number(0, 1), default=0,
-        help='probability that a training sample skips the branches of the last block; of blocks '
-             'before, less')
-    add('--ema', type=number(0, 1), default=0,
-        help='evaluate and save a moving average of the weights with this decay, such as 0.999')
-    add('--patience', type=whole(0), default=0,
-        help='stop if the metric has not risen for so many epochs (any rise counts); 0: never')
+    add('--clip_grad', type=number(0), default=0,
+        help='largest norm of the gradient, 0 for no limit')
+    add_schedule_options(group)
+    add_finetuning_options(group)
+    add('--wa', type=boolean, default=False,
+        help='average the weights of several epochs at the end')
+    add('--wa_start', type=whole(1), default=1, help='first epoch of the average')
+    add('--wa_end', type=whole(1), default=5, help='last epoch of the average')
+    add('--seed', type=seed_type, default=0,
+        help='fixes the run: weights, order and augmentation')
+
+
+def add_schedule_options(group):
+    """Add the options of how the learning rate changes over the run."""
+    add = group.add_argument
     add('--schedule', choices=SCHEDULES,
         help='how the rate decays: step (the default; --lrscheduler_*), cosine (to --min_lr), or '
              'plateau (after more epochs without a rise than --lr_patience tolerates)')
     add('--min_lr', type=number(0), default=0, help='rate at the end of --schedule cosine')
-    add('--warmup_epochs', type=number(0), default=0,
-        help='raise the rate linearly over so many epochs')
     add('--warmup', type=boolean, default=False,
         help='raise the rate linearly over the first 1000 steps')
+    add('--warmup_epochs', type=number(0), default=0,
+        help='raise the rate linearly over so many epochs')
     add('--lrscheduler_start', type=whole(1), default=2,
         help='epoch after which the rate first decays')
     add('--lrscheduler_step', type=whole(1), default=1, help='epochs from one decay to the next')
@@ -214,21 +207,39 @@ def add_training_options(group):
     add('--lr_patience', type=whole(0), default=0,
         help='epochs without a rise that --schedule plateau tolerates; above 0, it chooses that '
              'schedule; 0 with --schedule plateau: 2; a rise below 0.01 percent does not count')
-    add('--clip_grad', type=number(0), default=0,
-        help='largest norm of the gradient, 0 for no limit')
-    add('--wa', type=boolean, default=False,
-        help='average the weights of several epochs at the end')
-    add('--wa_start', type=whole(1), default=1, help='first epoch of the average')
-    add('--wa_end', type=whole(1), default=5, help='last epoch of the average')
-    add('--seed', type=seed, default=0, help='fixes the run: weights, order and augmentation')
+
+
+def add_finetuning_options(group):
+    """Add the options of training that the published code does not have."""
+    add = group.add_argument
+    add('--label_smoothing', type=number(0, 1), default=0,
+        help='share of each label that is given to the other classes (CE) or to the other answer '
+             '(BCE); the validation loss stays the plain one')
+    add('--class_weights', type=boolean, default=False,
+        help='let rare classes count more in the loss of training: by labels / (classes that occur '
+             '* samples of the class); the validation loss stays the plain one')
+    add('--layer_decay', type=number(above=0, maximum=1), default=1,
+        help='learning rate of a layer, relative to that of the layer above it')
+    add('--head_lr', type=number(above=0), default=1,
+        help='multiply the learning rate of the head by this')
+    add('--freeze', type=frozen, default='none',
+        help='keep weights as they are: none, backbone (all but the head), or the number of blocks')
+    add('--cache_embeddings', type=boolean, default=False,
+        help='with --freeze backbone and without augmentation: compute the embedding of each clip '
+             'once, so that an epoch takes seconds; every recording must be readable')
+    add('--drop_path', type=number(0, 1), default=0,
+        help="stochastic depth: probability that a training sample skips the last block's "
+             'branches; it rises linearly from 0 in the first block')
+    add('--ema', type=number(0, 1), default=0,
+        help='evaluate and save a moving average of the weights with this decay, such as 0.999')
+    add('--patience', type=whole(0), default=0,
+        help='stop if the metric has not risen for so many epochs (any rise counts); 0: never')
 
 
 def add_machine_options(group):
     """Add the options of the machine: device, precision, workers, memory."""
     add = group.add_argument
-    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
-    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
-    add_num_workers(group)
+    add_computing_options(group)
     add('--features', choices=['auto', 'cpu', 'gpu'], default='auto',
         help='where fbanks are computed: cpu, in the data workers; gpu, in batches on --device; '
              'auto: gpu with CUDA')

@@ -42,10 +42,6 @@ def join(launch: Launch, device: torch.device, timeout_minutes: float) -> None:
         return
     if not dist.is_available():
         raise DistributedError('this build of PyTorch has no torch.distributed: start one process')
-    if 'OMP_NUM_THREADS' not in os.environ:
-        here = int(os.environ.get('LOCAL_WORLD_SIZE', launch.local_size))
-        torch.set_num_threads(max(1, available_cores() // here))
-
     backend = 'cpu:gloo,cuda:nccl' if device.type == 'cuda' else 'gloo'
     try:
         dist.init_process_group(backend, rank=launch.rank, world_size=launch.size,
@@ -55,6 +51,8 @@ def join(launch: Launch, device: torch.device, timeout_minutes: float) -> None:
         raise DistributedError(
             f'process {launch.rank} of {launch.size} did not meet the others at '
             f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}: {reason}') from None
+    if 'OMP_NUM_THREADS' not in os.environ:
+        torch.set_num_threads(max(1, available_cores() // local_size()))
 
 
 def has_joined() -> bool:
@@ -73,7 +71,10 @@ def size() -> int:
 
 
 def local_size() -> int:
-    """Return how many processes train on this machine: what torchrun or the recipe says, else 1."""
+    """Return how many processes train on this machine: what torchrun or the recipe says, else 1.
+
+    It is not Launch.local_size: of srun, only the recipe's environment says it.
+    """
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if has_joined() else 1
 
 

@@ -56,12 +56,12 @@ class Results:
         self.metric = metric
         self.title = title
         self.rows: list[EpochRow] = []
-        self.further: list[dict[str, float]] = []
+        self.further_rows: list[dict[str, float]] = []
         self.predictions_sum: Any = 0.0
         self.targets = np.zeros((0, 0))
-        self.drawn = -math.inf  # when the curves were drawn last
-        self.folder = self.exp_dir / 'predictions'
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.drawn_at = -math.inf  # when the curves were drawn last
+        self.predictions_folder = self.exp_dir / 'predictions'
+        self.predictions_folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def best_epoch(self) -> int:
@@ -87,7 +87,7 @@ class Results:
             raise TrainingError(f'epoch {epoch}: the validation loss is no longer a finite number; '
                                 f'{NOT_FINITE_ADVICE}')
         self._add_predictions(evaluation.predictions, evaluation.targets)
-        write_array(self.folder / 'target.npy', evaluation.targets)
+        write_array(self.predictions_folder / 'target.npy', evaluation.targets)
         write_array(self._predictions_file(epoch), evaluation.predictions)
 
     @main_process_only
@@ -105,12 +105,12 @@ class Results:
         """Add an epoch to the sum of the predictions and to metrics.csv."""
         self.predictions_sum = self.predictions_sum + predictions.astype(np.float64)
         absent = int((~targets.any(axis=0)).sum())
-        self.further.append({'epoch': len(self.further) + 1,
+        self.further_rows.append({'epoch': len(self.further_rows) + 1,
                              **further_metrics(predictions, targets),
                              'classes without positives': absent})
 
     def _predictions_file(self, epoch):
-        return self.folder / f'predictions_{epoch}.npy'
+        return self.predictions_folder / f'predictions_{epoch}.npy'
 
     @main_process_only
     def write(self) -> None:
@@ -120,10 +120,10 @@ class Results:
         write_curves at the end.
         """
         mean = self.predictions_sum / len(self.rows)
-        write_array(self.folder / 'cum_predictions.npy', mean.astype(np.float32))
+        write_array(self.predictions_folder / 'cum_predictions.npy', mean.astype(np.float32))
         write_rows(self.exp_dir / 'result.csv', self.rows)
-        write_metrics(self.exp_dir / 'metrics.csv', self.further)
-        if time.monotonic() - self.drawn >= SECONDS_BETWEEN_CURVES:
+        write_metrics(self.exp_dir / 'metrics.csv', self.further_rows)
+        if time.monotonic() - self.drawn_at >= SECONDS_BETWEEN_CURVES:
             self._draw_curves()  # not write_curves: the other processes would not call it
 
     @main_process_only
@@ -134,7 +134,7 @@ class Results:
     def _draw_curves(self):
         if self.rows:
             write_curves(self.exp_dir, self.rows, self.metric, self.title)
-            self.drawn = time.monotonic()
+            self.drawn_at = time.monotonic()
 
     @main_process_only
     def log_epoch(self, title: str, seconds: float, replaced: int) -> None:
@@ -145,7 +145,7 @@ class Results:
             seconds: how long it took.
             replaced: how many training samples could not be read.
         """
-        row, further = self.rows[-1], dict(self.further[-1])
+        row, further = self.rows[-1], dict(self.further_rows[-1])
         absent = further.pop('classes without positives')
         classes = self.predictions_sum.shape[1]
         bad = f', {replaced} samples replaced whose audio could not be read' if replaced else ''
@@ -191,8 +191,8 @@ class Results:
         write_rows(self.exp_dir / 'eval_result.csv', EvaluationRow(*numbers))
 
         evaluation = evaluations['evaluation']
-        write_array(self.folder / 'eval_predictions.npy', evaluation.predictions)
-        write_array(self.folder / 'eval_targets.npy', evaluation.targets)
+        write_array(self.predictions_folder / 'eval_predictions.npy', evaluation.predictions)
+        write_array(self.predictions_folder / 'eval_targets.npy', evaluation.targets)
         if is_single_label(evaluation.targets):
             rows = write_confusion(self.exp_dir, class_names, evaluation.predictions,
                                    evaluation.targets)
@@ -224,10 +224,10 @@ class Results:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state that state_dict returned, and read the predictions of its epochs."""
         self.rows = [EpochRow(*row) for row in state['rows']]
-        self.further = []
+        self.further_rows = []
         self.predictions_sum = 0.0
         if self.rows and is_main():
-            self.targets = read_array(self.folder / 'target.npy')
+            self.targets = read_array(self.predictions_folder / 'target.npy')
             for epoch in range(1, len(self.rows) + 1):
                 self._add_predictions(read_array(self._predictions_file(epoch)), self.targets)
 

@@ -174,7 +174,7 @@ class Schedule:
         return self.settings.lr * self.decay.factor_at(step) * warmup
 
     @property
-    def current(self) -> float:
+    def last_rate(self) -> float:
         """The rate of the last step."""
         return self.rate_at(max(self.step - 1, 0))
 

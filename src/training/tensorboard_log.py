@@ -32,7 +32,7 @@ class TensorBoardLog:
     def __init__(self, exp_dir: str | Path):
         self.folder = Path(exp_dir) / 'tensorboard'
         self.writer: SummaryWriter | None = None
-        self.written = 0  # epochs, if there is a writer
+        self.epochs_written = 0  # epochs, if there is a writer
 
     @main_process_only
     def write(self, results: Results, speed: float | None = None) -> None:
@@ -43,7 +43,7 @@ class TensorBoardLog:
             speed: samples a second in the training of the last epoch, if it is known.
         """
         epochs = [{**dict(zip(result_columns(results.metric), row)), **further}
-                  for row, further in zip(results.rows, results.further)]
+                  for row, further in zip(results.rows, results.further_rows)]
         for scalars in epochs:
             scalars.pop('epoch')
         with warn_only(str(self.folder)), no_tracebacks_of_threads():
@@ -57,17 +57,17 @@ class TensorBoardLog:
         """Write the epochs, each {name: value}, from the first one on that the log lacks."""
         from torch.utils.tensorboard import SummaryWriter
         if self.writer is None:
-            self.written = count_epochs(self.folder, epochs)
+            self.epochs_written = count_epochs(self.folder, epochs)
             # TensorBoard ignores what was logged before of this epoch and of later ones.
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.written + 1)
-        for number in range(self.written + 1, len(epochs) + 1):
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.epochs_written + 1)
+        for number in range(self.epochs_written + 1, len(epochs) + 1):
             scalars = epochs[number - 1]
             if speed is not None and number == len(epochs):
                 scalars = {**scalars, 'samples per second': speed}
             for name, value in scalars.items():
                 self.writer.add_scalar(name, value, number)
         self.writer.flush()
-        self.written = len(epochs)
+        self.epochs_written = len(epochs)
 
     def _close(self):
         """End the writer, which may be broken."""

@@ -65,14 +65,14 @@ class Trainer:
         if settings.ema:  # before the model is compiled, since this copies it
             self.ema = ModelEmaV3(model, settings.ema, use_warmup=True)
             self.ema.requires_grad_(False)
-        self.evaluated = self.ema.module if self.ema else model
+        self.evaluated_weights = self.ema.module if self.ema else model
         if settings.compile:
             # With dynamic shapes, all steps after the first smaller batch would run kernels that
             # are made for any size.
             model.compile(dynamic=False)
         # What is called: of cached embeddings, the head alone.
         call = EmbeddingClassifier if settings.cache_embeddings else lambda whole: whole
-        self.evaluation_model = parallelise(call(self.evaluated), device)
+        self.evaluation_model = parallelise(call(self.evaluated_weights), device)
         self.training_model = self.evaluation_model
         if self.ema:
             self.training_model = parallelise(call(model), device)
@@ -110,7 +110,7 @@ class Trainer:
                 progress.advance(samples)
                 if self.loss.steps % self.settings.n_print_steps == 0 or self.loss.steps == steps:
                     progress.report(loss=f'{self.loss.mean():.4f}',
-                                    lr=f'{self.schedule.current:.3g}')
+                                    lr=f'{self.schedule.last_rate:.3g}')
                 after_step()
             self.speed = progress.speed if progress.samples else None
         warn_of_waiting(batches, loader, title)

@@ -45,15 +45,15 @@ class Backgrounds:
             raise DataError(f'--noise_dir: none of the {len(paths)} recordings in {folder} can be '
                             f'read, the last one because: {error}') from None
 
-    def load(self, choice: float, place: float, samples: int) -> torch.Tensor:
+    def load(self, choice: float, position: float, samples: int) -> torch.Tensor:
         """Return a window (samples,) of one of the recordings, or all of it if it is shorter.
 
         If it cannot be read, the next one takes its place.
 
         Args:
             choice: from 0, the first recording, to 1.
-            place: of the window, from 0, the first one, to 1.
-            samples: of the window.
+            position: of the window, from 0, the first one, to 1.
+            samples: number of samples of the window.
 
         Raises:
             AudioError: if no recording can be read.
@@ -62,7 +62,7 @@ class Backgrounds:
         for index in range(first, first + len(self.paths)):
             path = self.paths[index % len(self.paths)]
             try:
-                windows = load_windows(path, samples, [place], sample_rate=self.sample_rate)
+                windows = load_windows(path, samples, [position], sample_rate=self.sample_rate)
                 return windows[0][:samples]
             except AudioError as error:
                 reason = error
@@ -70,7 +70,7 @@ class Backgrounds:
         raise reason
 
     def _warn(self, path, error):
-        """Log once that the next recording takes the place of one."""
+        """Log, once in each worker, that the next recording takes the place of one."""
         if path not in self._warned:
             self._warned.add(path)
             logger.warning('%s: the next recording of --noise_dir takes its place', error)

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from audio import MAX_RATE
+from models.published_data import AUDIOSET_INPUT, SAMPLE_RATE
 from utilities.formatting import quoted
 
+LOSSES = ('BCE', 'CE')  # --loss; training/losses.py computes them
 NEGATIVE_NUMBER = re.compile(r'-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$')
 
 
@@ -46,7 +48,7 @@ class OptionParser(argparse.ArgumentParser):
     the program was started in.
 
     Args:
-        old_names: options of other programs -> what they are called here, for the error.
+        old_names: old option name -> its name here, which the error message gives.
     """
 
     def __init__(self, old_names: dict[str, str] | None = None, **kwargs: Any) -> None:
@@ -165,20 +167,47 @@ def read_range(text: str) -> tuple[float, float]:
     return float(words[0]), float(words[-1])
 
 
-seed = whole(0, 2 ** 32 - 1)  # scikit-learn takes no larger one
-mel_bins = whole(16, 256)  # one patch to half of the FFT at 16 kHz (audio.fbank.frame_size)
-sample_rate = whole(1000, MAX_RATE)  # Hz; below, a window of 25 ms has too few samples
-frames = whole(16, 360_000)  # of 10 ms: one patch to an hour; more would fill the memory
+seed_type = whole(0, 2 ** 32 - 1)  # scikit-learn takes no larger one
+mel_bins_type = whole(16, 256)  # one patch to half of the FFT at 16 kHz (audio.fbank.frame_size)
+sample_rate_type = whole(1000, MAX_RATE)  # Hz; below, a window of 25 ms has too few samples
+frames_type = whole(16, 360_000)  # of 10 ms: one patch to an hour; more would fill the memory
 # The logarithm of a float32 energy is between -104 and 89, and so is the mean of an fbank. A
 # standard deviation of nearly 0 would magnify rounding errors.
-fbank_mean = number(-100, 100)
-fbank_std = number(above=0.001, maximum=100)
+fbank_mean_type = number(-100, 100)
+fbank_std_type = number(above=0.001, maximum=100)
 
 
 def add_num_workers(parser: argparse._ActionsContainer) -> None:
     """Add the option of all programs that load data."""
     parser.add_argument('-w', '--num_workers', type=whole(-1, 256), default=-1,
                         help='processes that load data, -1 for one per core')
+
+
+def add_computing_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of programs that compute with a model: workers, device, precision."""
+    add_num_workers(parser)
+    add = parser.add_argument
+    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
+    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+
+
+def add_input_options(parser: argparse._ActionsContainer, length_help: str) -> None:
+    """Add the options of programs that read a datafile: its label file, rate and length.
+
+    Args:
+        length_help: help of --audio_length.
+    """
+    add = parser.add_argument
+    add('--label_csv', required=True, help='label file: index,mid,display_name')
+    add('--sample_rate', type=sample_rate_type, default=SAMPLE_RATE,
+        help='Hz, to which recordings are resampled')
+    add('--audio_length', type=frames_type, default=AUDIOSET_INPUT['input_tdim'], help=length_help)
+
+
+def add_mel_bins(parser: argparse._ActionsContainer) -> None:
+    """Add the option of programs that compute fbanks of a datafile."""
+    parser.add_argument('--num_mel_bins', type=mel_bins_type, default=AUDIOSET_INPUT['input_fdim'],
+                        help='mel bins of the fbank, from 20 Hz to half of --sample_rate')
 
 
 def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
@@ -191,21 +220,14 @@ def add_checkpoint_options(parser: argparse.ArgumentParser, loss: str) -> None:
     add('--fstride', type=whole(1),
         help='stride in frequency, for checkpoints that do not store it')
     add('--tstride', type=whole(1), help='stride in time, for checkpoints that do not store it')
-    add('--num_mel_bins', type=mel_bins, help='mel bins, for checkpoints that do not store them')
-    add('--audio_length', type=frames,
+    add('--num_mel_bins', type=mel_bins_type,
+        help='mel bins, for checkpoints that do not store them')
+    add('--audio_length', type=frames_type,
         help='frames of 10 ms, for checkpoints that do not store them')
-    add('--dataset_mean', type=fbank_mean,
+    add('--dataset_mean', type=fbank_mean_type,
         help="mean of the fbank; without it each checkpoint's own, or AudioSet's")
-    add('--dataset_std', type=fbank_std, help='standard deviation of the fbank, likewise')
-    add('--loss', choices=['BCE', 'CE'], help=loss)
-
-
-def add_computing_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of programs that compute with a checkpoint: workers, device, precision."""
-    add_num_workers(parser)
-    add = parser.add_argument
-    add('--device', default='auto', help='auto, cpu, cuda (all GPUs), cuda:N or mps')
-    add('--amp', choices=['auto', 'bf16', 'fp16', 'off'], default='auto', help='mixed precision')
+    add('--dataset_std', type=fbank_std_type, help='standard deviation of the fbank, likewise')
+    add('--loss', choices=LOSSES, help=loss)
 
 
 def let_threads_sleep() -> None:

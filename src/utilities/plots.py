@@ -31,7 +31,7 @@ CURVE_STYLES = tuple({'color': colour, 'marker': marker, 'linestyle': line}
                      for colour, marker in zip(CURVE_COLOURS, 'os^DvPX'))
 LEGEND_WIDTH = 110  # characters
 LOWEST_TICK_KHZ = 0.25  # on a mel axis; each of the others is twice the one before
-DB_PER_NEPER = 10 / np.log(10)  # the fbank is the natural logarithm of a power
+DB_PER_LOG_POWER = 10 / np.log(10)  # the fbank is the natural logarithm of a power
 DYNAMIC_RANGE_DB = 70  # below the loudest; what is softer has one colour
 TAG_ROWS = 10  # classes that are drawn at most
 MIN_TAG_SCORE = 0.01  # what a class must reach to be drawn; the strongest is always drawn
@@ -257,7 +257,7 @@ def show_spectrogram(axes: Axes, spectrogram: np.ndarray, seconds: float, cmap: 
 
 def levels(spectrogram: np.ndarray) -> np.ndarray:
     """Return a log mel spectrogram in dB below its loudest point."""
-    return (spectrogram - np.nanmax(spectrogram)) * DB_PER_NEPER
+    return (spectrogram - np.nanmax(spectrogram)) * DB_PER_LOG_POWER
 
 
 def spectrogram_png(spectrogram: np.ndarray) -> bytes:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import run
-from training.config import OF_ONE_START, expand_config
+from training.config import PER_START_OPTIONS, expand_config
 from training.options import make_parser
 
 NEEDED = {'data_train': 'train.json', 'data_val': 'val.json', 'label_csv': 'labels.csv'}
@@ -63,7 +63,7 @@ def test_what_is_about_one_start_is_not_taken(write_config):
     options = parse('--config', path, *NEW)
     assert (options['resume'], options['force'], options['dry_run']) == ('auto', False, False)
     assert 'config' not in options
-    assert set(OF_ONE_START) - {'config'} <= set(options)
+    assert set(PER_START_OPTIONS) - {'config'} <= set(options)
 
 
 def test_the_folder_of_the_earlier_run_is_not_taken(write_config, capsys):

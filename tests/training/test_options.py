@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import experiment
+from audio import augmentation
 from dataloader import AudioConf
 from models import ASTModel, save_checkpoint
 from parsers import parser_of
-from training import losses, optimizer, options
+from training import losses, optimizer, options, schedule
 from utilities.cli import boolean
 from utilities.parallel import one_thread
 
@@ -288,6 +289,8 @@ def test_the_constants_that_options_repeats_are_those_of_their_owners():
     assert options.MODELS == tuple(experiment.MODELS)
     assert options.LOSSES == tuple(losses.LOSSES)
     assert options.OPTIMIZERS == tuple(optimizer.OPTIMIZERS)
+    assert options.SCHEDULES == tuple(schedule.DECAYS)
+    assert options.CROPS == augmentation.CROPS
 
 
 def test_every_setting_of_the_audio_is_an_option_of_its_name():

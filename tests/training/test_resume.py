@@ -17,8 +17,9 @@ import run
 from models.locks import hold_lock
 from training.errors import TrainingError, as_training_errors
 from training.interrupt import Interrupt
-from training.loaders import end_workers, make_loader
+from training.loaders import make_loader
 from training.supervisor import Interrupted
+from training.worker_signals import end_workers
 
 BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 '
         '--dataset demo --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 '

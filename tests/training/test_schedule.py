@@ -21,8 +21,8 @@ def rates(chosen, metrics, steps=1):
     for epoch, metric in enumerate(metrics, start=1):
         for _ in range(steps):
             schedule.start_step()
-            assert schedule.current == groups[0]['lr']
-            seen.append(schedule.current)
+            assert schedule.last_rate == groups[0]['lr']
+            seen.append(schedule.last_rate)
         schedule.end_epoch(epoch, metric)
     return seen
 
@@ -84,13 +84,13 @@ def test_a_plateau_that_continues_with_other_options_obeys_them():
     forced.load_state_dict(schedule.state_dict())
     for epoch in (2, 3):
         forced.end_epoch(epoch, 0.5)
-    assert forced.current == pytest.approx(1e-4)
+    assert forced.last_rate == pytest.approx(1e-4)
 
 
 def test_a_checkpoint_of_an_earlier_version_without_a_plateau_is_read():
     schedule, _ = make_schedule(settings(lr=1e-3))
     schedule.load_state_dict({'decay': 0.25, 'step': 7, 'plateau': None})
-    assert schedule.step == 7 and schedule.current == pytest.approx(2.5e-4)
+    assert schedule.step == 7 and schedule.last_rate == pytest.approx(2.5e-4)
 
 
 @pytest.mark.parametrize('changes, rates', [
@@ -101,7 +101,7 @@ def test_every_parameter_group_has_its_own_scale_of_the_rate(changes, rates):
     schedule, groups = make_schedule(chosen, 0.25, 1.0)
     for epoch, expected in enumerate(rates, start=1):
         schedule.start_step()
-        assert schedule.current == pytest.approx(expected)
+        assert schedule.last_rate == pytest.approx(expected)
         assert [group['lr'] for group in groups] == pytest.approx([0.25 * expected, expected])
         schedule.end_epoch(epoch, 1 / epoch)
 
@@ -117,6 +117,6 @@ def test_a_schedule_that_goes_on_has_the_rates_of_one_that_did_not_stop(changes)
         state = schedule.state_dict()
         schedule, _ = make_schedule(chosen)  # stopped in the middle of an epoch
         schedule.load_state_dict(state)
-        seen.append(schedule.current)
+        seen.append(schedule.last_rate)
         schedule.end_epoch(epoch, metric)
     assert seen == rates(chosen, metrics)

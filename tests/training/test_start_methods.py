@@ -18,7 +18,8 @@ from models import ASTModel, save_checkpoint
 from ranks import make_context
 from tagging import load_tagger, tag
 from training import norm_stats
-from training.loaders import count_workers, end_workers
+from training.loaders import count_workers
+from training.worker_signals import end_workers
 from utilities import workers
 from utilities.parallel import one_thread, parallel_map
 from utilities.workers import may_start_processes, starts_by_fork

@@ -13,7 +13,7 @@ from utilities.cli import (
     OptionParser,
     boolean,
     exit_on,
-    mel_bins,
+    mel_bins_type,
     number,
     setup_logging,
     whole,
@@ -216,9 +216,9 @@ def test_standard_output_prints_names_that_its_encoding_does_not_have(monkeypatc
 
 def test_no_more_mel_bins_are_asked_for_than_the_fft_tells_apart():
     most = frame_size(SAMPLE_RATE).fft // 2
-    assert mel_bins(str(most)) == most
+    assert mel_bins_type(str(most)) == most
     with pytest.raises(argparse.ArgumentTypeError):
-        mel_bins(str(most + 1))
+        mel_bins_type(str(most + 1))
 
 
 def test_what_follows_two_dashes_is_left_as_it_is():
