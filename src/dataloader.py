@@ -158,8 +158,8 @@ class AudiosetDataset(Dataset):
         """Return samples of windows that are spread evenly over a recording, without augmentation.
 
         Args:
-            index: of the recording.
-            count: of the windows. A recording that is not longer than the input has only one.
+            index: index of the recording in the datafile.
+            count: number of windows. A recording that is not longer than the input has only one.
         """
         waveforms = self._load_windows(index, np.linspace(0, 1, count).tolist())
         return [self.finish_sample(index, waveform) for waveform in waveforms]
@@ -170,9 +170,9 @@ class AudiosetDataset(Dataset):
         """Return the sample of a waveform.
 
         Args:
-            index: of the recording.
+            index: index of the recording in the datafile.
             waveform: (samples,), as load_waveform returns it.
-            augmentation: of the sample.
+            augmentation: the sample's Augmentation.
             partner: the waveform (samples,) whose fbank is mixed with that of the sample, or None.
         """
         bins, rate = self.conf.num_mel_bins, self.conf.sample_rate
@@ -189,9 +189,9 @@ class AudiosetDataset(Dataset):
         """Return the sample (inputs, labels), or with mask_padding (inputs, labels, real frames).
 
         Args:
-            inputs: of the model.
-            index: of the recording.
-            augmentation: of the sample.
+            inputs: what the model gets of the sample.
+            index: index of the recording in the datafile.
+            augmentation: the sample's Augmentation.
             frames: how many the fbank had before it was cut or padded. A mix of waveforms is as
                 long as the first of them, a mix of fbanks as long as the longer one. Of a recording
                 shorter than a frame, one counts as real.
@@ -203,7 +203,7 @@ class AudiosetDataset(Dataset):
 
     @property
     def _window_samples(self):
-        """How many audio samples the model's input is long."""
+        """Return how many audio samples the model's input is long."""
         return window_samples(self.conf.target_length, self.conf.sample_rate)
 
     def load_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
@@ -212,7 +212,7 @@ class AudiosetDataset(Dataset):
         if augmentation.partner is not None and not augmentation.mixes_fbanks:
             partner = self._load(augmentation.partner, augmentation.partner_crop)
         if self._backgrounds and augmentation.background is not None:
-            # the SNR refers to the part that the model hears
+            # The SNR refers to the part that the model hears.
             waveform = waveform[:self._window_samples]
             background = self._backgrounds.load(augmentation.background,
                                                 augmentation.background_crop, len(waveform))
@@ -268,9 +268,9 @@ def finish_fbank(features: torch.Tensor, conf: AudioConf, augmentation: Augmenta
 
     Args:
         features: fbank (frames, num_mel_bins).
-        conf: of the dataset.
-        augmentation: of the sample.
-        noise: of the sample, (target_length, num_mel_bins), or None.
+        conf: the AudioConf of the dataset.
+        augmentation: the sample's Augmentation.
+        noise: noise to add, (target_length, num_mel_bins), or None.
         partner: fbank (its frames, num_mel_bins) to mix with, or None.
 
     Returns:

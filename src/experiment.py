@@ -3,6 +3,7 @@ import argparse
 import logging
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from audio.reading import AudioError
 from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
 from models.ast_models import DEIT, warn_of_gaps
+from models.starts import start_size
 from reports.pages import run_page
 from training import processes
 from training.checkpoint import CheckpointError
@@ -22,16 +24,16 @@ from training.interrupt import EXIT_CODE, Interrupt
 from training.launch import DistributedError, Launch, read_launch
 from training.loaders import Loaders
 from training.optimizer import freeze, set_drop_path
-from training.option_checks import check_options
+from training.option_checks import check_options, with_option_names
 from training.supervisor import Interrupted
 from traintest import Run
 from utilities.cli import exit_on, setup_logging
 from utilities.errors import DataError, warn_only
 from utilities.parallel import limit_threads
-from utilities.texts import write_text
+from utilities.texts import read_json, write_text
 
 MODELS = {'ast': ASTModel}  # --model
-# A machine that computes in one of these computes in those before it, too.
+# In this order: hardware that supports one also supports those before it.
 PRECISIONS = (None, torch.float16, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,8 @@ def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: 
               WeightsError)
     with processes.exit_without_waiting(), exit_on(*errors):
         launch = read_launch()
+        if args.start:
+            args.model_size = size_of_start(parser, args)
         device = check_options(parser, args, launch)
         setup_logging(launch.rank)
         limit_threads()
@@ -140,6 +144,29 @@ def tidy_up(folder: ExperimentFolder) -> None:
     folder.remove_intermediate()
 
 
+def size_of_start(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+    """Return the model_size of --start. If the run has begun already, its folder says it.
+
+    End the program with a sentence if the start does not go with the strides or the input.
+
+    Raises:
+        WeightsError: if the start cannot be found or read.
+    """
+    before = Path(args.exp_dir) / 'args.json'
+    if args.resume != 'none' and before.is_file():
+        saved = read_json(before)
+        if saved.get('start') == args.start and isinstance(saved.get('model_size'), str):
+            return saved['model_size']
+    settings = {'fstride': args.fstride, 'tstride': args.tstride,
+                'input_fdim': args.num_mel_bins, 'input_tdim': args.audio_length}
+    try:
+        return start_size(args.start, args.model_size, settings)
+    except WeightsError:
+        raise
+    except ValueError as error:
+        parser.error(with_option_names(str(error)))
+
+
 def make_model(args: argparse.Namespace, pretrained: bool = True) -> ASTModel:
     """Build the model on the CPU. pretrained=False gives random weights, for --dry_run."""
     torch.manual_seed(args.seed)
@@ -183,8 +210,13 @@ def agree_on_precision(precision: torch.dtype | None) -> torch.dtype | None:
         return precision
     common = PRECISIONS[min(chosen)]
     logger.info('not all processes compute in bfloat16: training in %s',
-                str(common or torch.float32).removeprefix('torch.'))
+                dtype_name(common))
     return common
+
+
+def dtype_name(precision: torch.dtype | None) -> str:
+    """Return what messages call a precision, such as bfloat16."""
+    return str(precision or torch.float32).removeprefix('torch.')
 
 
 def log_settings(args, loaders, device, precision, size):
@@ -193,11 +225,10 @@ def log_settings(args, loaders, device, precision, size):
     samples = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(names, loaders)
                         if loader is not None)
     settings = ' '.join(f'--{name} {value}' for name, value in vars(args).items())
-    dtype = str(precision or torch.float32).removeprefix('torch.')
     each = f' in each of {size} processes' if size > 1 else ''
     logger.info('settings: %s', settings)
     logger.info('samples: %s; %d steps an epoch; device %s, %s, %d data workers%s', samples,
-                len(loaders.train), device, dtype, loaders.train.num_workers, each)
+                len(loaders.train), device, dtype_name(precision), loaders.train.num_workers, each)
 
 
 @processes.main_process_only

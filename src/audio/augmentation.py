@@ -25,7 +25,11 @@ SNR_DB = 3.0, 30.0  # lowest and highest signal-to-noise ratio with --noise_dir,
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConf:
-    """How strongly training samples are augmented, and their size."""
+    """How strongly training samples are augmented, and their size.
+
+    Each field with a default is an option of run.py of the same name; experiment_data.make_dataset
+    copies them. draw_augmentation reads them.
+    """
     num_mel_bins: int
     target_length: int  # frames
     mixup: float = 0.0  # probability that a sample is mixed with another
@@ -173,7 +177,8 @@ def add_background(waveform: torch.Tensor, background: torch.Tensor, snr_db: flo
 def mix_fbanks(fbank: torch.Tensor, partner: torch.Tensor, lam: float) -> torch.Tensor:
     """Return the mixup of two fbanks (frames, bins): lam * fbank + (1 - lam) * partner.
 
-    The two weights add up to 1, so the mix of normalised fbanks is the normalised mix.
+    The weights add up to 1, so it makes no difference whether fbanks are normalised before or after
+    mixing.
     """
     return lam * fbank + (1 - lam) * partner
 

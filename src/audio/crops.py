@@ -15,16 +15,17 @@ def load_windows(file: str, samples: int, positions: Sequence[float], start: flo
                  seconds: float = math.inf, sample_rate: int = SAMPLE_RATE) -> list[torch.Tensor]:
     """Read windows of a recording, or of a part of it.
 
-    If the format can seek and the header says how long the recording is, only the windows are read.
-    If the header is wrong, the real length counts, for which all of the recording is read.
+    If the header says how long the recording is, nothing after the last window is read, and only
+    the windows if the format can seek. Else, and if the header is wrong, all of the recording is
+    read first, to find its real length.
 
     Args:
         file: a path.
-        samples: of a window, at sample_rate.
-        positions: of the windows, in ascending order: 0 is the first possible window, 1 the last.
+        samples: number of samples of a window, at sample_rate.
+        positions: where windows are, in ascending order: 0 is the first possible one, 1 the last.
         start: second at which the part begins.
         seconds: how long it is at most.
-        sample_rate: of the result, in Hz.
+        sample_rate: rate of the result, in Hz.
 
     Returns:
         One waveform per position: the window (samples,) and up to one second after it. A part that

@@ -21,9 +21,9 @@ class FrameSize(NamedTuple):
     """The samples of a frame of an fbank.
 
     Attributes:
-        length: of the window.
+        length: length of the window.
         shift: from the beginning of a frame to that of the next.
-        fft: of the Fourier transform. Kaldi pads a window to the next power of two.
+        fft: length of the Fourier transform. Kaldi pads a window to the next power of two.
     """
     length: int
     shift: int
@@ -40,7 +40,7 @@ class FbankTables(NamedTuple):
     """What an fbank is computed with.
 
     Attributes:
-        size: of a frame.
+        size: the FrameSize.
         window: (size.length,).
         filters: the mel filters in pieces. Each has the slice of FFT bins that it uses, and its
             weights (those FFT bins, mel bins).
@@ -62,7 +62,7 @@ def fbank(waveform: torch.Tensor, num_mel_bins: int, sample_rate: int = SAMPLE_R
     Args:
         waveform: (..., samples).
         num_mel_bins: number of mel filters.
-        sample_rate: of the waveform, in Hz.
+        sample_rate: rate of the waveform, in Hz.
 
     Returns:
         (..., frames, num_mel_bins). There are no frames if the waveform is shorter than a window.

@@ -102,8 +102,8 @@ class _Index(NamedTuple):
     """Where the members of a shard are, as arrays (members,) in the order of their keys.
 
     A member takes 28 bytes, however long its name is, because every worker has the index of all
-    two million clips. A key is the hash() of a name. In its 64 bits, no two names of a shard
-    coincide.
+    two million clips. A key is the hash() of a name. Two names of a shard practically never have
+    the same 64-bit hash.
     """
     keys: np.ndarray
     offsets: np.ndarray  # of the local headers

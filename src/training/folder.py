@@ -111,8 +111,8 @@ class ExperimentFolder:
     def _changed_settings(self, before):
         """Return {name: (old value, new value)} of the settings that change what is computed.
 
-        More epochs are no change: the run continues. (A schedule that depends on total_steps would
-        then change its rate at that point.)
+        More epochs are no change: the run continues. A cosine is stretched:
+        CosineDecay.load_state_dict.
         """
         default = make_parser().get_default  # of an option that is newer than the experiment
         changed = {}

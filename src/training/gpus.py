@@ -26,7 +26,7 @@ def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | 
     """Return why PyTorch cannot use a GPU of this machine and what to do, or None.
 
     Args:
-        index: of the only GPU to look at; None: look at all of them.
+        index: number of the only GPU to look at; None: look at all of them.
         is_asked_for: look for the reason even if nothing shows that there is a GPU.
     """
     if torch.cuda.is_available():

@@ -31,7 +31,7 @@ def make_loader(dataset: Any, batch_size: int | None, num_workers: int, pin_memo
 
     Args:
         dataset: a Dataset with a length; a ReplaceUnreadable makes the loader a TrainingLoader.
-        batch_size: of all processes together if there is a sampler.
+        batch_size: size of a batch; if there is a sampler, of all processes together.
         num_workers: worker processes, -1 for as many as there are cores.
         pin_memory: whether batches wait for a GPU in pinned memory.
         sampler: None for the order of the dataset.
@@ -61,7 +61,7 @@ def make_evaluation_loader(dataset: Any, batch_size: int, num_workers: int, pin_
 
     Args:
         dataset: a Dataset with a length.
-        batch_size: that of training, of all processes together.
+        batch_size: size of a training batch, of all processes together.
         num_workers: worker processes, -1 for as many as there are cores.
         pin_memory: whether batches wait for a GPU in pinned memory.
     """

@@ -18,7 +18,7 @@ class SmoothedBCE(nn.BCEWithLogitsLoss):
 
     Args:
         label_smoothing: s.
-        weight: of the loss of each class, (classes,), or None.
+        weight: weight of each class in the loss, (classes,), or None.
     """
 
     def __init__(self, label_smoothing: float, weight: torch.Tensor | None = None):
@@ -88,7 +88,7 @@ class EpochLoss:
         Args:
             loss: mean over the samples of the step, without gradient. With several processes,
                 that mean is the average of their `loss` values.
-            samples: of all processes.
+            samples: number of samples in all processes.
         """
         self.steps += 1
         self.samples += samples

@@ -117,9 +117,9 @@ def make_sgd(groups: Groups, settings: argparse.Namespace) -> torch.optim.Optimi
 def init_momentum_buffers(optimizer: torch.optim.SGD) -> None:
     """Create the momentum buffers, filled with 0.
 
-    The fused SGD allocates it in the first step and fills it in the same step. In float16, the
-    gradient scaler often skips that step, and the next one would start from whatever was in that
-    memory.
+    Without this, the fused SGD allocates each buffer in its first step, and fills it in the same
+    step. In float16, the gradient scaler often skips that step. The next one would then start from
+    whatever was in that memory.
     """
     for group in optimizer.param_groups:
         for parameter in group['params']:

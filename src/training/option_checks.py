@@ -8,15 +8,12 @@ import torch
 
 from audio.augmentation import AugmentationConf
 from audio.fbank import frame_size
-from models import WeightsError
 from models.assumptions import OPTIONS
 from models.ast_models import ModelConfig, check_pretraining
-from models.starts import start_size
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
 from utilities.errors import DataError
 from utilities.labels import read_labels
-from utilities.texts import read_json
 from utilities.weight_files import WEIGHT_RULE, weight_file
 
 # The largest number of patches: the time of attention grows with its square. 128 bins x 1024
@@ -33,16 +30,12 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
         The device of this process.
     """
     try:
-        if args.start:
-            args.model_size = size_of_start(args)
         config = ModelConfig(
             model_size=args.model_size, label_dim=args.n_class, fstride=args.fstride,
             tstride=args.tstride, input_fdim=args.num_mel_bins, input_tdim=args.audio_length)
         if not args.start:
             check_pretraining(config, args.imagenet_pretrain, args.audioset_pretrain)
         device = own_device(launch, choose_device(args.device))
-    except WeightsError:  # of the start: the caller ends the program with it
-        raise
     except ValueError as error:
         parser.error(with_option_names(str(error)))
     check_sizes(parser, args, config, launch)
@@ -62,22 +55,6 @@ def with_option_names(message: str) -> str:
     for setting in ('input_fdim', 'input_tdim'):
         message = message.replace(setting, OPTIONS[setting])
     return message
-
-
-def size_of_start(args: argparse.Namespace) -> str:
-    """Return the model_size of --start. If the run has begun already, its folder says it.
-
-    Raises:
-        WeightsError: if the start cannot be found or read.
-    """
-    before = Path(args.exp_dir) / 'args.json'
-    if args.resume != 'none' and before.is_file():
-        saved = read_json(before)
-        if saved.get('start') == args.start and isinstance(saved.get('model_size'), str):
-            return saved['model_size']
-    settings = {'fstride': args.fstride, 'tstride': args.tstride,
-                'input_fdim': args.num_mel_bins, 'input_tdim': args.audio_length}
-    return start_size(args.start, args.model_size, settings)
 
 
 def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -164,7 +141,10 @@ def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, confi
 
 def check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace,
                        config: ModelConfig) -> None:
-    """End the program with a sentence if augmentation does not fit the input or itself."""
+    """End the program with a sentence if options of augmentation do not fit.
+
+    They must fit the input, and not contradict each other.
+    """
     if args.freqm > args.num_mel_bins:
         parser.error(f'--freqm {args.freqm} is more than the {args.num_mel_bins} mel bins')
     if args.timem > args.audio_length:
@@ -179,7 +159,7 @@ def check_augmentation(parser: argparse.ArgumentParser, args: argparse.Namespace
                      f'frames of --audio_length')
     if args.snr_db and not args.noise_dir:
         parser.error(f'--snr_db {args.snr_db} needs --noise_dir, the folder of the noise')
-    moved = [name for name in ('noise', 'shift_frames') if getattr(args, name, None)]
+    moved = [name for name in ('noise', 'shift_frames') if getattr(args, name)]
     if args.mask_padding and moved:
         off = parser.get_default(moved[0])
         parser.error(f'--mask_padding True needs the padding at the end, but --{moved[0]} '

@@ -149,7 +149,7 @@ def read_array(path: Path, advice: str = '') -> np.ndarray:
     """Read a .npy file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         advice: what the error tells the user to do.
 
     Raises:
@@ -170,7 +170,7 @@ def write_curves(exp_dir: Path, rows: Sequence[Sequence[float]] | np.ndarray, me
         exp_dir: the folder to write to.
         rows: at least one.
         metric: the main metric, 'acc' or 'mAP'.
-        title: of the figure.
+        title: title of the figure.
     """
     from utilities.plots import plot_curves, write_figure  # here: matplotlib is slow to import
     columns = dict(zip(result_columns(metric), np.array(rows).T))
@@ -186,7 +186,7 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
 
     Args:
         folder: the folder to write to.
-        names: of all classes.
+        names: names of all classes.
         predictions: scores (samples, classes).
         targets: labels (samples, classes) of 0 and 1.
 

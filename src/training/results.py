@@ -1,4 +1,9 @@
-"""The epochs of an experiment: their metrics, their predictions and the best of them."""
+"""The epochs of an experiment: their metrics, their predictions and the best of them.
+
+    Evaluation (predictions, labels) -> metrics of utilities.stats -> EpochRow -> result.csv
+                                     -> FURTHER_METRICS -> metrics.csv
+                                     -> predictions_N.npy, and their mean, the ensemble of epochs
+"""
 import logging
 import math
 import time
@@ -42,11 +47,11 @@ class Results:
     Args:
         exp_dir: folder of the experiment.
         metric: the main metric, 'acc' or 'mAP'.
-        title: of the curves.
+        title: the title of the curves.
 
     Attributes:
-        rows: of result.csv.
-        further: rows of metrics.csv.
+        rows: rows of result.csv.
+        further_rows: rows of metrics.csv.
         predictions_sum: (samples, classes), over the epochs.
         targets: the labels (samples, classes) that resumed epochs were evaluated on.
     """
@@ -59,7 +64,7 @@ class Results:
         self.further_rows: list[dict[str, float]] = []
         self.predictions_sum: Any = 0.0
         self.targets = np.zeros((0, 0))
-        self.drawn_at = -math.inf  # when the curves were drawn last
+        self.drawn_at = -math.inf  # the time at which the curves were drawn last
         self.predictions_folder = self.exp_dir / 'predictions'
         self.predictions_folder.mkdir(parents=True, exist_ok=True)
 
@@ -74,14 +79,14 @@ class Results:
         Raises:
             TrainingError: if the validation loss is not a finite number.
         """
-        self._add_evaluation(evaluation)
-        row = self._compute_row(train_loss, evaluation, learning_rate)
+        row = self._add_evaluation(train_loss, evaluation, learning_rate)
         self.rows.append(row)
         return row
 
     @main_process_only
-    def _add_evaluation(self, evaluation: Evaluation) -> None:
-        """Add an evaluation to the ensemble and to metrics.csv, and write its predictions."""
+    def _add_evaluation(self, train_loss: float, evaluation: Evaluation, learning_rate: float
+                        ) -> EpochRow:
+        """Add an epoch to the ensemble, write its predictions and return its row."""
         epoch = len(self.rows) + 1
         if not math.isfinite(evaluation.loss):
             raise TrainingError(f'epoch {epoch}: the validation loss is no longer a finite number; '
@@ -90,12 +95,8 @@ class Results:
         write_array(self.predictions_folder / 'target.npy', evaluation.targets)
         write_array(self._predictions_file(epoch), evaluation.predictions)
 
-    @main_process_only
-    def _compute_row(self, train_loss: float, evaluation: Evaluation, learning_rate: float
-                     ) -> EpochRow:
-        """Return the row of the epoch whose evaluation was added last."""
         single = evaluation.summary()
-        mean = self.predictions_sum / (len(self.rows) + 1)
+        mean = self.predictions_sum / epoch
         ensemble = summarise(calculate_stats(mean, evaluation.targets))
         return EpochRow(getattr(single, self.metric), single.mAUC, single.precision, single.recall,
                         single.d_prime, train_loss, evaluation.loss,
@@ -179,7 +180,7 @@ class Results:
 
         Args:
             evaluations: on the set `validation` and on the set `evaluation`, by name.
-            class_names: of all classes.
+            class_names: names of all classes.
         """
         numbers: list[float] = []
         for name, evaluation in evaluations.items():

@@ -16,7 +16,7 @@ class EpochSampler(Sampler[SampleKey]):
 
     Args:
         samples: size of the dataset.
-        seed: of the run.
+        seed: --seed.
         weights: (samples,), how often each sample is drawn relative to the others; or None.
     """
 

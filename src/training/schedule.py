@@ -20,9 +20,9 @@ class Decay:
 
     Attributes:
         settings: the options of run.py.
-        first_step: of the decay: the first step after the warmup.
+        first_step: step at which the decay begins: the first one after the warmup.
         total_steps: number of steps of the whole run.
-        factor: of the current epoch.
+        factor: factor of the current epoch.
     """
 
     def __init__(self, settings: argparse.Namespace, first_step: int, total_steps: int):

@@ -6,6 +6,7 @@ from training.checkpoint import Checkpoint
 from training.errors import TrainingError
 from training.interrupt import Interrupt
 from training.trainer import Trainer
+from utilities.formatting import shortened
 
 LISTED = 50  # recordings in a message
 
@@ -23,7 +24,7 @@ class Supervisor:
     Args:
         trainer: if its loss is not finite, no checkpoint is saved.
         train_loader: its bad_audio counts the samples that were replaced.
-        checkpoint: of the run.
+        checkpoint: the checkpoint of the run.
         interrupt: knows whether a signal has come.
     """
 
@@ -68,7 +69,7 @@ class Supervisor:
         The next start then repeats the whole evaluation.
 
         Args:
-            loader: of the evaluation.
+            loader: a loader of the set to evaluate.
             save_on_signal: whether to write a checkpoint before the run stops. It must be False if
                 the model holds other weights than those that are trained.
         """
@@ -95,11 +96,8 @@ class Supervisor:
         if replaced <= limit * len(self.train_loader.dataset):
             return
         self._save()
-        reasons = list(self.bad_audio.reasons)
-        listed = reasons[:LISTED]
-        if len(reasons) > LISTED:
-            listed.append(f'and {len(reasons) - LISTED} more')
-        found = '; '.join(listed) or 'other processes or starts have logged them'
+        found = shortened(self.bad_audio.reasons, LISTED, separator='; ')
+        found = found or 'other processes or starts have logged them'
         raise TrainingError(
             f'{replaced} samples of epoch {self.trainer.epoch} so far could not be read, more than '
             f'--max_bad_audio {limit:g} of an epoch; src/check_data.py finds all such '

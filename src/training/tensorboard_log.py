@@ -39,7 +39,7 @@ class TensorBoardLog:
         """Write the epochs that the log lacks. If that fails, warn; the next write tries again.
 
         Args:
-            results: of all epochs so far.
+            results: results of all epochs so far.
             speed: samples a second in the training of the last epoch, if it is known.
         """
         epochs = [{**dict(zip(result_columns(results.metric), row)), **further}
@@ -81,7 +81,7 @@ def count_epochs(folder: Path, epochs: list[dict[str, float]]) -> int:
     """Return how many epochs, from the first on, a log holds with all their values.
 
     Args:
-        folder: of the log. It may be missing.
+        folder: folder of the log. It may be missing.
         epochs: {name: value} of each.
     """
     if not folder.exists():

@@ -36,12 +36,12 @@ class Trainer:
         model: an ASTModel on `device`. Its autocast_dtype is the precision.
         settings: the options of run.py.
         steps_per_epoch: number of steps of an epoch.
-        class_weights: of the loss, (classes,), or None.
+        class_weights: weights of the classes in the loss, (classes,), or None.
 
     Attributes:
         model: the model itself.
-        evaluated: the model that is evaluated and saved: `model`, or with --ema the moving average
-            of its weights.
+        evaluated_weights: the model that is evaluated and saved: `model`, or with --ema the moving
+            average of its weights.
         training_model: the model to call in training. With several processes, its backward()
             averages the gradients. With several GPUs in one process, it splits batches over them.
         evaluation_model: the model to call in evaluation. It splits batches in the same way.
@@ -70,14 +70,14 @@ class Trainer:
             # With dynamic shapes, all steps after the first smaller batch would run kernels that
             # are made for any size.
             model.compile(dynamic=False)
-        # What is called: of cached embeddings, the head alone.
-        call = EmbeddingClassifier if settings.cache_embeddings else lambda whole: whole
-        self.evaluation_model = parallelise(call(self.evaluated_weights), device)
+        # With --cache_embeddings the inputs are embeddings, so only the head is called.
+        part_to_call = EmbeddingClassifier if settings.cache_embeddings else lambda whole: whole
+        self.evaluation_model = parallelise(part_to_call(self.evaluated_weights), device)
         self.training_model = self.evaluation_model
         if self.ema:
-            self.training_model = parallelise(call(model), device)
+            self.training_model = parallelise(part_to_call(model), device)
         if processes.size() > 1:
-            self.training_model = average_gradients(call(model))
+            self.training_model = average_gradients(part_to_call(model))
 
         self.loss_function = make_training_loss(settings, class_weights).to(device)
         self.optimizer = make_optimizer(model, settings)
@@ -92,7 +92,7 @@ class Trainer:
         Args:
             loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
                 (B, classes); with --mask_padding also the real frames (B,).
-            title: of the epoch, for the log.
+            title: what the log calls the epoch.
             after_step: called after every step. What it raises ends the epoch.
 
         Returns:

@@ -1,10 +1,12 @@
-"""Read archives: errors name the archive, and no file is unpacked without limit or elsewhere."""
+"""Unpack archives safely: limit the unpacked size, and write nothing outside the folder."""
 import gzip
 import tarfile
 import zipfile
 import zlib
 from pathlib import Path
 
+# Not zipfile.Path: that of some Pythons, such as 3.11.7 and 3.12.1, loops for ever in an archive
+# that has a file named //a (CVE-2024-5569).
 import zipp
 from tqdm import tqdm
 

@@ -52,7 +52,7 @@ class Backgrounds:
 
         Args:
             choice: from 0, the first recording, to 1.
-            position: of the window, from 0, the first one, to 1.
+            position: where the window is: from 0, the first one, to 1, the last.
             samples: number of samples of the window.
 
         Raises:

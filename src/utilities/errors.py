@@ -9,7 +9,7 @@ logger = logging.getLogger(__name__)
 class DataError(ValueError):
     """A label file, datafile or setting of the data that cannot be used.
 
-    The message names the file and the entry.
+    The message names what cannot be used.
     """
 
 

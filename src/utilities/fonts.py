@@ -16,7 +16,7 @@ def drawable_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return names of classes for pictures: a class's number if no font has its name's characters.
 
     Args:
-        names: of all classes. The log says once if some of them become numbers.
+        names: names of all classes. The log says once if some of them become numbers.
     """
     missing = missing_characters(''.join(names))
     lost = [k for k, name in enumerate(names) if missing & set(name)]

@@ -12,11 +12,11 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= MAX_QUOTED else f'{text[:MAX_QUOTED]}...')
 
 
-def shortened(names: Iterable[str], most: int = 10) -> str:
-    """Join names by commas; of many, only the first."""
+def shortened(names: Iterable[str], most: int = 10, separator: str = ', ') -> str:
+    """Join names; of many, only the first."""
     names = list(names)
     rest = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + rest
+    return separator.join(names[:most]) + rest
 
 
 def now() -> str:

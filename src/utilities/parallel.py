@@ -54,7 +54,7 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item], titl
     Args:
         function: is pickled, and so are its results: a module's function, or functools.partial of
             one.
-        title: of the progress bar.
+        title: title of the progress bar.
         unit: what an item is, for the progress bar.
         items_per_task: how many items a process takes at once.
 

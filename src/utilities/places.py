@@ -78,7 +78,7 @@ def find_place(segment: Segment, seconds: float, name: RecordingName, of_several
     Args:
         segment: one of the video.
         seconds: the recording's length.
-        name: of the recording; its start, if it has one, is the segment's.
+        name: name of the recording; its start, if it has one, is the segment's.
         of_several: whether the name may mean other segments of the list, too.
 
     Raises:

@@ -71,7 +71,7 @@ def plot_curves(columns: Mapping[str, np.ndarray], metric: str, title: str) -> F
     Args:
         columns: name -> (epochs,), with train_loss, valid_loss, <metric>, cum_<metric> and lr.
         metric: the main metric.
-        title: of the figure.
+        title: title of the figure.
     """
     figure = Figure(figsize=(11, 3.4), layout='constrained')
     epochs = np.arange(1, len(columns['lr']) + 1)
@@ -107,7 +107,7 @@ def plot_comparison(panels: Mapping[str, Mapping[str, np.ndarray]], names: Seque
 
     Args:
         panels: what a panel shows -> name of an experiment -> (epochs,).
-        names: of all experiments, at most as many as CURVE_STYLES.
+        names: names of all experiments, at most as many as CURVE_STYLES.
     """
     columns = max(1, min(3, LEGEND_WIDTH // (8 + max(map(len, names)))))
     legend_rows = math.ceil(len(names) / columns)
@@ -182,9 +182,9 @@ def plot_tags(spectrogram: np.ndarray, seconds: float, starts: np.ndarray, ends:
         seconds: how far the time axis goes.
         starts, ends: of the windows, in seconds (windows,).
         scores: from 0 to 1, (windows, classes).
-        names: of all classes.
-        title: of the figure.
-        sample_rate: of the sound that the spectrogram is of, in Hz.
+        names: names of all classes.
+        title: title of the figure.
+        sample_rate: rate of the sound that the spectrogram shows, in Hz.
     """
     strongest = strongest_classes(scores)
     height = 0.27 * len(strongest)
@@ -287,8 +287,8 @@ def show_attention(axes: Axes, attention: np.ndarray, config: 'ModelConfig',
     Args:
         axes: those of the spectrogram.
         attention: one number per patch, (f, t).
-        config: of the ASTModel.
-        sample_rate: of the sound, in Hz.
+        config: settings of the ASTModel.
+        sample_rate: rate of the sound, in Hz.
     """
     low, high = mel_range(sample_rate)
     f, t = attention.shape

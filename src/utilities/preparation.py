@@ -79,8 +79,9 @@ def find_published(out_dir: Path, name: str, needed: Iterable[str], made: Iterab
 
     Args:
         out_dir: folder of the preparation; the published recipe calls its own `data`.
-        name: of the dataset's folder in out_dir.
-        needed: files that the dataset's folder must hold. One that lacks them was broken off.
+        name: name of the dataset's folder in out_dir.
+        needed: files that the dataset's folder must hold. If some are missing, its preparation was
+            interrupted, and it cannot be used.
         made: what a download leaves in out_dir, the archive first. If any of it exists, or
             out_dir was prepared from the archive, the download is used instead.
     """

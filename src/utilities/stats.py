@@ -1,4 +1,4 @@
-"""Metrics of audio classification: per class, and their means as the AST and PSLA papers have them.
+"""Metrics of audio classification: of each class, and their means as in the AST and PSLA papers.
 
 To add a metric to the log, metrics.csv and report.html, write a function of (output, target) and
 name it in FURTHER_METRICS, at the end.
@@ -137,11 +137,12 @@ class Metrics:
     """The metrics of all classes together.
 
     Attributes:
-        mAP, mAUC, precision, recall: means over the classes that have positives.
+        mAP, precision, recall: means over the classes that have positives.
+        mAUC: mean over the classes that have positives and negatives.
         acc: accuracy of the arg-max.
         d_prime: d' of mAUC.
         classes: how many there are.
-        classes_without_positives: how many of them the means leave out.
+        classes_without_positives: how many of them all means leave out.
     """
     mAP: float
     mAUC: float

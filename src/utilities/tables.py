@@ -19,7 +19,7 @@ def read_table(text: str, fits: Callable[[list[str]], bool]
     """Read a CSV that begins with a header.
 
     Args:
-        text: of the whole file.
+        text: text of the whole file.
         fits: tells whether a header, a list of cells, is the expected one. It chooses the
             separator among SEPARATORS. If no header fits, the separator that finds the most cells
             is taken.
