@@ -61,6 +61,8 @@ def settings(**changes):
 
 def loaders(count=12):
     """Return the (training, validation) loaders of random samples."""
-    train_loader = DataLoader(Samples(count), batch_size=4, sampler=EpochSampler(count, 0))
+    sampler = EpochSampler(count, 0)
+    train_loader = DataLoader(Samples(count), batch_size=4, sampler=sampler)
+    train_loader.epoch_sampler = sampler
     train_loader.bad_audio = BadAudio()
     return train_loader, DataLoader(Samples(count, seed=1), batch_size=8)
