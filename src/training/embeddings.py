@@ -1,5 +1,4 @@
 """Embeddings that are computed once, for training the head of a frozen model (a linear probe)."""
-import logging
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from training.devices import move
 from training.gpu_fbanks import fbanks_on
 from training.loaders import EVALUATION_TIMES, Loaders, make_evaluation_loader, make_loader
 from utilities.progress import Progress
-
-logger = logging.getLogger(__name__)
 
 
 class EmbeddingClassifier(nn.Module):

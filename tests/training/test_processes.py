@@ -108,6 +108,16 @@ def test_a_process_that_is_gone_ends_the_others_with_a_sentence_and_a_restart_go
     require_same(data, 'lost')
 
 
+def test_a_signal_before_training_ends_all_processes_with_75(data):
+    os.mkfifo(data / 'slow.json')
+    ranks = start_ranks(2, [*OPTIONS, '--bal', 'none', '--data_train', 'slow.json', '--exp_dir', 'early'], data, 'early.txt')
+    with open(data / 'slow.json', 'w'):  # waits until one of them reads it; they have met before
+        for process in ranks:
+            os.kill(process.pid, signal.SIGTERM)
+        assert finish_ranks(ranks) == [75, 75], log_of(data, 'early.txt')
+    assert 'Traceback' not in log_of(data, 'early.txt') and not (data / 'early').exists()
+
+
 ENDS = {'returns': (lambda: None, 0), 'wants to continue': (lambda: sys.exit(75), 75),
         'refuses': (lambda: sys.exit('why'), 1), 'fails': (lambda: 1 / 0, 1)}
 
