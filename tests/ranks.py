@@ -30,7 +30,7 @@ LOSSES = (5, 6)  # columns of result.csv
 
 
 def write_data(folder):
-    """Write the files that OPTIONS name: recordings of three classes, datafiles, labels, weights."""
+    """Write what OPTIONS name: recordings of three classes, datafiles, labels, weights."""
     # With this seed, no two recordings have scores so close that rounding could swap them.
     rng = np.random.default_rng(1)
     clips = []
