@@ -140,21 +140,21 @@ set_processes() {
 # Start src/run.py with these arguments in the background, in the way that --launcher says. Set
 # RUN_PID to the process to wait for.
 launch() {
-    local run=("$PYTHON" "$ROOT/src/run.py") meeting
+    local run=("$PYTHON" "$ROOT/src/run.py") rendezvous
     case $launcher in
         single) "${run[@]}" "$@" & ;;
         torchrun)
             if [ "$nodes" -eq 1 ]; then
-                meeting=(--standalone --local-addr localhost)
+                rendezvous=(--standalone --local-addr localhost)
             else
-                meeting=(--nnodes "$nodes" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
+                rendezvous=(--nnodes "$nodes" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR"
                     --master-port "${MASTER_PORT:-29500}"
                     --rdzv-conf "timeout=$(awk "BEGIN { print int(60 * $timeout_minutes + 1) }")")
             fi
             # torchrun sets OMP_NUM_THREADS to 1. Without it, src/training/processes.py divides the
             # cores among the processes.
             [ -n "${OMP_NUM_THREADS:-}" ] || run=(env -u OMP_NUM_THREADS "${run[@]}")
-            "$PYTHON" "$ROOT/egs/torchrun.py" "${meeting[@]}" --nproc-per-node "$processes" \
+            "$PYTHON" "$ROOT/egs/torchrun.py" "${rendezvous[@]}" --nproc-per-node "$processes" \
                 --no-python "${run[@]}" "$@" &
             ;;
         slurm)

@@ -155,10 +155,10 @@ def check_launch(parser, args, environ):
             sys.exit(f'error: --nodes {args.nodes}, but the job has {nodes_of_job}: submit it with '
                      f'sbatch --nodes={args.nodes}')
     if args.launcher == 'torchrun' and args.nodes > 1:
-        check_meeting(args.nodes, environ)
+        check_rendezvous(args.nodes, environ)
 
 
-def check_meeting(nodes, environ):
+def check_rendezvous(nodes, environ):
     """Stop with a sentence if the environment does not say where the machines meet."""
     rank = environ.get('NODE_RANK', '')
     if not environ.get('MASTER_ADDR') or not rank.isdecimal() or int(rank) >= nodes:

@@ -1,4 +1,4 @@
-"""AudioMAE, SSAST and EAT in plain PyTorch, under their authors' names of weights.
+"""Build AudioMAE, SSAST and EAT in plain PyTorch; their weights have the authors' names.
 
 Written from the papers: AudioMAE (arXiv:2207.06405), SSAST (arXiv:2110.09784), EAT
 (arXiv:2401.03497). AudioMAE and EAT read images of time x frequency.
@@ -14,7 +14,7 @@ EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v."""
+    """Computes softmax(q k^T / sqrt(d)) v."""
 
     def __init__(self, dim, heads):
         super().__init__()
@@ -30,6 +30,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
     def __init__(self, dim):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
@@ -39,7 +41,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A block that normalises before each branch, or after each sum (EAT)."""
+    """A transformer block. It normalises before each branch, or after each sum, as in EAT."""
 
     def __init__(self, dim, heads, norm_after=False):
         super().__init__()
@@ -56,7 +58,7 @@ class Block(nn.Module):
 
 
 class Projection(nn.Module):
-    """The patches of an image, as vectors (batch, patches, dim), row by row."""
+    """Projects the patches of an image to vectors (batch, patches, dim), row by row."""
 
     def __init__(self, dim, patch_size):
         super().__init__()
@@ -68,7 +70,7 @@ class Projection(nn.Module):
 
 
 def randomise(model, seed=0):
-    """Make every weight random, and return the model for evaluation."""
+    """Make every weight random; return the model in evaluation mode."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for value in model.parameters():
@@ -77,7 +79,7 @@ def randomise(model, seed=0):
 
 
 class AudioMAE(nn.Module):
-    """The encoder of AudioMAE, and the classifier of its fine-tuning."""
+    """The encoder of AudioMAE, and the classifier that fine-tuning adds."""
 
     def __init__(self, dim=768, heads=12, depth=12):
         super().__init__()
@@ -90,7 +92,8 @@ class AudioMAE(nn.Module):
     def features(self, x, positions=None, strides=None):
         """Return the mean of the patches (batch, dim) of spectrograms (batch, frames, mel bins).
 
-        positions: (1, patches, dim), time first; by default those of 1024 frames.
+        Args:
+            positions: (1, patches, dim), time first; by default those of 1024 frames.
         """
         positions = self.pos_embed[:, 1:] if positions is None else positions
         tokens = self.patch_embed(x[:, None], strides) + positions
@@ -101,18 +104,20 @@ class AudioMAE(nn.Module):
         return self.head(self.fc_norm(self.features(x)))
 
     def file(self, is_fine_tuned):
-        """Return what the authors' code saves: weights beside the command line."""
+        """Return what the authors' code saves: weights, the optimizer's state, the command line."""
         state = self.state_dict()
         if not is_fine_tuned:
             dim = self.cls_token.shape[2]
             state = {name: value for name, value in state.items()
                      if not name.startswith(('fc_norm', 'head'))}
             state |= {'norm.weight': torch.ones(dim), 'norm.bias': torch.zeros(dim),
-                      'mask_token': torch.zeros(1, 1, 8), 'decoder_embed.weight': torch.ones(8, dim),
+                      'mask_token': torch.zeros(1, 1, 8),
+                      'decoder_embed.weight': torch.ones(8, dim),
                       'decoder_blocks.0.attn.qkv.weight': torch.ones(24, 8),
                       'decoder_pos_embed': torch.ones(1, 513, 8)}
-        return {'model': state, 'optimizer': {'state': {0: {'exp_avg': torch.ones(3)}}}, 'epoch': 32,
-                'scaler': {'scale': 65536.0}, 'args': argparse.Namespace(blr=2e-4, finetune='x.pth')}
+        return {'model': state, 'optimizer': {'state': {0: {'exp_avg': torch.ones(3)}}},
+                'epoch': 32, 'scaler': {'scale': 65536.0},
+                'args': argparse.Namespace(blr=2e-4, finetune='x.pth')}
 
 
 class SSAST(nn.Module):
@@ -141,7 +146,7 @@ class SSAST(nn.Module):
         return v.norm(v.blocks(tokens))[:, 2:].mean(dim=1)
 
     def file(self):
-        """Return what the authors' code saves."""
+        """Return what the authors' code saves: weights of a model inside nn.DataParallel."""
         dim = self.v.cls_token.shape[2]
         state = {**self.state_dict(), 'p_input_fdim': torch.tensor(128),
                  'p_input_tdim': torch.tensor(1024), 'mask_embed': torch.ones(1, 1, dim)}
@@ -152,7 +157,7 @@ class SSAST(nn.Module):
 
 
 class EAT(nn.Module):
-    """EAT, and the classifier of its fine-tuning. Its positions are for two minutes."""
+    """EAT, and the classifier that fine-tuning adds. It has positions for two minutes."""
 
     def __init__(self, dim=768, heads=12, depth=12, columns=768):
         super().__init__()
@@ -169,7 +174,7 @@ class EAT(nn.Module):
 
     @property
     def positions(self):
-        """(1, 768 * 8, dim), time first."""
+        """The positional embeddings (1, 768 * 8, dim), time first."""
         return self.modality_encoders['IMAGE'].fixed_positional_encoder.positions
 
     def features(self, x, positions=None, strides=None):
@@ -186,7 +191,7 @@ class EAT(nn.Module):
         return self.head(self.fc_norm(self.features(x)))
 
     def file(self, is_fine_tuned, settings=None):
-        """Return what fairseq saves: the weights beside the settings."""
+        """Return what fairseq saves: the weights, the settings, the state of training."""
         state = self.state_dict()
         encoder = {name: value for name, value in state.items()
                    if not name.startswith(('fc_norm', 'head'))}

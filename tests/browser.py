@@ -1,4 +1,4 @@
-"""A real browser, Chromium, that opens pages from files and is driven by Playwright."""
+"""Open pages from files in a real browser: Chromium, driven by Playwright."""
 import contextlib
 import shutil
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 NAMES = 'chromium', 'chromium-browser', 'google-chrome'
-# Chromium as root, and without the connections that it makes on its own.
+# Let Chromium run as root, and let it not connect to anything by itself.
 FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run '
          '--disable-background-networking --disable-component-update --disable-sync '
          '--autoplay-policy=no-user-gesture-required').split()
@@ -16,7 +16,7 @@ DESKTOP = {'width': 1200, 'height': 900}
 
 @contextlib.contextmanager
 def launched():
-    """Start Chromium, and end it after the block. Without one, skip the test."""
+    """Start Chromium, and end it after the block. Skip the test if there is none."""
     playwright = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed')
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if not program:
@@ -28,7 +28,7 @@ def launched():
 
 
 class Tabs:
-    """Opens pages. Notes what they ask for, and what goes wrong in them."""
+    """Opens pages. Notes the addresses that they ask for, and their errors."""
 
     def __init__(self, browser):
         self.browser, self.opened, self.asked, self.errors = browser, [], [], []
@@ -46,13 +46,13 @@ class Tabs:
         return tab
 
     def close(self):
-        """Close the pages; none may have asked the network for anything."""
+        """Close the pages. Fail if one of them has asked the network for anything."""
         for tab in self.opened:
             tab.close()
         assert not [url for url in self.asked if not url.startswith(('file:', 'data:'))]
 
 
 def wait_for_sound(tab, number=0):
-    """Wait until a player of a page, by its number, knows its sound; return how long that is."""
+    """Wait until a page's player of this number has read its sound; return the seconds of sound."""
     tab.wait_for_function('n => document.querySelectorAll("audio")[n].readyState > 0', arg=number)
     return tab.evaluate('n => document.querySelectorAll("audio")[n].duration', number)

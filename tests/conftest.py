@@ -1,4 +1,4 @@
-"""Fixtures that the tests share: tiny recordings, label files and datafiles, made on the spot."""
+"""Fixtures that all tests share: short recordings, label files, datafiles, a server, a browser."""
 import json
 import logging
 import multiprocessing
@@ -26,24 +26,25 @@ LONGEST = ('test_slurm', 'test_processes', 'test_resume', 'test_run_esc50')
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """Return how many processes share the files of tests.
+    """Return how many processes share the test files.
 
-    Two more than cores, since some wait a good deal; at most four, since each needs memory.
+    These are two more than cores, since some of them wait, but at most four, since each needs
+    memory.
     """
     return min(4, available_cores() + 2)
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that none of them is left for the end."""
+    """Run the files that take longest first, so that none of them is alone at the end."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 def pytest_sessionstart():
-    """Share the cores, and import everything once.
+    """Divide the cores among the processes, and import everything once.
 
-    Each process that runs tests computes on its share of the cores, and so does what it starts:
-    threads that wait for a core burn time. The server that starts workers, if there is one
-    (Python 3.14), does the imports.
+    Each process that runs tests, and what it starts, computes on its share of the cores: more
+    threads than cores would slow each other down. If a server starts the data workers, as by
+    default in Python 3.14, it imports everything for them.
     """
     if 'OMP_NUM_THREADS' not in os.environ:
         processes = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
@@ -58,21 +59,21 @@ def pytest_sessionstart():
 
 @pytest.fixture(scope='session')
 def root():
-    """The repository's root."""
+    """Return the root folder of the repository."""
     return ROOT
 
 
 @pytest.fixture(scope='session')
 def golden_json():
-    """Read one of the golden JSON files by name."""
+    """Return a function that reads a JSON file of the folder golden."""
     return lambda name: json.loads((GOLDEN / name).read_text())
 
 
 @pytest.fixture(autouse=True)
 def same_process():
-    """Put back what an entry point did to signals and to the root logger.
+    """Undo what a program changed in this process: signal handlers and the root logger.
 
-    The logger's stream ends with its test.
+    A handler of the logger writes to a stream that ends with the test.
     """
     root_logger = logging.getLogger()
     handlers, level = root_logger.handlers[:], root_logger.level
@@ -87,7 +88,7 @@ def same_process():
 
 @pytest.fixture(scope='session')
 def commit():
-    """Make a folder a git repository with one commit of all that it holds; returns its address."""
+    """Make a folder a git repository with one commit of all its files; return its address."""
     if not shutil.which('git'):
         pytest.skip('git is not installed')
 
@@ -101,7 +102,7 @@ def commit():
 
 @pytest.fixture
 def make_labels(tmp_path):
-    """Write a label file of n classes with mids /m/0, /m/1, ...; returns its path."""
+    """Write a label file of n classes with mids /m/0, /m/1, ...; return its path."""
     def make(n, name='labels.csv'):
         path = tmp_path / name
         rows = ''.join(f'{i},/m/{i},class {i}\n' for i in range(n))
@@ -112,7 +113,7 @@ def make_labels(tmp_path):
 
 @pytest.fixture
 def make_datafile(tmp_path):
-    """Write a datafile of (wav, labels) pairs; returns its path."""
+    """Write a datafile of (wav, labels) pairs; return its path."""
     def make(entries, name='data.json'):
         path = tmp_path / name
         data = [{'wav': str(wav), 'labels': labels} for wav, labels in entries]
@@ -123,7 +124,7 @@ def make_datafile(tmp_path):
 
 @pytest.fixture
 def make_tone(tmp_path):
-    """Write a recording of a tone with a little noise; returns its path."""
+    """Write a recording of a tone with a little noise; return its path."""
     def make(name, hertz=440.0, seconds=1.0, rate=16000, channels=1, seed=0):
         t = np.arange(int(seconds * rate)) / rate
         noise = np.random.default_rng(seed).standard_normal((len(t), channels))
@@ -135,7 +136,7 @@ def make_tone(tmp_path):
 
 @pytest.fixture
 def make_dataset(make_labels, make_datafile):
-    """Make a dataset of (wav, labels) pairs with four classes; `conf` changes its audio_conf."""
+    """Make a dataset of (wav, labels) pairs with four classes; `conf` changes its settings."""
     def make(entries, kind=AudiosetDataset, **conf):
         return kind(make_datafile(entries), {**CONF, **conf}, make_labels(4))
     return make
@@ -143,14 +144,14 @@ def make_dataset(make_labels, make_datafile):
 
 @pytest.fixture
 def tones(make_tone):
-    """Six recordings of 0.3 s at various rates, as (wav, labels) pairs."""
+    """Write six recordings of 0.3 s at several rates; return (wav, labels) pairs."""
     return [(make_tone(f'{i}.wav', 300 * (i + 1), seconds=0.3, rate=rate, seed=i), f'/m/{i % 4}')
             for i, rate in enumerate((16000, 44100, 16000, 8000, 48000, 16000))]
 
 
 @pytest.fixture
 def torch_home(tmp_path, monkeypatch):
-    """An empty folder that $TORCH_HOME names."""
+    """Set $TORCH_HOME to an empty folder; return it."""
     folder = tmp_path / 'torch_home'
     folder.mkdir()
     monkeypatch.setenv('TORCH_HOME', str(folder))
@@ -159,26 +160,27 @@ def torch_home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub_offline(monkeypatch):
-    """What HF_HUB_OFFLINE=1 does; the variable itself is read when huggingface_hub is imported."""
+    """Do what HF_HUB_OFFLINE=1 does. The variable is read only when huggingface_hub is imported."""
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
 
 
 @pytest.fixture
 def no_proxy(monkeypatch):
-    """Addresses on this machine are asked directly, whatever proxy the environment names."""
+    """Remove proxies from the environment, so that a server on this machine is asked directly."""
     for name in [name for name in os.environ if name.lower().endswith('_proxy')]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def server(no_proxy):
+    """Start an HTTP server on this machine; stop it after the test."""
     with running(Server()) as started:
         yield started
 
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a file of that text or those bytes; returns its path."""
+    """Write a text or bytes to a file; return its path."""
     def make(content, name='file'):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -188,7 +190,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def be_process(monkeypatch):
-    """Let this process take itself for one of several, without the others."""
+    """Make `training.processes` report this rank and size, although no other process runs."""
     def make(rank, size):
         monkeypatch.setattr('training.processes.rank', lambda: rank)
         monkeypatch.setattr('training.processes.size', lambda: size)
@@ -197,14 +199,14 @@ def be_process(monkeypatch):
 
 @pytest.fixture(scope='module')
 def browser():
-    """Chromium, for the tests of a module: Playwright would disturb asyncio in those of others."""
+    """Start Chromium for the tests of one module: Playwright would disturb asyncio in others."""
     with launched() as started:
         yield started
 
 
 @pytest.fixture
 def tabs(browser):
-    """Open pages with tabs.open(path). At the end, none may have asked the network for anything."""
+    """Return Tabs, which opens pages. At the end, fail if one has asked the network for data."""
     opened = Tabs(browser)
     yield opened
     opened.close()

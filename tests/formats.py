@@ -1,7 +1,6 @@
-"""Recordings of every kind that people have: containers, lying headers, broken ends."""
+"""Write files of every kind that people have: formats, wrong headers, broken ends."""
 import io
 import os
-import shutil
 import struct
 import tempfile
 from pathlib import Path
@@ -12,15 +11,19 @@ import soundfile
 
 RATE, SECONDS = 16000, 4.0
 _t = np.arange(int(RATE * SECONDS)) / RATE
-# A tone that rises: every moment sounds different. 16-bit numbers, so that many codecs keep it.
+# A rising tone, so that no two moments sound the same. 16-bit numbers, so that many codecs keep
+# it exactly.
 SOUND = np.round(13000 * np.sin(2 * np.pi * (300 * _t + 30 * _t ** 2))) / 32768
-CUT = 0.65  # of the bytes of a file that was cut off
+CUT = 0.65  # of its bytes remain in a file that was cut off
 
 
 class Kind(NamedTuple):
-    """What a file is: how to make its bytes, and what every tool should say of it.
+    """A kind of file.
 
-    exact: whether it keeps the samples; whole: whether it is not cut off or damaged.
+    Attributes:
+        make: a function that returns the bytes of such a file.
+        exact: whether it keeps the samples exactly.
+        whole: whether it is complete and not damaged.
     """
     make: object
     exact: bool = False
@@ -28,46 +31,64 @@ class Kind(NamedTuple):
 
 
 def encode(codec, format, *, rate=RATE, layout='mono', bit_rate=None, video=False, **options):
-    """Return the bytes of SOUND in a container that PyAV writes."""
+    """Return the bytes of SOUND in a container that PyAV writes.
+
+    Args:
+        bit_rate: in bits per second, or 'variable'.
+        video: add a video of grey pictures.
+        options: of the container.
+    """
     import av
-    path = os.path.join(tempfile.mkdtemp(), 'file')  # some containers are written there and back
     flags = {'flags': 'qscale', 'global_quality': '200'} if bit_rate == 'variable' else {}
-    with av.open(path, 'w', format=format, container_options=options) as container:
-        pictures = container.add_stream('mpeg4', rate=5, width=32, height=32) if video else None
-        sound = container.add_stream(codec, rate=rate, layout=layout, options=flags)
-        if isinstance(bit_rate, int):
-            sound.bit_rate = bit_rate
-        for i in range(int(5 * SECONDS) if video else 0):
-            picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8))
-            container.mux(pictures.encode(picture))
-        if video:
-            container.mux(pictures.encode(None))
-        frame = av.AudioFrame.from_ndarray(SOUND[None].astype(np.float32), 'fltp', 'mono')
-        frame.sample_rate, frame.pts = RATE, 0
-        context = sound.codec_context
-        resampler = av.AudioResampler(context.format, context.layout, rate,
-                                      frame_size=context.frame_size)
-        for ready in [*resampler.resample(frame), *resampler.resample(None), None]:
-            container.mux(sound.encode(ready))
-    data = Path(path).read_bytes()
-    shutil.rmtree(os.path.dirname(path))
-    return data
+    # In a real file: some formats go back to their beginning when they are written.
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'file')
+        with av.open(path, 'w', format=format, container_options=options) as container:
+            pictures = container.add_stream('mpeg4', rate=5, width=32, height=32) if video else None
+            sound = container.add_stream(codec, rate=rate, layout=layout, options=flags)
+            if isinstance(bit_rate, int):
+                sound.bit_rate = bit_rate
+            if video:
+                add_pictures(container, pictures)
+            add_sound(container, sound, rate)
+        return Path(path).read_bytes()
+
+
+def add_pictures(container, stream):
+    """Encode grey pictures, each lighter than the one before, for SECONDS."""
+    import av
+    for i in range(int(5 * SECONDS)):
+        picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * i, np.uint8))
+        container.mux(stream.encode(picture))
+    container.mux(stream.encode(None))
+
+
+def add_sound(container, stream, rate):
+    """Encode SOUND at a rate, in frames as long as the codec wants them."""
+    import av
+    frame = av.AudioFrame.from_ndarray(SOUND[None].astype(np.float32), 'fltp', 'mono')
+    frame.sample_rate, frame.pts = RATE, 0
+    context = stream.codec_context
+    resampler = av.AudioResampler(context.format, context.layout, rate,
+                                  frame_size=context.frame_size)
+    for part in [*resampler.resample(frame), *resampler.resample(None), None]:
+        container.mux(stream.encode(part))
 
 
 def write(format, subtype=None, samples=SOUND, rate=RATE):
-    """Return the bytes of a file that libsndfile writes."""
+    """Return the bytes of a file that libsndfile writes, of SOUND by default."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=format, subtype=subtype)
     return file.getvalue()
 
 
 def cut(data):
-    """Return the first part of a file."""
+    """Return the bytes of a file that was cut off."""
     return data[:int(CUT * len(data))]
 
 
 def patched(data, offset, value):
-    """Return bytes, some of them replaced by others."""
+    """Return bytes of which those from `offset` on are replaced by `value`."""
     return data[:offset] + value + data[offset + len(value):]
 
 
@@ -84,12 +105,12 @@ def flac_of_unknown_length():
 
 
 def wav_of_size(size):
-    """Return a WAV whose header says that it has so many bytes of samples."""
+    """Return a WAV whose header says that it has `size` bytes of samples."""
     return patched(write('WAV'), 40, struct.pack('<I', size))
 
 
-def tagged(wav):
-    """Return a WAV with a chunk of text after its sound, as editors leave it."""
+def with_text_chunk(wav):
+    """Return a WAV with a chunk of text after its sound, as editors write it."""
     chunk = b'LIST' + struct.pack('<I', 8000) + b'INFO' + b'some text, ' * 727
     data = wav + chunk[:8008]
     return patched(data, 4, struct.pack('<I', len(data) - 8))
@@ -134,14 +155,15 @@ KINDS = {
     **{f'{subtype}.{name.lower()}': Kind(lambda name=name, subtype=subtype: write(name, subtype),
                                          exact=not any(word in subtype for word in LOSSY))
        for name, subtypes in SUBTYPES.items() for subtype in subtypes},
-    'tags behind.wav': Kind(lambda: tagged(write('WAV')), exact=True),
-    'ADPCM of FFmpeg alone, tags behind.wav': Kind(lambda: tagged(encode('adpcm_yamaha', 'wav'))),
+    'tags behind.wav': Kind(lambda: with_text_chunk(write('WAV')), exact=True),
+    'ADPCM of FFmpeg alone, tags behind.wav':
+        Kind(lambda: with_text_chunk(encode('adpcm_yamaha', 'wav'))),
     'two streams.opus': Kind(lambda: write('OGG', 'OPUS', SOUND[:24000])
                              + write('OGG', 'OPUS', SOUND[24000:])),
     'unknown length.flac': Kind(flac_of_unknown_length, exact=True),
     'size 0.wav': Kind(lambda: wav_of_size(0), exact=True),
     'size of a half.wav': Kind(lambda: wav_of_size(64000), exact=True),
-    # What follows begins with 0, as a chunk of no name would.
+    # The bytes after the size begin with 0, as if a chunk without a name followed.
     'size of a half, 24 bits.wav': Kind(lambda: patched(write('WAV', 'PCM_24'), 40,
                                                         struct.pack('<I', 96000)), exact=True),
     'to a pipe.wav': Kind(lambda: wav_of_size(2 ** 32 - 1), exact=True),
@@ -155,7 +177,7 @@ KINDS = {
     'damaged.flac': Kind(damaged_flac, exact=True, whole=False),
     'cut.ogg': Kind(lambda: cut(write('OGG', 'OPUS')), whole=False),
     'cut.mp3': Kind(lambda: cut(encode('libmp3lame', 'mp3')), whole=False),
-    # Of this one, nobody knows.
+    # Nothing in this file tells that it was cut off.
     'cut, no Xing.mp3': Kind(lambda: cut(encode('libmp3lame', 'mp3', write_xing='0'))),
     'cut.aac': Kind(lambda: cut(encode('aac', 'adts')), whole=False),
     'cut.m4a': Kind(lambda: cut(encode('aac', 'ipod', movflags='faststart')), whole=False),
@@ -165,8 +187,8 @@ KINDS = {
 }
 
 
-def seconds_of(name):
-    """Return the least and the most seconds of sound in a kind of file, beside a codec's delay."""
+def length_bounds(name):
+    """Return the least and the most seconds of a kind of file, without the delay of its codec."""
     broken = name.startswith(('cut', 'damaged'))
     return (SECONDS * (CUT - 0.25), SECONDS * (CUT + 0.05)) if broken else (SECONDS, SECONDS)
 
@@ -182,7 +204,7 @@ def make(name, folder):
     return path
 
 
-if __name__ == '__main__':  # write them all into a folder
+if __name__ == '__main__':  # python formats.py FOLDER writes one of each kind there
     import sys
     os.makedirs(sys.argv[1], exist_ok=True)
     for kind in KINDS:

@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine, with pages that a test makes."""
+"""Run a real HTTP server on this machine, with pages that a test makes."""
 import contextlib
 import threading
 from dataclasses import dataclass, field
@@ -7,9 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Page:
-    """What the server answers at a path.
+    """What the server answers for a path.
 
-    `length` overrides Content-Length; the answer waits for `may_answer`.
+    Attributes:
+        length: the Content-Length to send, if it is not that of the body.
+        asked: set when somebody has asked for the page.
+        may_answer: the answer waits until this is set.
     """
 
     body: bytes = b''
@@ -21,7 +24,7 @@ class Page:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `pages` (path -> Page), and 404 elsewhere.
+    """Serves `pages`, {path: Page}, and 404 for other paths.
 
     Keeps the paths of the GET requests in `requests`.
     """
@@ -34,7 +37,7 @@ class Server(ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def running(server):
-    """Let a Server answer in a thread of its own."""
+    """Let a Server answer in its own thread inside the block."""
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05})
         thread.start()
@@ -44,6 +47,8 @@ def running(server):
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers the requests to a Server."""
+
     def do_GET(self):
         self.server.requests.append(self.path)
         page = self.do_HEAD()

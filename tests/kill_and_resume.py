@@ -1,9 +1,10 @@
-"""Kill a small training at random moments, start it again each time, compare it with a whole one.
+"""Stop a small training at random moments, resume it, compare it with an undisturbed one.
 
-python tests/kill_and_resume.py SIGKILL=100 SIGTERM=20 [--seed 0] kills runs 100 times, and stops
-others 20 times. It exits with 0 if the tables and the final weights are identical, TensorBoard's log
-has every epoch once and, except after SIGKILL, no step was done twice. Starts have 0 and 1 data
-workers in turn.
+python tests/kill_and_resume.py SIGKILL=100 SIGTERM=20 [--seed 0]
+
+sends SIGKILL to runs 100 times and SIGTERM to others 20 times. Runs have 0 and 1 data workers in
+turn. Exits with 0 if the tables and the final weights are identical, TensorBoard's log has every
+epoch once, and no step was done twice, except after SIGKILL.
 """
 import argparse
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from torch.utils import tensorboard  # noqa: F401, for all starts
+from torch.utils import tensorboard  # noqa: F401, imported before the first fork
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
 import run
@@ -34,7 +35,7 @@ OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json -
 
 
 def make_data(folder):
-    """Write tiny recordings of four classes, their datafiles, weights and labels."""
+    """Write short recordings of four classes, their datafiles, weights and labels."""
     rng = np.random.default_rng(0)
     t = np.arange(6400) / 16000
     clips = []
@@ -55,7 +56,7 @@ def start(exp_dir, number_of_workers, log):
     pid = os.fork()
     if pid:
         return pid
-    # On a busy machine the signal may come before the run listens to it, and would simply end it.
+    # On a busy machine, the signal may come before the run listens for it. It would end the run.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     listen = run.Interrupt.listen
 
@@ -69,7 +70,7 @@ def start(exp_dir, number_of_workers, log):
         os.dup2(file.fileno(), 2)
     code = 1
     try:
-        # Every step is followed by a checkpoint, so that many a kill hits the writing of one.
+        # A checkpoint is written after every step, so that many signals come while one is written.
         run.main([*OPTIONS.split(), '--exp_dir', exp_dir, '--num_workers', str(number_of_workers),
                   '--checkpoint_minutes', '0'])
         code = 0
@@ -86,21 +87,28 @@ def finish(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def disturb(kills, number, rng, log):
-    """Start the experiment and send it a signal, so many times, then let it finish.
+def disturb(kills, stop_signal, rng, log):
+    """Start the experiment and send it a signal, several times; then let it finish.
 
-    Returns how many signals hit.
+    Args:
+        kills: how many times.
+        stop_signal: the signal.
+        rng: draws the moments.
+        log: the file that what the experiment prints is appended to.
+
+    Returns:
+        How many signals came before the experiment had ended.
     """
     hits = 0
     for i in range(kills):
         pid = start('disturbed', i % 2, log)
         time.sleep(rng.uniform(0.3, 2.5))
         if os.waitpid(pid, os.WNOHANG)[0]:
-            break  # ended before the signal; the caller looks whether it had finished
-        os.kill(pid, number)
+            break  # it ended before the signal; the caller checks that it had finished
+        os.kill(pid, stop_signal)
         code = finish(pid)
-        stopped = -number if number == signal.SIGKILL else EXIT_CODE
-        assert code in (stopped, 0), f'{signal.Signals(number).name} ended the run with {code}'
+        stopped = -stop_signal if stop_signal == signal.SIGKILL else EXIT_CODE
+        assert code in (stopped, 0), f'{stop_signal.name} ended the run with exit code {code}'
         hits += code == stopped
     else:
         assert finish(start('disturbed', 0, log)) == 0, Path(log).read_text()
@@ -112,47 +120,53 @@ def same(name):
     return (Path('undisturbed') / name).read_bytes() == (Path('disturbed') / name).read_bytes()
 
 
-def compare(number, kills, seed):
-    """Disturb runs until so many signals have hit, and compare each with the undisturbed one."""
+def compare_disturbed(stop_signal, kills, seed):
+    """Disturb runs until enough signals have hit; compare each run with the undisturbed one."""
     hits, rounds = 0, 0
-    while hits < kills:  # a run that ends before its last signal is followed by another
+    while hits < kills:  # a run may end before its last signal; then another one follows
         rng = np.random.default_rng((seed, rounds))
         Path('disturbed.log').write_text('')
-        hits += disturb(kills - hits, number, rng, 'disturbed.log')
-        text = Path('disturbed.log').read_text()
-        assert Path('disturbed/finished').exists(), text
-        assert all(map(same, ('result.csv', 'metrics.csv', 'wa_result.csv',
-                              'models/audio_model_wa.pth', 'models/best_audio_model.pth'))), (
-            'the disturbed run differs')
-        check_log(Path('disturbed'), EPOCHS, 'mAP')
-        steps = re.findall(r'epoch (\d+) of \d+, step (\d+) of', text)
-        if number != signal.SIGKILL:
-            assert len(steps) == len(set(steps)) == STEPS * EPOCHS, (
-                'a step was done twice, or not at all')
+        hits += disturb(kills - hits, stop_signal, rng, 'disturbed.log')
+        check_disturbed(Path('disturbed.log').read_text(), stop_signal)
         rounds += 1
-        os.rename('disturbed', f'{number.name}{rounds}')
-    print(f'{hits} times {number.name} in {rounds} runs: identical to the undisturbed run')
+        os.rename('disturbed', f'{stop_signal.name}{rounds}')
+    print(f'{hits} times {stop_signal.name} in {rounds} runs: identical to the undisturbed run')
+
+
+def check_disturbed(log_text, stop_signal):
+    """Compare the disturbed run with the undisturbed one. log_text: what it has printed."""
+    assert Path('disturbed/finished').exists(), log_text
+    assert all(map(same, ('result.csv', 'metrics.csv', 'wa_result.csv',
+                          'models/audio_model_wa.pth', 'models/best_audio_model.pth'))), (
+        'the disturbed run differs')
+    check_log(Path('disturbed'), EPOCHS, 'mAP')
+    steps = re.findall(r'epoch (\d+) of \d+, step (\d+) of', log_text)
+    if stop_signal != signal.SIGKILL:
+        assert len(steps) == len(set(steps)) == STEPS * EPOCHS, (
+            'a step was done twice, or not at all')
 
 
 def signal_and_kills(text):
-    """Read a word such as SIGTERM=4."""
+    """Read a word such as SIGTERM=4; return the signal and the number."""
     name, _, kills = text.partition('=')
-    return {number.name: number for number in (signal.SIGKILL, *STOP_SIGNALS)}[name], int(kills)
+    return {one.name: one for one in (signal.SIGKILL, *STOP_SIGNALS)}[name], int(kills)
 
 
 def main():
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('signals', type=signal_and_kills, nargs='+', metavar='SIGNAL=KILLS')
-    parser.add_argument('--seed', type=int, default=0)
+    """Read the options, run the undisturbed experiment, then the disturbed ones."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('signals', type=signal_and_kills, nargs='+', metavar='SIGNAL=KILLS',
+                        help='a signal, and how many times to send it')
+    parser.add_argument('--seed', type=int, default=0, help='of the random moments')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         make_data(Path(folder))
         code = finish(start('undisturbed', 0, 'undisturbed.log'))
         assert code == 0, Path('undisturbed.log').read_text()
-        for number, kills in args.signals:
-            compare(number, kills, args.seed)
+        for stop_signal, kills in args.signals:
+            compare_disturbed(stop_signal, kills, args.seed)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
-"""Kill a job of inference again and again, and start the same command line until it ends.
+"""Kill inference.py several times, each time starting the same command line again; let it end.
 
-python tests/kill_tagging.py --kills 5 [--seed 0] -- OPTIONS OF inference.py --json out.json: the
-signal comes once the journal beside the first output has grown by a random number of lines. Starts
-have 0 and 2 data workers in turn. Prints how many signals hit a job that was under way.
+python tests/kill_tagging.py --kills 5 [--seed 0] -- OPTIONS OF inference.py --json out.json
+
+A signal is sent once the journal beside out.json has grown by a random number of lines. The job has
+0 and 2 data workers in turn. Prints how many signals hit a job that was still running.
 """
 import argparse
 import os
@@ -38,21 +39,27 @@ def lines_of(journal):
     return journal.read_bytes().count(b'\n') if journal.exists() else 0
 
 
+def parse_options():
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--kills', type=int, default=5, help='how many signals to send')
+    parser.add_argument('--most', type=int, default=60, help='most lines between two signals')
+    parser.add_argument('--seed', type=int, default=0, help='of the random numbers of lines')
+    parser.add_argument('words', nargs='+', help='options of inference.py')
+    return parser.parse_args()
+
+
 def main():
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--kills', type=int, default=5)
-    parser.add_argument('--most', type=int, default=60, help='lines between two signals')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('words', nargs='+')
-    args = parser.parse_args()
+    """Read the options, kill the job, let it end."""
+    args = parse_options()
     journal = Path(args.words[args.words.index('--json') + 1] + '.progress')
     rng, hits = random.Random(args.seed), 0
     for kill in range(args.kills):
         pid = start(args.words, 2 * (kill % 2))
         wanted = lines_of(journal) + rng.randint(2, args.most)
         while lines_of(journal) < wanted:
-            if os.waitpid(pid, os.WNOHANG)[0]:  # it has ended by itself
+            if os.waitpid(pid, os.WNOHANG)[0]:  # the job has ended
                 break
             time.sleep(0.001)
         else:

@@ -6,7 +6,7 @@ NOTEBOOK = 'colab/AST_Inference_Demo.ipynb'
 
 
 def run_notebook(root, monkeypatch, **environment):
-    """Run the notebook without network, with these environment variables; return its outputs."""
+    """Run the notebook without network; return its outputs. environment: variables to set."""
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     for name in ('http_proxy', 'https_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')  # nobody listens there
@@ -20,7 +20,7 @@ def run_notebook(root, monkeypatch, **environment):
 
 
 def texts_of(outputs):
-    """Return what the notebook says: printed, or displayed as Markdown."""
+    """Return the text of outputs: what was printed, or displayed as Markdown."""
     said = [output for output in outputs
             if output.output_type in ('stream', 'display_data', 'execute_result')]
     return '\n'.join(output.get('text') or output.data.get('text/markdown', '') for output in said)

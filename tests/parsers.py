@@ -1,15 +1,15 @@
-"""The options of an entry point, for tests that try them all."""
+"""Get the option parser of a program, for tests that try all its options."""
 import pytest
 
 from utilities.cli import OptionParser
 
 
 class Captured(Exception):
-    """Carries a parser out of a main()."""
+    """Carries the parser out of main(), which it ends."""
 
 
 def parser_of(main):
-    """The parser that the main() of an entry point makes."""
+    """Return the parser that the main() of a program makes."""
     def capture(self, *_):
         raise Captured(self)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Captured) as captured:

@@ -1,4 +1,4 @@
-"""Settings of small AudiosetDatasets, and their epochs, for the tests of samples and batches."""
+"""Load epochs of small AudiosetDatasets, for the tests of samples and batches."""
 import torch
 
 from training.bad_audio import ReplaceUnreadable
@@ -8,9 +8,9 @@ from training.sampler import EpochSampler
 
 CONF = {'num_mel_bins': 64, 'target_length': 40, 'mode': 'evaluation'}
 EVERYTHING = {'mode': 'train', 'mixup': 0.5, 'freqm': 12, 'timem': 10, 'noise': True}
-
-FURTHER = {'freq_masks': 2, 'time_masks': 3, 'gain_db': 6.0, 'shift_frames': 5, 'spec_mixup': 0.5,
-           'crop': 'random'}  # and noise_dir
+# The augmentations that the published code does not have, but for noise_dir, which needs a folder.
+FURTHER_AUGMENTATION = {'freq_masks': 2, 'time_masks': 3, 'gain_db': 6.0, 'shift_frames': 5,
+                        'spec_mixup': 0.5, 'crop': 'random'}
 
 
 def equal(first, second):
@@ -19,7 +19,7 @@ def equal(first, second):
 
 
 def load_epochs(dataset, workers, epochs=(1,), weights=None):
-    """Return all batches of three of some epochs, from one loader, as run.py would load them."""
+    """Return the batches of some epochs, of three samples each, loaded as run.py loads them."""
     dataset = ReplaceUnreadable(dataset) if dataset.conf.mode == 'train' else dataset
     loader = make_loader(dataset, 3, workers, pin_memory=False,
                          sampler=EpochSampler(len(dataset), 7, weights))

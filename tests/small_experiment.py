@@ -1,4 +1,4 @@
-"""Folders as finished experiments leave them, for the tests of reports."""
+"""Write folders as finished experiments leave them, for the tests of reports."""
 import json
 
 import numpy as np
@@ -14,21 +14,22 @@ TRAINING = ('--data_train data.json --data_val data.json --label_csv labels.csv 
 
 
 def one_label(classes):
-    """Return the labels of clips of the given classes, (clips, 4)."""
+    """Return the labels (clips, 4) of clips that have one class each."""
     return np.eye(4, dtype=np.float32)[classes]
 
 
 def write_experiment(exp_dir, targets, predictions, names=('dog', 'cat', 'hen', 'cow'),
                      wav='clip{}.wav', entries=None, **settings):
-    """Write what a finished run leaves.
+    """Write the folder of a finished experiment.
 
     Args:
         exp_dir: the folder, which is made.
-        targets, predictions: (clips, classes); of all epochs but the second, predictions are 0.
+        targets: (clips, classes).
+        predictions: (clips, classes) of the second epoch, the best one. Those of the others are 0.
         names: of the classes.
-        wav: the path of a clip, by its number.
-        entries: of the datafile, in place of clips of that path, without labels.
-        settings: options of run.py, in place of TRAINING.
+        wav: the path of a clip, with {} for its number.
+        entries: entries of the datafile without labels, if they have more than a path.
+        settings: options of run.py that replace those of TRAINING.
     """
     mids = [f'/m/{k}' for k in range(len(names))]
     for name in ('models', 'predictions'):

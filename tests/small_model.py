@@ -1,4 +1,4 @@
-"""A model and data small enough to train in a blink, for the tests of training."""
+"""Build a model and data that are small enough to train at once, for the tests of training."""
 import argparse
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ DEFAULTS = {**vars(make_parser().parse_args(NEEDED.split())), 'optim': 'sgd', 'l
 
 
 class LinearModel(nn.Module):
-    """The smallest classifier that can stand in for an ASTModel; always the same weights."""
+    """The smallest classifier that can replace an ASTModel. Its weights are always the same."""
 
     def __init__(self, autocast_dtype=None):
         super().__init__()
@@ -34,7 +34,10 @@ class LinearModel(nn.Module):
 
 
 class Samples(Dataset):
-    """Random spectrograms whose labels a linear model can learn. Its keys are AudiosetDataset's."""
+    """Random spectrograms whose labels a linear model can learn.
+
+    Like an AudiosetDataset, it takes an index or a SampleKey.
+    """
 
     def __init__(self, count, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -54,7 +57,7 @@ class Samples(Dataset):
 
 
 def settings(**changes):
-    """Return the options of run.py, the defaults but for some."""
+    """Return the default options of run.py with some changes."""
     assert set(changes) <= set(DEFAULTS)
     return argparse.Namespace(**{**DEFAULTS, **changes})
 

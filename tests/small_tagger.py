@@ -1,4 +1,4 @@
-"""A checkpoint that tags in a blink, for the tests of tagging."""
+"""Write a checkpoint that tags at once, and noise to tag, for the tests of tagging."""
 import numpy as np
 import torch
 
@@ -12,7 +12,7 @@ FRAMES, MEL_BINS, CLASSES = 32, 32, 3  # windows of 0.32 s
 MEAN, STD = -6.0, 3.0
 RATE = 16000
 LABELS = {'mids': ['/m/0', '/m/1', '/m/2'], 'names': ['dog', 'rain', 'sea, waves']}
-LONG_SECONDS = 70  # of a recording that a page does not hold, as WAV or as FLAC
+LONG_SECONDS = 70  # a recording that is too long to be put into a page, as WAV or as FLAC
 
 
 def save_model(path, seed=0, classes=CLASSES, frames=FRAMES, **description):
@@ -31,7 +31,7 @@ def first_window(waveform):
 
 
 def make_noise(seconds, rate=RATE, channels=1):
-    """Return noise (samples, channels) that changes with time."""
+    """Return noise (samples, channels) whose loudness changes with time."""
     samples = np.random.default_rng(0).standard_normal((round(seconds * rate), channels))
     return 0.2 * samples * np.sin(np.arange(len(samples)) / rate)[:, None]
 
@@ -42,7 +42,7 @@ def tag_here(tagger, files, **options):
 
 
 def make_tagging(path, seconds, hop=1.0, window=1.0, names=LABELS['names']):
-    """Return a Tagging with random scores, as if a recording was tagged."""
+    """Return a Tagging of a recording with random scores."""
     rng = np.random.default_rng(0)
     starts = np.arange(0, seconds, hop)
     scores = rng.random((len(starts), len(names))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The log of an experiment as TensorBoard reads it, for the tests of runs that write one."""
+"""Read the log of an experiment as TensorBoard does, for the tests of runs that write one."""
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -9,7 +9,7 @@ SPEED = 'samples per second'
 
 
 def read_log(exp_dir):
-    """Return {name: {step: value}}. No step may come twice, or out of order."""
+    """Return {name: {step: value}}. Fail if a step comes twice or out of order."""
     log = EventAccumulator(str(exp_dir / 'tensorboard'), size_guidance={'scalars': 0}).Reload()
     read = {}
     for name in log.Tags()['scalars']:
@@ -20,7 +20,7 @@ def read_log(exp_dir):
 
 
 def check_log(exp_dir, epochs, metric):
-    """Compare the log with result.csv and metrics.csv; return {epoch: samples a second}."""
+    """Compare the log with result.csv and metrics.csv; return {epoch: samples per second}."""
     log, rows = read_log(exp_dir), read_rows(exp_dir / 'result.csv')
     expected = {**dict(zip(result_columns(metric), rows.T)), **read_further_metrics(exp_dir)}
     assert set(log) - {SPEED} == set(expected) and len(expected) > 10

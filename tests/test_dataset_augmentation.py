@@ -10,7 +10,7 @@ from audio.augmentation import add_background
 from audio.fbank import fbank, fit_frames, window_samples
 from audio.reading import load_waveform
 from dataloader import AudiosetDataset, SampleKey
-from small_dataset import CONF, FURTHER, equal
+from small_dataset import CONF, FURTHER_AUGMENTATION, equal
 from training.gpu_fbanks import WaveformDataset, fbanks_on
 from utilities.errors import DataError
 
@@ -162,7 +162,7 @@ def test_every_training_sample_gets_noise_at_its_ratio(make_dataset, rising, noi
 
 def test_evaluation_needs_no_noise(make_dataset, rising, tmp_path):
     plain = make_dataset([(rising, '/m/0')])
-    dataset = make_dataset([(rising, '/m/0')], noise_dir=str(tmp_path / 'gone'), **FURTHER)
+    dataset = make_dataset([(rising, '/m/0')], noise_dir=str(tmp_path / 'gone'), **FURTHER_AUGMENTATION)
     assert equal(dataset[0], plain[0])
     with pytest.raises(DataError, match='--noise_dir.*gone'):
         make_dataset([(rising, '/m/0')], mode='train', noise_dir=str(tmp_path / 'gone'))

@@ -1,4 +1,4 @@
-"""ViTs small enough to test in a blink, registered in timm: one of every kind that there is."""
+"""Register small ViTs in timm, one of each kind, so that tests with them take no time."""
 from timm.models import register_model
 from timm.models.deit import _create_deit
 from timm.models.vision_transformer import _create_vision_transformer
@@ -13,7 +13,8 @@ KINDS = {
     'no_token': {'class_token': False, 'global_pool': 'avg'},
     'no_token_fc_norm_off': {'class_token': False, 'global_pool': 'avg', 'fc_norm': False},
     'registers': {'reg_tokens': 3, 'no_embed_class': True},
-    'registers_mean': {'reg_tokens': 2, 'class_token': False, 'global_pool': 'avg', 'qk_norm': True},
+    'registers_mean': {'reg_tokens': 2, 'class_token': False, 'global_pool': 'avg',
+                       'qk_norm': True},
     'layer_scale': {'init_values': 0.1, 'no_embed_class': True},
     'patch14': {'patch_size': 14, 'img_size': 56},
     'pre_norm': {'pre_norm': True},
@@ -23,14 +24,15 @@ NAMES = [f'tiny_vit_{kind}' for kind in KINDS]
 
 
 def register(kind: str, arguments: dict) -> None:
-    """Make a kind known to timm as tiny_vit_KIND."""
+    """Register a kind in timm as tiny_vit_KIND."""
     name = f'tiny_vit_{kind}'
 
     def build(pretrained=False, **changes):
-        made = {'img_size': SMALL_IMAGE, 'patch_size': 16, **SIZE, **arguments, **changes}
+        settings = {'img_size': SMALL_IMAGE, 'patch_size': 16, **SIZE, **arguments, **changes}
         if kind == 'distilled':
-            return _create_deit('deit_tiny_distilled_patch16_224', pretrained, distilled=True, **made)
-        return _create_vision_transformer('vit_tiny_patch16_224', pretrained, **made)
+            return _create_deit('deit_tiny_distilled_patch16_224', pretrained, distilled=True,
+                                **settings)
+        return _create_vision_transformer('vit_tiny_patch16_224', pretrained, **settings)
 
     build.__name__, build.__module__ = name, __name__
     register_model(build)

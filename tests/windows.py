@@ -1,8 +1,9 @@
 """Use models, tagging, training and the notebook as on Windows, as far as Linux can pretend.
 
-What Windows lacks goes away: names, modules, fork; so does what it does not do, which is to sync a
-file that is open for reading alone, and to remove or replace an open file. Usage, in a folder of
-data: windows.py NOTEBOOK OPTIONS OF run.py
+Remove what Windows does not have: names of `os` and `signal`, modules, fork. Make fail what fails
+there: to sync a file opened for reading, and to remove or replace an open file.
+
+windows.py NOTEBOOK OPTIONS: run it in a folder of data, with options of run.py.
 """
 import errno
 import json
@@ -14,8 +15,8 @@ import types
 from multiprocessing import popen_fork
 from pathlib import Path
 
-# What CPython's documentation calls "Availability: Unix". Not here: what the standard library
-# itself needs on Linux to start processes (os.WNOHANG, signal.pthread_sigmask, ...).
+# The names whose availability is "Unix" in Python's documentation, except those that the standard
+# library itself needs to start processes on Linux (os.WNOHANG, signal.pthread_sigmask, ...).
 OS_NAMES = '''
     O_ASYNC O_CLOEXEC O_DIRECT O_DIRECTORY O_DSYNC O_NDELAY O_NOATIME O_NOCTTY O_NOFOLLOW
     O_NONBLOCK O_PATH O_SYNC chown chroot confstr copy_file_range ctermid eventfd fchdir
@@ -31,12 +32,12 @@ OS_NAMES = '''
     writev'''.split()
 MODULES = ('crypt', 'curses', 'fcntl', 'grp', 'nis', 'posix', 'pty', 'pwd', 'readline', 'resource',
            'spwd', 'syslog', 'termios', 'tty')
-SIGNALS = ('SIGABRT', 'SIGFPE', 'SIGILL', 'SIGINT', 'SIGSEGV', 'SIGTERM')  # that Windows has
+SIGNALS = ('SIGABRT', 'SIGFPE', 'SIGILL', 'SIGINT', 'SIGSEGV', 'SIGTERM')  # Windows has these
 
 
 def pretend():
-    """Call this before anything of ours is imported."""
-    # These libraries have ways of their own on Windows, chosen by sys.platform.
+    """Take away what Windows does not have. Call this before any module of ours is imported."""
+    # Imported first: these libraries have their own code for Windows, chosen by sys.platform.
     import matplotlib.pyplot  # noqa: F401
     import scipy.signal  # noqa: F401
     import sklearn.metrics  # noqa: F401
@@ -45,7 +46,7 @@ def pretend():
     import torch.utils.data
     import torchaudio  # noqa: F401
 
-    _forbid_what_open_files_forbid()
+    _restrict_open_files()
     _make_msvcrt()
     popen_fork.Popen.kill = lambda self, sigkill=signal.SIGKILL: os.kill(self.pid, sigkill)
     torch.utils.data._utils.signal_handling._set_SIGCHLD_handler = lambda: None
@@ -60,7 +61,8 @@ def pretend():
         sys.modules[name] = None
 
 
-def _forbid_what_open_files_forbid():
+def _restrict_open_files():
+    """Let fsync, unlink and replace fail as on Windows if a file is open."""
     import fcntl
     fsync, unlink, replace = os.fsync, os.unlink, os.replace
 
@@ -83,6 +85,7 @@ def _forbid_what_open_files_forbid():
 
 
 def _refuse_open(path):
+    """Raise PermissionError if this process has a file open."""
     for descriptor in os.listdir('/proc/self/fd'):
         try:
             is_open = os.path.samefile(f'/proc/self/fd/{descriptor}', path)
@@ -93,6 +96,7 @@ def _refuse_open(path):
 
 
 def _make_msvcrt():
+    """Make the module with which files are locked on Windows."""
     import fcntl
 
     def locking(descriptor, mode, size):
@@ -108,7 +112,7 @@ def _make_msvcrt():
 
 
 def main(notebook, options):
-    """Write what comes out into this folder."""
+    """Tag, train, run the notebook; write the results into the working directory."""
     import numpy as np
     import torch
 
@@ -120,8 +124,8 @@ def main(notebook, options):
     model = ASTModel(2, 16, 16, 16, 32, imagenet_pretrain=False, model_size='tiny224')
     labels = {'mids': ['a', 'b'], 'names': ['dog', 'rain \N{CLOUD WITH RAIN}']}
     save_checkpoint(model, 'model.pth', labels=labels, mean=-6.0, std=3.0)
-    how = ['--checkpoint', 'model.pth', '--device', 'cpu', '--amp', 'off']
-    inference.main(['tone.wav', 'shard.zip/a/tone.wav', *how, '--num_workers', '1',
+    options_of_model = ['--checkpoint', 'model.pth', '--device', 'cpu', '--amp', 'off']
+    inference.main(['tone.wav', 'shard.zip/a/tone.wav', *options_of_model, '--num_workers', '1',
                     '--json', 'tags.json', '--csv', 'tags.csv', '--plot', 'plots',
                     '--embeddings', 'embeddings.npz'])
     tagger = inference.load_tagger('model.pth', 'cpu', 'off')
@@ -132,7 +136,7 @@ def main(notebook, options):
 
 
 def run_notebook(path):
-    """Run the cells of the notebook, but for those that draw attention; returns its scores."""
+    """Run the cells of the notebook, except those that draw attention maps; return its scores."""
     before = os.getcwd()
     os.chdir(path.parent)
     names = {}
@@ -144,7 +148,7 @@ def run_notebook(path):
     return names['tagging'].scores
 
 
-if __name__ in ('__main__', '__mp_main__'):  # the latter in processes that load data
+if __name__ in ('__main__', '__mp_main__'):  # __mp_main__ in processes that load data
     pretend()
 
 if __name__ == '__main__':

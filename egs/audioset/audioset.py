@@ -20,8 +20,9 @@ from utilities.preparation import check_names
 from utilities.segments import Segment, read_segment_lists
 from utilities.texts import write_json
 
-Recording = tuple[str, Row | None]  # a path, and what it is in a parquet file if it is in one
-Paths = Mapping[int, str]  # clip, its number in the list -> path
+# A path, and its Row if it is inside a parquet file, else None.
+Recording = tuple[str, Row | None]
+Paths = Mapping[int, str]  # the number of a clip in the list -> path
 
 
 def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
@@ -53,11 +54,12 @@ def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
         if not found:
             raise DataError(nothing_found(audio_dir, segments, results))
 
-        paths = {clip: one.path for clip, one in found.items()}
+        paths = {number: one.path for number, one in found.items()}
         if shards_dir:
             scratch = None if copies.of_all else copies.folder
             paths = pack_clips(segments, paths, shards_dir, shard_bytes, scratch)
-        entries = [make_entry(segments[clip], path, found[clip]) for clip, path in paths.items()]
+        entries = [make_entry(segments[number], path, found[number])
+                   for number, path in paths.items()]
         write_json(out, {'data': entries})
         print(f'the datafile is {out}')
 
@@ -119,10 +121,11 @@ def pack_clips(segments: Sequence[Segment], paths: Paths, shards_dir: Path, shar
 
     scratch: a folder whose files are removed once they are packed, or None.
     """
-    names = {clip: clip_name(segments[clip], suffix_of(path)) for clip, path in paths.items()}
-    packed = pack({name: paths[clip] for clip, name in names.items()}, shards_dir, shard_bytes,
-                  scratch=scratch)
-    return {clip: packed[name] for clip, name in names.items()}
+    names = {number: clip_name(segments[number], suffix_of(path))
+             for number, path in paths.items()}
+    packed = pack({name: paths[number] for number, name in names.items()}, shards_dir,
+                  shard_bytes, scratch=scratch)
+    return {number: packed[name] for number, name in names.items()}
 
 
 def make_entry(segment: Segment, path: str, found: Found) -> dict:

@@ -17,12 +17,12 @@ UNLISTED = 'files match no clip of the list'
 NO_AUDIO = 'files are not audio by their suffix'
 EXAMPLES = 3
 
-Results = Mapping[int, Found | Problem]  # clip, its number in the list -> what became of it
+Results = Mapping[int, Found | Problem]  # the number of a clip in the list -> what became of it
 
 
 def found_clips(results: Results) -> dict[int, Found]:
     """Return the clips that can be used."""
-    return {clip: one for clip, one in results.items() if isinstance(one, Found)}
+    return {number: one for number, one in results.items() if isinstance(one, Found)}
 
 
 def report_left_out(segments: Sequence[Segment], results: Results, matches: Matches,
@@ -48,8 +48,8 @@ def report_left_out(segments: Sequence[Segment], results: Results, matches: Matc
 def missing_table(segments: Sequence[Segment], results: Results) -> str:
     """Return the clips that no datafile will have, and why, as CSV."""
     rows = []
-    for clip, segment in enumerate(segments):
-        result = results.get(clip)
+    for number, segment in enumerate(segments):
+        result = results.get(number)
         if not isinstance(result, Found):
             rows.append((segment, result.text if result else 'missing'))
     return _table('problem', rows)
@@ -57,9 +57,9 @@ def missing_table(segments: Sequence[Segment], results: Results) -> str:
 
 def short_table(segments: Sequence[Segment], found: Mapping[int, Found]) -> str:
     """Return the clips of which more than a second is missing, and how much there is, as CSV."""
-    return _table('seconds', ((segments[clip], f'{one.place.seconds:.3f}')
-                              for clip, one in found.items()
-                              if is_short(segments[clip], one.place.seconds)))
+    return _table('seconds', ((segments[number], f'{one.place.seconds:.3f}')
+                              for number, one in found.items()
+                              if is_short(segments[number], one.place.seconds)))
 
 
 def _table(column: str, rows: Iterable[tuple[Segment, str]]) -> str:
@@ -82,17 +82,18 @@ def print_report(segments: Sequence[Segment], results: Results, stem: str) -> No
     """
     found = found_clips(results)
     problems = [one for one in results.values() if isinstance(one, Problem)]
-    of_unknown_place = [one.text for one in problems if one.is_place_unknown]
+    position_unknown = [one.text for one in problems if one.is_place_unknown]
     unreadable = [one.text for one in problems if not one.is_place_unknown]
     print(f'listed {len(segments)}, found {len(found)} ({len(found) / len(segments):.1%}), '
           f'missing {len(segments) - len(results)}, unreadable {len(unreadable)}, '
-          f'of unknown place {len(of_unknown_place)}')
+          f'position unknown {len(position_unknown)}')
     if cuts := sum(one.is_cut for one in found.values()):
         print(f'{cuts} clips are cut out of longer recordings')
-    if short := sum(is_short(segments[clip], one.place.seconds) for clip, one in found.items()):
+    if short := sum(is_short(segments[number], one.place.seconds)
+                    for number, one in found.items()):
         print(f'{short} clips are more than {TOLERANCE:g} s shorter than their segments; they are '
               f'listed in {stem}_short.csv')
-    for title, texts in (('unreadable', unreadable), ('of unknown place', of_unknown_place)):
+    for title, texts in (('unreadable', unreadable), ('position unknown', position_unknown)):
         if texts:
             print(f'the first {title}: {texts[0]}')
     if len(found) < len(segments):

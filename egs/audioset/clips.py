@@ -33,13 +33,13 @@ class Candidate(NamedTuple):
 
     Attributes:
         path: of the file; FILE.parquet/NAME for a row of a parquet file.
-        segments: how many segments of the list its name may mean.
-        row: None if it is a file.
+        n_segments: how many segments of the list its name may mean.
+        row: where it is in a parquet file; None if it is a file of its own.
         audio: bytes of a row, once it is read.
     """
     path: str
     name: RecordingName
-    segments: int
+    n_segments: int
     row: Row | None = None
     audio: bytes | None = None
 
@@ -49,7 +49,7 @@ class Matches:
     """Which recordings may hold which clips, by their names.
 
     Attributes:
-        candidates: clip, its number in the list -> recordings, the best first.
+        candidates: the number of a clip in the list -> recordings, the best first.
         other_start: paths of recordings of listed videos, but with another start.
         unlisted: paths of recordings of no listed video.
     """
@@ -59,8 +59,13 @@ class Matches:
 
 
 class Search(NamedTuple):
-    """A clip and where to look for it. packed: paths of what shards hold of it already."""
-    clip: int
+    """A clip and where to look for it.
+
+    Attributes:
+        number: of the clip in the list.
+        packed: paths of what shards hold of it already.
+    """
+    number: int
     segment: Segment
     candidates: list[Candidate]
     packed: list[str]
@@ -93,24 +98,24 @@ def match_recordings(segments: Sequence[Segment], recordings: Iterable[tuple[str
     """Match recordings with segments by name.
 
     Args:
-        recordings: paths, and what they are in a parquet file if they are in one.
+        recordings: for each, a path, and its Row if it is inside a parquet file, else None.
     """
-    clips: dict[str, list[int]] = {}  # of each video
-    for clip, segment in enumerate(segments):
-        clips.setdefault(segment.video_id, []).append(clip)
+    numbers: dict[str, list[int]] = {}  # of the clips of each video
+    for number, segment in enumerate(segments):
+        numbers.setdefault(segment.video_id, []).append(number)
     matches = Matches()
     for path, row in recordings:
-        name = parse_name(path, clips)
+        name = parse_name(path, numbers)
         if name is None:
             matches.unlisted.append(path)
             continue
-        fitting = [clip for clip in clips[name.video_id]
-                   if name.start is None or name.begins_at(segments[clip].start_seconds)]
+        fitting = [number for number in numbers[name.video_id]
+                   if name.start is None or name.begins_at(segments[number].start_seconds)]
         if not fitting:
             matches.other_start.append(path)
-        for clip in fitting:
+        for number in fitting:
             candidate = Candidate(path, name, len(fitting), row)
-            matches.candidates.setdefault(clip, []).append(candidate)
+            matches.candidates.setdefault(number, []).append(candidate)
     for candidates in matches.candidates.values():
         candidates.sort(key=lambda one: (one.row is not None, one.name.start is None, one.path))
     return matches
@@ -129,21 +134,23 @@ def find_clips(segments: Sequence[Segment], candidates: Mapping[int, list[Candid
     Returns:
         What became of each clip, in the order of the list.
     """
-    def search(clip, among):
-        return Search(clip, segments[clip], among, packed.get(clip_name(segments[clip]), []))
+    def make_search(number, chosen):
+        segment = segments[number]
+        return Search(number, segment, chosen, packed.get(clip_name(segment), []))
 
-    files = {clip: [one for one in among if not one.row] for clip, among in candidates.items()}
-    searches = [search(clip, among) for clip, among in files.items() if among]
+    files = {number: [one for one in listed if not one.row]
+             for number, listed in candidates.items()}
+    searches = [make_search(number, listed) for number, listed in files.items() if listed]
     title = 'converting to 16 kHz FLAC' if copies.of_all else 'reading headers'
     find = functools.partial(find_clip, copies=copies)
     results = dict(parallel_map(find, searches, title, unit='clip'))
 
     groups: dict[tuple[str, int], list[Search]] = {}  # of rows of parquet files, each read once
-    for clip, among in candidates.items():
-        rows = [(one, one.row) for one in among if one.row]
-        if rows and not isinstance(results.get(clip), Found):
+    for number, listed in candidates.items():
+        rows = [(one, one.row) for one in listed if one.row]
+        if rows and not isinstance(results.get(number), Found):
             candidate, row = rows[0]
-            groups.setdefault((row.path, row.group), []).append(search(clip, [candidate]))
+            groups.setdefault((row.path, row.group), []).append(make_search(number, [candidate]))
     find_rows = functools.partial(find_in_rows, copies=copies)
     for found in parallel_map(find_rows, list(groups.items()), 'unpacking parquet files',
                               unit='group', items_per_task=1):
@@ -155,22 +162,22 @@ def find_clip(search: Search, copies: Copies) -> tuple[int, Found | Problem]:
     """Find a clip among its candidates, and copy it if copies say so.
 
     Returns:
-        The clip, and the recording that holds it or the problem of its first candidate.
+        The clip's number, and the recording that holds it or the problem of its first candidate.
     """
     places, problems = [], []
     for candidate in search.candidates:
         try:
-            file = open_candidate(candidate, copies)
-            places.append((candidate, file, find_in(search.segment, candidate, file)))
+            source = open_candidate(candidate, copies)
+            places.append((candidate, source, find_in(search.segment, candidate, source)))
         except AudioError as error:
             problems.append(Problem(str(error), isinstance(error, UnknownPlaceError)))
     places.sort(key=lambda one: is_short(search.segment, one[2].seconds))
-    for candidate, file, place in places:
+    for candidate, source, place in places:
         try:
-            return search.clip, use_place(search, candidate, file, place, copies)
+            return search.number, use_place(search, candidate, source, place, copies)
         except AudioError as error:
             problems.append(Problem(str(error), is_place_unknown=False))
-    return search.clip, problems[0]
+    return search.number, problems[0]
 
 
 def open_candidate(candidate: Candidate, copies: Copies) -> str | bytes:
@@ -190,41 +197,48 @@ def open_candidate(candidate: Candidate, copies: Copies) -> str | bytes:
         raise AudioError(f'{candidate.path} cannot be unpacked: {error}') from None
 
 
-def find_in(segment: Segment, candidate: Candidate, file: str | bytes) -> Place:
-    """Return where a candidate holds a segment. Raises AudioError."""
-    seconds = read_duration(_readable(file), candidate.path).seconds
+def find_in(segment: Segment, candidate: Candidate, source: str | bytes) -> Place:
+    """Return where a candidate holds a segment.
+
+    Args:
+        source: the candidate's path or bytes, by open_candidate.
+
+    Raises:
+        AudioError: the candidate cannot be read, or it is not known where it holds the segment.
+    """
+    seconds = read_duration(_readable(source), candidate.path).seconds
     try:
-        return find_place(segment, seconds, candidate.name, candidate.segments > 1)
+        return find_place(segment, seconds, candidate.name, candidate.n_segments > 1)
     except PlaceError as error:
         raise UnknownPlaceError(f'{candidate.path}: {error}') from None
 
 
-def _readable(file):
-    return io.BytesIO(file) if isinstance(file, bytes) else file
+def _readable(source):
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def use_place(search: Search, candidate: Candidate, file: str | bytes, place: Place,
+def use_place(search: Search, candidate: Candidate, source: str | bytes, place: Place,
               copies: Copies) -> Found:
     """Return the recording of a clip, a copy if copies say so.
 
     Args:
-        file: of the candidate, by open_candidate.
+        source: the candidate's path or bytes, by open_candidate.
         place: where the candidate holds the clip.
 
     Raises:
         AudioError: the candidate cannot be read there.
     """
-    is_file = isinstance(file, str) and (place.is_all or copies.folder is None)
+    is_file = isinstance(source, str) and (place.is_all or copies.folder is None)
     to_copy = copies.of_all or not is_file
     name = clip_name(search.segment, '.flac' if to_copy else suffix_of(candidate.path))
     packed = find_packed(search, name)
     if not to_copy and not packed:
-        load_waveform(file, start=place.start, seconds=PROBE_SECONDS)
+        load_waveform(source, start=place.start, seconds=PROBE_SECONDS)
         return Found(candidate.path, place, is_cut=not place.is_all)
 
     path, seconds = packed or str(copies.folder / name), place.seconds
     if not is_copy(path, seconds):
-        waveform = load_waveform(_readable(file), name=candidate.path, start=place.start,
+        waveform = load_waveform(_readable(source), name=candidate.path, start=place.start,
                                  seconds=seconds)
         seconds = min(seconds, len(waveform) / SAMPLE_RATE)  # damage in the middle shows only now
         if packed:
@@ -253,7 +267,7 @@ def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
     wanted: dict[int, list[Search]] = {}  # of each row
     for search in searches:
         if copy := find_copy(search, copies):
-            results[search.clip] = copy
+            results[search.number] = copy
         else:
             wanted.setdefault(search.candidates[0].row.row, []).append(search)
     if not wanted:
@@ -261,8 +275,8 @@ def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
     for row, audio in read_rows(path, group, wanted):
         for search in wanted[row]:
             candidate = search.candidates[0]._replace(audio=audio)
-            clip, found = find_clip(search._replace(candidates=[candidate]), copies)
-            results[clip] = found
+            number, found = find_clip(search._replace(candidates=[candidate]), copies)
+            results[number] = found
     return results
 
 

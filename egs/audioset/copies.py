@@ -30,7 +30,7 @@ class Copies(NamedTuple):
 
 
 def clip_name(segment: Segment, suffix: str = '') -> str:
-    """Return the name of a file that is this clip and no other."""
+    """Return the file name of a clip, ID_START, which no other clip has."""
     return f'{segment.video_id}_{segment.start_seconds:.3f}{suffix}'
 
 

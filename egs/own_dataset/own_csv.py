@@ -77,8 +77,8 @@ def _clip_of(path, line, cells, separator):
     return LabelledClip(wav, labels, part, cells.get('fold', ''), cells.get('group', ''))
 
 
-def is_file(path: Path, wav: str) -> bool:
-    """Return whether an audio file of the CSV at `path` is there.
+def is_file(csv_path: Path, wav: str) -> bool:
+    """Return whether an audio file that a CSV lists is there.
 
     Raises:
         DataError: it is in a shard that is broken.
@@ -86,7 +86,7 @@ def is_file(path: Path, wav: str) -> bool:
     try:
         return shards.is_file(wav)
     except shards.ShardError as error:
-        raise DataError(f'{path}: {" ".join(str(error).split())}') from None
+        raise DataError(f'{csv_path}: {" ".join(str(error).split())}') from None
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -1,6 +1,7 @@
-"""The reference "published": how the published code goes about features, training and metrics, written out plainly.
+"""Compute features, training steps and metrics in the way of the published code, plainly.
 
-Faults that bit its users are left out; what made it slow is the subject. Rules: the contract of this project.
+It does what the published repository does, without the faults listed in README.md. The benchmarks
+call it "published".
 """
 import random
 
@@ -21,16 +22,19 @@ from models import ASTModel
 
 
 def fbank(waveform, num_mel_bins):
-    """Kaldi's fbank (frames, num_mel_bins) of a 16 kHz waveform (samples,), as torchaudio computes it."""
+    """Return torchaudio's fbank (frames, num_mel_bins) of a 16 kHz waveform (samples,)."""
     return torchaudio.compliance.kaldi.fbank(
-        waveform.unsqueeze(0), htk_compat=True, sample_frequency=16000, use_energy=False, window_type='hanning',
-        num_mel_bins=num_mel_bins, dither=0.0, frame_shift=10)
+        waveform.unsqueeze(0), htk_compat=True, sample_frequency=16000, use_energy=False,
+        window_type='hanning', num_mel_bins=num_mel_bins, dither=0.0, frame_shift=10)
 
 
 class PublishedDataset(Dataset):
-    """Training samples of 16 kHz recordings, everything done a sample at a time.
+    """Makes training samples of 16 kHz recordings, one at a time.
 
-    entries: a list of (path, labels as 'mid,mid'); class_index: mid -> index; conf: an AudioConf.
+    Args:
+        entries: (path, labels as 'mid,mid') of each recording.
+        class_index: mid -> index.
+        conf: an AudioConf.
     """
 
     def __init__(self, entries, class_index, conf):
@@ -40,26 +44,33 @@ class PublishedDataset(Dataset):
         return len(self.entries)
 
     def __getitem__(self, index):
-        conf = self.conf
         waveform, labels = self.read(index)
-        if random.random() < conf.mixup:
-            second, second_labels = self.read(random.randint(0, len(self) - 1))
-            lam = np.random.beta(10, 10)
-            if len(second) < len(waveform):
-                second = torch.cat([second, torch.zeros(len(waveform) - len(second))])
-            waveform = lam * waveform + (1 - lam) * second[:len(waveform)]
-            waveform = waveform - waveform.mean()
-            labels = lam * labels + (1 - lam) * second_labels
-        features = fbank(waveform, conf.num_mel_bins)
-        missing = conf.target_length - len(features)
-        features = torch.nn.ZeroPad2d((0, 0, 0, missing))(features) if missing > 0 else features[:conf.target_length]
+        if random.random() < self.conf.mixup:
+            waveform, labels = self.mix(waveform, labels)
+        features = self.fit(fbank(waveform, self.conf.num_mel_bins))
         features = features.T.unsqueeze(0)  # (1, bins, frames), as the masks expect it
-        features = torchaudio.transforms.FrequencyMasking(conf.freqm)(features)
-        features = torchaudio.transforms.TimeMasking(conf.timem)(features)
-        return (features.squeeze(0).T - conf.mean) / (2 * conf.std), labels
+        features = torchaudio.transforms.FrequencyMasking(self.conf.freqm)(features)
+        features = torchaudio.transforms.TimeMasking(self.conf.timem)(features)
+        return (features.squeeze(0).T - self.conf.mean) / (2 * self.conf.std), labels
+
+    def mix(self, waveform, labels):
+        """Mix a recording with a random one; return waveform and labels (mixup)."""
+        second, second_labels = self.read(random.randint(0, len(self) - 1))
+        lam = np.random.beta(10, 10)
+        if len(second) < len(waveform):
+            second = torch.cat([second, torch.zeros(len(waveform) - len(second))])
+        waveform = lam * waveform + (1 - lam) * second[:len(waveform)]
+        return waveform - waveform.mean(), lam * labels + (1 - lam) * second_labels
+
+    def fit(self, features):
+        """Cut features (frames, bins) to conf.target_length, or pad them with zeros."""
+        missing = self.conf.target_length - len(features)
+        if missing > 0:
+            return torch.nn.ZeroPad2d((0, 0, 0, missing))(features)
+        return features[:self.conf.target_length]
 
     def read(self, index):
-        """Waveform without its mean (samples,) and labels (classes,) of a recording."""
+        """Return a recording's waveform (samples,) without its mean, and its labels (classes,)."""
         path, mids = self.entries[index]
         samples, _ = soundfile.read(path, dtype='float32')
         waveform = torch.from_numpy(samples)
@@ -70,28 +81,34 @@ class PublishedDataset(Dataset):
 
 
 def make_model(**settings):
-    """An ASTModel with random weights whose attention is written out for all tokens: two products and a softmax."""
+    """Return an ASTModel with random weights and plain attention: two products and a softmax."""
     model = ASTModel(imagenet_pretrain=False, verbose=False, **settings)
     for block in model.v.blocks:
         if not block.attn.fused_attn:
-            raise SystemExit('timm chose plain attention already (TIMM_FUSED_ATTN=0?): there is nothing to compare')
+            raise SystemExit('timm has chosen plain attention itself, so there is nothing to '
+                             'compare: is TIMM_FUSED_ATTN set to 0?')
         block.attn.fused_attn = False
     return model
 
 
 class PublishedTrainer:
-    """float16 with a gradient scaler on a GPU, float32 on a CPU; Adam as it comes; the loss fetched every step."""
+    """Trains with plain Adam, in float16 with a gradient scaler on a GPU, in float32 on a CPU.
+
+    It waits for the loss of each step.
+    """
 
     def __init__(self, model, device, loss, lr):
         self.model, self.device, self.loss_function = model.to(device).train(), device, loss()
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr, weight_decay=5e-7, betas=(0.95, 0.999))
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr, weight_decay=5e-7,
+                                          betas=(0.95, 0.999))
         self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == 'cuda')
 
     def step(self, fbanks, labels):
-        """One update from a batch. Returns its loss, a number."""
+        """Update the weights from a batch; return its loss, a number."""
         fbanks = fbanks.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.device.type == 'cuda'):
+        with torch.autocast(self.device.type, dtype=torch.float16,
+                            enabled=self.device.type == 'cuda'):
             loss = self.loss_function(self.model(fbanks), labels)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -101,9 +118,10 @@ class PublishedTrainer:
 
 
 class PublishedEpochs:
-    """Predictions and metrics of an experiment's epochs, kept as text in a folder.
+    """Keeps the predictions of an experiment's epochs as text in a folder; computes the metrics.
 
-    targets: (samples, classes) of 0 and 1, with positives and negatives in every class.
+    Args:
+        targets: (samples, classes) of 0 and 1, with positives and negatives in every class.
     """
 
     def __init__(self, folder, targets):
@@ -111,7 +129,7 @@ class PublishedEpochs:
         np.savetxt(folder / 'target.csv', targets, delimiter=',')
 
     def add(self, predictions, targets):
-        """Take in an epoch. Returns the statistics of its predictions and of the mean of all epochs so far."""
+        """Write an epoch's predictions; return their metrics and those of the mean so far."""
         self.epochs += 1
         own = self.folder / f'predictions_{self.epochs}.csv'
         statistics = calculate_stats(predictions, targets)
@@ -119,7 +137,7 @@ class PublishedEpochs:
         return statistics, self.ensemble(own)
 
     def ensemble(self, newest):
-        """The statistics of the mean of all epochs so far, the last one's predictions in the file `newest`."""
+        """Return the metrics of the mean of all epochs so far. newest: file of the last one."""
         mean_file = self.folder / 'cum_predictions.csv'
         targets = np.loadtxt(self.folder / 'target.csv', delimiter=',')
         total = np.loadtxt(newest, delimiter=',')
@@ -131,13 +149,18 @@ class PublishedEpochs:
 
 
 def calculate_stats(predictions, targets):
-    """Four calls of scikit-learn a class, on (samples, classes). Returns a list with a dict a class."""
+    """Return the metrics of each class, a list of dicts, by four calls of scikit-learn a class.
+
+    Args:
+        predictions, targets: (samples, classes).
+    """
     statistics = []
-    for k in range(targets.shape[1]):
-        precisions, recalls, _ = precision_recall_curve(targets[:, k], predictions[:, k])
-        false_positive_rates, _, _ = roc_curve(targets[:, k], predictions[:, k])
-        area = roc_auc_score(targets[:, k], predictions[:, k])
-        statistics.append({'AP': average_precision_score(targets[:, k], predictions[:, k]), 'auc': area,
-                           'precisions': precisions[::1000], 'recalls': recalls[::1000],
-                           'fpr': false_positive_rates[::1000], 'd_prime': 2 ** 0.5 * norm.ppf(area)})
+    for target, prediction in zip(targets.T, predictions.T):
+        precisions, recalls, _ = precision_recall_curve(target, prediction)
+        false_positive_rates, _, _ = roc_curve(target, prediction)
+        area = roc_auc_score(target, prediction)
+        statistics.append({
+            'AP': average_precision_score(target, prediction), 'auc': area,
+            'precisions': precisions[::1000], 'recalls': recalls[::1000],
+            'fpr': false_positive_rates[::1000], 'd_prime': 2 ** 0.5 * norm.ppf(area)})
     return statistics

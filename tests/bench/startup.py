@@ -1,23 +1,25 @@
 """Measure how long programs take to start, in turns with `import torch`.
 
-python tests/bench/startup.py [--rounds 7]: prints, for every program, the median time of --help as
-a ratio to that of `import torch`; then that of inference.py on a short clip with a tiny model as a
-ratio to `import torch, timm`. Exits with 1 if a ratio is above its limit.
+python tests/bench/startup.py [--rounds 7]
+
+Prints the median time of each program's --help, divided by that of `import torch`. Then it prints
+the time of inference.py on a short clip with a tiny model, divided by that of `import torch, timm`.
+Exits with 1 if a ratio is above its limit.
 """
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / 'src'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
+from measure import alternate
 
+ROOT = Path(__file__).resolve().parents[2]
 HELP_LIMIT = 0.37  # of `import torch`
 INFERENCE_LIMIT = 1.5  # of `import torch, timm`
-NOT_PROGRAMS = ('cli.py', 'config.py', 'recipe_options.py')  # which read options for others
+NOT_PROGRAMS = ('cli.py', 'config.py', 'recipe_options.py')  # they read options for others
 IMPORT_TORCH = ['-c', 'import torch']
 IMPORT_TIMM = ['-c', 'import torch, timm']
 
@@ -45,40 +47,37 @@ def make_clip_and_model(folder):
             str(folder / 'model.pth'), '--device', 'cpu']
 
 
-def seconds_of(words):
-    """Return how long Python takes to start and run these words of a command line."""
-    start = time.perf_counter()
+def run_python(words):
+    """Run Python with these words of a command line, to its end. Stop if it fails."""
     done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f'{" ".join(words)} failed: {done.stderr}')
-    return seconds
 
 
-def measure(commands, rounds):
-    """Run commands in turns, A B A B ...; return the median seconds of each, by its name."""
-    times = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, words in commands.items():
-            times[name].append(seconds_of(words))
-    return {name: statistics.median(values) for name, values in times.items()}
+def measure(programs, rounds):
+    """Return (what, ratio, limit) of each program's --help and of inference.py.
 
-
-def main():
-    """Measure, print a table, and compare with the limits."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=7)
-    rounds = parser.parse_args().rounds
-    programs = find_programs()
+    Prints the times that the ratios refer to.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        tag = make_clip_and_model(Path(folder))
-        times = measure({'torch': IMPORT_TORCH, 'timm': IMPORT_TIMM, 'tag': tag,
-                         **{program: [program, '--help'] for program in programs}}, rounds)
+        commands = {'torch': IMPORT_TORCH, 'timm': IMPORT_TIMM,
+                    'tag': make_clip_and_model(Path(folder)),
+                    **{program: [program, '--help'] for program in programs}}
+        times = alternate({name: partial(run_python, words) for name, words in commands.items()},
+                          rounds, settle=False)
     print(f'import torch: {times["torch"]:.2f} s; import torch, timm: {times["timm"]:.2f} s')
     rows = [(f'{program} --help', times[program] / times['torch'], HELP_LIMIT)
             for program in programs]
-    rows.append(('src/inference.py, a clip of 1 s', times['tag'] / times['timm'], INFERENCE_LIMIT))
+    tagging = times['tag'] / times['timm']
+    return [*rows, ('src/inference.py, a clip of 1 s', tagging, INFERENCE_LIMIT)]
+
+
+def main():
+    """Read the options, measure, print a table, and compare with the limits."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=7, help='how often each program is started')
+    rows = measure(find_programs(), parser.parse_args().rounds)
     for what, ratio, limit in rows:
         print(f'| {what:<45} | {ratio:5.2f} | {"above" if ratio > limit else "below"} {limit} |')
     sys.exit(any(ratio > limit for _, ratio, limit in rows))

@@ -1,4 +1,4 @@
-"""Fixtures for the recipes: a small dataset in ESC-50's layout, and a shell to run them in."""
+"""Fixtures for the tests of recipes: a small dataset in ESC-50's layout, a shell."""
 import csv
 import os
 import re
@@ -13,9 +13,9 @@ import soundfile
 
 @pytest.fixture(scope='session', autouse=True)
 def python_of_recipes():
-    """Let recipes take this very Python and not look at its packages, which would take seconds.
+    """Make recipes use this Python without checking its packages, which would take seconds.
 
-    AST_PYTHON='' in a recipe's environment undoes it.
+    AST_PYTHON='' in the environment of a recipe undoes it.
     """
     with pytest.MonkeyPatch.context() as patch:
         yield patch.setenv('AST_PYTHON', sys.executable)
@@ -23,10 +23,9 @@ def python_of_recipes():
 
 @pytest.fixture(scope='session')
 def terminal():
-    """Return a function that makes the environment of a user's terminal.
+    """Return a function that makes the environment of a user's terminal, a dict.
 
-    In it, `python` is this very Python. The function takes further variables, and None for one
-    that is not to be there.
+    In it, `python` is this Python. The function takes further variables; None removes one.
     """
     def environment(**given):
         changed = {'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}',
@@ -38,7 +37,7 @@ def terminal():
 
 @pytest.fixture
 def run_shell(tmp_path, terminal):
-    """Run a command as a user would in a terminal; returns the finished process."""
+    """Run a command as in a user's terminal; return the finished process."""
     def run(command, cwd=tmp_path, **environment):
         return subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True,
                               text=True, env=terminal(**environment))
@@ -47,9 +46,9 @@ def run_shell(tmp_path, terminal):
 
 @pytest.fixture
 def planned(run_shell, tmp_path):
-    """Start a recipe with a python that only writes down the programs it is to run.
+    """Start a recipe with a `python` that only writes down the programs that it should run.
 
-    Returns them, a line each. It does run what reads the options.
+    It does run the program that reads the options. Return the command lines, a line each.
     """
     stand_in, calls = tmp_path / 'bin' / 'python', tmp_path / 'calls'
     stand_in.parent.mkdir()
@@ -69,7 +68,7 @@ def planned(run_shell, tmp_path):
 
 @pytest.fixture
 def shown_defaults(run_shell):
-    """Return the defaults that the --help of a recipe shows, {option: text}."""
+    """Return the defaults that a recipe's --help shows, {option: text}."""
     def show(recipe):
         said = run_shell([recipe, '--help'], COLUMNS='80')
         assert said.returncode == 0 and not said.stderr
@@ -81,9 +80,9 @@ def shown_defaults(run_shell):
 
 @pytest.fixture(scope='session')
 def write_esc():
-    """Write a dataset in ESC-50's layout into a folder, and return the folder.
+    """Write a dataset in ESC-50's layout into a folder; return the folder.
 
-    It has two classes told apart by ear, and one clip of each in every fold.
+    It has two classes, tones and noise, with one clip of each in every fold.
     """
     def write(folder, suffixes=('.wav', '.ogg', '.flac'), rate=22050, seconds=0.4):
         (folder / 'meta').mkdir(parents=True)

@@ -11,17 +11,17 @@ from utilities.parallel import one_thread
 
 @pytest.fixture(autouse=True)
 def thread():
-    """Compute on one thread: quicker for models of this size, by far on a busy machine."""
+    """Compute on one thread. This is faster for such small models if the machine is busy."""
     with one_thread():
         yield
 
 
 @pytest.fixture(scope='session')
 def checkpoints(tmp_path_factory):
-    """Write the small checkpoints that are exported; return their paths by the name of the input.
+    """Write the small checkpoints that are exported; return their paths by the kind of input.
 
-    The one for fbanks was trained with BCE, the one for waveforms with CE: each export takes
-    seconds.
+    The loss of the one for fbanks is BCE, that of the one for waveforms CE. Not all four
+    combinations are exported, since each takes seconds.
     """
     folder = tmp_path_factory.mktemp('checkpoints')
     for name, loss in (('fbank', 'BCE'), ('waveform', 'CE')):
@@ -31,7 +31,7 @@ def checkpoints(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def exported(tmp_path_factory, checkpoints):
-    """Export a small checkpoint, once for each set of options; return the path of the file."""
+    """Export a small checkpoint, once per set of options; return the path of the file."""
     folder = tmp_path_factory.mktemp('exported')
     made = {}
 
@@ -53,7 +53,7 @@ def exported(tmp_path_factory, checkpoints):
 
 @pytest.fixture(scope='session')
 def tagger(checkpoints):
-    """The tagger of the checkpoint whose exported files take waveforms."""
+    """Load the tagger of the checkpoint whose exported files take waveforms."""
     return load_tagger(checkpoints['waveform'], device='cpu', amp='off')
 
 

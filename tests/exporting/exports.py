@@ -1,4 +1,4 @@
-"""What the tests of exported files share: inputs, and what this repository computes of them."""
+"""Make the inputs of exported files, and compute what this repository returns for them."""
 import re
 
 import numpy as np
@@ -9,7 +9,7 @@ from models import load_model
 from small_tagger import FRAMES, MEAN, MEL_BINS, RATE, STD, make_noise, tag_here
 
 WINDOW = window_samples(FRAMES)
-# Shorter than a frame, a frame, shorter than a window, a window, longer.
+# Samples: shorter than a frame, a frame, shorter than a window, a window, longer.
 LENGTHS = (300, 400, 1234, WINDOW - 1, WINDOW, WINDOW + 1, 4 * WINDOW)
 
 
@@ -20,7 +20,7 @@ def make_fbanks(batch):
 
 
 def make_waveforms(batch, samples):
-    """Return waveforms (batch, samples) of noise, each louder than the one before."""
+    """Return waveforms of noise (batch, samples), each louder than the one before."""
     noise = make_noise(samples / RATE)[:, 0]
     return np.float32([noise * (i + 1) / batch for i in range(batch)])
 

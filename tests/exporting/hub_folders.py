@@ -1,10 +1,10 @@
-"""Checkpoints and the folders for Hugging Face that export.py makes of them, for tests."""
+"""Write checkpoints, and the folders for Hugging Face that export.py makes of them."""
 import torch
 
 import export
 from models import ASTModel, save_checkpoint
 
-# Two classes share a name, and a name has what Markdown, YAML and tables take for their own.
+# Two classes have the same name. One name has characters that mean something in Markdown or YAML.
 LABELS = {'mids': ['/m/0', '/m/1', '/m/2', '/m/3'],
           'names': ['dog', 'rain, *heavy* | wet: "£"', 'dog', '- sea_waves']}
 MEAN, STD = -5.678901234, 3.456789012
@@ -12,7 +12,7 @@ MEAN, STD = -5.678901234, 3.456789012
 
 def save_model(path, size='tiny224', fstride=16, tstride=16, bins=32, frames=32, loss='BCE',
                labels=LABELS, **description):
-    """Write a checkpoint of random weights, whose logits differ from class to class."""
+    """Write a checkpoint of random weights whose logits differ between classes; return its path."""
     torch.manual_seed(0)
     model = ASTModel(len(labels['names']), fstride, tstride, bins, frames, False, model_size=size,
                      verbose=False)

@@ -1,7 +1,7 @@
-"""The GPU kit: what differs on a GPU, on tiny models, against the numbers of the CPU.
+"""Fixtures of the GPU kit, which compares what differs on a GPU with the CPU, on tiny models.
 
-`./tests/run_tests.sh gpu` runs it. A test that needs a GPU, or two, is skipped if the machine has
-none; what means something on a CPU runs there too, so that the kit itself is known to work.
+`./tests/run_tests.sh gpu` runs it. A test that needs a GPU, or two, is skipped on a machine without
+them. Tests that make sense on a CPU run there too, so that the kit itself is tested.
 """
 import copy
 
@@ -15,7 +15,7 @@ from machine_report import describe_machine
 from small_model import CLASSES
 from utilities.parallel import one_thread
 
-CLIPS, BATCH = 13, 4  # so that the last batch of an epoch has one
+CLIPS, BATCH = 13, 4  # the last batch of an epoch has one clip
 OPTIONS = ('--data_train train.json --data_val val.json --data_eval val.json '
            f'--label_csv labels.csv --n_class {CLASSES} --num_mel_bins 32 --audio_length 32 '
            '--fstride 16 --tstride 16 --model_size tiny224 --imagenet_pretrain False '
@@ -25,7 +25,7 @@ OPTIONS = ('--data_train train.json --data_val val.json --data_eval val.json '
 
 @pytest.fixture(scope='session', params=['cpu', 'cuda'])
 def device(request):
-    """The CPU, then the first GPU. It has a number, since `cuda` alone stands for all GPUs."""
+    """Return the CPU, then the first GPU, by its number: `cuda` alone means all GPUs."""
     if request.param == 'cpu':
         return torch.device('cpu')
     require_gpus(1)
@@ -40,9 +40,9 @@ def two_gpus():
 
 @pytest.fixture(autouse=True)
 def exact_float32():
-    """Multiply in float32 and not in TF32, in which a GPU computes convolutions by default.
+    """Compute in float32 and not in TF32, in which a GPU computes convolutions by default.
 
-    A run of run.py in this process switches TF32 on: what it was before comes back.
+    run.py switches TF32 on in this process. After the test, it is put back.
     """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
@@ -53,7 +53,7 @@ def exact_float32():
 
 @pytest.fixture(autouse=True)
 def thread():
-    """Compute on one thread: quicker for models of this size, by far on a busy machine."""
+    """Compute on one thread. This is faster for such small models if the machine is busy."""
     with one_thread():
         yield
 
@@ -72,7 +72,7 @@ def make_inputs():
 
 @pytest.fixture
 def start(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
-    """Run an experiment of run.py in this process; returns its folder."""
+    """Run an experiment of run.py in this process; return its folder."""
     monkeypatch.chdir(tmp_path)
     make_labels(CLASSES)
     clips = [(make_tone(f'{i}.wav', 400 * (1 + i % 3), seconds=0.4, seed=i), f'/m/{i % 3}')
@@ -88,9 +88,9 @@ def start(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_header():
-    """Print what a bug report needs instead of pytest's own lines, which name the user's folders.
+    """Print what a bug report needs, and not pytest's own lines, which name the user's folders.
 
-    pytest calls this if the folder, or a file in it, is on its command line.
+    pytest calls this only if the folder, or a file in it, is on its command line.
     """
     yield
     return [describe_machine()]

@@ -1,7 +1,7 @@
-"""A CUDA device that computes nothing: PyTorch's FakeTensorMode, for a machine without a GPU.
+"""Pretend that there is a CUDA device, with PyTorch's FakeTensorMode. It computes nothing.
 
-Tensors have a shape, a precision and a device, but no numbers. Operands on two devices raise, as on
-a GPU. Backward passes do not run in it: their results are put in place by hand.
+Tensors have a shape, a precision and a device, but no numbers. As on a real GPU, an operation on
+tensors of two devices raises. Backward passes do not run: Gpu.backward sets the gradients instead.
 """
 import contextlib
 from unittest import mock
@@ -19,7 +19,7 @@ CUDA = torch.device('cuda', 0)
 
 
 class FakeCuda(FakeTensorMode):
-    """FakeTensorMode that takes real tensors of the CPU, too, and reads every number as 0."""
+    """FakeTensorMode that also takes real tensors of the CPU. Every number is read as 0."""
 
     def __init__(self):
         super().__init__(allow_non_fake_inputs=True)
@@ -31,13 +31,13 @@ class FakeCuda(FakeTensorMode):
 
 
 class Gpu:
-    """The fake device, and the models on it."""
+    """The fake device. It remembers the parameters on it."""
 
     def __init__(self):
         self.parameters = []
 
     def put(self, model):
-        """Move a model here, in place, as Module.to does with real tensors; return it."""
+        """Move a model to this device in place, as Module.to does; return it."""
         for module in model.modules():
             for name, parameter in list(module._parameters.items()):
                 setattr(module, name, nn.Parameter(torch.empty(parameter.shape, device=CUDA)))
@@ -45,7 +45,7 @@ class Gpu:
         return model
 
     def backward(self, loss):
-        """Stand in for Tensor.backward: give all parameters on this device a gradient."""
+        """Replace Tensor.backward: give all parameters on this device a gradient of zeros."""
         assert loss.device == CUDA and loss.requires_grad
         for parameter in self.parameters:
             parameter.grad = torch.zeros_like(parameter)
@@ -53,11 +53,14 @@ class Gpu:
 
 @contextlib.contextmanager
 def fake_cuda():
-    """Run a block in FakeCuda, with what FakeTensorMode lacks. Build models and data before it.
+    """Run a block with a fake CUDA device. Build models and data before it.
 
-    Yields the Gpu to put models on.
+    FakeTensorMode cannot do some things; these are replaced here.
+
+    Yields:
+        The Gpu, which takes the models.
     """
-    if not hasattr(torch.accelerator, 'device_index'):  # torch 2.6 asks the driver, and aborts
+    if not hasattr(torch.accelerator, 'device_index'):  # torch 2.6 asks the driver and aborts
         pytest.skip('the FakeTensorMode of this PyTorch needs a real GPU')
     gpu, tables = Gpu(), fbank_module.fbank_tables
     with contextlib.ExitStack() as patches:
@@ -73,25 +76,29 @@ def fake_cuda():
 
 
 def numpy(tensor):
-    """Stand in for Tensor.numpy: there are no numbers. It raises if they would be on a GPU."""
+    """Replace Tensor.numpy: return zeros, since there are no numbers; raise for one on a GPU."""
     if tensor.device.type != 'cpu':
         raise TypeError(f'cannot convert a tensor on {tensor.device} to NumPy')
     return np.zeros(tensor.shape, np.float32)
 
 
 def fbank_tables(make, num_mel_bins, device, sample_rate):
-    """Stand in for fbank_module.fbank_tables, whose shapes depend on numbers.
+    """Replace fbank_module.fbank_tables, whose shapes depend on numbers.
 
-    The real one runs past its cache on the device `meta`: what it puts there is on the fake device.
+    Call the real function without its cache, on the device `meta`. Tensors that it makes there are
+    moved to the fake device.
+
+    Args:
+        make: the real function.
     """
     with unset_fake_temporarily():
         size, window, filters = make.__wrapped__(num_mel_bins, torch.device('meta'), sample_rate)
 
-    def placed(tensor):
+    def move(tensor):
         return torch.empty(tensor.shape, device=device if tensor.is_meta else tensor.device)
-    return size, placed(window), [(fft_bins, placed(weights)) for fft_bins, weights in filters]
+    return size, move(window), [(fft_bins, move(weights)) for fft_bins, weights in filters]
 
 
 def without_numbers(batch):
-    """Return a structure of tensors with fake ones of the CPU, of the same shapes, instead."""
+    """Return a structure of tensors in which fake tensors of the CPU replace the real ones."""
     return tree_map_only(torch.Tensor, lambda one: torch.empty(one.shape, dtype=one.dtype), batch)

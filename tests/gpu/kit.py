@@ -1,4 +1,4 @@
-"""What the tests of the GPU kit share: sizes, tolerances, how numbers of two devices compare."""
+"""Share among the tests of the GPU kit: sizes, tolerances, comparisons of two devices."""
 import functools
 
 import numpy as np
@@ -13,18 +13,20 @@ from small_model import CLASSES
 FRAMES, BINS = 64, 32  # of the input of make_ast; with strides of 8, 3 x 7 patches
 each_precision = pytest.mark.parametrize('dtype', [None, torch.bfloat16, torch.float16],
                                          ids=['float32', 'bfloat16', 'float16'])
-# For what would say nothing about a GPU on the CPU, or is tried there by another file of tests.
+# Run the test on a GPU only: on a CPU it would prove nothing, or another file already has it.
 on_a_gpu_only = pytest.mark.parametrize('device', ['cuda'], indirect=True)
-# How far logits may be from those of the CPU in float32; they are of the order of 1. In float32 two
-# machines differ by rounding; bfloat16 keeps 8 bits, which cost 0.008 on a CPU, float16 11: 0.002.
+# How far logits, which are about 1, may be from those of the CPU in float32. In float32, two
+# machines differ by rounding. bfloat16 keeps 8 bits, and differs by 0.008 on a CPU; float16 keeps
+# 11, and differs by 0.002.
 LOGITS = {None: 5e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
-# The same of gradients and updates, as a share of their norm; on a CPU, 0.008 and 0.001.
+# The same for gradients and updates, relative to their norm. On a CPU, bfloat16 differs by 0.008,
+# float16 by 0.001.
 GRADIENTS = {None: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
 @functools.cache
 def golden_ast():
-    """Build the model that make_ast copies, once: filling it takes a second."""
+    """Build the model that make_ast copies. It is built once, since this takes a second."""
     return golden.fill(ASTModel(
         CLASSES, fstride=8, tstride=8, input_fdim=BINS, input_tdim=FRAMES, model_size='tiny224',
         imagenet_pretrain=False, verbose=False)).eval()
@@ -47,7 +49,7 @@ def require_precision(dtype, device):
 
 
 def one_hot(count):
-    """Return labels (count, CLASSES): the classes in turn."""
+    """Return labels (count, CLASSES) with one class each, in turn."""
     return F.one_hot(torch.arange(count) % CLASSES, CLASSES).float()
 
 
@@ -62,14 +64,14 @@ def weights(model):
 
 
 def relative_error(values, references):
-    """Return the norm of the difference of two lists of tensors, over that of the second."""
+    """Return the norm of the difference of two lists of tensors, divided by that of the second."""
     difference = sum(float((value - reference).square().sum())
                      for value, reference in zip(values, references, strict=True))
     return (difference / sum(float(reference.square().sum()) for reference in references)) ** 0.5
 
 
 def dtypes_inside(model):
-    """Return a list that each forward pass adds the precision of the first block's MLP to."""
+    """Return a list to which each forward pass adds the precision of the first block's MLP."""
     seen = []
     model.v.blocks[0].mlp.fc1.register_forward_hook(lambda *call: seen.append(call[2].dtype))
     return seen

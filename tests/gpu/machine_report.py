@@ -1,4 +1,4 @@
-"""What a bug report about a GPU needs to know of a machine, in a few lines without any names."""
+"""Describe a machine for a bug report about a GPU, without names of users or folders."""
 import platform
 import subprocess
 from importlib import import_module
@@ -10,7 +10,7 @@ from utilities.parallel import available_cores
 
 
 def describe_machine():
-    """Return the lines: versions, driver, operating system, commit, GPUs."""
+    """Return lines about versions, driver, operating system, commit and GPUs."""
     state = git_state(ROOT)
     return [
         ', '.join(f'{package} {answer(version_of, package)}' for package in (*PACKAGES, 'triton')),
@@ -22,7 +22,7 @@ def describe_machine():
 
 
 def answer(ask, *arguments):
-    """Return what ask(*arguments) returns or, if a GPU is out of order, the error's first line."""
+    """Return ask(*arguments). If it fails, as with a broken GPU, return the error's first line."""
     try:
         return ask(*arguments)
     except Exception as error:
@@ -38,7 +38,7 @@ def describe_gpus():
 
 
 def describe_gpu(number):
-    """Return name, memory and compute capability."""
+    """Return the name, the memory and the compute capability of a GPU."""
     found = torch.cuda.get_device_properties(number)
     return (f'{found.name}, {found.total_memory / 2 ** 30:.1f} GiB, '
             f'compute capability {found.major}.{found.minor}')
@@ -50,7 +50,7 @@ def version_of(package):
 
 
 def nccl_version():
-    """Return the version of NCCL that PyTorch brings along."""
+    """Return the version of NCCL that comes with PyTorch."""
     return '.'.join(map(str, torch.cuda.nccl.version()))
 
 

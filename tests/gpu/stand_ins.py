@@ -1,8 +1,8 @@
-"""nn.DataParallel without GPUs: PyTorch's own code, with copies on the CPU standing in for devices.
+"""Run nn.DataParallel without GPUs: copies on the CPU stand in for devices.
 
-Of PyTorch stay: DataParallel.forward, replicate with its copying of every module's __dict__,
-scatter, parallel_apply with its threads and its autocast, gather. Replaced is what moves a tensor
-from one device to another, and the questions about the devices that this machine lacks.
+PyTorch's own code runs: DataParallel.forward, replicate, which copies every module's __dict__,
+scatter, parallel_apply with its threads and its autocast, gather. Only two things are replaced:
+what moves a tensor to another device, and what asks for devices that this machine does not have.
 """
 import contextlib
 from types import SimpleNamespace
@@ -19,7 +19,7 @@ CPU = torch.device('cpu')
 
 
 class DataParallelOnCpu(nn.DataParallel):
-    """nn.DataParallel over COUNT stand-ins, whose constructor does not look for GPUs."""
+    """nn.DataParallel over COUNT stand-ins. Its constructor does not look for GPUs."""
 
     def __init__(self, module):
         nn.Module.__init__(self)
@@ -28,10 +28,10 @@ class DataParallelOnCpu(nn.DataParallel):
 
 
 class Broadcast(torch.autograd.Function):
-    """Stand in for PyTorch's Broadcast: the tensors themselves, then copies for further devices.
+    """Replaces PyTorch's Broadcast: returns the tensors, then copies for the other devices.
 
-    The gradients of all are summed into new tensors, as over there. Views would do for the sum, but
-    those of the positional embedding and of the two tokens would then share their memory.
+    The gradients are summed into new tensors, as in PyTorch. Views would give the same sum, but the
+    gradients of the positional embedding and of the two tokens would share their memory.
     """
 
     @staticmethod
@@ -45,24 +45,24 @@ class Broadcast(torch.autograd.Function):
 
 
 def broadcast_coalesced(tensors, devices):
-    """Stand in for what replicates tensors that need no gradient."""
+    """Replace the function that copies tensors that need no gradient."""
     return [list(tensors), *([tensor.detach().clone() for tensor in tensors] for _ in devices[1:])]
 
 
 def scatter(devices, sizes, dim, tensor):
-    """Stand in for Scatter.apply, which cuts a batch as torch.chunk does: maybe into fewer."""
+    """Replace Scatter.apply. Like torch.chunk, it may return fewer parts than devices."""
     assert sizes is None
     return tuple(part.clone() for part in tensor.chunk(len(devices), dim))
 
 
 def gather(device, dim, *tensors):
-    """Stand in for Gather.apply."""
+    """Replace Gather.apply."""
     return torch.cat(tensors, dim)
 
 
 @contextlib.contextmanager
 def stand_in_devices():
-    """Let a DataParallelOnCpu run, with these stand-ins in PyTorch's modules."""
+    """Put the replacements into PyTorch, so that a DataParallelOnCpu runs inside the block."""
     if not hasattr(torch.accelerator, 'device_index'):  # as in torch 2.6
         pytest.skip('nn.DataParallel of this PyTorch asks CUDA itself, and no stand-in can answer')
     here = contextlib.nullcontext()
@@ -72,7 +72,7 @@ def stand_in_devices():
                 (comm, 'broadcast_coalesced', broadcast_coalesced),
                 (scatter_gather, 'Scatter', SimpleNamespace(apply=scatter)),
                 (scatter_gather, 'Gather', SimpleNamespace(apply=gather)),
-                (DefaultDeviceType, '_default_device_type', 'cpu'),  # else kept after the block
+                (DefaultDeviceType, '_default_device_type', 'cpu'),  # PyTorch sets it
                 (torch.accelerator, 'is_available', lambda: True),
                 (torch.accelerator, 'current_accelerator', lambda *_: CPU),
                 (torch.accelerator, 'current_stream', lambda *_: here),

@@ -14,14 +14,14 @@ from utilities.parallel import one_thread
 TINY = {'model_size': 'tiny224', 'label_dim': 5, 'input_fdim': 32, 'input_tdim': 64,
         'imagenet_pretrain': False, 'verbose': False}
 
-# Imports here may have set more, and the user's variables (TORCH_HOME, HF_..., proxies) would
-# interfere.
+# The variables that other processes get. More may have been set by imports here, or by the user
+# (TORCH_HOME, HF_..., proxies); they would change what is tested.
 KEPT = ('PATH', 'LD_LIBRARY_PATH', 'HOME', 'USER', 'LANG', 'TMPDIR')
 
 
 @pytest.fixture(autouse=True)
 def thread():
-    """Compute on one thread: quicker for models of this size, by far on a busy machine."""
+    """Compute on one thread. This is faster for such small models if the machine is busy."""
     with one_thread():
         yield
 
@@ -34,7 +34,7 @@ def make_tiny():
 
 @pytest.fixture(scope='session')
 def make_golden(make_tiny):
-    """Build a tiny ASTModel with weights of golden.py, as make_tiny does; a copy for each test."""
+    """Build a tiny ASTModel as make_tiny does, with weights of golden.py; return a copy."""
     @functools.cache
     def fill(settings):
         return golden.fill(make_tiny(**dict(settings)))
@@ -43,7 +43,7 @@ def make_golden(make_tiny):
 
 @pytest.fixture(scope='session')
 def start_python():
-    """Start python with arguments in a process that has only KEPT of this one's environment."""
+    """Start python with arguments. Of this process's environment, it gets only KEPT."""
     started = []
 
     def start(*arguments, cwd, **environment):
@@ -54,16 +54,16 @@ def start_python():
                                         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         return started[-1]
     yield start
-    for process in started:  # those that a failed test did not wait for
+    for process in started:  # a failed test may not have waited for all
         process.kill()
         process.communicate()
 
 
 @pytest.fixture(scope='session')
 def run_python(start_python):
-    """Run python as start_python does, to its end, and return what it printed.
+    """Run python as start_python does, to its end; return what it printed.
 
-    A failure ends the test with its stderr.
+    If it fails, the test fails with its stderr.
     """
     def run(*arguments, cwd, **environment):
         process = start_python(*arguments, cwd=cwd, **environment)

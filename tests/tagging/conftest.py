@@ -29,17 +29,19 @@ def make_checkpoint():
 
 @pytest.fixture
 def checkpoint(make_checkpoint):
+    """Write a small checkpoint; return its name."""
     return make_checkpoint()
 
 
 @pytest.fixture
 def tagger(checkpoint):
+    """Load the tagger of a small checkpoint."""
     return load_tagger(checkpoint, device='cpu', amp='off')
 
 
 @pytest.fixture
 def infer(capsys):
-    """Run the command line here; return what it printed."""
+    """Run inference.py in this process; return what it printed."""
     def start(*words):
         here = ['--device', 'cpu', '--amp', 'off', '--num_workers', '0']
         inference.main([*map(str, words), *here])
@@ -49,9 +51,9 @@ def infer(capsys):
 
 @pytest.fixture
 def broken(folder, make_tone):
-    """Write three good recordings and some that are broken; return their names.
+    """Write three good recordings and some broken ones; return the names, and one that is missing.
 
-    Of one of the good ones, the header does not say the length.
+    The header of one of the good ones does not say how long it is.
     """
     nan_inside = np.r_[np.zeros(16000), np.full(16000, np.nan)]
     soundfile.write('nan.wav', nan_inside, 16000, subtype='FLOAT')
@@ -68,7 +70,7 @@ def broken(folder, make_tone):
 
 @pytest.fixture(scope='module')
 def long_sound(tmp_path_factory):
-    """Write a long recording that browsers play; return its path."""
+    """Write a long recording that browsers can play; return its path."""
     path = tmp_path_factory.mktemp('long') / 'long.wav'
     soundfile.write(path, make_noise(LONG_SECONDS), 16000)
     return path
@@ -76,7 +78,7 @@ def long_sound(tmp_path_factory):
 
 @pytest.fixture
 def listen(folder):
-    """Write the page of a recording that is not tagged for real; return its path."""
+    """Write the listening page of a recording, with random tags; return its path."""
     def make(path, seconds, page='page.html', **options):
         write_listening_page(folder / page, make_tagging(path, seconds, **options), 2, 'model')
         return folder / page

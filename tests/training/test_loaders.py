@@ -10,7 +10,7 @@ import torch
 
 from audio.reading import AudioError
 from dataloader import AudiosetDataset, SampleKey
-from small_dataset import EVERYTHING, FURTHER, equal, load_epochs
+from small_dataset import EVERYTHING, FURTHER_AUGMENTATION, equal, load_epochs
 from training.bad_audio import ReplaceUnreadable
 from training.gpu_fbanks import WaveformDataset
 from training.loaders import make_loader
@@ -57,7 +57,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(make_dataset, tones):
 def test_further_augmentation_does_not_depend_on_the_number_of_workers_either(make_dataset, tones,
                                                                               make_tone):
     tones += [(make_tone(f'long{i}.flac', seconds=3, seed=i), f'/m/{i}') for i in range(3)]
-    dataset = make_dataset(tones, noise_dir=str(tones[0][0].parent), **EVERYTHING, **FURTHER)
+    dataset = make_dataset(tones, noise_dir=str(tones[0][0].parent), **EVERYTHING, **FURTHER_AUGMENTATION)
     require_same(load_epochs(dataset, 0, epochs=(1, 2)), load_epochs(dataset, 2, epochs=(1, 2)))
 
 
@@ -79,7 +79,7 @@ def test_batches_from_shards_are_those_from_files(make_dataset, tones, tmp_path,
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('conf', [{'mode': 'train'}, EVERYTHING, {**EVERYTHING, 'noise': False},
-                                  {'skip_norm': True}, {**EVERYTHING, **FURTHER},
+                                  {'skip_norm': True}, {**EVERYTHING, **FURTHER_AUGMENTATION},
                                   {'mode': 'train', 'spec_mixup': 1.0, 'noise_dir': True}])
 def test_batches_of_waveforms_become_the_batches_of_fbanks(make_dataset, make_tone, tones, conf,
                                                            workers):
