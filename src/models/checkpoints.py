@@ -12,6 +12,7 @@ from .assumptions import (
     LAYER_NORM_EPS,
     MODEL_SETTINGS,
     SCORES,
+    SIZES,
     assumed_eps,
     complete_description,
     describe,
@@ -32,9 +33,6 @@ from .state_dicts import (
 from .weights import describe_name, locate
 
 COMPUTATION = ('layer_norm_eps', 'num_attention_heads')  # besides settings and weights
-# What a checkpoint of this embedding dimension is, if it does not say its model_size. base224 and
-# base384 differ only in the images that DeiT saw.
-SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
 
 
 def load_checkpoint(model: ASTModel, source: str | Path) -> None:
@@ -58,10 +56,10 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
         _set_eps(model, assumed_eps(path, weights.is_transformers))
 
 
-def load_model(source: str | Path, *, fstride: int | None = None, tstride: int | None = None,
-               input_fdim: int | None = None, input_tdim: int | None = None,
-               mean: float | None = None, std: float | None = None, loss: str | None = None
-               ) -> tuple[ASTModel, Description]:
+def load_model(source: str | Path, *, model_size: str | None = None, fstride: int | None = None,
+               tstride: int | None = None, input_fdim: int | None = None,
+               input_tdim: int | None = None, mean: float | None = None, std: float | None = None,
+               loss: str | None = None) -> tuple[ASTModel, Description]:
     """Build the ASTModel that a checkpoint belongs to, and load it.
 
     A checkpoint describes itself by the .json beside it, by the config.json of its folder, or by
@@ -70,8 +68,8 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
 
     Args:
         source: see locate.
-        fstride, tstride, input_fdim, input_tdim: strides and size of the input, used if the
-            checkpoint does not say them.
+        model_size, fstride, tstride, input_fdim, input_tdim: the kind of model (see ASTModel),
+            strides and size of the input, used if the checkpoint does not say them.
         mean, std: statistics of the fbank, used instead of the checkpoint's own.
         loss: 'BCE' for sigmoid scores or 'CE' for softmax, used instead of the checkpoint's own.
 
@@ -91,8 +89,8 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
     _, rows, dim = _shape(state, 'v.pos_embed', 3, path)
     label_dim, _ = _shape(state, 'mlp_head.1.weight', 2, path)
     description = complete_description(
-        path, weights.is_transformers, label_dim,
-        settings={'model_size': SIZES.get(dim), 'fstride': fstride, 'tstride': tstride,
+        path, weights.is_transformers, label_dim, dim,
+        settings={'model_size': model_size, 'fstride': fstride, 'tstride': tstride,
                   'input_fdim': input_fdim, 'input_tdim': input_tdim},
         given={'mean': mean, 'std': std, 'loss': loss})
     model = _build(description, label_dim, rows, dim, path)
