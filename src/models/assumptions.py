@@ -4,7 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .descriptions import FIELDS, Description, check_description, read_json
+from .descriptions import (
+    FIELDS,
+    HEAD_EPS,
+    LAYER_NORM_EPS,
+    Description,
+    check_description,
+    read_json,
+)
 from .errors import WeightsError
 from .transformers_format import CONFIG_DEFAULTS, describe_transformers
 from .weights import (
@@ -17,7 +24,6 @@ from .weights import (
 )
 
 MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
-LAYER_NORM_EPS = 1e-6  # of an ASTModel's transformer
 # What a checkpoint of this embedding dimension is, if it does not say its model_size. base224 and
 # base384 differ only in the images that DeiT saw.
 SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
@@ -54,20 +60,26 @@ def describe(path: str | Path, is_transformers: bool = False,
         return describe_published(file)
     is_transformers = is_transformers or path.name in TRANSFORMERS_FILES
     if is_transformers and (path.parent / 'config.json').is_file():
-        # The configs of the published models have no problem_type; they were trained with BCE.
-        file = published_on_hub(path.parent)
-        return {**(describe_published(file) if file else {}), **describe_transformers(path.parent)}
+        theirs = describe_transformers(path.parent)
+        if file := published_on_hub(path.parent):
+            # Their configs have no problem_type; they were trained with BCE. Their configs say
+            # another eps, 1e-12, than their authors computed with.
+            return {**describe_published(file), **theirs, 'layer_norm_eps': LAYER_NORM_EPS,
+                    'head_layer_norm_eps': HEAD_EPS}
+        return {'dataset': path.parent.name, **theirs}
     return {}
 
 
-def assumed_eps(path: Path, is_transformers: bool) -> float:
-    """Return the eps of LayerNorms in a checkpoint that does not say it.
+def find_eps(description: Description, path: Path, is_transformers: bool) -> tuple[float, float]:
+    """Return the eps of LayerNorms in the transformer and in the classifier of a checkpoint.
 
-    The published checkpoints are ours in both formats.
+    transformers has one eps for all of them. A checkpoint of this repository that does not say them
+    has those of ASTModel, and so have the published ones in both formats.
     """
-    if is_transformers and not published_file(path):
-        return CONFIG_DEFAULTS['layer_norm_eps']
-    return LAYER_NORM_EPS
+    is_theirs = is_transformers and not published_file(path)
+    eps = description.get('layer_norm_eps',
+                          CONFIG_DEFAULTS['layer_norm_eps'] if is_theirs else LAYER_NORM_EPS)
+    return eps, description.get('head_layer_norm_eps', eps if is_theirs else HEAD_EPS)
 
 
 def complete_description(path: Path, is_transformers: bool, label_dim: int, dim: int,
@@ -92,7 +104,7 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int, dim:
     # What transformers makes of a missing problem_type; of one class, softmax is always 1.
     loss = 'CE' if is_transformers and label_dim > 1 else 'BCE'
     defaults = {**describe_dataset(named.get('dataset')), 'loss': loss}
-    eps = assumed_eps(path, is_transformers)
+    eps, _ = find_eps({}, path, is_transformers)
     if eps != LAYER_NORM_EPS:
         defaults['layer_norm_eps'] = eps
     size = {'model_size': SIZES[dim]} if dim in SIZES else {}

@@ -9,17 +9,16 @@ from safetensors.torch import save
 from torch import nn
 
 from .assumptions import (
-    LAYER_NORM_EPS,
     MODEL_SETTINGS,
     SCORES,
     SIZES,
-    assumed_eps,
     complete_description,
     describe,
+    find_eps,
 )
 from .ast_models import DEIT, ASTModel, find_backbone
 from .atomic import atomic_write
-from .descriptions import Description
+from .descriptions import HEAD_EPS, LAYER_NORM_EPS, Description
 from .errors import WeightsError
 from .layouts import State
 from .state_dicts import (
@@ -32,7 +31,8 @@ from .state_dicts import (
 )
 from .weights import describe_name, locate
 
-COMPUTATION = ('layer_norm_eps', 'num_attention_heads')  # besides settings and weights
+EPS = ('layer_norm_eps', 'head_layer_norm_eps')  # of the transformer; of the classifier
+COMPUTATION = (*EPS, 'num_attention_heads')  # besides settings and weights
 
 
 def load_checkpoint(model: ASTModel, source: str | Path) -> None:
@@ -50,10 +50,7 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
     description = describe(path, weights.is_transformers, COMPUTATION)
     _check_attention_heads(model, description, path)
     load_strictly(model, drop_entries(weights.state, UNUSED_HEADS), path)
-    if 'layer_norm_eps' in description:
-        _set_eps(model, description['layer_norm_eps'])
-    elif model.config.model_size in DEIT:
-        _set_eps(model, assumed_eps(path, weights.is_transformers))
+    _set_eps(model, description, path, weights.is_transformers)
 
 
 def load_model(source: str | Path, *, model_size: str | None = None, fstride: int | None = None,
@@ -96,8 +93,7 @@ def load_model(source: str | Path, *, model_size: str | None = None, fstride: in
     model = _build(description, label_dim, rows, dim, path)
     _check_attention_heads(model, description, path)
     load_strictly(model, state, path)
-    if 'layer_norm_eps' in description:
-        _set_eps(model, description['layer_norm_eps'])
+    _set_eps(model, description, path, weights.is_transformers)
     return model.eval(), {**description, **vars(model.config)}
 
 
@@ -158,14 +154,22 @@ def _check_attention_heads(model: ASTModel, description: Description, path: Path
                            f'{model.v.embed_dim} dimensions has {attn.num_heads}')
 
 
-def _layer_norms(model: ASTModel) -> list[nn.LayerNorm]:
-    """Return the LayerNorms of a model's transformer; the head's eps is the same in all ASTs."""
-    return [module for module in model.v.modules() if isinstance(module, nn.LayerNorm)]
+def _layer_norms(module: nn.Module) -> list[nn.LayerNorm]:
+    """Return the LayerNorms of a module."""
+    return [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
 
 
-def _set_eps(model: ASTModel, eps: float) -> None:
-    for norm in _layer_norms(model):
-        norm.eps = eps
+def _set_eps(model: ASTModel, description: Description, path: Path, is_transformers: bool) -> None:
+    """Set the eps of LayerNorms to that of a checkpoint.
+
+    A ViT other than DeiT has values of its own, which stay if the checkpoint does not say them.
+    """
+    parts: tuple[nn.Module, nn.Module] = (model.v, model.mlp_head)
+    found = find_eps(description, path, is_transformers)
+    for name, part, eps in zip(EPS, parts, found, strict=True):
+        if name in description or model.config.model_size in DEIT:
+            for norm in _layer_norms(part):
+                norm.eps = eps
 
 
 def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> None:
@@ -198,14 +202,17 @@ def _description_to_save(model: ASTModel, description: Description) -> Descripti
     known = {name: value for name, value in description.items()
              if not (name in assumed and assumed[name] == value)}
     # A description that load_model returned may be of another model.
-    known.pop('layer_norm_eps', None)
+    known = {name: value for name, value in known.items() if name not in EPS}
     known |= vars(model.config)
     if model.config.model_size not in DEIT:
         backbone = model.config.backbone
         known |= {'timm_name': backbone.timm_name, 'pooling': backbone.pooling}
-    for norm in _layer_norms(model):
+    for norm in _layer_norms(model.v):
         if norm.eps != LAYER_NORM_EPS:
             known['layer_norm_eps'] = norm.eps
+    for norm in _layer_norms(model.mlp_head):
+        if norm.eps != HEAD_EPS:
+            known['head_layer_norm_eps'] = norm.eps
     return known
 
 
