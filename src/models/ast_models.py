@@ -237,7 +237,7 @@ class ASTModel(nn.Module):
         if source is not None:
             import_beside('pretrained').load_start(self, source)
             self.start = source.name
-            self.start_rate = source.sample_rate if source.config else None
+            self.start_rate = source.sample_rate
         if verbose:
             logger.info('%s', self.summary(self.start))
             warn_of_gaps(self.config)

@@ -52,6 +52,11 @@ for size, deit in (('tiny', 'tiny224'), ('small', 'small224'), ('base', 'base384
         DEIT[deit], FRAMES, PATCHES, {'patch_size': FRAMES}, has_own_start=True)
 
 
+def strip_tag(name: str) -> str:
+    """Return timm's name of a model without a tag, which says how weights were trained."""
+    return name.partition('.')[0]
+
+
 @functools.cache
 def find_backbone(model_size: str) -> Backbone:
     """Return the backbone of a model size: a key of AUDIO_BACKBONES, or the name of a ViT of timm.
@@ -63,7 +68,7 @@ def find_backbone(model_size: str) -> Backbone:
     """
     if model_size in AUDIO_BACKBONES:
         return AUDIO_BACKBONES[model_size]
-    name = model_size.partition('.')[0]
+    name = strip_tag(model_size)
     if not timm.is_model(name):
         known = [*DEIT, *AUDIO_BACKBONES]
         raise ValueError(f'model_size must be one of {", ".join(known)} or the name of a ViT of '

@@ -8,14 +8,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from .assumptions import (
-    MODEL_SETTINGS,
-    SCORES,
-    SIZES,
-    complete_description,
-    describe,
-    find_eps,
-)
+from .assumptions import MODEL_SETTINGS, SCORES, SIZES, complete_description, describe, find_eps
 from .ast_models import DEIT, ASTModel, find_backbone
 from .atomic import atomic_write
 from .descriptions import HEAD_EPS, LAYER_NORM_EPS, Description

@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from .ast_models import DEIT, ModelConfig, find_backbone
 from .audio_layouts import recognise
-from .backbones import AUDIO_BACKBONES, nearest_vit
+from .backbones import AUDIO_BACKBONES, nearest_vit, strip_tag
 from .checkpoints import load_model
 from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
@@ -78,7 +78,7 @@ def start_size(source: str | Path, model_size: str, settings: Mapping[str, int])
     """Return the model_size of what find_start finds; a ViT of timm need not be there for that."""
     if vit := named_vit(source):
         timm_file(vit)  # refuses a tag that timm does not know
-        return vit.partition('.')[0]
+        return strip_tag(vit)
     return find_start(source, model_size, settings).model_size
 
 
@@ -88,7 +88,7 @@ def named_vit(source: str | Path) -> str | None:
     The name may be that of the weights on Hugging Face: timm/NAME.TAG.
     """
     name = str(source).removeprefix('timm/').removesuffix('.safetensors')
-    if timm.is_model(name.partition('.')[0]) and not Path(source).exists():
+    if timm.is_model(strip_tag(name)) and not Path(source).exists():
         return name
     return None
 
@@ -113,7 +113,7 @@ def locate_start(source: str | Path) -> Path:
 
 def nearest_name(name: str) -> str | None:
     """Return the known name of a start that is most like this one, or None if none is."""
-    vit = nearest_vit(name.partition('.')[0])
+    vit = nearest_vit(strip_tag(name))
     names = [vit, *(Path(file.name).stem for file in (*SSAST, *PUBLISHED))]
     return next(iter(difflib.get_close_matches(name, names)), None)
 
@@ -123,7 +123,7 @@ def published_start(model_size: str, is_audioset: bool) -> Start:
     if is_audioset:
         path = find_or_download(AUDIOSET)
         return Start('AudioSet', path, model_size, transformer_part(read_state_dict(path)),
-                     AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG)
+                     AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG, sample_rate=SAMPLE_RATE)
     name = DEIT.get(model_size, model_size)
     path = find_or_download(timm_file(name))
     return timm_start(name, path, read_state_dict(path), model_size)
@@ -155,7 +155,7 @@ def vit_start(path: Path, state: State, model_size: str) -> Start:
                            f'these under longer names, take off what stands before them')
     check_tensors(state, path)
     name = path.name.removesuffix('.safetensors')
-    if timm.is_model(name.partition('.')[0]):
+    if timm.is_model(strip_tag(name)):
         return timm_start(name, path, state)
     try:
         return timm_start(DEIT.get(model_size, model_size), path, state, model_size)
@@ -181,14 +181,18 @@ def timm_start(name: str, path: Path, state: State, model_size: str | None = Non
         path: the file of its weights.
         state: what the file holds.
         model_size: `name` without its tag by default.
+
+    Raises:
+        WeightsError: if they are of another ViT.
     """
     if name in AUDIO_BACKBONES:
         raise WeightsError(f'{path} holds a ViT under the names of timm, not {name}')
     options = find_backbone(model_size or name).options
     with torch.device('meta'):
-        on_images = timm.create_model(name.partition('.')[0], num_classes=0, **options)
+        on_images = timm.create_model(strip_tag(name), num_classes=0, **options)
     assert isinstance(on_images, VisionTransformer)
     state = drop_entries(state, DEIT_HEADS)
+    check_sizes(state, on_images, strip_tag(name), path)
     with name_in_errors(path):
         state = checkpoint_filter_fn(state, on_images, adapt_layer_scale=True)
         if options.get('global_pool') == 'avg':  # the mean of the patches replaces this pooling
@@ -200,4 +204,24 @@ def timm_start(name: str, path: Path, state: State, model_size: str | None = Non
             if f'fc_norm.{leaf}' in state}
     f, t = on_images.patch_embed.grid_size
     start_name = 'ImageNet' if name in DEIT.values() else f'timm {name}'
-    return Start(start_name, path, model_size or name.partition('.')[0], state, (f, t), head)
+    return Start(start_name, path, model_size or strip_tag(name), state, (f, t), head)
+
+
+def check_sizes(state: State, vit: VisionTransformer, name: str, path: Path) -> None:
+    """Raise WeightsError if weights are of a ViT with other patches, or for other images.
+
+    timm's checkpoint_filter_fn would resample them without a word.
+    """
+    kernel, positions = state.get(PATCHES_NAME), state.get('pos_embed')
+    size = tuple(vit.patch_embed.patch_size)
+    if kernel is not None and kernel.dim() == 4 and kernel.shape[2:] != size:
+        raise WeightsError(f'{path} does not fit this model: its patches have '
+                           f'{" x ".join(map(str, kernel.shape[2:]))} pixels, those of {name} have '
+                           f'{" x ".join(map(str, size))}')
+    # The class tokens may have positions, too.
+    patches, most = vit.patch_embed.num_patches, vit.num_prefix_tokens
+    if positions is not None and not 0 <= positions.shape[1] - patches <= most:
+        f, t = vit.patch_embed.grid_size
+        raise WeightsError(f'{path} does not fit this model: it has {positions.shape[1]} '
+                           f'positions, {name} has {f} x {t} = {patches}, and up to {most} more '
+                           f'for class tokens')

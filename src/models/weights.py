@@ -11,6 +11,7 @@ import timm
 import torch
 
 from .ast_models import DEIT
+from .backbones import strip_tag
 from .descriptions import Description, read_json
 from .downloads import DownloadError, HubFile, MissingDownloadError, Url, download
 from .errors import WeightsError
@@ -85,7 +86,7 @@ def timm_file(name: str) -> WeightsFile:
     Raises:
         WeightsError: if timm knows no weights of that name.
     """
-    architecture = name.partition('.')[0]
+    architecture = strip_tag(name)
     try:
         config = timm.get_pretrained_cfg(name)
     except RuntimeError:  # there is no such tag
