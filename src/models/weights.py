@@ -250,8 +250,12 @@ def locate(source: str | Path) -> Path:
     if file := published_file(source):
         return find_or_download(file)
     is_id = re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', str(source)) and path.suffix not in SUFFIXES
-    if is_id and not path.parent.is_file():
+    is_published = any(file.hub_id == str(source) for file in PUBLISHED)
+    if is_id and (is_published or not path.parent.exists()):
         return find_or_download_hub(str(source))
+    if is_id and path.parent.is_dir():
+        raise WeightsError(f'{source} does not exist; as there is a folder {path.parent} here, it '
+                           f'is not looked for on Hugging Face')
     if path.suffix and len(path.parts) > 1:
         raise WeightsError(f'{source} does not exist')
     names = ', '.join(Path(file.name).name for file in PUBLISHED)

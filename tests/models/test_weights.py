@@ -156,6 +156,20 @@ def test_what_lies_below_a_file_is_not_looked_for_on_hugging_face(
         locate('labels.csv/below')
 
 
+def test_a_path_with_a_mistake_is_not_looked_for_on_hugging_face(torch_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'exp').mkdir()
+    (tmp_path / 'MIT').mkdir()
+    with pytest.raises(WeightsError) as error:
+        locate('exp/mymodel')
+    assert str(error.value) == ('exp/mymodel does not exist; as there is a folder exp here, it is '
+                                'not looked for on Hugging Face')
+    name = 'ast-finetuned-audioset-10-10-0.4593'  # of a published one, it is known
+    (torch_home / f'MIT--{name}').mkdir()
+    (torch_home / f'MIT--{name}' / 'model.safetensors').touch()
+    assert locate(f'MIT/{name}').parent == torch_home / f'MIT--{name}'
+
+
 def test_a_cut_connection_is_tried_again(server, torch_home, monkeypatch):
     monkeypatch.setattr('models.weights.read_state_dict', lambda path: None)
     monkeypatch.setattr('time.sleep', lambda seconds: None)
