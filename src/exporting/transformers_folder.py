@@ -117,7 +117,8 @@ def warn_of_eps(trained: TrainedModel) -> None:
     vary, the more that matters. So both are compared on artificial sounds.
     """
     model, graph = trained.model, FbankToScores(trained)
-    norm, linear = model.mlp_head
+    head: Any = model.mlp_head
+    norm, linear = head
     their_eps = shared_eps(model)
     if norm.eps == their_eps:
         return

@@ -77,8 +77,8 @@ def find_eps(description: Description, path: Path, is_transformers: bool) -> tup
     has those of ASTModel, and so have the published ones in both formats.
     """
     is_theirs = is_transformers and not published_file(path)
-    eps = description.get('layer_norm_eps',
-                          CONFIG_DEFAULTS['layer_norm_eps'] if is_theirs else LAYER_NORM_EPS)
+    default: float = CONFIG_DEFAULTS['layer_norm_eps'] if is_theirs else LAYER_NORM_EPS
+    eps: float = description.get('layer_norm_eps', default)
     return eps, description.get('head_layer_norm_eps', eps if is_theirs else HEAD_EPS)
 
 

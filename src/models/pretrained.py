@@ -71,7 +71,7 @@ def fit_positions(model: ASTModel, start: Start) -> torch.Tensor:
         ValueError: if it has other rows than its grid.
     """
     config, resize = model.config, cut_or_interpolate
-    if config.backbone.keeps_beginning:
+    if config.backbone.crops_to_beginning:
         resize = keep_beginning
     prefix = 0 if model.v.no_embed_class else model.v.num_prefix_tokens
     pos_embed, grid = start.state['pos_embed'], start.grid

@@ -118,15 +118,37 @@ def nearest_name(name: str) -> str | None:
     return next(iter(difflib.get_close_matches(name, names)), None)
 
 
-def published_start(model_size: str, is_audioset: bool) -> Start:
-    """Return what imagenet_pretrain and audioset_pretrain start from (AST paper, section 2.2)."""
-    if is_audioset:
+def published_start(config: ModelConfig, imagenet_pretrain: bool, audioset_pretrain: bool
+                    ) -> Start:
+    """Return what imagenet_pretrain and audioset_pretrain start from (AST paper, section 2.2).
+
+    Raises:
+        ValueError: if there are no such weights for the model.
+        WeightsError: if they cannot be found.
+    """
+    check_pretraining(config, imagenet_pretrain, audioset_pretrain)
+    model_size = config.model_size
+    if audioset_pretrain:
         path = find_or_download(AUDIOSET)
         return Start('AudioSet', path, model_size, transformer_part(read_state_dict(path)),
                      AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG, sample_rate=SAMPLE_RATE)
     name = DEIT.get(model_size, model_size)
     path = find_or_download(timm_file(name))
     return timm_start(name, path, read_state_dict(path), model_size)
+
+
+def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
+                      audioset_pretrain: bool) -> None:
+    """Raise ValueError if there are no such pretrained weights for a model."""
+    if config.backbone.is_audio_model and imagenet_pretrain:
+        raise ValueError(f'there are no ImageNet weights for {config.model_size}: give the weights '
+                         f'of the audio model as start, or take imagenet_pretrain=False')
+    if audioset_pretrain and not imagenet_pretrain:
+        raise ValueError('audioset_pretrain=True needs imagenet_pretrain=True: '
+                         'the AudioSet checkpoint was itself trained from ImageNet weights')
+    if audioset_pretrain and config.model_size != 'base384':
+        raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the '
+                         f'AudioSet checkpoint, got {config.model_size}')
 
 
 def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Start:

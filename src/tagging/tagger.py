@@ -142,7 +142,7 @@ class Tagger:
 def load_tagger(checkpoints: CheckpointSource | Iterable[CheckpointSource], device: str = 'auto',
                 amp: str = 'auto', label_csv: str | os.PathLike[str] | None = None,
                 mean: float | None = None, std: float | None = None, loss: str | None = None,
-                **settings: int | None) -> Tagger:
+                **settings: Any) -> Tagger:
     """Load a checkpoint, or several whose scores are averaged, for `tag`.
 
     What a checkpoint does not say and the arguments do not give is assumed. A line of the log then
@@ -157,7 +157,8 @@ def load_tagger(checkpoints: CheckpointSource | Iterable[CheckpointSource], devi
         label_csv: a label file, for checkpoints that do not name their classes.
         mean, std: statistics of the fbank, in place of the checkpoint's own.
         loss: 'BCE' for sigmoid scores or 'CE' for softmax, in place of the checkpoint's own.
-        settings: fstride, tstride, input_fdim, input_tdim of checkpoints that do not say theirs.
+        settings: model_size, fstride, tstride, input_fdim, input_tdim of checkpoints that do not
+            say theirs.
 
     Raises:
         WeightsError: a checkpoint cannot be used.

@@ -10,8 +10,8 @@ from audio.augmentation import AugmentationConf
 from audio.fbank import frame_size
 from models import WeightsError
 from models.assumptions import OPTIONS
-from models.ast_models import ModelConfig, check_pretraining
-from models.starts import start_size
+from models.ast_models import ModelConfig
+from models.starts import check_pretraining, start_size
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
 from utilities.errors import DataError

@@ -201,7 +201,7 @@ def test_an_ast_is_a_start_for_other_strides_lengths_and_classes(tmp_path, make_
     expected = resample_pos_embed(model.v.pos_embed, model.grid, again.grid)
     assert torch.equal(again.v.pos_embed, expected)
     assert torch.equal(again.v.blocks[1].mlp.fc1.weight, model.v.blocks[1].mlp.fc1.weight)
-    assert again.start == 'AST (mine.pth)' and again.config.model_size == model.config.model_size
+    assert again.start_name == 'AST (mine.pth)' and again.config.model_size == model.config.model_size
 
 
 FOREIGN = {
