@@ -13,15 +13,15 @@ from .descriptions import (
     read_json,
 )
 from .errors import WeightsError
-from .transformers_format import CONFIG_DEFAULTS, describe_transformers
-from .weights import (
-    TRANSFORMERS_FILES,
+from .published import (
     describe_dataset,
     describe_name,
     describe_published,
     published_file,
     published_on_hub,
 )
+from .transformers_format import CONFIG_DEFAULTS, describe_transformers
+from .weights import TRANSFORMERS_FILES
 
 MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
 # What a checkpoint of this embedding dimension is, if it does not say its model_size. base224 and

@@ -14,6 +14,7 @@ from .atomic import atomic_write
 from .descriptions import HEAD_EPS, LAYER_NORM_EPS, Description
 from .errors import WeightsError
 from .layouts import State
+from .published import describe_name
 from .state_dicts import (
     UNUSED_HEADS,
     drop_entries,
@@ -22,7 +23,7 @@ from .state_dicts import (
     read_state_dict,
     read_weights,
 )
-from .weights import describe_name, locate
+from .weights import locate
 
 EPS = ('layer_norm_eps', 'head_layer_norm_eps')  # of the transformer; of the classifier
 COMPUTATION = (*EPS, 'num_attention_heads')  # besides settings and weights

@@ -17,6 +17,7 @@ from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
 from .layouts import ANCHORS, State
 from .pretrained import Start
+from .published import AUDIOSET, PUBLISHED, SSAST, published_file, ssast_file, timm_file
 from .published_data import SAMPLE_RATE
 from .state_dicts import (
     DEIT_HEADS,
@@ -28,16 +29,7 @@ from .state_dicts import (
     read_state_dict,
     transformer_part,
 )
-from .weights import (
-    AUDIOSET,
-    PUBLISHED,
-    SSAST,
-    find_or_download,
-    locate,
-    published_file,
-    ssast_file,
-    timm_file,
-)
+from .weights import find_or_download, locate
 
 PATCHES_NAME = 'patch_embed.proj.weight'  # in every ViT of timm
 

@@ -19,7 +19,14 @@ import run
 import tiny_vits  # noqa: F401  (they become known to timm)
 from experiment import warn_of_rate
 from http_server import Page, Server, running
-from models import ASTModel, WeightsError, load_model, resample_pos_embed, save_checkpoint, weights
+from models import (
+    ASTModel,
+    WeightsError,
+    load_model,
+    published,
+    resample_pos_embed,
+    save_checkpoint,
+)
 from models.starts import find_start, start_size
 
 CLASSES = audio_models.CLASSES
@@ -335,10 +342,10 @@ def test_a_vit_of_one_channel_that_is_none_of_them_is_refused(tmp_path):
 def test_ssast_is_downloaded_by_its_name(tmp_path, monkeypatch):
     with running(Server()) as server:
         torch.save(audio_models.SSAST().file(), tmp_path / 'ssast.pth')
-        file = weights.ssast_file('SSAST-Tiny-Patch-400')
+        file = published.ssast_file('SSAST-Tiny-Patch-400')
         there = dataclasses.replace(file, url=f'{server.address}/tiny.pth')
         server.pages['/tiny.pth'] = Page((tmp_path / 'ssast.pth').read_bytes())
-        monkeypatch.setattr(weights, 'SSAST', (there,))
+        monkeypatch.setattr(published, 'SSAST', (there,))
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
         found = find_start('SSAST-Tiny-Patch-400.pth', 'base384', SETTINGS)
     assert found.model_size == 'ssast_tiny' and found.path == tmp_path / 'home' / file.name
