@@ -10,7 +10,7 @@ from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
 from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
-from models.ast_models import DEIT
+from models.starts import name_timm_start
 from models.summary import log_summary
 from reports.pages import run_page
 from training import processes
@@ -158,7 +158,7 @@ def name_start(args: argparse.Namespace) -> str:
         return 'AudioSet'
     if not args.imagenet_pretrain:
         return 'random'
-    return 'ImageNet' if args.model_size in DEIT else f'timm {args.model_size}'
+    return name_timm_start(args.model_size)
 
 
 def agree_on_precision(precision: torch.dtype | None) -> torch.dtype | None:

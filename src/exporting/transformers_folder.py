@@ -73,7 +73,7 @@ def make_state(trained: TrainedModel) -> State:
     try:
         state = to_transformers(model.state_dict())
         check_computation(model, state)
-        if (rate := trained.description.get('sample_rate', SAMPLE_RATE)) != SAMPLE_RATE:
+        if (rate := trained.description['sample_rate']) != SAMPLE_RATE:
             raise ValueError(f'the feature extractor of the format takes {SAMPLE_RATE} Hz, and '
                              f'this model hears {rate}. --format onnx and torch_export take every '
                              f'rate')

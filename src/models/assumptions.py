@@ -20,6 +20,7 @@ from .published import (
     published_file,
     published_on_hub,
 )
+from .published_data import SAMPLE_RATE
 from .transformers_format import CONFIG_DEFAULTS, describe_transformers
 from .weights import TRANSFORMERS_FILES
 
@@ -103,7 +104,7 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int, dim:
 
     # What transformers makes of a missing problem_type; of one class, softmax is always 1.
     loss = 'CE' if is_transformers and label_dim > 1 else 'BCE'
-    defaults = {**describe_dataset(named.get('dataset')), 'loss': loss}
+    defaults = {**describe_dataset(named.get('dataset')), 'loss': loss, 'sample_rate': SAMPLE_RATE}
     eps, _ = find_eps({}, path, is_transformers)
     if eps != LAYER_NORM_EPS:
         defaults['layer_norm_eps'] = eps

@@ -15,6 +15,7 @@ from .descriptions import HEAD_EPS, LAYER_NORM_EPS, Description
 from .errors import WeightsError
 from .layouts import State
 from .published import describe_name
+from .published_data import SAMPLE_RATE
 from .state_dicts import (
     UNUSED_HEADS,
     drop_entries,
@@ -66,7 +67,8 @@ def load_model(source: str | Path, *, model_size: str | None = None, fstride: in
 
     Returns:
         The model, in eval mode, and its description: a dict with the model's config, mean, std,
-        loss, labels (mids, names) if they are known, and under `assumed` what was assumed.
+        loss, sample_rate, labels (mids, names) if they are known, and under `assumed` what was
+        assumed.
 
     Raises:
         WeightsError: if the checkpoint cannot be used.
@@ -197,6 +199,8 @@ def _description_to_save(model: ASTModel, description: Description) -> Descripti
              if not (name in assumed and assumed[name] == value)}
     # A description that load_model returned may be of another model.
     known = {name: value for name, value in known.items() if name not in EPS}
+    if known.get('sample_rate') == SAMPLE_RATE:  # what no word means
+        del known['sample_rate']
     known |= vars(model.config)
     if model.config.model_size not in DEIT:
         backbone = model.config.backbone

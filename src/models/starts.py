@@ -15,7 +15,7 @@ from .backbones import AUDIO_BACKBONES, nearest_vit, strip_tag
 from .checkpoints import load_model
 from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
-from .layouts import ANCHORS, State
+from .layouts import State, find_prefixes
 from .pretrained import Start
 from .published import AUDIOSET, PUBLISHED, SSAST, published_file, ssast_file, timm_file
 from .published_data import SAMPLE_RATE
@@ -40,14 +40,14 @@ AUDIOSET_CONFIG = ModelConfig('base384', label_dim=527, fstride=10, tstride=10,
 logger = logging.getLogger(__name__)
 
 
-def find_start(source: str | Path, model_size: str, settings: Mapping[str, int]) -> Start:
+def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> Start:
     """Find the weights that a user names, and recognise what they are.
 
     Args:
         source: the name of a model of timm, with or without a tag (vit_base_patch16_224.mae); or a
             file of AudioMAE, SSAST, EAT or SSLAM, of an AST, or of a ViT of timm; or the name of a
             published file, SSAST's included; see weights.locate.
-        model_size: used if the file does not tell it: weights of a ViT of timm under another name.
+        model_size: the ViT that the weights belong to, if the file's name is not a name of timm.
         settings: fstride, tstride, input_fdim and input_tdim, used if an AST's file does not tell
             them.
 
@@ -66,7 +66,7 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, int])
     return start
 
 
-def start_size(source: str | Path, model_size: str, settings: Mapping[str, int]) -> str:
+def start_size(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> str:
     """Return the model_size of what find_start finds; a ViT of timm need not be there for that."""
     if vit := named_vit(source):
         timm_file(vit)  # refuses a tag that timm does not know
@@ -143,13 +143,13 @@ def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
                          f'AudioSet checkpoint, got {config.model_size}')
 
 
-def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Start:
+def file_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Start:
     """Recognise a file of weights; see find_start."""
     if not path.name.endswith(INDEX_SUFFIX):  # parts are written by transformers alone
         state = largest_state_dict(read_foreign_file(path), path)
         if start := recognise(state, path):
             return start
-        if not any(f'.{name}'.endswith(f'.{anchor}') for name in state for anchor in ANCHORS):
+        if not find_prefixes(state):
             return vit_start(path, state, model_size)
     return ast_start(path, settings)
 
@@ -179,12 +179,11 @@ def vit_start(path: Path, state: State, model_size: str) -> Start:
                            f'it), or rename the file to NAME.safetensors') from None
 
 
-def ast_start(path: Path, settings: Mapping[str, int]) -> Start:
+def ast_start(path: Path, settings: Mapping[str, Any]) -> Start:
     """Return the start that a trained AST is; its classifier is left out."""
-    model, description = load_model(path, **dict[str, Any](settings))
+    model, description = load_model(path, **settings)
     return Start(f'AST ({path.name})', path, model.config.model_size, model.v.state_dict(),
-                 model.grid, config=model.config,
-                 sample_rate=description.get('sample_rate', SAMPLE_RATE))
+                 model.grid, config=model.config, sample_rate=description['sample_rate'])
 
 
 def timm_start(name: str, path: Path, state: State, model_size: str | None = None) -> Start:
@@ -217,8 +216,13 @@ def timm_start(name: str, path: Path, state: State, model_size: str | None = Non
     head = {f'0.{leaf}': state.pop(f'fc_norm.{leaf}') for leaf in ('weight', 'bias')
             if f'fc_norm.{leaf}' in state}
     f, t = on_images.patch_embed.grid_size
-    start_name = 'ImageNet' if name in DEIT.values() else f'timm {name}'
-    return Start(start_name, path, model_size or strip_tag(name), state, (f, t), head)
+    return Start(name_timm_start(name), path, model_size or strip_tag(name), state, (f, t), head)
+
+
+def name_timm_start(model_size: str) -> str:
+    """Return the name, for messages and descriptions, of the weights that timm has for a ViT."""
+    name = DEIT.get(model_size, model_size)
+    return 'ImageNet' if name in DEIT.values() else f'timm {name}'
 
 
 def check_sizes(state: State, vit: VisionTransformer, name: str, path: Path) -> None:

@@ -12,9 +12,9 @@ from .layouts import TRANSFORMERS_PREFIX, State, collect_entries
 from .published_data import AUDIOSET_INPUT
 
 LAYER = f'{TRANSFORMERS_PREFIX}encoder.layer.#.'
-# Names of an ASTModel, then those of ASTForAudioClassification; # is the number of a layer. Of two
-# of theirs, the first is the one on disk, which is that of transformers 4; the second is the one
-# that transformers 5 has in memory.
+# Names of an ASTModel, then those of ASTForAudioClassification; # is the number of a layer. If two
+# of their names stand here, the first is the name in files (and in transformers 4), the second the
+# name in memory in transformers 5.
 NAMES = (
     ('v.cls_token', f'{TRANSFORMERS_PREFIX}embeddings.cls_token'),
     ('v.dist_token', f'{TRANSFORMERS_PREFIX}embeddings.distillation_token'),

@@ -201,7 +201,7 @@ def _shared_input_size(described: Sequence[Described]) -> tuple[int, int]:
 
 def _shared_sample_rate(described: Sequence[Described]) -> int:
     """Return the sample rate of all checkpoints in Hz. Raises DataError if they differ."""
-    rates = [description.get('sample_rate', SAMPLE_RATE) for _, description in described]
+    rates = [description['sample_rate'] for _, description in described]
     for (source, _), rate in zip(described, rates):
         if rate != rates[0]:
             raise DataError(f'{described[0][0]} hears {rates[0]} Hz, but {source} {rate}: '
