@@ -53,9 +53,9 @@ def write_transformers(trained: TrainedModel, out: Path, license: str | None = N
     Raises:
         DataError: if transformers' AST would compute something else, or `out` is not empty.
     """
-    state = make_state(trained)
-    warn_of_eps(trained)
     with whole_folder(out) as folder:
+        state = make_state(trained)
+        warn_of_eps(trained)
         write_json(folder / 'config.json', make_config(trained))
         write_json(folder / 'preprocessor_config.json', make_extractor(trained))
         write_text(folder / 'README.md', write_card(trained, out.absolute().name, license))
@@ -101,8 +101,8 @@ def check_computation(model: ASTModel, state: State) -> None:
     inner = {norm.eps for norm in model.v.modules() if isinstance(norm, nn.LayerNorm)}
     head_eps = model.mlp_head[0].eps
     if len(inner) > 1 or head_eps not in (HEAD_EPS, *inner):
-        raise ValueError(f'the format has one layer_norm_eps for all layers, {HEAD_EPS} in the '
-                         f'classifier can be put up with, but this model has others')
+        raise ValueError(f'the format has one layer_norm_eps for all layers; that of the '
+                         f'classifier may be {HEAD_EPS}, but this model has others')
     for block in blocks:
         if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != 'none':
             raise ValueError(f'the activation of the format is GELU, that of this model is '
@@ -113,8 +113,8 @@ def warn_of_eps(trained: TrainedModel) -> None:
     """Log a warning if transformers computes other logits because of an eps.
 
     The classifier begins with a LayerNorm. Its eps is 1e-5 in an ASTModel, as in the published
-    code. In transformers it is that of all layers, mostly 1e-6. The less the values of an embedding
-    vary, the more that matters. So both are compared on artificial sounds.
+    code. In transformers it is that of all layers, 1e-6 in a DeiT. The less the values of an
+    embedding vary, the more that matters. So both are compared on artificial sounds.
     """
     model, graph = trained.model, FbankToScores(trained)
     head: Any = model.mlp_head

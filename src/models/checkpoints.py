@@ -199,7 +199,7 @@ def _description_to_save(model: ASTModel, description: Description) -> Descripti
              if not (name in assumed and assumed[name] == value)}
     # A description that load_model returned may be of another model.
     known = {name: value for name, value in known.items() if name not in EPS}
-    if known.get('sample_rate') == SAMPLE_RATE:  # what no word means
+    if known.get('sample_rate') == SAMPLE_RATE:  # load_model takes it by default
         del known['sample_rate']
     known |= vars(model.config)
     if model.config.model_size not in DEIT:

@@ -151,7 +151,9 @@ def _own_description(config: Mapping[str, Any], names: list[str], path: Path) ->
     """Return what our own folders say in OWN_FIELD: the mids of the classes, the dataset, ...
 
     transformers keeps a field that it does not know, even if it trains the model for other classes.
-    So the field counts only if it names the classes that id2label names.
+    So the field counts only if it names the classes that id2label names. If transformers trained
+    the model further for the same classes, its head_layer_norm_eps is ours, not that of the
+    training: see exporting/transformers_folder.py for how little that matters.
     """
     own = config.get(OWN_FIELD)
     if not isinstance(own, dict):
