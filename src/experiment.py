@@ -11,8 +11,8 @@ from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
 from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
-from models.ast_models import DEIT, warn_of_gaps
-from models.starts import start_size
+from models.starts import name_timm_start, start_size
+from models.summary import log_summary
 from reports.pages import run_page
 from training import processes
 from training.checkpoint import CheckpointError
@@ -93,8 +93,7 @@ def log_dry_run(args: argparse.Namespace, device: torch.device, precision: torch
     """Log what an experiment would do, for --dry_run."""
     log_settings(args, make_loaders(args, device), device, precision, launch.size)
     model = make_model(args, pretrained=False)
-    logger.info('%s', model.summary(name_start(args)))
-    warn_of_gaps(model.config)
+    log_summary(model, name_start(args))
 
 
 def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.device,
@@ -105,7 +104,7 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
     """
     description = {'dataset': args.dataset, 'labels': asdict(loaders.val.dataset.labels),
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss,
-                   'start': model.start}
+                   'start': model.start_name}
     if args.sample_rate != SAMPLE_RATE:
         description['sample_rate'] = args.sample_rate
     if args.mask_padding:
@@ -186,7 +185,7 @@ def warn_of_rate(model: ASTModel, sample_rate: int) -> None:
     if model.start_rate not in (None, sample_rate):
         logger.warning('the %s weights were trained at %d Hz, but --sample_rate is %d: each mel '
                        'bin now stands for other frequencies, so the weights may help less',
-                       model.start, model.start_rate, sample_rate)
+                       model.start_name, model.start_rate, sample_rate)
 
 
 def name_start(args: argparse.Namespace) -> str:
@@ -197,7 +196,7 @@ def name_start(args: argparse.Namespace) -> str:
         return 'AudioSet'
     if not args.imagenet_pretrain:
         return 'random'
-    return 'ImageNet' if args.model_size in DEIT else f'timm {args.model_size}'
+    return name_timm_start(args.model_size)
 
 
 def agree_on_precision(precision: torch.dtype | None) -> torch.dtype | None:

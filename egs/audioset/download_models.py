@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     # After the options: see src/utilities/cli.py.
     from models import WeightsError
-    from models.weights import PUBLISHED, find_or_download, published_file
+    from models.published import PUBLISHED, published_file
+    from models.weights import find_or_download
     setup_logging()
     unknown = [name for name in args.names if not published_file(name)]
     if unknown:

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audio.fbank import SAMPLE_RATE, FbankTables, compute_fbank, fbank_tables, normalise
+from audio.fbank import FbankTables, compute_fbank, fbank_tables, normalise
 from exporting.trained import TrainedModel
 from tagging.tagger import to_scores
 from utilities.errors import DataError
@@ -28,7 +28,7 @@ class FbankToScores(nn.Module):
         self.mean, self.std = trained.description['mean'], trained.description['std']
         self.loss = trained.description['loss']
         self.frames, self.mel_bins = self.model.config.input_tdim, self.model.config.input_fdim
-        self.sample_rate = trained.description.get('sample_rate', SAMPLE_RATE)
+        self.sample_rate = trained.description['sample_rate']
         self.tables = fbank_tables(self.mel_bins, torch.device('cpu'), self.sample_rate)
 
     def forward(self, fbank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

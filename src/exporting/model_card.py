@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from audio.fbank import FRAME_SHIFT_MS
 from exporting.run_record import MetricValues, RunRecord, read_run
 from exporting.trained import TrainedModel
-from models.weights import AUDIOSET, timm_file
+from models.published import AUDIOSET, timm_file
 from training.options import RESUMABLE_OPTIONS
 
 TASK = 'audio-classification'

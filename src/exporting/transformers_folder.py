@@ -3,19 +3,25 @@
 It holds config.json, preprocessor_config.json, model.safetensors and README.md, the model card.
 transformers itself is not needed: models/transformers_format.py knows its names.
 """
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
+from torch.nn import functional as F
 
-from audio.fbank import SAMPLE_RATE
+from audio.fbank import SAMPLE_RATE, normalise
+from exporting.agreement import make_example
+from exporting.graph import FbankToScores
 from exporting.model_card import write_card
 from exporting.trained import TrainedModel
 from models import ASTModel
 from models.ast_models import PATCH_SIZE
 from models.atomic import atomic_write
+from models.descriptions import HEAD_EPS
 from models.layouts import State
 from models.transformers_format import (
     CONFIG_SIZES,
@@ -30,9 +36,11 @@ from utilities.errors import DataError
 from utilities.folders import whole_folder
 from utilities.texts import write_json, write_text
 
-HEAD_EPS = 1e-5  # of the classifier's LayerNorm in every ASTModel
+TOLERANCE = 1e-4  # how far logits of transformers are from ours without a word
 # Fields of a description for which a config.json of transformers has none.
 OWN_NAMES = ('model_size', 'start')
+
+logger = logging.getLogger(__name__)
 
 
 def write_transformers(trained: TrainedModel, out: Path, license: str | None = None) -> None:
@@ -47,6 +55,7 @@ def write_transformers(trained: TrainedModel, out: Path, license: str | None = N
     """
     with whole_folder(out) as folder:
         state = make_state(trained)
+        warn_of_eps(trained)
         write_json(folder / 'config.json', make_config(trained))
         write_json(folder / 'preprocessor_config.json', make_extractor(trained))
         write_text(folder / 'README.md', write_card(trained, out.absolute().name, license))
@@ -64,7 +73,7 @@ def make_state(trained: TrainedModel) -> State:
     try:
         state = to_transformers(model.state_dict())
         check_computation(model, state)
-        if (rate := trained.description.get('sample_rate', SAMPLE_RATE)) != SAMPLE_RATE:
+        if (rate := trained.description['sample_rate']) != SAMPLE_RATE:
             raise ValueError(f'the feature extractor of the format takes {SAMPLE_RATE} Hz, and '
                              f'this model hears {rate}. --format onnx and torch_export take every '
                              f'rate')
@@ -90,13 +99,46 @@ def check_computation(model: ASTModel, state: State) -> None:
         if name not in state:
             raise ValueError(f'the format needs {name}, which this model does not have')
     inner = {norm.eps for norm in model.v.modules() if isinstance(norm, nn.LayerNorm)}
-    if len(inner) > 1 or model.mlp_head[0].eps != HEAD_EPS:
-        raise ValueError(f'the format has one layer_norm_eps for all layers, and {HEAD_EPS} in the '
-                         f'classifier; this model has others')
+    head_eps = model.mlp_head[0].eps
+    if len(inner) > 1 or head_eps not in (HEAD_EPS, *inner):
+        raise ValueError(f'the format has one layer_norm_eps for all layers; that of the '
+                         f'classifier may be {HEAD_EPS}, but this model has others')
     for block in blocks:
         if not isinstance(block.mlp.act, nn.GELU) or block.mlp.act.approximate != 'none':
             raise ValueError(f'the activation of the format is GELU, that of this model is '
                              f'{block.mlp.act}')
+
+
+def warn_of_eps(trained: TrainedModel) -> None:
+    """Log a warning if transformers computes other logits because of an eps.
+
+    The classifier begins with a LayerNorm. Its eps is 1e-5 in an ASTModel, as in the published
+    code. In transformers it is that of all layers, 1e-6 in a DeiT. The less the values of an
+    embedding vary, the more that matters. So both are compared on artificial sounds.
+    """
+    model, graph = trained.model, FbankToScores(trained)
+    head: Any = model.mlp_head
+    norm, linear = head
+    their_eps = shared_eps(model)
+    if norm.eps == their_eps:
+        return
+    with torch.inference_mode():
+        fbanks = normalise(make_example(graph), graph.mean, graph.std)
+        embeddings = model.forward_features(fbanks)
+        ours, theirs = (
+            linear(F.layer_norm(embeddings, norm.normalized_shape, norm.weight, norm.bias, eps))
+            for eps in (norm.eps, their_eps))
+    difference = float((ours - theirs).abs().max())
+    if not difference <= TOLERANCE:
+        logger.warning('in transformers, the logits will differ by up to %.2g on artificial '
+                       'sounds: its classifier has a layer_norm_eps of %g, that of this model of '
+                       '%g', difference, their_eps, norm.eps)
+
+
+def shared_eps(model: ASTModel) -> float:
+    """Return the layer_norm_eps of a model: that of all layers but the classifier."""
+    block: Any = model.v.blocks[0]
+    return block.norm1.eps
 
 
 def needed_names(layers: int) -> Sequence[str]:
@@ -117,6 +159,7 @@ def make_config(trained: TrainedModel) -> dict[str, Any]:
     own = {name: description[name] for name in OWN_NAMES if name in description}
     if trained.dataset:
         own['dataset'] = trained.dataset
+    own['head_layer_norm_eps'] = model.mlp_head[0].eps
     own['labels'] = {'mids': list(trained.labels.mids), 'names': list(names)}
     return {
         'architectures': ['ASTForAudioClassification'],
@@ -125,7 +168,7 @@ def make_config(trained: TrainedModel) -> dict[str, Any]:
         'num_hidden_layers': len(model.v.blocks),
         'num_attention_heads': block.attn.num_heads,
         'intermediate_size': block.mlp.fc1.out_features,
-        'layer_norm_eps': block.norm1.eps,  # transformers' default is 1e-12
+        'layer_norm_eps': shared_eps(model),  # transformers' default is 1e-12
         **{name: values[0] for name, values in KNOWN_CONFIG.items()},
         **{theirs: getattr(model.config, ours) for theirs, ours in CONFIG_SIZES.items()},
         # By it, the pipeline chooses sigmoid or softmax.

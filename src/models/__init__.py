@@ -1,4 +1,6 @@
-"""The Audio Spectrogram Transformer and its weights. Needs torch and timm, none of our packages.
+"""The Audio Spectrogram Transformer and its weights. Needs nothing of our other folders.
+
+Needs torch and timm; loading weights also needs safetensors, huggingface_hub and wget.
 
 A name is imported when somebody asks for it (PEP 562). So programs that only need atomic.py or
 errors.py do not wait seconds for torch.
@@ -26,3 +28,7 @@ def __getattr__(name: str) -> Any:
             if hasattr(module, name):
                 return getattr(module, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,24 +4,35 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .descriptions import FIELDS, Description, check_description, read_json
+from .descriptions import (
+    FIELDS,
+    HEAD_EPS,
+    LAYER_NORM_EPS,
+    Description,
+    check_description,
+    read_json,
+)
 from .errors import WeightsError
-from .transformers_format import CONFIG_DEFAULTS, describe_transformers
-from .weights import (
-    TRANSFORMERS_FILES,
+from .published import (
     describe_dataset,
     describe_name,
     describe_published,
     published_file,
     published_on_hub,
 )
+from .published_data import SAMPLE_RATE
+from .transformers_format import CONFIG_DEFAULTS, describe_transformers
+from .weights import TRANSFORMERS_FILES
 
 MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
-LAYER_NORM_EPS = 1e-6  # of an ASTModel's transformer
+# What a checkpoint of this embedding dimension is, if it does not say its model_size. base224 and
+# base384 differ only in the images that DeiT saw.
+SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
 # A checkpoint may lack these fields. Each has an option that sets it, in the order of messages.
 OPTIONS = {'loss': '--loss', 'mean': '--dataset_mean', 'std': '--dataset_std',
            'fstride': '--fstride', 'tstride': '--tstride', 'input_fdim': '--num_mel_bins',
-           'input_tdim': '--audio_length', 'layer_norm_eps': 'layer_norm_eps in a .json beside it'}
+           'input_tdim': '--audio_length', 'layer_norm_eps': 'layer_norm_eps in a .json beside it',
+           'model_size': 'model_size in a .json beside it'}
 SCORES = {'BCE': 'BCE (sigmoid scores)', 'CE': 'CE (softmax scores)'}
 
 logger = logging.getLogger(__name__)
@@ -50,31 +61,38 @@ def describe(path: str | Path, is_transformers: bool = False,
         return describe_published(file)
     is_transformers = is_transformers or path.name in TRANSFORMERS_FILES
     if is_transformers and (path.parent / 'config.json').is_file():
-        # The configs of the published models have no problem_type; they were trained with BCE.
-        file = published_on_hub(path.parent)
-        return {**(describe_published(file) if file else {}), **describe_transformers(path.parent)}
+        theirs = describe_transformers(path.parent)
+        if file := published_on_hub(path.parent):
+            # Their configs have no problem_type; they were trained with BCE. Their configs say
+            # another eps, 1e-12, than their authors computed with.
+            return {**describe_published(file), **theirs, 'layer_norm_eps': LAYER_NORM_EPS,
+                    'head_layer_norm_eps': HEAD_EPS}
+        return {'dataset': path.parent.name, **theirs}
     return {}
 
 
-def assumed_eps(path: Path, is_transformers: bool) -> float:
-    """Return the eps of LayerNorms in a checkpoint that does not say it.
+def find_eps(description: Description, path: Path, is_transformers: bool) -> tuple[float, float]:
+    """Return the eps of LayerNorms in the transformer and in the classifier of a checkpoint.
 
-    The published checkpoints are ours in both formats.
+    transformers has one eps for all of them. A checkpoint of this repository that does not say them
+    has those of ASTModel, and so have the published ones in both formats.
     """
-    if is_transformers and not published_file(path):
-        return CONFIG_DEFAULTS['layer_norm_eps']
-    return LAYER_NORM_EPS
+    is_theirs = is_transformers and not published_file(path)
+    default: float = CONFIG_DEFAULTS['layer_norm_eps'] if is_theirs else LAYER_NORM_EPS
+    eps: float = description.get('layer_norm_eps', default)
+    return eps, description.get('head_layer_norm_eps', eps if is_theirs else HEAD_EPS)
 
 
-def complete_description(path: Path, is_transformers: bool, label_dim: int,
+def complete_description(path: Path, is_transformers: bool, label_dim: int, dim: int,
                          settings: dict[str, Any], given: dict[str, Any]) -> Description:
     """Describe a checkpoint in full. Log in one line what was assumed.
 
     Args:
         label_dim: number of its classes.
-        settings: model_size and MODEL_SETTINGS, each used if the checkpoint does not say it; or
-            None.
-        given: mean, std and loss, each used instead of the checkpoint's own; or None.
+        dim: of its embeddings.
+        settings: model_size and MODEL_SETTINGS. A value counts only if the checkpoint gives none.
+            None: not given.
+        given: mean, std and loss. They count instead of the checkpoint's own. None: not given.
 
     Raises:
         WeightsError: if strides are not known.
@@ -86,10 +104,17 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int,
 
     # What transformers makes of a missing problem_type; of one class, softmax is always 1.
     loss = 'CE' if is_transformers and label_dim > 1 else 'BCE'
-    defaults = {**describe_dataset(named.get('dataset')), 'loss': loss}
-    eps = assumed_eps(path, is_transformers)
+    defaults = {**describe_dataset(named.get('dataset')), 'loss': loss, 'sample_rate': SAMPLE_RATE}
+    eps, _ = find_eps({}, path, is_transformers)
     if eps != LAYER_NORM_EPS:
         defaults['layer_norm_eps'] = eps
+    size = {'model_size': SIZES[dim]} if dim in SIZES else {}
+    if is_transformers or published_file(path):
+        said = {**size, **said}  # such an AST is a DeiT
+    else:
+        # It may also be a model on another ViT, such as SSAST's. That has the same weights, but its
+        # head classifies something else.
+        defaults |= size
 
     # Later ones win: defaults < settings < the file's name < what it says < what the caller gives.
     description = {**defaults, **settings, **named, **said, **given}
@@ -101,25 +126,18 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int,
     assumed = {name: description[name] for name in OPTIONS
                if name in defaults and name not in known}
     if assumed:
-        # An AST of transformers always has such a size. A checkpoint of this repository may be a
-        # model on another ViT, which has the same weights but classifies something else.
-        is_size_known = is_transformers or 'model_size' in said
-        size = None if is_size_known else settings.get('model_size')
-        logger.warning('%s', _assumption(path, assumed, named, size))
+        logger.warning('%s', _assumption(path, assumed, named))
     return {**description, 'assumed': assumed}
 
 
-def _assumption(path: Path, assumed: Description, named: Description, size: str | None) -> str:
-    """Return the sentence that says what was assumed of a checkpoint, and how to set it.
-
-    Args:
-        size: the model_size that was assumed, or None.
-    """
+def _assumption(path: Path, assumed: Description, named: Description) -> str:
+    """Return the sentence that says what was assumed of a checkpoint, and how to set it."""
     by_name = (f'; its name says {named["dataset"]}, strides {named["fstride"]} x '
                f'{named["tstride"]}' if named else '')
-    what = [f'{name} {SCORES[value] if name == "loss" else value} ({OPTIONS[name]})'
-            for name, value in assumed.items()]
-    if size:
-        what.append(f'model_size {size}, whose head classifies [CLS] and [DIST] (model_size in a '
-                    f'.json beside it)')
-    return f'{path} does not describe itself in full{by_name}; assumed: {", ".join(what)}'
+    values = dict(assumed)
+    if 'loss' in values:
+        values['loss'] = SCORES[values['loss']]
+    if 'model_size' in values:
+        values['model_size'] += ', whose head classifies [CLS] and [DIST]'
+    what = ', '.join(f'{name} {value} ({OPTIONS[name]})' for name, value in values.items())
+    return f'{path} does not describe itself in full{by_name}; assumed: {what}'

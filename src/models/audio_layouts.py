@@ -13,6 +13,7 @@ from .backbones import FRAMES
 from .errors import WeightsError
 from .layouts import State
 from .pretrained import Start
+from .published_data import SAMPLE_RATE
 from .state_dicts import check_tensors, drop_entries, name_in_errors
 
 MEL_BINS = 128  # that all of them were trained with
@@ -101,7 +102,7 @@ def read_audiomae(state: State, path: Path) -> Start:
     model_size = size_of(state, AUDIOMAE_SIZES, path)
     return Start(f'AudioMAE, {"fine-tuned" if head else "pretrained"} ({path.name})', path,
                  model_size, transposed(state, grid, num_prefix_tokens=1), grid, head,
-                 side_by_side(model_size, grid))
+                 side_by_side(model_size, grid), SAMPLE_RATE)
 
 
 def read_eat(state: State, path: Path) -> Start:
@@ -120,7 +121,7 @@ def read_eat(state: State, path: Path) -> Start:
     model_size = size_of(renamed, EAT_SIZES, path)
     return Start(f'EAT or SSLAM, {"fine-tuned" if head else "pretrained"} ({path.name})', path,
                  model_size, transposed(renamed, grid, num_prefix_tokens=0), grid, head,
-                 side_by_side(model_size, grid))
+                 side_by_side(model_size, grid), SAMPLE_RATE)
 
 
 def read_ssast(state: State, path: Path) -> Start:
@@ -139,7 +140,7 @@ def read_ssast(state: State, path: Path) -> Start:
     model_size = size_of(state, SSAST_SIZES, path) + ('_frame' if kind == 'frame' else '')
     # Without a config, positions are fitted as those of a ViT for images, as its authors do it.
     return Start(f'SSAST, pretrained, {kind}-based ({path.name})', path, model_size, state,
-                 grid=(bins // height, frames // width))
+                 grid=(bins // height, frames // width), sample_rate=SAMPLE_RATE)
 
 
 def classifier_part(state: State) -> State:
@@ -153,7 +154,11 @@ def classifier_part(state: State) -> State:
 
 
 def size_of(state: State, sizes: dict[int, str], path: Path) -> str:
-    """Return the model_size of a transformer, given those of each embedding dimension."""
+    """Return the model_size that belongs to the embedding dimension of the weights.
+
+    Args:
+        sizes: {dimension: model_size}.
+    """
     dim = state['pos_embed'].shape[-1]
     if dim not in sizes:
         known = ', '.join(f'{value} ({size})' for value, size in sizes.items())

@@ -36,20 +36,25 @@ FRAMES = (128, 2)  # patches of SSAST's frame models: all mel bins of two frames
 AUDIO_BACKBONES = {
     # AudioMAE (Huang et al., NeurIPS 2022, arXiv:2207.06405).
     'audiomae_base': Backbone('vit_base_patch16_224', pooling=PATCHES,
-                              options={'global_pool': 'avg'}, has_own_start=True,
-                              keeps_beginning=True),
+                              options={'global_pool': 'avg'}, is_audio_model=True,
+                              crops_to_beginning=True),
     # EAT, and SSLAM (Alex et al., ICLR 2025), which has the same architecture.
-    'eat_base': Backbone('vit_base_patch16_224', options=EAT, has_own_start=True,
-                         keeps_beginning=True),
-    'eat_large': Backbone('vit_large_patch16_224', options=EAT, has_own_start=True,
-                          keeps_beginning=True),
+    'eat_base': Backbone('vit_base_patch16_224', options=EAT, is_audio_model=True,
+                         crops_to_beginning=True),
+    'eat_large': Backbone('vit_large_patch16_224', options=EAT, is_audio_model=True,
+                          crops_to_beginning=True),
 }
 for size, deit in (('tiny', 'tiny224'), ('small', 'small224'), ('base', 'base384')):
     # SSAST (Gong et al., AAAI 2022, arXiv:2110.09784), with its two kinds of patches.
     AUDIO_BACKBONES[f'ssast_{size}'] = Backbone(
-        DEIT[deit], pooling=PATCHES, has_own_start=True)
+        DEIT[deit], pooling=PATCHES, is_audio_model=True)
     AUDIO_BACKBONES[f'ssast_{size}_frame'] = Backbone(
-        DEIT[deit], FRAMES, PATCHES, {'patch_size': FRAMES}, has_own_start=True)
+        DEIT[deit], FRAMES, PATCHES, {'patch_size': FRAMES}, is_audio_model=True)
+
+
+def strip_tag(name: str) -> str:
+    """Return timm's name of a model without a tag, which says how weights were trained."""
+    return name.partition('.')[0]
 
 
 @functools.cache
@@ -63,7 +68,7 @@ def find_backbone(model_size: str) -> Backbone:
     """
     if model_size in AUDIO_BACKBONES:
         return AUDIO_BACKBONES[model_size]
-    name = model_size.partition('.')[0]
+    name = strip_tag(model_size)
     if not timm.is_model(name):
         known = [*DEIT, *AUDIO_BACKBONES]
         raise ValueError(f'model_size must be one of {", ".join(known)} or the name of a ViT of '

@@ -8,19 +8,14 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from .assumptions import (
-    LAYER_NORM_EPS,
-    MODEL_SETTINGS,
-    SCORES,
-    assumed_eps,
-    complete_description,
-    describe,
-)
+from .assumptions import MODEL_SETTINGS, SCORES, SIZES, complete_description, describe, find_eps
 from .ast_models import DEIT, ASTModel, find_backbone
 from .atomic import atomic_write
-from .descriptions import Description
+from .descriptions import HEAD_EPS, LAYER_NORM_EPS, Description
 from .errors import WeightsError
 from .layouts import State
+from .published import describe_name
+from .published_data import SAMPLE_RATE
 from .state_dicts import (
     UNUSED_HEADS,
     drop_entries,
@@ -29,12 +24,10 @@ from .state_dicts import (
     read_state_dict,
     read_weights,
 )
-from .weights import describe_name, locate
+from .weights import locate
 
-COMPUTATION = ('layer_norm_eps', 'num_attention_heads')  # besides settings and weights
-# What a checkpoint of this embedding dimension is, if it does not say its model_size. base224 and
-# base384 differ only in the images that DeiT saw.
-SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
+EPS = ('layer_norm_eps', 'head_layer_norm_eps')  # of the transformer; of the classifier
+COMPUTATION = (*EPS, 'num_attention_heads')  # besides settings and weights
 
 
 def load_checkpoint(model: ASTModel, source: str | Path) -> None:
@@ -52,16 +45,13 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
     description = describe(path, weights.is_transformers, COMPUTATION)
     _check_attention_heads(model, description, path)
     load_strictly(model, drop_entries(weights.state, UNUSED_HEADS), path)
-    if 'layer_norm_eps' in description:
-        _set_eps(model, description['layer_norm_eps'])
-    elif model.config.model_size in DEIT:
-        _set_eps(model, assumed_eps(path, weights.is_transformers))
+    _set_eps(model, description, path, weights.is_transformers)
 
 
-def load_model(source: str | Path, *, fstride: int | None = None, tstride: int | None = None,
-               input_fdim: int | None = None, input_tdim: int | None = None,
-               mean: float | None = None, std: float | None = None, loss: str | None = None
-               ) -> tuple[ASTModel, Description]:
+def load_model(source: str | Path, *, model_size: str | None = None, fstride: int | None = None,
+               tstride: int | None = None, input_fdim: int | None = None,
+               input_tdim: int | None = None, mean: float | None = None, std: float | None = None,
+               loss: str | None = None) -> tuple[ASTModel, Description]:
     """Build the ASTModel that a checkpoint belongs to, and load it.
 
     A checkpoint describes itself by the .json beside it, by the config.json of its folder, or by
@@ -70,14 +60,15 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
 
     Args:
         source: see locate.
-        fstride, tstride, input_fdim, input_tdim: strides and size of the input, used if the
-            checkpoint does not say them.
+        model_size, fstride, tstride, input_fdim, input_tdim: the kind of model (see ASTModel),
+            strides and size of the input, used if the checkpoint does not say them.
         mean, std: statistics of the fbank, used instead of the checkpoint's own.
         loss: 'BCE' for sigmoid scores or 'CE' for softmax, used instead of the checkpoint's own.
 
     Returns:
         The model, in eval mode, and its description: a dict with the model's config, mean, std,
-        loss, labels (mids, names) if they are known, and under `assumed` what was assumed.
+        loss, sample_rate, labels (mids, names) if they are known, and under `assumed` what was
+        assumed.
 
     Raises:
         WeightsError: if the checkpoint cannot be used.
@@ -91,15 +82,14 @@ def load_model(source: str | Path, *, fstride: int | None = None, tstride: int |
     _, rows, dim = _shape(state, 'v.pos_embed', 3, path)
     label_dim, _ = _shape(state, 'mlp_head.1.weight', 2, path)
     description = complete_description(
-        path, weights.is_transformers, label_dim,
-        settings={'model_size': SIZES.get(dim), 'fstride': fstride, 'tstride': tstride,
+        path, weights.is_transformers, label_dim, dim,
+        settings={'model_size': model_size, 'fstride': fstride, 'tstride': tstride,
                   'input_fdim': input_fdim, 'input_tdim': input_tdim},
         given={'mean': mean, 'std': std, 'loss': loss})
     model = _build(description, label_dim, rows, dim, path)
     _check_attention_heads(model, description, path)
     load_strictly(model, state, path)
-    if 'layer_norm_eps' in description:
-        _set_eps(model, description['layer_norm_eps'])
+    _set_eps(model, description, path, weights.is_transformers)
     return model.eval(), {**description, **vars(model.config)}
 
 
@@ -160,14 +150,22 @@ def _check_attention_heads(model: ASTModel, description: Description, path: Path
                            f'{model.v.embed_dim} dimensions has {attn.num_heads}')
 
 
-def _layer_norms(model: ASTModel) -> list[nn.LayerNorm]:
-    """Return the LayerNorms of a model's transformer; the head's eps is the same in all ASTs."""
-    return [module for module in model.v.modules() if isinstance(module, nn.LayerNorm)]
+def _layer_norms(module: nn.Module) -> list[nn.LayerNorm]:
+    """Return the LayerNorms of a module."""
+    return [part for part in module.modules() if isinstance(part, nn.LayerNorm)]
 
 
-def _set_eps(model: ASTModel, eps: float) -> None:
-    for norm in _layer_norms(model):
-        norm.eps = eps
+def _set_eps(model: ASTModel, description: Description, path: Path, is_transformers: bool) -> None:
+    """Set the eps of LayerNorms to that of a checkpoint.
+
+    A ViT other than DeiT has values of its own, which stay if the checkpoint does not say them.
+    """
+    parts: tuple[nn.Module, nn.Module] = (model.v, model.mlp_head)
+    found = find_eps(description, path, is_transformers)
+    for name, part, eps in zip(EPS, parts, found, strict=True):
+        if name in description or model.config.model_size in DEIT:
+            for norm in _layer_norms(part):
+                norm.eps = eps
 
 
 def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> None:
@@ -200,14 +198,19 @@ def _description_to_save(model: ASTModel, description: Description) -> Descripti
     known = {name: value for name, value in description.items()
              if not (name in assumed and assumed[name] == value)}
     # A description that load_model returned may be of another model.
-    known.pop('layer_norm_eps', None)
+    known = {name: value for name, value in known.items() if name not in EPS}
+    if known.get('sample_rate') == SAMPLE_RATE:  # load_model takes it by default
+        del known['sample_rate']
     known |= vars(model.config)
     if model.config.model_size not in DEIT:
         backbone = model.config.backbone
         known |= {'timm_name': backbone.timm_name, 'pooling': backbone.pooling}
-    for norm in _layer_norms(model):
+    for norm in _layer_norms(model.v):
         if norm.eps != LAYER_NORM_EPS:
             known['layer_norm_eps'] = norm.eps
+    for norm in _layer_norms(model.mlp_head):
+        if norm.eps != HEAD_EPS:
+            known['head_layer_norm_eps'] = norm.eps
     return known
 
 

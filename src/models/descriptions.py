@@ -9,6 +9,9 @@ from .ast_models import MINIMUMS, POOLINGS
 from .errors import WeightsError
 
 MIN_RATE = 1000  # Hz; below, a frame of 25 ms has too few samples
+# eps of LayerNorms that a description does not say: that of ASTModel and of the published models.
+LAYER_NORM_EPS = 1e-6  # in the transformer
+HEAD_EPS = 1e-5  # in the classifier
 MAX_QUOTED = 100  # characters of a wrong value in a message
 
 Description = dict[str, Any]
@@ -46,6 +49,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{name: (_is_whole(minimum), f'a whole number of at least {minimum}')
        for name, minimum in MINIMUMS.items()},
     'layer_norm_eps': (_is_positive, 'a finite number above 0'),
+    'head_layer_norm_eps': (_is_positive, 'a finite number above 0'),
     'num_attention_heads': (_is_whole(1), 'a whole number of at least 1'),
     'mean': (_is_number, 'a finite number'),
     'std': (_is_positive, 'a finite number above 0'),

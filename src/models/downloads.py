@@ -21,6 +21,12 @@ DIGEST = re.compile(r'-([0-9a-f]{8,})\.pth')  # in a name: how the file's sha256
 logger = logging.getLogger(__name__)
 
 
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal sha256 of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
 class DownloadError(OSError):
     """A source that did not deliver, or several: the message then has a line for each."""
 
@@ -57,7 +63,7 @@ class Url:
                 logger.warning('%s failed: %s; trying again', self, error)
                 time.sleep(attempt)
         digest = DIGEST.search(self.address)
-        if digest and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(digest[1]):
+        if digest and not sha256_of_file(path).startswith(digest[1]):
             raise DownloadError(f'the sha256 of the download does not start with {digest[1]}')
         return path
 

@@ -27,8 +27,8 @@ FORWARD_FEATURES = VisionTransformer.forward_features
 HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
-def forward_features(v: VisionTransformer, x: torch.Tensor, wanted: int | None,
-                     mask: torch.Tensor | None = None) -> torch.Tensor:
+def run_transformer(v: VisionTransformer, x: torch.Tensor, wanted: int | None,
+                    mask: torch.Tensor | None = None) -> torch.Tensor:
     """Return v.forward_features(x), or only its first tokens if the others are not needed.
 
     Args:
@@ -102,7 +102,7 @@ def run_block_for_first_tokens(block: Block, wanted: int, x: torch.Tensor,
 
     Args:
         x: (B, tokens, dim).
-        mask: as in forward_features.
+        mask: as in run_transformer.
 
     Returns:
         (B, wanted, dim).
@@ -119,7 +119,7 @@ def run_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None = Non
     """Return block(x), x (B, tokens, dim); on a CPU in bfloat16, by attention head by head.
 
     The scores of one head stay in the processor's cache. At 1214 tokens this is 2.5 times as fast
-    as PyTorch's fused kernel. The mask is that of forward_features.
+    as PyTorch's fused kernel. The mask is that of run_transformer.
     """
     if not can_attend_by_head(block, x):
         return block(x, **mask_argument(mask))

@@ -94,6 +94,12 @@ def strip_wrappers(name: str) -> str:
     return '.'.join(part for part in name.split('.') if part not in WRAPPERS)
 
 
+def find_prefixes(state: State) -> list[str]:
+    """Return what stands before the names of the ASTs in a state dict: '' for nothing."""
+    return sorted({name.removesuffix(anchor) for name in state for anchor in ANCHORS
+                   if f'.{name}'.endswith(f'.{anchor}')})
+
+
 def strip_prefix(state: State, path: Path) -> State:
     """Take off what stands before the names of an AST, such as the `model.` of Lightning.
 
@@ -101,8 +107,7 @@ def strip_prefix(state: State, path: Path) -> State:
         WeightsError: if there are two ASTs, if something else lies beside the AST, or if it is an
             encoder of transformers without a classifier.
     """
-    prefixes = sorted({name.removesuffix(anchor) for name in state for anchor in ANCHORS
-                       if f'.{name}'.endswith(f'.{anchor}')})
+    prefixes = find_prefixes(state)
     if len(prefixes) > 1:
         first, second = (f'under the prefix {prefix}' if prefix else 'without a prefix'
                          for prefix in prefixes[:2])

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from .ast_models import ASTModel, Grid, ModelConfig
 from .layouts import State
-from .published_data import SAMPLE_RATE
 from .state_dicts import load_strictly, name_in_errors
 
 logger = logging.getLogger(__name__)
@@ -27,9 +26,10 @@ class Start:
         state: of its transformer `v`, with the positional embedding of `grid`.
         grid: patches along (frequency, time).
         head: of its classifier `mlp_head`, as far as it is there.
-        config: that of the AST or audio model that the weights come from, unless they are of a ViT
-            for images.
-        sample_rate: in Hz, of the sounds that an audio model was trained on.
+        config: the settings of the audio model the weights come from. None for a ViT for images and
+            for SSAST, whose positions are fitted like a ViT's.
+        sample_rate: in Hz, of the sounds that the weights were trained on. None for a ViT for
+            images.
     """
     name: str
     path: Path
@@ -38,7 +38,7 @@ class Start:
     grid: Grid
     head: Mapping[str, torch.Tensor] = field(default_factory=dict)
     config: ModelConfig | None = None
-    sample_rate: int = SAMPLE_RATE
+    sample_rate: int | None = None
 
 
 def load_start(model: ASTModel, start: Start) -> None:
@@ -71,7 +71,7 @@ def fit_positions(model: ASTModel, start: Start) -> torch.Tensor:
         ValueError: if it has other rows than its grid.
     """
     config, resize = model.config, cut_or_interpolate
-    if config.backbone.keeps_beginning:
+    if config.backbone.crops_to_beginning:
         resize = keep_beginning
     prefix = 0 if model.v.no_embed_class else model.v.num_prefix_tokens
     pos_embed, grid = start.state['pos_embed'], start.grid

@@ -11,12 +11,13 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 
 from .ast_models import DEIT, ModelConfig, find_backbone
 from .audio_layouts import recognise
-from .backbones import AUDIO_BACKBONES, nearest_vit
+from .backbones import AUDIO_BACKBONES, nearest_vit, strip_tag
 from .checkpoints import load_model
 from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
-from .layouts import ANCHORS, State
+from .layouts import State, find_prefixes
 from .pretrained import Start
+from .published import AUDIOSET, PUBLISHED, SSAST, published_file, ssast_file, timm_file
 from .published_data import SAMPLE_RATE
 from .state_dicts import (
     DEIT_HEADS,
@@ -28,16 +29,7 @@ from .state_dicts import (
     read_state_dict,
     transformer_part,
 )
-from .weights import (
-    AUDIOSET,
-    PUBLISHED,
-    SSAST,
-    find_or_download,
-    locate,
-    published_file,
-    ssast_file,
-    timm_file,
-)
+from .weights import find_or_download, locate
 
 PATCHES_NAME = 'patch_embed.proj.weight'  # in every ViT of timm
 
@@ -48,14 +40,14 @@ AUDIOSET_CONFIG = ModelConfig('base384', label_dim=527, fstride=10, tstride=10,
 logger = logging.getLogger(__name__)
 
 
-def find_start(source: str | Path, model_size: str, settings: Mapping[str, int]) -> Start:
+def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> Start:
     """Find the weights that a user names, and recognise what they are.
 
     Args:
         source: the name of a model of timm, with or without a tag (vit_base_patch16_224.mae); or a
             file of AudioMAE, SSAST, EAT or SSLAM, of an AST, or of a ViT of timm; or the name of a
             published file, SSAST's included; see weights.locate.
-        model_size: used if the file does not tell it: weights of a ViT of timm under another name.
+        model_size: the ViT that the weights belong to, if the file's name is not a name of timm.
         settings: fstride, tstride, input_fdim and input_tdim, used if an AST's file does not tell
             them.
 
@@ -74,11 +66,11 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, int])
     return start
 
 
-def start_size(source: str | Path, model_size: str, settings: Mapping[str, int]) -> str:
+def start_size(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> str:
     """Return the model_size of what find_start finds; a ViT of timm need not be there for that."""
     if vit := named_vit(source):
         timm_file(vit)  # refuses a tag that timm does not know
-        return vit.partition('.')[0]
+        return strip_tag(vit)
     return find_start(source, model_size, settings).model_size
 
 
@@ -88,7 +80,7 @@ def named_vit(source: str | Path) -> str | None:
     The name may be that of the weights on Hugging Face: timm/NAME.TAG.
     """
     name = str(source).removeprefix('timm/').removesuffix('.safetensors')
-    if timm.is_model(name.partition('.')[0]) and not Path(source).exists():
+    if timm.is_model(strip_tag(name)) and not Path(source).exists():
         return name
     return None
 
@@ -113,29 +105,51 @@ def locate_start(source: str | Path) -> Path:
 
 def nearest_name(name: str) -> str | None:
     """Return the known name of a start that is most like this one, or None if none is."""
-    vit = nearest_vit(name.partition('.')[0])
+    vit = nearest_vit(strip_tag(name))
     names = [vit, *(Path(file.name).stem for file in (*SSAST, *PUBLISHED))]
     return next(iter(difflib.get_close_matches(name, names)), None)
 
 
-def published_start(model_size: str, is_audioset: bool) -> Start:
-    """Return what imagenet_pretrain and audioset_pretrain start from (AST paper, section 2.2)."""
-    if is_audioset:
+def published_start(config: ModelConfig, imagenet_pretrain: bool, audioset_pretrain: bool
+                    ) -> Start:
+    """Return what imagenet_pretrain and audioset_pretrain start from (AST paper, section 2.2).
+
+    Raises:
+        ValueError: if there are no such weights for the model.
+        WeightsError: if they cannot be found.
+    """
+    check_pretraining(config, imagenet_pretrain, audioset_pretrain)
+    model_size = config.model_size
+    if audioset_pretrain:
         path = find_or_download(AUDIOSET)
         return Start('AudioSet', path, model_size, transformer_part(read_state_dict(path)),
-                     AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG)
+                     AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG, sample_rate=SAMPLE_RATE)
     name = DEIT.get(model_size, model_size)
     path = find_or_download(timm_file(name))
     return timm_start(name, path, read_state_dict(path), model_size)
 
 
-def file_start(path: Path, model_size: str, settings: Mapping[str, int]) -> Start:
+def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
+                      audioset_pretrain: bool) -> None:
+    """Raise ValueError if there are no such pretrained weights for a model."""
+    if config.backbone.is_audio_model and imagenet_pretrain:
+        raise ValueError(f'there are no ImageNet weights for {config.model_size}: give the weights '
+                         f'of the audio model as start, or take imagenet_pretrain=False')
+    if audioset_pretrain and not imagenet_pretrain:
+        raise ValueError('audioset_pretrain=True needs imagenet_pretrain=True: '
+                         'the AudioSet checkpoint was itself trained from ImageNet weights')
+    if audioset_pretrain and config.model_size != 'base384':
+        raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the '
+                         f'AudioSet checkpoint, got {config.model_size}')
+
+
+def file_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Start:
     """Recognise a file of weights; see find_start."""
     if not path.name.endswith(INDEX_SUFFIX):  # parts are written by transformers alone
         state = largest_state_dict(read_foreign_file(path), path)
         if start := recognise(state, path):
             return start
-        if not any(f'.{name}'.endswith(f'.{anchor}') for name in state for anchor in ANCHORS):
+        if not find_prefixes(state):
             return vit_start(path, state, model_size)
     return ast_start(path, settings)
 
@@ -155,7 +169,7 @@ def vit_start(path: Path, state: State, model_size: str) -> Start:
                            f'these under longer names, take off what stands before them')
     check_tensors(state, path)
     name = path.name.removesuffix('.safetensors')
-    if timm.is_model(name.partition('.')[0]):
+    if timm.is_model(strip_tag(name)):
         return timm_start(name, path, state)
     try:
         return timm_start(DEIT.get(model_size, model_size), path, state, model_size)
@@ -165,12 +179,11 @@ def vit_start(path: Path, state: State, model_size: str) -> Start:
                            f'it), or rename the file to NAME.safetensors') from None
 
 
-def ast_start(path: Path, settings: Mapping[str, int]) -> Start:
+def ast_start(path: Path, settings: Mapping[str, Any]) -> Start:
     """Return the start that a trained AST is; its classifier is left out."""
-    model, description = load_model(path, **dict[str, Any](settings))
+    model, description = load_model(path, **settings)
     return Start(f'AST ({path.name})', path, model.config.model_size, model.v.state_dict(),
-                 model.grid, config=model.config,
-                 sample_rate=description.get('sample_rate', SAMPLE_RATE))
+                 model.grid, config=model.config, sample_rate=description['sample_rate'])
 
 
 def timm_start(name: str, path: Path, state: State, model_size: str | None = None) -> Start:
@@ -181,14 +194,18 @@ def timm_start(name: str, path: Path, state: State, model_size: str | None = Non
         path: the file of its weights.
         state: what the file holds.
         model_size: `name` without its tag by default.
+
+    Raises:
+        WeightsError: if they are of another ViT.
     """
     if name in AUDIO_BACKBONES:
         raise WeightsError(f'{path} holds a ViT under the names of timm, not {name}')
     options = find_backbone(model_size or name).options
     with torch.device('meta'):
-        on_images = timm.create_model(name.partition('.')[0], num_classes=0, **options)
+        on_images = timm.create_model(strip_tag(name), num_classes=0, **options)
     assert isinstance(on_images, VisionTransformer)
     state = drop_entries(state, DEIT_HEADS)
+    check_sizes(state, on_images, strip_tag(name), path)
     with name_in_errors(path):
         state = checkpoint_filter_fn(state, on_images, adapt_layer_scale=True)
         if options.get('global_pool') == 'avg':  # the mean of the patches replaces this pooling
@@ -199,5 +216,30 @@ def timm_start(name: str, path: Path, state: State, model_size: str | None = Non
     head = {f'0.{leaf}': state.pop(f'fc_norm.{leaf}') for leaf in ('weight', 'bias')
             if f'fc_norm.{leaf}' in state}
     f, t = on_images.patch_embed.grid_size
-    start_name = 'ImageNet' if name in DEIT.values() else f'timm {name}'
-    return Start(start_name, path, model_size or name.partition('.')[0], state, (f, t), head)
+    return Start(name_timm_start(name), path, model_size or strip_tag(name), state, (f, t), head)
+
+
+def name_timm_start(model_size: str) -> str:
+    """Return the name, for messages and descriptions, of the weights that timm has for a ViT."""
+    name = DEIT.get(model_size, model_size)
+    return 'ImageNet' if name in DEIT.values() else f'timm {name}'
+
+
+def check_sizes(state: State, vit: VisionTransformer, name: str, path: Path) -> None:
+    """Raise WeightsError if weights are of a ViT with other patches, or for other images.
+
+    timm's checkpoint_filter_fn would resample them without a word.
+    """
+    kernel, positions = state.get(PATCHES_NAME), state.get('pos_embed')
+    size = tuple(vit.patch_embed.patch_size)
+    if kernel is not None and kernel.dim() == 4 and kernel.shape[2:] != size:
+        raise WeightsError(f'{path} does not fit this model: its patches have '
+                           f'{" x ".join(map(str, kernel.shape[2:]))} pixels, those of {name} have '
+                           f'{" x ".join(map(str, size))}')
+    # The class tokens may have positions, too.
+    patches, most = vit.patch_embed.num_patches, vit.num_prefix_tokens
+    if positions is not None and not 0 <= positions.shape[1] - patches <= most:
+        f, t = vit.patch_embed.grid_size
+        raise WeightsError(f'{path} does not fit this model: it has {positions.shape[1]} '
+                           f'positions, {name} has {f} x {t} = {patches}, and up to {most} more '
+                           f'for class tokens')

@@ -101,7 +101,7 @@ def load_tensors(path: str | Path) -> Any:
 def reason_of(error: Exception) -> str:
     """Return in one line what an error of load_tensors, or of the use of its result, says.
 
-    PyTorch's own words advise to load the file without protection.
+    PyTorch's message advises weights_only=False, which would run code; this one does not.
     """
     text = str(error)
     if isinstance(error, KeyError):

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from .descriptions import Description, check_description, quote, read_json
+from .descriptions import HEAD_EPS, Description, check_description, quote, read_json
 from .errors import WeightsError
 from .layouts import TRANSFORMERS_PREFIX, State, collect_entries
 from .published_data import AUDIOSET_INPUT
 
 LAYER = f'{TRANSFORMERS_PREFIX}encoder.layer.#.'
-# Names of an ASTModel, then those of ASTForAudioClassification; # is the number of a layer. Of two
-# of theirs, the first is the one on disk, which is that of transformers 4; the second is the one
-# that transformers 5 has in memory.
+# Names of an ASTModel, then those of ASTForAudioClassification; # is the number of a layer. If two
+# of their names stand here, the first is the name in files (and in transformers 4), the second the
+# name in memory in transformers 5.
 NAMES = (
     ('v.cls_token', f'{TRANSFORMERS_PREFIX}embeddings.cls_token'),
     ('v.dist_token', f'{TRANSFORMERS_PREFIX}embeddings.distillation_token'),
@@ -51,6 +51,8 @@ CONFIG_SIZES = {'frequency_stride': 'fstride', 'time_stride': 'tstride',  # thei
 LOSSES = {'single_label_classification': 'CE', 'multi_label_classification': 'BCE'}
 # The field of a config.json in which our own folders say what transformers has no field for.
 OWN_FIELD = 'ast_description'
+# The field did not always say this: at first, every ASTModel had the same.
+OWN_DEFAULTS: Description = {'head_layer_norm_eps': HEAD_EPS}
 
 
 def from_transformers(state: State) -> State:
@@ -115,8 +117,8 @@ def describe_transformers(folder: Path) -> Description:
     """Describe the AST in a folder of transformers by its config.json and its extractor's file.
 
     Returns:
-        A description, without `loss` if config.json has no problem_type, and without `mean` and
-        `std` if there is no preprocessor_config.json.
+        A description, without `loss` if config.json has no problem_type, without `mean` and `std`
+        if there is no preprocessor_config.json, and with `dataset` only if our own code wrote it.
 
     Raises:
         WeightsError: if the files contradict each other, or ask for what an ASTModel does not do.
@@ -129,7 +131,7 @@ def describe_transformers(folder: Path) -> Description:
     names = _class_names(config.get('id2label', {}), path)
     description = check_description({
         'labels': {'mids': names, 'names': names},
-        'dataset': folder.name,
+        'head_layer_norm_eps': config['layer_norm_eps'],
         **_own_description(config, names, path),
         **{ours: config[theirs] for theirs, ours in CONFIG_SIZES.items()},
         'layer_norm_eps': config['layer_norm_eps'],
@@ -149,13 +151,15 @@ def _own_description(config: Mapping[str, Any], names: list[str], path: Path) ->
     """Return what our own folders say in OWN_FIELD: the mids of the classes, the dataset, ...
 
     transformers keeps a field that it does not know, even if it trains the model for other classes.
-    So the field counts only if it names the classes that id2label names.
+    So the field counts only if it names the classes that id2label names. If transformers trained
+    the model further for the same classes, its head_layer_norm_eps is ours, not that of the
+    training: see exporting/transformers_folder.py for how little that matters.
     """
     own = config.get(OWN_FIELD)
     if not isinstance(own, dict):
         return {}
     check_description(own, path)
-    return own if own.get('labels', {}).get('names') == names else {}
+    return {**OWN_DEFAULTS, **own} if own.get('labels', {}).get('names') == names else {}
 
 
 def _describe_extractor(path: Path, config: Mapping[str, Any]) -> Description:

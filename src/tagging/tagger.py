@@ -142,7 +142,7 @@ class Tagger:
 def load_tagger(checkpoints: CheckpointSource | Iterable[CheckpointSource], device: str = 'auto',
                 amp: str = 'auto', label_csv: str | os.PathLike[str] | None = None,
                 mean: float | None = None, std: float | None = None, loss: str | None = None,
-                **settings: int | None) -> Tagger:
+                **settings: Any) -> Tagger:
     """Load a checkpoint, or several whose scores are averaged, for `tag`.
 
     What a checkpoint does not say and the arguments do not give is assumed. A line of the log then
@@ -157,7 +157,8 @@ def load_tagger(checkpoints: CheckpointSource | Iterable[CheckpointSource], devi
         label_csv: a label file, for checkpoints that do not name their classes.
         mean, std: statistics of the fbank, in place of the checkpoint's own.
         loss: 'BCE' for sigmoid scores or 'CE' for softmax, in place of the checkpoint's own.
-        settings: fstride, tstride, input_fdim, input_tdim of checkpoints that do not say theirs.
+        settings: model_size, fstride, tstride, input_fdim, input_tdim of checkpoints that do not
+            say theirs.
 
     Raises:
         WeightsError: a checkpoint cannot be used.
@@ -200,7 +201,7 @@ def _shared_input_size(described: Sequence[Described]) -> tuple[int, int]:
 
 def _shared_sample_rate(described: Sequence[Described]) -> int:
     """Return the sample rate of all checkpoints in Hz. Raises DataError if they differ."""
-    rates = [description.get('sample_rate', SAMPLE_RATE) for _, description in described]
+    rates = [description['sample_rate'] for _, description in described]
     for (source, _), rate in zip(described, rates):
         if rate != rates[0]:
             raise DataError(f'{described[0][0]} hears {rates[0]} Hz, but {source} {rate}: '

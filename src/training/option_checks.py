@@ -9,7 +9,8 @@ import torch
 from audio.augmentation import AugmentationConf
 from audio.fbank import frame_size
 from models.assumptions import OPTIONS
-from models.ast_models import ModelConfig, check_pretraining
+from models.ast_models import ModelConfig
+from models.starts import check_pretraining
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
 from utilities.errors import DataError

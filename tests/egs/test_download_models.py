@@ -10,8 +10,7 @@ from safetensors.torch import save
 
 import download_models
 from http_server import Page
-from models import ASTModel, save_checkpoint
-from models import weights as weights_module
+from models import ASTModel, published, save_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -28,8 +27,8 @@ def dropbox(server, monkeypatch):
     """Files of PUBLISHED come from this machine's server; returns their paths there."""
     def moved(file):
         return replace(file, url=file.url.replace('https://www.dropbox.com', server.address))
-    here = tuple(map(moved, weights_module.PUBLISHED))
-    monkeypatch.setattr('models.weights.PUBLISHED', here)
+    here = tuple(map(moved, published.PUBLISHED))
+    monkeypatch.setattr('models.published.PUBLISHED', here)
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     return {Path(file.name).stem: file.url.removeprefix(server.address) for file in here}
 
@@ -80,8 +79,8 @@ WITHOUT_DROPBOX = """
 import dataclasses, sys
 sys.path[:0] = ['src', 'egs/audioset']
 import download_models
-from models import weights
-weights.PUBLISHED = tuple(dataclasses.replace(f, url=sys.argv[1]) for f in weights.PUBLISHED)
+from models import published
+published.PUBLISHED = tuple(dataclasses.replace(f, url=sys.argv[1]) for f in published.PUBLISHED)
 download_models.main(['speechcommands_10_10_0.9812'])
 """
 

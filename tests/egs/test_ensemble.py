@@ -192,7 +192,7 @@ def test_loss_and_statistics_of_a_checkpoint_without_description_are_options(dat
     assert 'bare.pth' in line and '--dataset_mean' in line and '--dataset_std' in line
     assert '--loss' not in line
     ensemble.main([*options('bare.pth'), *strides, '--dataset_mean', '-6', '--dataset_std', '3'])
-    assert 'assumed' not in capsys.readouterr().err
+    assert 'assumed: model_size' in capsys.readouterr().err
     described, assumed, given = outputs()
     assert (described == given).all() and np.abs(described - assumed).max() > 1e-4
 

@@ -110,6 +110,45 @@ def test_what_transformers_writes_of_it_is_read_as_it_was(exported, tmp_path):
     assert said.items() <= again.items()  # sizes, strides, loss, mean, std, labels
 
 
+def test_if_an_eps_moves_the_logits_a_line_says_by_how_much(trained, tmp_path, caplog):
+    write_transformers(trained, tmp_path / 'near')
+    assert not caplog.records
+    model = trained.model
+    with torch.no_grad():  # embeddings whose values vary little
+        model.v.norm.weight *= 1e-2
+        model.v.norm.bias *= 1e-2
+    write_transformers(trained, tmp_path / 'hub')
+    [line] = [record.getMessage() for record in caplog.records]
+    said = float(re.search(r'differ by up to (\S+) on', line)[1])
+    theirs = transformers.AutoModelForAudioClassification.from_pretrained(tmp_path / 'hub')
+    x = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = float((theirs(x).logits - model(x)).abs().max())
+        assert torch.equal(load_model(tmp_path / 'hub')[0](x), model(x))
+    assert said > 1e-3 and said / 5 < found < said * 5
+    assert '1e-06, that of this model of 1e-05' in line
+
+
+def test_a_model_that_transformers_made_is_exported_with_its_own_eps(tmp_path, caplog):
+    theirs = transformers.ASTForAudioClassification(transformers.ASTConfig(
+        hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=4, max_length=32,
+        num_mel_bins=32)).eval()
+    with torch.no_grad():
+        theirs.audio_spectrogram_transformer.layernorm.weight *= 1e-2
+    theirs.save_pretrained(tmp_path / 'theirs')
+    transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=32).save_pretrained(
+        tmp_path / 'theirs')
+    folder = export_folder(tmp_path / 'theirs', tmp_path / 'hub')
+    again, (ours, _) = (transformers.AutoModelForAudioClassification.from_pretrained(folder).eval(),
+                        load_model(folder))
+    x = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(again(x).logits, theirs(x).logits, rtol=0, atol=1e-5)
+        assert torch.allclose(ours(x), theirs(x).logits, rtol=0, atol=1e-4)
+    assert ours.mlp_head[0].eps == ours.v.norm.eps == 1e-12
+    assert 'differ by' not in caplog.text
+
+
 @pytest.mark.skipif(not shutil.which('ffmpeg'), reason='pipelines read files with ffmpeg')
 @pytest.mark.parametrize('loss', ['BCE', 'CE'])
 def test_the_code_on_the_card_classifies_a_recording(loss, make_tone, tmp_path, monkeypatch):

@@ -329,6 +329,11 @@ def test_what_programs_need_before_torch_does_not_import_it(root, run_python):
     assert run_python('-c', code, cwd=root / 'src').strip() == 'False'
 
 
+def test_a_notebook_completes_the_names_of_the_package(root, run_python):
+    code = 'import models; print(set(models.__all__) <= set(dir(models)))'
+    assert run_python('-c', code, cwd=root / 'src').strip() == 'True'
+
+
 def embedding(grid):
     """A positional embedding (1, 2 + f * t, 1) of a grid (f, t), its two token rows -1 and -2."""
     patches = torch.as_tensor(grid, dtype=torch.float32).flatten()

@@ -264,7 +264,7 @@ def test_a_tag_names_the_weights_and_not_the_model(tmp_path, monkeypatch):
     for settings in ({'model_size': name}, {'start': name}):
         model = ASTModel(CLASSES, verbose=False, **settings)
         assert torch.equal(model.v.blocks[3].mlp.fc1.weight, vit.blocks[3].mlp.fc1.weight)
-        assert model.start == f'timm {name}'
+        assert model.start_name == f'timm {name}'
 
 
 def test_a_tag_that_timm_does_not_know_is_answered_with_those_that_it_knows(hub_offline):

@@ -203,8 +203,6 @@ def make_hub_model():
             hidden_size=192, num_attention_heads=3, intermediate_size=768, num_hidden_layers=12,
             num_labels=5,
             layer_norm_eps=1e-6, **settings))).eval()
-        # transformers has one eps for all; AST's head was trained with torch's.
-        model.classifier.layernorm.eps = 1e-5
         return model
     return make
 

@@ -88,3 +88,26 @@ def test_in_mixed_precision_they_stay_near_the_exact_ones(case):
     assert mixed.dtype == model.forward_features(x).dtype == torch.float32
     assert (mixed - exact).abs().max() < 0.05
     assert torch.allclose(mixed.sum(dim=-1), torch.ones(()), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['frame_features', 'attention_maps'])
+def test_what_needs_all_patches_says_so_if_some_are_left_out(name, case):
+    model, x = case(fstride=8, tstride=10)
+    model.keep_patches([0, 2], [1, 3, 4])
+    expected = getattr(model, name)(x)  # in eval mode, all are there
+    model.train()
+    with pytest.raises(ValueError, match='6 of 3 x 5 patches are there, since keep_patches .*'
+                                         'call model.eval'):
+        getattr(model, name)(x)
+    model.eval()
+    torch.testing.assert_close(getattr(model, name)(x), expected)
+
+
+def test_patches_are_all_kept_in_eval_mode_and_until_somebody_asks(case):
+    model, x = case(fstride=8)
+    assert type(model.v.patch_drop) is torch.nn.Identity
+    with torch.no_grad():
+        logits = model(x)
+        model.keep_patches([0], [1, 2])
+        assert torch.equal(model(x), logits)
+        assert not torch.equal(model.train()(x), logits)

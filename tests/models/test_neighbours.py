@@ -3,6 +3,7 @@
 The model's own pass saves work; nobody else may notice.
 """
 import copy
+import pickle
 import shutil
 from unittest import mock
 
@@ -322,11 +323,15 @@ model.load_state_dict(torch.load('weights.pth', weights_only=True))
 model.autocast_dtype = torch.bfloat16
 model.eval()(torch.rand(1, 64, 32))
 model.autocast_dtype = None
-torch.save(model(torch.load('x.pt')), 'logits.pt')
-try:
-    ASTModel(imagenet_pretrain=True, model_size='tiny224')
-except ImportError as error:
-    print(error)
+x = torch.load('x.pt')
+torch.save(model(x), 'logits.pt')
+for use in (lambda: ASTModel(imagenet_pretrain=True, model_size='tiny224'),
+            lambda: model.attention(x), lambda: model(x, torch.tensor([40, 64])),
+            lambda: model.keep_patches([0], [1])):
+    try:
+        use()
+    except ImportError as error:
+        print(error)
 '''
 
 
@@ -334,9 +339,19 @@ def test_the_model_file_alone_builds_loads_and_runs(model, x, root, tmp_path, ru
     shutil.copy(root / 'src' / 'models' / 'ast_models.py', tmp_path)
     torch.save(model.state_dict(), tmp_path / 'weights.pth')
     torch.save(x, tmp_path / 'x.pt')
-    said = run_python('-c', ALONE, cwd=tmp_path)
-    assert 'pretrained weights need the files beside ast_models.py' in said
+    lines = run_python('-c', ALONE, cwd=tmp_path).splitlines()
+    for line, name in zip(lines, ('starts', 'inside', 'padding', 'patchout'), strict=True):
+        assert line == (f'{name}.py is not beside ast_models.py: copy the whole folder src/models. '
+                        f'Alone, this file builds a DeiT with imagenet_pretrain=False, loads a '
+                        f'state dict and runs')
     torch.testing.assert_close(torch.load(tmp_path / 'logits.pt'), model(x), rtol=0, atol=1e-6)
+
+
+def test_a_pickled_model_computes_the_same(model, x):
+    model.keep_patches([0, 2], [1, 3])
+    again = pickle.loads(pickle.dumps(model))
+    for training in (False, True):
+        assert torch.equal(again.train(training)(x), model.train(training)(x))
 
 
 @pytest.mark.parametrize('frames, fits', [(1015, False), (1016, True), (1020, True), (1025, True),

@@ -184,13 +184,11 @@ def test_pickled_arguments_are_refused_as_ever(tiny, tmp_path):
 
 @pytest.fixture(scope='module')
 def hub_model():
-    """A tiny ASTForAudioClassification of transformers, as it comes but for the head's eps."""
+    """A tiny ASTForAudioClassification of transformers, as it comes."""
     transformers = pytest.importorskip('transformers')
-    model = golden.fill(transformers.ASTForAudioClassification(transformers.ASTConfig(
+    return golden.fill(transformers.ASTForAudioClassification(transformers.ASTConfig(
         hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=5, max_length=64,
         num_mel_bins=32))).eval()
-    model.classifier.layernorm.eps = 1e-5
-    return model
 
 
 def logits_agree(ours, theirs):
@@ -303,21 +301,34 @@ def test_one_line_says_all_that_was_assumed_and_which_options_set_it(tiny, tmp_p
                  'input_tdim 1024 (--audio_length)'):
         assert part in line
     assert 'stride' not in line
-    assert list(description['assumed']) == ['loss', 'mean', 'std', 'input_fdim', 'input_tdim']
+    assert list(description['assumed']) == ['loss', 'mean', 'std', 'input_fdim', 'input_tdim',
+                                            'model_size']
 
 
-def test_the_size_of_a_checkpoint_without_a_description_is_said_to_be_assumed(tmp_path, caplog):
+@pytest.mark.parametrize('more', [{}, {'mean': 0.0, 'std': 1.0, 'loss': 'BCE'}],
+                         ids=['nothing', 'all_else'])
+def test_the_size_of_a_checkpoint_without_a_description_is_said_to_be_assumed(more, tmp_path,
+                                                                              caplog):
     # Its weights are those of an AST, but its head classifies the mean of the patches.
     model = ASTModel(5, 16, 16, 128, 64, imagenet_pretrain=False, model_size='ssast_tiny',
                      verbose=False)
     torch.save(model.state_dict(), tmp_path / 'mine.pth')
-    load_model(tmp_path / 'mine.pth', fstride=16, tstride=16, input_fdim=128, input_tdim=64)
+    given = {'fstride': 16, 'tstride': 16, 'input_fdim': 128, 'input_tdim': 64, **more}
+    _, description = load_model(tmp_path / 'mine.pth', **given)
     assert 'model_size tiny224, whose head classifies [CLS] and [DIST]' in assumed(caplog)
+    assert description['assumed']['model_size'] == 'tiny224'
+    caplog.clear()
+    loaded, description = load_model(tmp_path / 'mine.pth', **given, model_size='ssast_tiny')
+    assert loaded.num_class_tokens == 0 and 'model_size' not in description['assumed']
+    assert 'model_size' not in caplog.text and bool(caplog.records) == (not more)
 
 
 @pytest.mark.parametrize('given, left', [
-    ({}, ['loss', 'mean', 'std']), ({'loss': 'CE'}, ['mean', 'std']),
-    ({'mean': -1.0, 'std': 2.0}, ['loss']), ({'mean': -1.0, 'std': 2.0, 'loss': 'CE'}, [])])
+    ({}, ['loss', 'mean', 'std', 'model_size']),
+    ({'loss': 'CE'}, ['mean', 'std', 'model_size']),
+    ({'mean': -1.0, 'std': 2.0}, ['loss', 'model_size']),
+    ({'mean': -1.0, 'std': 2.0, 'loss': 'CE'}, ['model_size']),
+    ({'mean': -1.0, 'std': 2.0, 'loss': 'CE', 'model_size': 'tiny224'}, [])])
 def test_what_is_given_is_taken_and_not_assumed(given, left, tiny, tmp_path, caplog):
     torch.save(tiny.state_dict(), tmp_path / 'mine.pth')
     _, description = load_model(tmp_path / 'mine.pth', **SIZES, **given)

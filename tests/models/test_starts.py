@@ -11,12 +11,22 @@ import types
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import audio_models
 import run
+import tiny_vits  # noqa: F401  (they become known to timm)
+from experiment import warn_of_rate
 from http_server import Page, Server, running
-from models import ASTModel, WeightsError, load_model, resample_pos_embed, save_checkpoint, weights
+from models import (
+    ASTModel,
+    WeightsError,
+    load_model,
+    published,
+    resample_pos_embed,
+    save_checkpoint,
+)
 from models.starts import find_start, start_size
 
 CLASSES = audio_models.CLASSES
@@ -198,7 +208,7 @@ def test_an_ast_is_a_start_for_other_strides_lengths_and_classes(tmp_path, make_
     expected = resample_pos_embed(model.v.pos_embed, model.grid, again.grid)
     assert torch.equal(again.v.pos_embed, expected)
     assert torch.equal(again.v.blocks[1].mlp.fc1.weight, model.v.blocks[1].mlp.fc1.weight)
-    assert again.start == 'AST (mine.pth)' and again.config.model_size == model.config.model_size
+    assert again.start_name == 'AST (mine.pth)' and again.config.model_size == model.config.model_size
 
 
 FOREIGN = {
@@ -332,10 +342,10 @@ def test_a_vit_of_one_channel_that_is_none_of_them_is_refused(tmp_path):
 def test_ssast_is_downloaded_by_its_name(tmp_path, monkeypatch):
     with running(Server()) as server:
         torch.save(audio_models.SSAST().file(), tmp_path / 'ssast.pth')
-        file = weights.ssast_file('SSAST-Tiny-Patch-400')
+        file = published.ssast_file('SSAST-Tiny-Patch-400')
         there = dataclasses.replace(file, url=f'{server.address}/tiny.pth')
         server.pages['/tiny.pth'] = Page((tmp_path / 'ssast.pth').read_bytes())
-        monkeypatch.setattr(weights, 'SSAST', (there,))
+        monkeypatch.setattr(published, 'SSAST', (there,))
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
         found = find_start('SSAST-Tiny-Patch-400.pth', 'base384', SETTINGS)
     assert found.model_size == 'ssast_tiny' and found.path == tmp_path / 'home' / file.name
@@ -358,6 +368,34 @@ def test_a_vit_under_timms_names_needs_its_model_size_if_its_file_does_not_say_i
         ASTModel(3, start=tmp_path / 'vit.pth', verbose=False)
     with pytest.raises(WeightsError, match='give its model_size'):
         ASTModel(3, start=tmp_path / 'vit.pth', model_size='eat_base', verbose=False)
+
+
+@pytest.mark.parametrize('change, problem', [
+    ({'img_size': 96}, 'it has 37 positions, tiny_vit_one_token has 4 x 4 = 16'),
+    ({'img_size': 32, 'patch_size': 8}, 'its patches have 8 x 8 pixels, .* have 16 x 16')])
+@pytest.mark.parametrize('file', ['mine.pth', 'tiny_vit_one_token.mine.safetensors'])
+def test_a_vit_for_other_images_or_patches_is_refused_and_not_resampled(file, change, problem,
+                                                                        tmp_path):
+    vit = timm.create_model('tiny_vit_one_token', **change)
+    save = save_file if file.endswith('.safetensors') else torch.save
+    save(vit.state_dict(), tmp_path / file)
+    with pytest.raises(WeightsError, match=f'{file} does not fit this model: {problem}'):
+        find_start(tmp_path / file, 'tiny_vit_one_token', SETTINGS)
+
+
+def test_the_rate_that_a_start_has_heard_is_known(files, ssast_file, tmp_path, caplog):
+    for path in (files / 'audiomae_pretrained.pth', files / 'eat_finetuned.pth', ssast_file):
+        model = ASTModel(3, *SETTINGS.values(), start=path, verbose=False)
+        caplog.clear()
+        warn_of_rate(model, 16000)
+        assert not caplog.records
+        warn_of_rate(model, 32000)
+        assert 'trained at 16000 Hz, but --sample_rate is 32000' in caplog.text
+    caplog.clear()
+    save_file(timm.create_model('tiny_vit_one_token').state_dict(),
+              tmp_path / 'tiny_vit_one_token.safetensors')
+    warn_of_rate(ASTModel(3, start=tmp_path / 'tiny_vit_one_token.safetensors'), 32000)
+    assert not caplog.records  # it has seen images
 
 
 @pytest.mark.parametrize('name, nearest', [

@@ -1,4 +1,5 @@
 """Folders of transformers: their two JSON files are honoured or refused, parts are joined."""
+import copy
 import functools
 import inspect
 import json
@@ -33,9 +34,7 @@ X = golden.spectrogram('folders', 3, FRAMES, BINS)
 def build(config):
     """Build the model of transformers of a config, as a JSON text; tests leave it as it is."""
     config = transformers.ASTConfig(**{**TINY, **json.loads(config)})
-    model = golden.fill(transformers.ASTForAudioClassification(config).eval())
-    model.classifier.layernorm.eps = 1e-5  # AST's head was trained with torch's default
-    return model
+    return golden.fill(transformers.ASTForAudioClassification(config).eval())
 
 
 def save_folder(folder, extractor=None, save=None, **config):
@@ -112,10 +111,39 @@ def test_the_eps_of_the_config_is_that_of_the_transformer(eps, make_folder, make
     ours, description = load_model(folder)
     assert logits_agree(ours, theirs)
     assert description['layer_norm_eps'] == eps
-    assert ours.mlp_head[0].eps == 1e-5 and ours.v.norm.eps == ours.v.blocks[3].norm2.eps == eps
+    assert ours.mlp_head[0].eps == ours.v.norm.eps == ours.v.blocks[3].norm2.eps == eps
     own = make_tiny()
     load_checkpoint(own, folder)
     assert logits_agree(own, theirs)
+
+
+def test_embeddings_that_vary_little_have_the_logits_of_transformers(make_folder, make_tiny):
+    folder, theirs = make_folder(extractor={})
+    theirs = copy.deepcopy(theirs)
+    with torch.no_grad():  # so that the eps of the classifier counts
+        for value in theirs.audio_spectrogram_transformer.layernorm.parameters():
+            value *= 1e-2
+    theirs.save_pretrained(folder)
+    assert logits_agree(load_model(folder)[0], theirs)
+    torch.save(theirs.state_dict(), folder / 'bare.pth')
+    (folder / 'config.json').unlink()
+    sizes = {'fstride': 10, 'tstride': 10, 'input_fdim': BINS, 'input_tdim': FRAMES}
+    assert logits_agree(load_model(folder / 'bare.pth', **sizes)[0], theirs)
+    own = make_tiny()
+    load_checkpoint(own, folder / 'bare.pth')
+    assert logits_agree(own, theirs)
+
+
+@pytest.mark.parametrize('read', [load_model, 'load_checkpoint'])
+def test_the_published_models_have_the_eps_of_their_authors(read, change_folder, make_tiny):
+    folder = change_folder(name='ast-finetuned-audioset-10-10-0.4593')
+    assert json.loads((folder / 'config.json').read_text())['layer_norm_eps'] == 1e-12
+    if read == 'load_checkpoint':
+        model = make_tiny()
+        load_checkpoint(model, folder)
+    else:
+        model, _ = load_model(folder)
+    assert (model.v.norm.eps, model.mlp_head[0].eps) == (1e-6, 1e-5)
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
@@ -326,6 +354,7 @@ def test_a_published_model_without_extractor_has_the_statistics_of_its_dataset(c
     folder = change_folder(extractor=None, name='ast-finetuned-speech-commands-v2')
     _, description = load_model(folder)
     assert description['mean'] == -6.845978 and not caplog.records
+    assert description['dataset'] == 'speechcommands'
 
 
 def test_the_word_of_the_config_goes_before_a_published_name(change_folder):

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from http_server import Page, Server, running
 from models import WeightsError, load_model
-from models.weights import PUBLISHED, TRANSFORMERS_FILES, WeightsFile, find_or_download, locate
+from models.published import PUBLISHED, WeightsFile
+from models.weights import TRANSFORMERS_FILES, find_or_download, locate
 
 DEIT_FILES = [
     ('deit_tiny_distilled_patch16_224', 'deit_tiny_distilled_patch16_224-b40b3cf7.pth'),
@@ -46,35 +47,44 @@ def copied(root, tmp_path, monkeypatch):
     return importlib.import_module(f'{name}.weights')
 
 
+@pytest.fixture
+def published(copied):
+    """models.published of the same copy."""
+    return importlib.import_module(f'{copied.__package__}.published')
+
+
 @pytest.mark.parametrize('deit, name', DEIT_FILES)
-def test_deit_weights_are_found_under_their_authors_names(deit, name, copied, torch_home):
+def test_deit_weights_are_found_under_their_authors_names(deit, name, copied, published,
+                                                          torch_home):
     (torch_home / name).touch()
-    assert copied.find_or_download(copied.timm_file(deit)) == torch_home / name
+    assert copied.find_or_download(published.timm_file(deit)) == torch_home / name
 
 
 @pytest.mark.parametrize('name', ['audioset_10_10_0.4593.pth', 'audioset_10_10_0.4593.safetensors'])
-def test_audioset_weights_are_found_in_both_formats(name, copied, torch_home):
+def test_audioset_weights_are_found_in_both_formats(name, copied, published, torch_home):
     (torch_home / name).touch()
-    assert copied.find_or_download(copied.AUDIOSET) == torch_home / name
+    assert copied.find_or_download(published.AUDIOSET) == torch_home / name
 
 
-def test_weights_are_found_in_the_repository_whatever_the_working_directory(copied, tmp_path):
+def test_weights_are_found_in_the_repository_whatever_the_working_directory(copied, published,
+                                                                            tmp_path):
     for place in ('repository', 'elsewhere'):
-        (tmp_path / place / 'pretrained_models' / copied.AUDIOSET.name).touch()
-    found = copied.find_or_download(copied.AUDIOSET)
-    assert found == tmp_path / 'repository' / 'pretrained_models' / copied.AUDIOSET.name
+        (tmp_path / place / 'pretrained_models' / published.AUDIOSET.name).touch()
+    found = copied.find_or_download(published.AUDIOSET)
+    assert found == tmp_path / 'repository' / 'pretrained_models' / published.AUDIOSET.name
 
 
-def test_torch_home_comes_before_the_repository(copied, torch_home, tmp_path):
+def test_torch_home_comes_before_the_repository(copied, published, torch_home, tmp_path):
     for folder in (torch_home, tmp_path / 'repository' / 'pretrained_models'):
-        (folder / copied.AUDIOSET.name).touch()
-    assert copied.find_or_download(copied.AUDIOSET) == torch_home / copied.AUDIOSET.name
+        (folder / published.AUDIOSET.name).touch()
+    assert copied.find_or_download(published.AUDIOSET) == torch_home / published.AUDIOSET.name
 
 
-def test_weights_that_torch_home_lacks_are_found_in_the_repository(copied, torch_home, tmp_path):
+def test_weights_that_torch_home_lacks_are_found_in_the_repository(copied, published, torch_home,
+                                                                   tmp_path):
     name = 'audioset_10_10_0.4593.safetensors'
     (tmp_path / 'repository' / 'pretrained_models' / name).touch()
-    found = copied.find_or_download(copied.AUDIOSET)
+    found = copied.find_or_download(published.AUDIOSET)
     assert found == tmp_path / 'repository' / 'pretrained_models' / name
 
 
@@ -156,6 +166,20 @@ def test_what_lies_below_a_file_is_not_looked_for_on_hugging_face(
         locate('labels.csv/below')
 
 
+def test_a_path_with_a_mistake_is_not_looked_for_on_hugging_face(torch_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'exp').mkdir()
+    (tmp_path / 'MIT').mkdir()
+    with pytest.raises(WeightsError) as error:
+        locate('exp/mymodel')
+    assert str(error.value) == ('exp/mymodel does not exist; as there is a folder exp here, it is '
+                                'not looked for on Hugging Face')
+    name = 'ast-finetuned-audioset-10-10-0.4593'  # of a published one, it is known
+    (torch_home / f'MIT--{name}').mkdir()
+    (torch_home / f'MIT--{name}' / 'model.safetensors').touch()
+    assert locate(f'MIT/{name}').parent == torch_home / f'MIT--{name}'
+
+
 def test_a_cut_connection_is_tried_again(server, torch_home, monkeypatch):
     monkeypatch.setattr('models.weights.read_state_dict', lambda path: None)
     monkeypatch.setattr('time.sleep', lambda seconds: None)
@@ -171,33 +195,34 @@ def test_a_cut_connection_is_tried_again(server, torch_home, monkeypatch):
 
 
 def test_deit_weights_are_found_where_torch_hub_stored_them_for_the_published_code(
-    copied, torch_home, tmp_path
+    copied, published, torch_home, tmp_path
 ):
     deit, name = DEIT_FILES[3]
     for home in (torch_home, tmp_path / 'repository' / 'pretrained_models'):
         path = home / 'hub' / 'checkpoints' / name
         path.parent.mkdir(parents=True)
         path.touch()
-        assert copied.find_or_download(copied.timm_file(deit)) == path
+        assert copied.find_or_download(published.timm_file(deit)) == path
         path.unlink()
 
 
 def test_deit_weights_are_found_in_the_cache_of_torch_hub_if_torch_home_is_not_set(
-    copied, monkeypatch, tmp_path
+    copied, published, monkeypatch, tmp_path
 ):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     deit, name = DEIT_FILES[0]
     path = tmp_path / 'cache' / 'torch' / 'hub' / 'checkpoints' / name
     path.parent.mkdir(parents=True)
     path.touch()
-    assert copied.find_or_download(copied.timm_file(deit)) == path
+    assert copied.find_or_download(published.timm_file(deit)) == path
 
 
-def test_downloads_do_not_go_to_the_folders_of_torch_hub(server, copied, torch_home, monkeypatch):
+def test_downloads_do_not_go_to_the_folders_of_torch_hub(server, copied, published, torch_home,
+                                                         monkeypatch):
     (torch_home / 'hub' / 'checkpoints').mkdir(parents=True)
     monkeypatch.setattr(copied, 'read_state_dict', lambda path: None)
     server.pages['/a.pth'] = Page(b'whole')
-    file = copied.WeightsFile('a.pth', f'{server.address}/a.pth', None)
+    file = published.WeightsFile('a.pth', f'{server.address}/a.pth', None)
     assert copied.find_or_download(file) == torch_home / 'a.pth'
 
 
@@ -205,7 +230,8 @@ LOAD_FROM_HUB = """
 import json, sys
 from golden import spectrogram
 from models import WeightsError, load_model, read_state_dict
-from models.weights import WeightsFile, find_or_download, locate
+from models.published import WeightsFile
+from models.weights import find_or_download, locate
 found = {}
 for name in sys.argv[2:]:
     try:
