@@ -2,11 +2,11 @@
 
 python tests/bench/probe.py --prep_dir PREP --out DIR
 
-PREP is the --prep_dir of egs/esc50/run_esc50.sh with ESC-10's recordings. For each of the five folds,
-a tiny model is trained from scratch on five of the ten classes. From it, the other five are learnt:
-with all weights, with half of the blocks frozen, and as a linear probe, with and without kept
-embeddings. scikit-learn's logistic regression gets the same embeddings. What is in DIR already is
-not run again. Prints a table of accuracies, and the time of an epoch.
+PREP is the --prep_dir of egs/esc50/run_esc50.sh with ESC-10's recordings. For each of the five
+folds, a tiny model is trained from scratch on five of the ten classes. From it, the other five are
+learnt: with all weights, with half of the blocks frozen, and as a linear probe, with and without
+kept embeddings. scikit-learn's logistic regression gets the same embeddings. A training that is in
+DIR already is not run again. Prints a table of accuracies and of the time per epoch.
 """
 import argparse
 import json
@@ -107,7 +107,8 @@ def main():
         start = source / 'models' / 'audio_model.20.pth'
         accuracies.setdefault('logistic regression', []).append(regress(source, out, fold))
         for way, options in WAYS.items():
-            exp_dir = train(out, 'target', fold, way.replace(' ', '_'), f'{options} --start {start}')
+            name = way.replace(' ', '_')
+            exp_dir = train(out, 'target', fold, name, f'{options} --start {start}')
             rows = np.loadtxt(exp_dir / 'result.csv', delimiter=',')
             accuracies.setdefault(way, []).append(rows[-1, 0])
             total = json.loads((exp_dir / 'finished').read_text())['seconds']
