@@ -220,7 +220,8 @@ train() {
     # src/run.py leaves the file or exits with 75 if it stopped early. A signal before it listened
     # ends it with 128 and the signal's number, and a signal after its end leaves 0.
     if [ -e "$exp_dir/interrupted" ] || [ "$status" -eq 75 ]; then end_interrupted; fi
-    [ -z "$STOP" ] || [[ ! $status =~ ^(0|130|138|143)$ ]] || end_interrupted
+    # The number of SIGUSR1 is 10 on Linux and 30 on macOS.
+    [ -z "$STOP" ] || [[ ! $status =~ ^(0|130|143|$((128 + $(kill -l USR1))))$ ]] || end_interrupted
     return "$status"
 }
 

@@ -116,6 +116,8 @@ def make_venv(files) -> Path:
     """
     import fcntl  # not on Windows, where the notebook imports this file
     python, files = VENV / 'bin' / 'python', [Path(file) for file in files]
+    if runs(python, '--version') and all(map(is_installed, files)):
+        return python  # nothing is written: the clone may be somebody else's
     with open(ROOT / 'venvast.lock', 'w', encoding='utf-8') as lock:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second job that starts at the same time waits

@@ -324,6 +324,14 @@ def test_each_segment_of_a_video_is_looked_for(check, write, make_tone, tmp_path
         assert code == 0 and 'segments_elsewhere' not in found
 
 
+@pytest.mark.parametrize('wav', [{}, {'wav': 5}])
+def test_a_malformed_entry_of_a_listed_video_is_found(check, write, tmp_path, wav):
+    (tmp_path / 'list.csv').write_text('aaaaaaaaaaa, 0, 10, "/m/0"\n')
+    entry = {'video_id': 'aaaaaaaaaaa', 'labels': '/m/0', 'start': -1, **wav}
+    code, said = check(write([entry]), '--segments', tmp_path / 'list.csv', '--json')
+    assert code == 1 and 'malformed' in problems(said)
+
+
 def test_long_lists_are_cut_in_text_and_whole_in_json(check, make_datafile, tmp_path):
     datafile = make_datafile([(tmp_path / f'{i}.wav', '/m/0') for i in range(30)])
     code, said = check(datafile, '--max_listed', '4')

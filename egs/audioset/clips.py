@@ -236,7 +236,8 @@ def use_place(search: Search, candidate: Candidate, source: str | bytes, place: 
         load_waveform(source, start=place.start, seconds=PROBE_SECONDS)
         return Found(candidate.path, place, is_cut=not place.is_all)
 
-    path, seconds = packed or str(copies.folder / name), place.seconds
+    path = packed or str(copies.folder / name)
+    seconds = place.seconds
     if not is_copy(path, seconds):
         waveform = load_waveform(_readable(source), name=candidate.path, start=place.start,
                                  seconds=seconds)
@@ -269,7 +270,7 @@ def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
         if copy := find_copy(search, copies):
             results[search.number] = copy
         else:
-            wanted.setdefault(search.candidates[0].row.row, []).append(search)
+            wanted.setdefault(search.candidates[0].row.number, []).append(search)
     if not wanted:
         return results
     for row, audio in read_rows(path, group, wanted):

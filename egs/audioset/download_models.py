@@ -2,6 +2,8 @@
 
 A checkpoint that is there already is not downloaded again.
 """
+from __future__ import annotations  # --help works with any Python from 3.8 on
+
 import logging
 import sys
 from pathlib import Path

@@ -21,11 +21,11 @@ class Row(NamedTuple):
     Attributes:
         path: of the parquet file.
         group: number of the row group.
-        row: number in the row group.
+        number: number in the row group.
     """
     path: str
     group: int
-    row: int
+    number: int
     name: str
 
 

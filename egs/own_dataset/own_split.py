@@ -2,9 +2,9 @@
 
 The split is seeded and stratified, and clips of one group stay together.
 """
+import itertools
 import logging
 import math
-import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from utilities.errors import DataError
 from utilities.formatting import shortened
 from utilities.labels import Labels
 
-FINEST_SHARE = 10  # shares are rounded to tenths; a share below 0.1 gets as many parts as it needs
+MOST_PARTS = 10  # the largest denominator of a share as a fraction; a share below 0.1 may need more
 
 Clips = Sequence[LabelledClip]
 
@@ -95,7 +95,7 @@ def hold_out(clips: Clips, share: float, seed: int) -> tuple[Clips, Clips]:
     Returns:
         The clips that are left, and those that are held out.
     """
-    fraction = Fraction(share).limit_denominator(max(FINEST_SHARE, math.ceil(1 / share)))
+    fraction = Fraction(share).limit_denominator(max(MOST_PARTS, math.ceil(1 / share)))
     n_folds = min(fraction.denominator, most_folds(clips))
     if n_folds < 2:
         raise DataError('the clips cannot be split: no class has two, or there is only one group')
@@ -160,11 +160,9 @@ def warn_of_rare_classes(files: Mapping[str, Clips], labels: Labels) -> None:
 
 
 def warn_of_shared_groups(files: Mapping[str, Clips]) -> None:
-    """Log which groups are in both the training and the evaluation data of a given split."""
-    for name in files:
-        if name.startswith('train'):
-            continue
-        train = re.sub('^(val|test)', 'train', name)
-        groups, trained = ({clip.group for clip in files[one]} for one in (name, train))
-        if shared := sorted((groups & trained) - {''}):
-            logger.warning('groups in both %s and its training data: %s', name, shortened(shared))
+    """Log which groups are in two datafiles of a given split, or of a fold."""
+    groups = {name: {clip.group for clip in clips} - {''} for name, clips in files.items()}
+    for first, second in itertools.combinations(files, 2):
+        is_same_fold = first.partition('_data')[2] == second.partition('_data')[2]
+        if is_same_fold and (shared := sorted(groups[first] & groups[second])):
+            logger.warning('groups in both %s and %s: %s', first, second, shortened(shared))

@@ -39,7 +39,8 @@ def load_windows(file: str, samples: int, positions: Sequence[float], start: flo
     def read(reader, length):
         """Return the windows if the recording lasts `length` seconds; [] if one ends too early."""
         end = math.floor(min(start + seconds, length) * sample_rate)
-        room = end - round(start * sample_rate) - samples  # from the first window to the last
+        # From the first window to the last. A start between two samples may be rounded either way.
+        room = end - math.ceil(start * sample_rate) - samples
         offsets = [0.0]
         if room > 0:
             offsets = [round(position * room) / sample_rate for position in positions]

@@ -36,7 +36,8 @@ def video_id(entry: Entry) -> str | None:
 
 def part_of(entry: Entry) -> tuple[float, float]:
     """Return where in its recording an entry begins, and its greatest length, in seconds."""
-    return WHOLE_RECORDING if part_problem(entry) else entry_part(entry)
+    is_malformed = wav_path(entry) is None or part_problem(entry)
+    return WHOLE_RECORDING if is_malformed else entry_part(entry)
 
 
 def excerpt_of(entry: Entry) -> Excerpt | None:

@@ -25,7 +25,7 @@ DATASET_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')  # the hub takes no other names
 OF_MODEL = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
             'dataset', 'dataset_mean', 'dataset_std', 'loss')
 LEFT_OUT = (*RESUMABLE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'label_csv',
-            'save_model')
+            'start', 'noise_dir', 'save_model')
 VERSIONS = ('python', 'torch', 'timm', 'commit', 'changed since the commit')  # of environment.json
 SCORE_NOTES = {
     'BCE': 'Scores are sigmoids: each class has a score from 0 to 1 of its own, and several '

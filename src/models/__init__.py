@@ -5,6 +5,8 @@ Needs torch and timm; loading weights also needs safetensors, huggingface_hub an
 A name is imported when somebody asks for it (PEP 562). So programs that only need atomic.py or
 errors.py do not wait seconds for torch.
 """
+from __future__ import annotations  # recipes import this with any Python from 3.8 on
+
 import importlib
 from typing import TYPE_CHECKING, Any
 

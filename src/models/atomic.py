@@ -54,9 +54,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | Path, name: str = '*') -> None:
-    """Remove what killed processes left in a folder, unless other processes write there.
+    """Remove the partial files that killed processes left in a folder.
 
-    `name` is that of the files that they were writing. It may have wildcards.
+    Call it only if no other process writes there: its partial files would be removed, too. `name`
+    is that of the files that they were writing. It may have wildcards.
     """
     for partial in Path(folder).glob(f'.{name}.part-*'):
         partial.unlink(missing_ok=True)

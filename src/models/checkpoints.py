@@ -27,7 +27,8 @@ from .state_dicts import (
 from .weights import locate
 
 EPS = ('layer_norm_eps', 'head_layer_norm_eps')  # of the transformer; of the classifier
-COMPUTATION = (*EPS, 'num_attention_heads')  # besides settings and weights
+# What logits depend on, besides the weights and the settings of ModelConfig.
+COMPUTATION = (*EPS, 'num_attention_heads', 'pooling')
 
 
 def load_checkpoint(model: ASTModel, source: str | Path) -> None:
@@ -44,6 +45,7 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
     weights = read_weights(path)
     description = describe(path, weights.is_transformers, COMPUTATION)
     _check_attention_heads(model, description, path)
+    _check_pooling(model.config.backbone.pooling, description, path)
     load_strictly(model, drop_entries(weights.state, UNUSED_HEADS), path)
     _set_eps(model, description, path, weights.is_transformers)
 
@@ -105,6 +107,13 @@ def _shape(state: State, name: str, axes: int, path: Path) -> torch.Size:
                        f'as those of timm or AudioMAE, go to --start')
 
 
+def _check_pooling(pooling: str, description: Description, path: Path) -> None:
+    """Raise WeightsError if a checkpoint says that the head classifies something else."""
+    if description.get('pooling', pooling) != pooling:
+        raise WeightsError(f'{path} says that the head classifies {description["pooling"]}, but '
+                           f'that of the model classifies {pooling}')
+
+
 def _build(description: Description, label_dim: int, rows: int, dim: int,
            path: Path) -> ASTModel:
     """Build the ASTModel of a description, its weights not yet set.
@@ -118,9 +127,7 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
     settings = {name: description[name] for name in MODEL_SETTINGS}
     with name_in_errors(path):
         pooling = find_backbone(model_size).pooling
-    if description.get('pooling', pooling) != pooling:
-        raise WeightsError(f'{path} says that the head classifies {description["pooling"]}, but '
-                           f'that of {model_size} classifies {pooling}')
+    _check_pooling(pooling, description, path)
     # On the meta device nothing is drawn or stored: the checkpoint brings every value.
     with name_in_errors(path), torch.device('meta'):
         model = ASTModel(label_dim, model_size=model_size, imagenet_pretrain=False, verbose=False,
@@ -197,7 +204,7 @@ def _description_to_save(model: ASTModel, description: Description) -> Descripti
     assumed = description.pop('assumed', {})
     known = {name: value for name, value in description.items()
              if not (name in assumed and assumed[name] == value)}
-    # A description that load_model returned may be of another model.
+    # The eps are the model's own, below: the description may come from another checkpoint.
     known = {name: value for name, value in known.items() if name not in EPS}
     if known.get('sample_rate') == SAMPLE_RATE:  # load_model takes it by default
         del known['sample_rate']

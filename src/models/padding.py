@@ -39,6 +39,6 @@ def make_mask(heard: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def masked_mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the last axis but one of values (..., n, dim), if chosen (..., n)."""
+    """Return the mean (..., dim) of those values (..., n, dim) that are chosen (..., n)."""
     weights = chosen.unsqueeze(-1).to(values.dtype)
     return (values * weights).sum(dim=-2) / weights.sum(dim=-2)

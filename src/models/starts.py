@@ -155,7 +155,7 @@ def file_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Star
 
 
 def vit_start(path: Path, state: State, model_size: str) -> Start:
-    """Return the start that a file of a ViT of timm is.
+    """Make a Start of a file that holds the weights of a ViT of timm.
 
     Its name says which ViT. If it does not, the weights are of model_size.
 
@@ -180,14 +180,14 @@ def vit_start(path: Path, state: State, model_size: str) -> Start:
 
 
 def ast_start(path: Path, settings: Mapping[str, Any]) -> Start:
-    """Return the start that a trained AST is; its classifier is left out."""
+    """Make a Start of a trained AST, without its classifier."""
     model, description = load_model(path, **settings)
     return Start(f'AST ({path.name})', path, model.config.model_size, model.v.state_dict(),
                  model.grid, config=model.config, sample_rate=description['sample_rate'])
 
 
 def timm_start(name: str, path: Path, state: State, model_size: str | None = None) -> Start:
-    """Return the start that the weights of a ViT of timm are, adapted from images.
+    """Make a Start of the weights of a ViT of timm, adapted from images to spectrograms.
 
     Args:
         name: timm's name of the model; it may end in a tag.

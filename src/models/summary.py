@@ -36,8 +36,9 @@ def summarise(model: 'ASTModel', start_name: str) -> str:
 def warn_of_gaps(config: 'ModelConfig') -> None:
     """Log a warning if the patches leave gaps, so that the model does not see all of its input."""
     height, width = config.backbone.patch_size
-    f, t = config.grid
-    if (config.fstride > height and f > 1) or (config.tstride > width and t > 1):
+    if ((config.fstride > height and config.input_fdim > height)
+            or (config.tstride > width and config.input_tdim > width)):
         logger.warning('strides %d x %d are larger than the patches of %d x %d: the model does not '
-                       'see what lies between the patches. Strides of at most %d x %d see all of '
-                       'the input', config.fstride, config.tstride, height, width, height, width)
+                       'see what lies between the patches or after the last one. Strides of at '
+                       'most %d x %d see all of the input', config.fstride, config.tstride, height,
+                       width, height, width)

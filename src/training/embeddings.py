@@ -11,7 +11,7 @@ from models import ASTModel
 from training.bad_audio import ReplaceUnreadable
 from training.devices import move
 from training.gpu_fbanks import fbanks_on
-from training.loaders import EVALUATION_TIMES, Loaders, make_evaluation_loader, make_loader
+from training.loaders import EVALUATION_BATCH_FACTOR, Loaders, make_evaluation_loader, make_loader
 from utilities.progress import Progress
 
 
@@ -68,7 +68,7 @@ def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: i
     """
     def embedded(name, dataset, loader):
         """Compute the embeddings of a dataset. Return them as an EmbeddingDataset."""
-        batches = torch.arange(len(dataset)).split(EVALUATION_TIMES * batch_size)
+        batches = torch.arange(len(dataset)).split(EVALUATION_BATCH_FACTOR * batch_size)
         samples = make_loader(dataset, None, loader.num_workers, loader.pin_memory,
                               batches=[batch.tolist() for batch in batches])
         return EmbeddingDataset(compute_embeddings(model, samples, device, name), dataset)

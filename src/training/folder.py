@@ -101,12 +101,16 @@ class ExperimentFolder:
     def _check_settings(self, before):
         """Raise DataError if the settings `before` are others, unless --force allows it."""
         changed = self._changed_settings(before)
-        if not changed or (self.args.force and not set(changed) & set(CHECKPOINT_OPTIONS)):
+        fixed = [f'--{name}' for name in changed if name in CHECKPOINT_OPTIONS]
+        if not changed or (self.args.force and not fixed):
             return
         listed = ', '.join(f'--{name} {old} -> {new}' for name, (old, new) in changed.items())
+        advice = '--force continues with the new ones'
+        if fixed:
+            advice = (f'a run that continues cannot change {", ".join(fixed)}, even with --force; '
+                      f'--resume none begins again there')
         raise DataError(f'{self.path} holds an experiment with other settings ({listed}); choose '
-                        f'another --exp_dir; --force continues if they change neither model, '
-                        f'optimizer nor metric')
+                        f'another --exp_dir; {advice}')
 
     def _changed_settings(self, before):
         """Return {name: (old value, new value)} of the settings that change what is computed.

@@ -12,7 +12,9 @@ from training.worker_signals import block_stop_signals, end_workers_at_exit, lea
 from utilities.parallel import available_cores, one_thread
 from utilities.workers import may_start_processes, worker_context
 
-EVALUATION_TIMES = 2  # the batch size of training: without gradients there is room for more
+# Batches of the evaluation are so many times as large as those of training: without gradients there
+# is room for more.
+EVALUATION_BATCH_FACTOR = 2
 
 
 class Loaders(NamedTuple):
@@ -65,7 +67,7 @@ def make_evaluation_loader(dataset: Any, batch_size: int, num_workers: int, pin_
         num_workers: worker processes, -1 for as many as there are cores.
         pin_memory: whether batches wait for a GPU in pinned memory.
     """
-    own = EVALUATION_TIMES * batch_size // processes.size()
+    own = EVALUATION_BATCH_FACTOR * batch_size // processes.size()
     return make_loader(dataset, own, num_workers, pin_memory)
 
 

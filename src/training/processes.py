@@ -75,7 +75,7 @@ def local_size() -> int:
 
     It is not Launch.local_size: of srun, only the recipe's environment says it.
     """
-    return int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if has_joined() else 1
+    return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
 
 def is_main() -> bool:

@@ -2,6 +2,8 @@
 
 `from utilities import *` gives the two names that scripts take from the published code.
 """
+from __future__ import annotations  # recipes import this with any Python from 3.8 on
+
 import importlib
 
 __all__ = ['calculate_stats', 'd_prime']

@@ -9,6 +9,7 @@ from audio.crops import load_windows
 from audio.fbank import SAMPLE_RATE
 from audio.formats import AUDIO_SUFFIXES
 from audio.reading import AudioError
+from utilities.datafiles import is_text
 from utilities.errors import DataError
 from utilities.folders import files_below
 
@@ -36,6 +37,9 @@ class Backgrounds:
         if not paths:
             raise DataError(f'--noise_dir: the folder {folder} holds no recordings: expected files '
                             f'such as .wav, .flac, .ogg, .mp3 or .m4a')
+        if names := [path for path in paths if not is_text(path)]:
+            raise DataError(f'--noise_dir: the name {os.fsencode(names[0])!r} is not UTF-8: rename '
+                            f'it')
         # Worker processes share an array. They would copy a list of texts.
         self.paths = np.array(paths, dtype=np.dtypes.StringDType())
         self._warned: set[str] = set()

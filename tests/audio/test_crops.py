@@ -86,6 +86,14 @@ def test_what_is_not_longer_than_a_window_is_one_window(recording, start, second
     assert torch.equal(window, load_waveform(path, start=start, seconds=seconds))
 
 
+@pytest.mark.parametrize('more', range(6))
+def test_a_start_between_two_samples_leaves_the_last_window_whole(tmp_path, more):
+    path, window = str(tmp_path / 'a.wav'), 132300
+    soundfile.write(path, np.full(441000 + more, 0.1), 44100)
+    windows = load_windows(path, window, THREE, start=0.005, sample_rate=44100)
+    assert len(windows) == 3 and all(len(one) >= window for one in windows)
+
+
 def test_only_the_window_is_read_if_the_format_can_seek(recording, monkeypatch):
     path, read = recording('long.wav', seconds=60), []
     plain = crops.WindowReader._read

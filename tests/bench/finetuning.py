@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,11 @@ def run_recipes(args, settings, runs):
     with ThreadPoolExecutor(args.jobs) as pool:
         jobs = [pool.submit(run_recipe, args, folder, f'{settings} {options}')
                 for options, folder in runs.values()]
-        for job in jobs:
-            job.result()
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error or Ctrl-C, no more runs
 
 
 def run_recipe(args, exp_dir, options):
@@ -75,18 +78,19 @@ def run_recipe(args, exp_dir, options):
         exp_dir: folder of its results.
         options: options of the recipe, as one text.
     """
-    if (exp_dir / 'acc_fold.csv').exists():
-        return
     threads = {'OMP_NUM_THREADS': str(max(1, os.cpu_count() // args.jobs))} if args.jobs > 1 else {}
-    words = [*TINY.split(), *options.split()]
+    words, done_file = f'{TINY} {options}', exp_dir / 'done.txt'
+    if done_file.exists() and done_file.read_text() == words:
+        return
     exp_dir.mkdir(parents=True, exist_ok=True)
     with open(exp_dir / 'log.txt', 'a', encoding='utf-8') as log:
         done = subprocess.run(
             [RECIPE, '--data_dir', args.data_dir, '--prep_dir', args.out / 'data', '--exp_dir',
-             exp_dir, *words], stdout=log, stderr=subprocess.STDOUT,
+             exp_dir, *words.split()], stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, **threads, 'AST_PYTHON': sys.executable})
     if done.returncode:
         sys.exit(f'{exp_dir}: the recipe ended with {done.returncode}; see log.txt there')
+    done_file.write_text(words)
 
 
 def read_runs(exp_dir):
@@ -110,7 +114,7 @@ def print_table(runs, title):
     print(f'| {title} | accuracy, last epoch | against published | time per epoch |\n'
           '|---|---|---|---|')
     done = {name: read_runs(folder) for name, (_, folder) in runs.items()
-            if (folder / 'acc_fold.csv').exists()}
+            if (folder / 'done.txt').exists()}
     for name, (accuracy, seconds) in done.items():
         options = runs[name][0]
         more = time = '–'
@@ -155,7 +159,7 @@ def main():
 
     if args.modern:
         for seed, settings in PROOF.items():
-            runs = {name: (options, args.out / f'seed{seed}' / name)
+            runs = {name: (options, args.out / f'seed{seed}' / folder_name(f'{name} {options}'))
                     for name, options in (('published', ''), ('modern', args.modern))}
             run_recipes(args, settings, runs)
             print_table(runs, f'seed {seed}')

@@ -250,9 +250,19 @@ def test_a_group_is_never_divided(make_csv, out, conf):
 
 
 def test_a_given_split_that_divides_groups_is_pointed_out(make_csv, out, caplog):
-    rows = ['c0.wav,a,train,ann', 'c1.wav,b,train,bob', 'c2.wav,a,val,ann', 'c3.wav,b,val,eve']
-    prep.prepare(make_csv(table('path,label,split,group', rows)), out)
-    assert 'groups in both val_data and its training data: ann' in caplog.text
+    rows = ['c0.wav,a,train,ann', 'c1.wav,b,train,bob', 'c2.wav,a,val,ann', 'c3.wav,b,val,eve',
+            'c4.wav,a,test,eve', 'c5.wav,b,test,ida']
+    prep.prepare(make_csv(table('path,label,split,group', rows), clips=6), out)
+    assert 'groups in both train_data and val_data: ann' in caplog.text
+    assert 'groups in both val_data and test_data: eve' in caplog.text
+    assert caplog.text.count('groups in both') == 2
+
+
+def test_given_folds_that_divide_groups_are_pointed_out(make_csv, out, caplog):
+    rows = ['c0.wav,a,1,ann', 'c1.wav,b,1,bob', 'c2.wav,a,2,ann', 'c3.wav,b,2,eve']
+    prep.prepare(make_csv(table('path,label,fold,group', rows)), out)
+    assert caplog.text.count('groups in both') == 2  # one a fold
+    assert 'groups in both train_data_2 and val_data_2: ann' in caplog.text
 
 
 def test_several_labels_are_split_by_the_rarest(make_csv, out):

@@ -77,7 +77,10 @@ def exp_dir(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
              for i in range(6)]
     hard = [(clip, f'/m/{i // 2}') for i, (clip, _) in enumerate(clips)]
     train, val = make_datafile(clips, 'train.json'), make_datafile(hard, 'val.json')
-    words = [*RUN.split(), '--data_train', str(train), f'--data_val={val}']
+    (tmp_path / 'noise').mkdir()
+    make_tone('noise/a.wav', seed=9)
+    words = [*RUN.split(), '--data_train', str(train), f'--data_val={val}',
+             '--noise_dir', str(tmp_path / 'noise')]
     monkeypatch.setattr(sys, 'argv', ['/home/jane/src/run.py', *words])
     run.main()
     return tmp_path / 'exp'
@@ -105,7 +108,7 @@ def test_the_card_of_an_experiment_has_its_settings_scores_and_command(exp_dir, 
     # The paths of this machine are no business of the hub's.
     command = re.search(r'```bash\n(.*)\n```', card.text)[1]
     assert command.startswith('python run.py --data_train train.json')
-    assert command.endswith('--data_train train.json --data_val=val.json')
+    assert command.endswith('--data_train train.json --data_val=val.json --noise_dir noise')
     assert 'jane' not in card.text and str(tmp_path) not in card.text
 
 

@@ -263,6 +263,15 @@ def test_bfloat16_autocast_returns_float32_logits_near_the_exact_ones(make_golde
     assert 0 < (mixed - exact).abs().max() < 0.1
 
 
+@pytest.mark.parametrize('sizes, sees_all', [
+    ({}, True), ({'fstride': 17}, False), ({'tstride': 17}, False),
+    # One row of patches hears the lowest 16 mel bins.
+    ({'fstride': 64}, False), ({'fstride': 64, 'input_fdim': 16}, True)])
+def test_a_model_that_does_not_see_all_of_its_input_says_so(make_tiny, caplog, sizes, sees_all):
+    make_tiny(**sizes, verbose=True)
+    assert ('does not see' not in caplog.text) == sees_all
+
+
 def test_weights_saved_from_data_parallel_load_into_a_plain_model(make_tiny, tmp_path):
     trained, fresh, x = make_tiny(), make_tiny(), torch.rand(2, 64, 32)
     torch.save(nn.DataParallel(trained).state_dict(), tmp_path / 'model.pth')

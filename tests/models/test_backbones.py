@@ -10,7 +10,14 @@ import export
 import run
 from audio.fbank import normalise
 from exporting.agreement import BOUNDS
-from models import ASTModel, WeightsError, load_model, resample_pos_embed, save_checkpoint
+from models import (
+    ASTModel,
+    WeightsError,
+    load_checkpoint,
+    load_model,
+    resample_pos_embed,
+    save_checkpoint,
+)
 from models.ast_models import find_backbone
 from models.backbones import AUDIO_BACKBONES
 from tiny_vits import HEADS, NAMES
@@ -171,8 +178,9 @@ def test_a_description_with_another_pooling_is_refused(make, tmp_path):
     description = json.loads((tmp_path / 'model.json').read_text())
     other = {'class tokens': 'patches', 'patches': 'class tokens'}[description['pooling']]
     (tmp_path / 'model.json').write_text(json.dumps({**description, 'pooling': other}))
-    with pytest.raises(WeightsError, match='classifies'):
-        load_model(tmp_path / 'model.pth')
+    for load in (load_model, lambda path: load_checkpoint(model, path)):
+        with pytest.raises(WeightsError, match='classifies'):
+            load(tmp_path / 'model.pth')
 
 
 @pytest.mark.parametrize('name', MAIN, indirect=True)

@@ -211,7 +211,7 @@ def test_a_second_process_on_the_same_exp_dir_is_refused(folder, capsys):
 
 def test_changed_settings_are_named_and_forced(exp_dir, capsys):
     said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--lr', '2e-4')
-    assert '--lr 0.0001 -> 0.0002' in said
+    assert '--lr 0.0001 -> 0.0002' in said and '--force continues' in said
     start('--exp_dir', 'exp', '--n_epochs', '2', '--lr', '2e-4', '--force')
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',').shape == (2, 10)
 

@@ -1,4 +1,7 @@
 """Recordings of background noise: which there are, and what is read of them."""
+import os
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -35,6 +38,13 @@ def test_a_window_has_the_length_that_is_asked_for_or_that_of_a_shorter_recordin
     backgrounds = Backgrounds(str(noise_dir))
     assert len(backgrounds.load(0.0, 0.5, 4000)) == 4000
     assert len(backgrounds.load(0.0, 0.5, 40000)) == 16000
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have no such names')
+def test_a_name_that_is_not_utf_8_is_a_sentence(noise_dir):
+    (noise_dir / os.fsdecode(b'Ger\xe4usch.wav')).write_bytes((noise_dir / 'a.flac').read_bytes())
+    with pytest.raises(DataError, match='--noise_dir: the name .*Ger.*is not UTF-8: rename it'):
+        Backgrounds(str(noise_dir))
 
 
 def test_windows_are_all_over_a_recording(noise_dir):
