@@ -289,8 +289,9 @@ def test_what_runs_before_the_environment_needs_no_package_and_no_new_python(roo
          '--n_epochs', '25', '--', '--lr', '1e-4'], capture_output=True, text=True)
     expected = {'exp_dir=', 'n_epochs=25', '--n_epochs=25', 'lr=1e-4', '--lr=1e-4'}
     assert expected <= set(done.stdout.split('\n'))
-    modules = [line.rpartition('|')[2].strip().replace('.', '/') for line in done.stderr.split('\n')]
-    files = {f'src/{name}{end}' for name in modules for end in ('.py', '/__init__.py')}
+    imported = [line.rpartition('|')[2].strip().replace('.', '/')
+                for line in done.stderr.split('\n') if '|' in line]
+    files = {f'src/{name}{end}' for name in imported for end in ('.py', '/__init__.py')}
     assert {name for name in files if (root / name).is_file()} <= set(BEFORE_ENVIRONMENT)
 
 
