@@ -142,7 +142,9 @@ set_processes() {
 launch() {
     local run=("$PYTHON" "$ROOT/src/run.py") rendezvous
     case $launcher in
-        single) "${run[@]}" "$@" & ;;
+        # A closed terminal sends SIGHUP to all. src/run.py leaves it to the recipe, which then asks it
+        # to stop.
+        single) (trap '' HUP && exec "${run[@]}" "$@") & ;;
         torchrun)
             if [ "$nodes" -eq 1 ]; then
                 rendezvous=(--standalone --local-addr localhost)

@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -235,7 +236,7 @@ def main(files):
                  f'deactivate it: the recipe then makes and uses {VENV}')
     else:
         sys.exit(f'error: the active environment lacks something: {explain(problems)}. '
-                 f'Install it:\n  {" ".join(pip_command(problems, requirements))}\n'
+                 f'Install it:\n  {shlex.join(pip_command(problems, requirements))}\n'
                  f'or deactivate the environment: the recipe then makes and uses {VENV}')
 
 

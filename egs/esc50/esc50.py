@@ -5,6 +5,7 @@ prep_esc50.py is the program for it.
 import csv
 import functools
 import io
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from utilities.preparation import (
     record_source,
 )
 from utilities.tables import quote_cells, read_table
-from utilities.texts import decode, write_json
+from utilities.texts import decode, read_json, write_json
 
 ESC50_URL = 'https://github.com/karoldvl/ESC-50/archive/master.zip'
 PUBLISHED_FOLDER = 'ESC-50-master'  # the published recipe unpacks the dataset into it
@@ -162,6 +163,18 @@ def write_datafiles(clips: list[Clip], labels: Labels, out_dir: Path) -> None:
             write_json(datafile_dir / f'esc_{name}_data_{fold}.json', {'data': entries})
 
 
+def check_unchanged(clips: list[Clip], labels: Labels, out_dir: Path) -> None:
+    """Raise DataError if the datafiles list other clips, classes or folds than meta/esc50.csv."""
+    expected = {(copy_name(clip.filename), labels.mids[clip.target], clip.fold) for clip in clips}
+    folder = out_dir / 'datafiles'
+    listed = {(Path(entry['wav']).name, entry['labels'], fold) for fold in FOLDS
+              for entry in read_json(folder / f'esc_eval_data_{fold}.json')['data']}
+    if listed != expected:
+        raise DataError(f'{folder} lists other clips than meta/esc50.csv, which has changed: give '
+                        f'another folder with --prep_dir (and --exp_dir), or remove {folder} to '
+                        f'have it made again')
+
+
 def check_zip(path: Path) -> None:
     """Raise an error if a zip file is not whole."""
     with zipfile.ZipFile(path) as archive:
@@ -191,6 +204,8 @@ def prepare(data_dir: str | Path | None, out_dir: Path) -> None:
     source = str(Path(data_dir or published or archive).resolve())
     record_source(out_dir, source, out_dir / 'audio_16k')
     if is_prepared(out_dir / 'datafiles' / f'esc_eval_data_{fold}.json' for fold in FOLDS):
+        if os.path.exists(source):
+            check_unchanged(read_clips(find_root(source), labels), labels, out_dir)
         print(f'{out_dir} is prepared already')
         return
     if published:

@@ -65,9 +65,10 @@ def require_agreement(graph: FbankToScores, run: Runner, program: str) -> float:
     Raises:
         DataError: if it is above BOUNDS, or not a number.
     """
-    largest = max(float(np.abs(ours - theirs).max())
-                  for inputs in make_inputs(graph)
-                  for ours, theirs in zip(run_graph(graph, inputs), run(inputs), strict=True))
+    differences = [np.abs(ours - theirs).max()
+                   for inputs in make_inputs(graph)
+                   for ours, theirs in zip(run_graph(graph, inputs), run(inputs), strict=True)]
+    largest = float(np.max(differences))  # Python's max would lose a value that is not a number
     bound = BOUNDS[graph.input_name]
     if not largest <= bound:  # not a number is neither above nor below
         raise DataError(f'{program} computes other logits than PyTorch: they differ by '

@@ -1,6 +1,7 @@
 """Check run.py's options against each other, the machine and the files."""
 import argparse
 import math
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -194,7 +195,7 @@ def check_tensorboard(parser: argparse.ArgumentParser) -> None:
         from torch.utils import tensorboard  # noqa: F401
     except ImportError:
         parser.error('--tensorboard True needs the package tensorboard, which is not installed: '
-                     'python -m pip install tensorboard')
+                     f'{sys.executable} -m pip install tensorboard')
 
 
 def check_files(args: argparse.Namespace) -> None:

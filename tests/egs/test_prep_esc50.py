@@ -65,6 +65,19 @@ def test_a_second_dataset_does_not_mix_with_the_first(make_esc, tmp_path):
         prep.prepare(make_esc('second'), tmp_path / 'out')
 
 
+def test_a_table_that_has_changed_since_is_not_taken_for_prepared(make_esc, tmp_path):
+    source = make_esc('mine')
+    prep.prepare(source, tmp_path / 'out')
+    meta = source / 'meta' / 'esc50.csv'
+    lines = meta.read_bytes().splitlines(keepends=True)
+    meta.write_bytes(b''.join(lines[:-1]))
+    with pytest.raises(DataError, match='lists other clips .*--prep_dir.* or remove .*datafiles'):
+        prep.prepare(source, tmp_path / 'out')
+    shutil.rmtree(tmp_path / 'out' / 'datafiles')
+    prep.prepare(source, tmp_path / 'out')
+    prep.prepare(source, tmp_path / 'out')
+
+
 def test_a_clip_that_is_listed_but_missing_is_named(make_esc, tmp_path):
     source = make_esc()
     (source / 'audio' / '3-4-A-0.ogg').unlink()

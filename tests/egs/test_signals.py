@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-# An epoch has twenty steps: three signals come before its end.
+# An epoch has twenty steps: four signals come before its end.
 OPTIONS = ['--demo', 'True', '--clips_per_fold', '2', '--batch_size', '4', '--n_epochs', '2', '--folds', '1',
            '--num_workers', '0', '--n_print_steps', '1', '--prep_dir', 'prep', '--exp_dir', 'exp']
 
@@ -27,7 +27,8 @@ def start(root, terminal, tmp_path_factory):
 
 def test_a_recipe_that_is_signalled_stops_with_75_and_the_same_line_goes_on(start):
     options, advice = ['--resume', 'none'], 'the same command without --resume none continues'
-    for number, to_all in [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, False)]:
+    for number, to_all in [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, False),
+                           (signal.SIGHUP, True)]:  # a closed terminal
         folder, process = start(*options)
         begun = []
         for line in process.stderr:

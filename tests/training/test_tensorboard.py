@@ -111,7 +111,7 @@ def test_without_the_package_a_run_with_a_log_does_not_begin(folder, monkeypatch
     with pytest.raises(SystemExit) as stop:
         start(1, *LOG)
     [sentence] = capsys.readouterr().err.splitlines()
-    assert stop.value.code == 2 and 'python -m pip install tensorboard' in sentence
+    assert stop.value.code == 2 and f'{sys.executable} -m pip install tensorboard' in sentence
     assert not (folder / 'exp').exists()
     start(1, '--dry_run')
 
