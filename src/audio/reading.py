@@ -115,9 +115,11 @@ class WindowReader:
         end = first_second + len(mono) / rate if has_ended else None
         if len(mono) <= skipped * rate:
             return torch.zeros(0), end
-        _check_samples(name, mono)
         waveform = resample(torch.from_numpy(mono), rate, sample_rate)
-        return waveform[round(skipped * sample_rate):], end
+        waveform = waveform[round(skipped * sample_rate):]
+        if len(waveform):
+            _check_samples(name, waveform.numpy())  # not what was read before the window
+        return waveform, end
 
     def _open(self, file, name, first_second):
         """Return the Reader of a file: the open one if it was not read past first_second."""

@@ -108,9 +108,10 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     used = [name for name in names if getattr(args, name) != parser.get_default(name)]
     if used:
         given = ' and '.join(f'--{name} {getattr(args, name)}' for name in used)
-        off = ' '.join(f'--{name} {parser.get_default(name)}' for name in used)
+        off = ' and '.join(f'--{name} {default}' if default is not None else f'no --{name}'
+                           for name, default in ((one, parser.get_default(one)) for one in used))
         parser.error(f'--cache_embeddings computes each embedding once, but {given} would change '
-                     f'the samples in every epoch: set {off}')
+                     f'the samples in every epoch: give {off}')
 
 
 def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, config: ModelConfig,

@@ -213,8 +213,8 @@ def add_finetuning_options(group):
     """Add the options of training that the published code does not have."""
     add = group.add_argument
     add('--label_smoothing', type=number(0, 1), default=0,
-        help='share of each label that is given to the other classes (CE) or to the other answer '
-             '(BCE); the validation loss stays the plain one')
+        help='share of each label that is spread evenly over all classes (CE), or over yes and no '
+             '(BCE: 0.1 makes 0.95 of 1 and 0.05 of 0); the validation loss stays the plain one')
     add('--class_weights', type=boolean, default=False,
         help='let rare classes count more in the loss of training: by labels / (classes that occur '
              '* samples of the class); the validation loss stays the plain one')
@@ -268,7 +268,8 @@ def add_run_options(group):
     add('--checkpoint_minutes', type=number(0), default=15,
         help='minutes between checkpoints inside an epoch')
     add('--resume', choices=['auto', 'none'], default='auto',
-        help='auto: continue from the checkpoint in exp_dir')
+        help='auto: continue from the checkpoint in exp_dir; none: begin again, and remove what an '
+             'earlier run left there, its models included')
     add('--force', type=boolean, nargs='?', const=True, default=False,
         help='continue although settings have changed')
     add('--dry_run', type=boolean, nargs='?', const=True, default=False,

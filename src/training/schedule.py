@@ -99,7 +99,8 @@ class CosineDecay(Decay):
     """Decay from --lr to --min_lr along half a cosine, from the end of the warmup to the last step.
 
     SGDR without restarts (arXiv:1608.03983). If a run continues with more epochs, the cosine is
-    stretched from where it stands: it goes on without a jump, and ends at the new last step.
+    stretched from where it stands: it goes on without a jump, and ends at the new last step. One
+    that has come to its end stays at --min_lr.
     """
 
     def __init__(self, settings, first_step, total_steps):
@@ -128,6 +129,10 @@ class CosineDecay(Decay):
             return
         self.total_steps = saved['total_steps']
         self.progress_before = self.progress_at(step)
+        if self.progress_before == 1 and not self.settings.min_lr:
+            raise ValueError('the cosine of the learning rate has come to its end, 0: further '
+                             'epochs would change nothing. Give them a rate with --min_lr and '
+                             '--force')
         self.begin, self.total_steps = max(step, self.begin), total_steps
         logger.info('the cosine of the learning rate is stretched from step %d on: it stands at '
                     '%.3g and now ends after %d steps instead of %d', step,

@@ -139,6 +139,16 @@ def test_a_window_is_a_piece_of_the_whole(make_tone, rate, start):
     assert piece == pytest.approx(whole[offset:offset + 16000], abs=1e-3)
 
 
+@pytest.mark.parametrize('rate', [16000, 44100])
+def test_damage_before_a_window_does_not_matter(tmp_path, rate):
+    samples = np.full(5 * rate, 0.1)
+    samples[round(1.6 * rate)] = np.nan  # it is read, for the resampler
+    soundfile.write(tmp_path / 'a.wav', samples, rate, 'FLOAT')
+    assert load_waveform(tmp_path / 'a.wav', start=2.0, seconds=2).isfinite().all()
+    with pytest.raises(AudioError, match='NaN'):
+        load_waveform(tmp_path / 'a.wav', start=1.5, seconds=2)
+
+
 @pytest.mark.parametrize('start', [3.0, 3.5, 30.0])
 def test_a_window_past_the_end_is_refused(make_tone, start):
     with pytest.raises(AudioError, match=f'short.wav holds no samples after {start} s'):

@@ -272,6 +272,15 @@ def test_a_longer_run_stretches_the_cosine_from_where_it_stands_and_says_so(trai
     assert 'is stretched from step 4 on: it stands at 0.0001' in capsys.readouterr().err
 
 
+def test_a_cosine_that_has_ended_at_0_is_not_made_longer(train):
+    train('--schedule', 'cosine', '--n_epochs', '1')
+    with pytest.raises(SystemExit) as stop:
+        train('--schedule', 'cosine', '--n_epochs', '2')
+    assert 'would change nothing. Give them a rate with --min_lr' in str(stop.value.code)
+    longer = train('--schedule', 'cosine', '--n_epochs', '2', '--min_lr', '1e-5', '--force')
+    assert np.loadtxt(longer / 'result.csv', delimiter=',')[1, -1] == 1e-5
+
+
 def test_kept_embeddings_train_the_head_to_the_same_weights(train):
     probe = ('--freeze', 'backbone', '--n_epochs', '3', '--amp', 'off')
     folders = [train(*probe, exp_dir='computed'),
@@ -295,7 +304,8 @@ def test_kept_embeddings_train_the_head_to_the_same_weights(train):
     ('--warmup True --warmup_epochs 1', '--warmup_epochs'),
     ('--warmup_epochs 2', 'more than --n_epochs'),
     ('--cache_embeddings True', '--freeze backbone'),
-    ('--cache_embeddings True --freeze backbone --freqm 4', '--freqm 4 would change the samples'),
+    ('--cache_embeddings True --freeze backbone --freqm 4', '--freqm 4 would .* give --freqm 0'),
+    ('--cache_embeddings True --freeze backbone --noise_dir .', 'give no --noise_dir'),
     ('--cache_embeddings True --freeze backbone --compile True', '--compile True has no effect'),
     ('--cache_embeddings True --freeze backbone --grad_checkpointing True',
      '--grad_checkpointing True has no effect with --cache_embeddings'),

@@ -248,7 +248,7 @@ def test_an_extreme_number_works_or_is_one_sentence(script, start):
     ('--noise_dir audio --snr_db -101', '--snr_db: expected a number of at least -100'),
     ('--noise_dir folder', '--noise_dir: the folder folder holds no recordings'),
     ('--cache_embeddings True --freeze backbone --eval_windows 2', 'needs several: leave one'),
-    ('--cache_embeddings True --freeze backbone --crop random', '--crop random would change.* set --crop first'),
+    ('--cache_embeddings True --freeze backbone --crop random', '--crop random would change.* give --crop first'),
     ('--fstride 33', '--fstride 33 .* 32 mel bins'), ('--tstride 33', '--tstride 33 .* 32 frames'),
     ('--fstride 1 --tstride 1 --audio_length 8000', '--fstride 1 and --tstride 1 .*135745 patches'),
     ('--num_workers 1000000', '--num_workers.*at most 256'),
