@@ -33,7 +33,7 @@ parse_options() {
 
 # The settings of --recipe modern. egs/esc50/README.md says what they are worth and where that was
 # measured.
-MODERN=(--optim adamw --weight_decay 0.05)
+MODERN=(--optim adamw --weight_decay 0.05 --freqm 0 --timem 0)
 
 # Use the settings that --recipe names, below those that the user sets, and say which they are.
 use_recipe() {

@@ -102,17 +102,16 @@ def read_runs(exp_dir):
     return np.array([table[-1, 0] for table in rows]), np.array(seconds)
 
 
-def print_table(runs, title):
+def print_table(runs, title, timed):
     """Print the finished runs as a Markdown table, each compared with `published`.
-
-    The time of an epoch can be compared only if both ran under the same load.
 
     Args:
         runs: {name: (options, folder)}.
         title: the head of the first column.
+        timed: whether all ran under the same load, so that the time of an epoch can be compared.
     """
-    print(f'| {title} | accuracy, last epoch | against published | time per epoch |\n'
-          '|---|---|---|---|')
+    print(f'| {title} | accuracy, last epoch | against published |'
+          f'{" time per epoch |" * timed}\n|---|---|---|{"---|" * timed}')
     done = {name: read_runs(folder) for name, (_, folder) in runs.items()
             if (folder / 'done.txt').exists()}
     for name, (accuracy, seconds) in done.items():
@@ -123,8 +122,8 @@ def print_table(runs, title):
             more = f'{100 * (accuracy.mean() - before.mean()):+.2f}'
             time = f'{np.median(seconds) / np.median(seconds_before):.2f}'
         shown = f'{name}: `{options}`' if options else name
-        print(f'| {shown} | {100 * accuracy.mean():.2f} ± {100 * accuracy.std():.2f} % | {more} | '
-              f'{time} |')
+        print(f'| {shown} | {100 * accuracy.mean():.2f} ± {100 * accuracy.std():.2f} % | {more} |'
+              f'{f" {time} |" * timed}')
 
 
 def folder_name(name):
@@ -155,14 +154,14 @@ def main():
                          f'{", ".join(chosen)}')
         wanted.update(found)
     run_recipes(args, CHOICE, wanted)
-    print_table(chosen, 'addition')
+    print_table(chosen, 'addition', timed=False)
 
     if args.modern:
         for seed, settings in PROOF.items():
             runs = {name: (options, args.out / f'seed{seed}' / folder_name(f'{name} {options}'))
                     for name, options in (('published', ''), ('modern', args.modern))}
             run_recipes(args, settings, runs)
-            print_table(runs, f'seed {seed}')
+            print_table(runs, f'seed {seed}', timed=True)
 
 
 if __name__ == '__main__':

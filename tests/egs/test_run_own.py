@@ -146,7 +146,8 @@ def test_the_recipe_says_its_settings_and_the_users_come_first(recipe, recipe_na
     assert f'recipe: {recipe_name}' in done.stdout
     settings = re.search(r'settings: (.*)', done.stderr)[1]
     assert '--label_smoothing 0.2' in settings and '--lr 0.0005' in settings
-    assert ('--optim adamw' in settings) == (recipe_name == 'modern')
+    for setting in ('--optim adamw', '--freqm 0 '):
+        assert (setting in settings) == (recipe_name == 'modern')
 
 
 @pytest.mark.parametrize('words, reason', [
