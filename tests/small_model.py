@@ -26,7 +26,7 @@ class LinearModel(nn.Module):
         torch.manual_seed(0)
         self.config = SimpleNamespace(input_tdim=FRAMES, model_size='tiny224')
         self.autocast_dtype = autocast_dtype
-        self.v = nn.Identity()
+        self.v = self.mlp_head = nn.Identity()
         self.layer = nn.Linear(FRAMES * BINS, CLASSES)
 
     def forward(self, x):

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from .assumptions import MODEL_SETTINGS, SCORES, SIZES, complete_description, describe, find_eps
-from .ast_models import DEIT, ASTModel, find_backbone
+from .ast_models import DEIT, ASTModel
 from .atomic import atomic_write
 from .descriptions import HEAD_EPS, LAYER_NORM_EPS, Description
 from .errors import WeightsError
@@ -45,7 +45,7 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
     weights = read_weights(path)
     description = describe(path, weights.is_transformers, COMPUTATION)
     _check_attention_heads(model, description, path)
-    _check_pooling(model.config.backbone.pooling, description, path)
+    _check_pooling(model, description, path)
     load_strictly(model, drop_entries(weights.state, UNUSED_HEADS), path)
     _set_eps(model, description, path, weights.is_transformers)
 
@@ -107,13 +107,6 @@ def _shape(state: State, name: str, axes: int, path: Path) -> torch.Size:
                        f'as those of timm or AudioMAE, go to --start')
 
 
-def _check_pooling(pooling: str, description: Description, path: Path) -> None:
-    """Raise WeightsError if a checkpoint says that the head classifies something else."""
-    if description.get('pooling', pooling) != pooling:
-        raise WeightsError(f'{path} says that the head classifies {description["pooling"]}, but '
-                           f'that of the model classifies {pooling}')
-
-
 def _build(description: Description, label_dim: int, rows: int, dim: int,
            path: Path) -> ASTModel:
     """Build the ASTModel of a description, its weights not yet set.
@@ -125,13 +118,11 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
         raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, expected '
                            f'{", ".join(map(str, SIZES))} dimensions')
     settings = {name: description[name] for name in MODEL_SETTINGS}
-    with name_in_errors(path):
-        pooling = find_backbone(model_size).pooling
-    _check_pooling(pooling, description, path)
     # On the meta device nothing is drawn or stored: the checkpoint brings every value.
     with name_in_errors(path), torch.device('meta'):
         model = ASTModel(label_dim, model_size=model_size, imagenet_pretrain=False, verbose=False,
                          **settings)
+    _check_pooling(model, description, path)
 
     pos_embed = model.get_parameter('v.pos_embed')
     needed = pos_embed.shape[1]
@@ -155,6 +146,14 @@ def _check_attention_heads(model: ASTModel, description: Description, path: Path
     if heads != attn.num_heads:
         raise WeightsError(f'{path} was made with num_attention_heads {heads}, but an AST of '
                            f'{model.v.embed_dim} dimensions has {attn.num_heads}')
+
+
+def _check_pooling(model: ASTModel, description: Description, path: Path) -> None:
+    """Raise WeightsError if a checkpoint says that its head classifies something else."""
+    theirs = description.get('pooling')
+    if theirs is not None and theirs != model.config.backbone.pooling:
+        raise WeightsError(f'{path} says that the head classifies {theirs}, but that of the model '
+                           f'classifies {model.config.backbone.pooling}')
 
 
 def _layer_norms(module: nn.Module) -> list[nn.LayerNorm]:

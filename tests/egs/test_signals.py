@@ -11,6 +11,11 @@ OPTIONS = ['--demo', 'True', '--clips_per_fold', '2', '--batch_size', '4', '--n_
            '--num_workers', '0', '--n_print_steps', '1', '--prep_dir', 'prep', '--exp_dir', 'exp']
 
 
+def hear_hangups():
+    """Undo what nohup has done, if the tests run under it: bash cannot trap an ignored signal."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture(scope='module')
 def start(root, terminal, tmp_path_factory):
     """Start the training stage in a process group of its own, in a directory of prepared data; returns both."""
@@ -19,7 +24,8 @@ def start(root, terminal, tmp_path_factory):
     def start_recipe(*options):
         command = [str(root / 'egs' / 'esc50' / 'run_esc50.sh'), *OPTIONS, *options]
         return folder, subprocess.Popen(command, cwd=folder, env=terminal(), stderr=subprocess.PIPE,
-                                        stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+                                        stdout=subprocess.DEVNULL, text=True, start_new_session=True,
+                                        preexec_fn=hear_hangups)
     _, process = start_recipe('--stop_stage', '1')
     assert process.wait() == 0, process.stderr.read()
     return lambda *options: start_recipe('--stage', '2', '--stop_stage', '2', *options)
