@@ -246,7 +246,7 @@ class AudiosetDataset(Dataset):
         return np.stack([self.make_targets(index).numpy() for index in range(len(self))])
 
     def count_labels(self) -> np.ndarray:
-        """Return the samples of each class, (classes,), without mixup."""
+        """Return how many samples have each class (classes,), without mixup."""
         counts = np.zeros(len(self.labels), np.int64)
         for index in range(len(self)):
             counts[self._classes(index)] += 1  # once, even if a class is listed twice

@@ -237,7 +237,7 @@ def make(out_dir: Path, clips_per_fold: int, seed: int) -> None:
     audio_dir, meta = out_dir / 'audio', out_dir / 'meta' / 'esc50.csv'
     if meta.exists() and meta.read_bytes() != format_meta(clips):
         raise DataError(f'{meta} lists other clips than these options make: take another folder '
-                        f'(of run_esc50.sh: another --prep_dir and --exp_dir)')
+                        f'(for run_esc50.sh: another --prep_dir and --exp_dir)')
     for folder in (audio_dir, meta.parent):
         folder.mkdir(parents=True, exist_ok=True)
     for clip in tqdm(clips, desc='synthesising', unit='clip', disable=None):

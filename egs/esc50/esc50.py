@@ -167,12 +167,12 @@ def check_unchanged(clips: list[Clip], labels: Labels, out_dir: Path) -> None:
     """Raise DataError if the datafiles list other clips, classes or folds than meta/esc50.csv."""
     expected = {(copy_name(clip.filename), labels.mids[clip.target], clip.fold) for clip in clips}
     folder = out_dir / 'datafiles'
-    listed = {(Path(entry['wav']).name, entry['labels'], fold) for fold in FOLDS
+    listed = {(Path(entry['wav']).name, entry.get('labels'), fold) for fold in FOLDS
               for entry in read_json(folder / f'esc_eval_data_{fold}.json')['data']}
     if listed != expected:
         raise DataError(f'{folder} lists other clips than meta/esc50.csv, which has changed: give '
-                        f'another folder with --prep_dir (and --exp_dir), or remove {folder} to '
-                        f'have it made again')
+                        f'another folder with --prep_dir, or remove {folder} to have it made again; '
+                        f'take another --exp_dir in either case')
 
 
 def check_zip(path: Path) -> None:

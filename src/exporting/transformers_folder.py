@@ -36,7 +36,7 @@ from utilities.errors import DataError
 from utilities.folders import whole_folder
 from utilities.texts import write_json, write_text
 
-TOLERANCE = 1e-4  # logits of transformers may differ so much from ours without a warning
+TOLERANCE = 1e-4  # if logits of transformers differ from ours by more, a warning says it
 # Fields of a description for which a config.json of transformers has none.
 OWN_NAMES = ('model_size', 'start')
 

@@ -54,7 +54,7 @@ class EmbeddingDataset(Dataset):
         return self.targets.numpy()
 
     def count_labels(self) -> np.ndarray:
-        """Return the samples of each class, (classes,)."""
+        """Return how many samples have each class (classes,)."""
         return self.targets.count_nonzero(dim=0).numpy()
 
 

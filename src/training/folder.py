@@ -115,8 +115,8 @@ class ExperimentFolder:
     def _changed_settings(self, before):
         """Return {name: (old value, new value)} of the settings that change what is computed.
 
-        More epochs are no change: the run continues. A cosine is stretched:
-        CosineDecay.load_state_dict.
+        More epochs are no change: the run continues. CosineDecay.load_state_dict then stretches a
+        cosine.
         """
         default = make_parser().get_default  # of an option that is newer than the experiment
         changed = {}
@@ -137,7 +137,7 @@ class ExperimentFolder:
     def note_start(self, device: torch.device) -> None:
         """Write the settings and the machine of the run that begins, or has resumed.
 
-        The marks of an earlier start are removed, finished or interrupted, and its report.
+        Remove the marks of an earlier start (finished, interrupted) and its report.
 
         Call it after the checkpoint was accepted: the settings must stay those of the checkpoint.
         """

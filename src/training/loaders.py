@@ -12,8 +12,8 @@ from training.worker_signals import block_stop_signals, end_workers_at_exit, lea
 from utilities.parallel import available_cores, one_thread
 from utilities.workers import may_start_processes, worker_context
 
-# Batches of the evaluation are so many times as large as those of training: without gradients there
-# is room for more.
+# Evaluation batches are this many times as large as training batches: without gradients, there is
+# room for more.
 EVALUATION_BATCH_FACTOR = 2
 
 

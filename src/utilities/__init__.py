@@ -1,6 +1,6 @@
 """Small tools that the training and the recipes share, one subject per file.
 
-`from utilities import *` gives the two names that scripts take from the published code.
+`from utilities import *` gives the two functions that scripts for the published code use.
 """
 from __future__ import annotations  # recipes import this with any Python from 3.8 on
 
