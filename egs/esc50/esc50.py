@@ -171,8 +171,8 @@ def check_unchanged(clips: list[Clip], labels: Labels, out_dir: Path) -> None:
               for entry in read_json(folder / f'esc_eval_data_{fold}.json')['data']}
     if listed != expected:
         raise DataError(f'{folder} lists other clips than meta/esc50.csv, which has changed: give '
-                        f'another folder with --prep_dir, or remove {folder} to have it made again; '
-                        f'take another --exp_dir in either case')
+                        f'another folder with --prep_dir, or remove {folder} to have it made '
+                        f'again; take another --exp_dir in either case')
 
 
 def check_zip(path: Path) -> None:
