@@ -82,9 +82,10 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
         freeze(model, args.freeze)
         model.autocast_dtype = precision
         model.v.set_grad_checkpointing(args.grad_checkpointing)
-        folder.clear_if_asked()
         if args.cache_embeddings:
-            loaders = embed(loaders, model, device, args.batch_size)
+            with as_training_errors():
+                loaders = embed(loaders, model, device, args.batch_size)
+        folder.clear_if_asked()  # nothing but the training itself can fail from here on
         train_and_evaluate(args, model, device, loaders, folder, interrupt)
 
 

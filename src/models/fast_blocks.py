@@ -132,7 +132,9 @@ def run_block(block: nn.Module, x: torch.Tensor, mask: torch.Tensor | None = Non
             heads = [(attn.scale * query @ key.T).softmax(dim=-1) @ value  # (tokens, d)
                      for query, key, value in zip(queries, keys, values, strict=True)]
         else:
-            masks = mask[:, 0].repeat_interleave(attn.num_heads, dim=0)  # (B * heads, 1, tokens)
+            # If the caller has entered autocast, the mask may be float32, unlike the scores.
+            mask = mask[:, 0].to(queries.dtype)  # (B, 1, tokens)
+            masks = mask.repeat_interleave(attn.num_heads, dim=0)  # (B * heads, 1, tokens)
             heads = [(attn.scale * query @ key.T + its_mask).softmax(dim=-1) @ value
                      for query, key, value, its_mask in zip(queries, keys, values, masks,
                                                             strict=True)]

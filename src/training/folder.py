@@ -85,11 +85,12 @@ class ExperimentFolder:
         if not isinstance(before.get('n_epochs'), int):
             raise DataError(f'cannot read {self.path / "args.json"}: it does not say how many '
                             f'epochs there were')
-        self._check_settings(before)
+        is_at_its_end = is_finished(self.path) and self.args.n_epochs <= before['n_epochs']
+        self._check_settings(before, is_at_its_end)
         if not is_finished(self.path):
             return True
 
-        if self.args.n_epochs <= before['n_epochs']:
+        if is_at_its_end:
             logger.info('%s is finished already', self.path)
             return False
         if not (self.path / 'checkpoint.pth').exists():
@@ -98,15 +99,27 @@ class ExperimentFolder:
                             f'another --exp_dir, or begin again there with --resume none')
         return True
 
-    def _check_settings(self, before):
-        """Raise DataError if the settings `before` are others, unless --force allows it."""
+    def _check_settings(self, before, is_at_its_end):
+        """Raise DataError if the settings `before` are others, unless --force allows it.
+
+        A run at its end is not trained further, so --force leaves it as it is and says so.
+        """
         changed = self._changed_settings(before)
-        fixed = [f'--{name}' for name in changed if name in CHECKPOINT_OPTIONS]
-        if not changed or (self.args.force and not fixed):
+        if not changed:
             return
         listed = ', '.join(f'--{name} {old} -> {new}' for name, (old, new) in changed.items())
+        if self.args.force and is_at_its_end:
+            logger.warning('%s is finished with other settings (%s) and stays as it is; --resume '
+                           'none begins again there', self.path, listed)
+            return
+
+        fixed = [f'--{name}' for name in changed if name in CHECKPOINT_OPTIONS]
+        if self.args.force and not fixed:
+            return
         advice = '--force continues with the new ones'
-        if fixed:
+        if is_at_its_end:
+            advice = 'it is finished: --resume none begins again there'
+        elif fixed:
             advice = (f'a run that continues cannot change {", ".join(fixed)}, even with --force; '
                       f'--resume none begins again there')
         raise DataError(f'{self.path} holds an experiment with other settings ({listed}); choose '

@@ -120,9 +120,17 @@ def _find_missing_kernels(indices):
     index, capability = without[0], capabilities[without[0]]
     reason = (f'it has no kernels for GPU {index}, {torch.cuda.get_device_name(index)}, of compute '
               f'capability {capability[0]}.{capability[1]}, but for {" ".join(architectures)}')
-    fitting = ','.join(str(one) for one in capabilities if one not in without)
+    names = _visible_gpus()  # PyTorch counts the visible ones from 0
+    fitting = ','.join(names[one] if names else str(one)
+                       for one in capabilities if one not in without)
     hide = f'hide that GPU with CUDA_VISIBLE_DEVICES={fitting}, or ' if fitting else ''
     return reason, hide + _build_with_kernels(capability)
+
+
+def _visible_gpus():
+    """Return the names in CUDA_VISIBLE_DEVICES, such as ['2', '3']; [] if it is not set."""
+    chosen = os.environ.get('CUDA_VISIBLE_DEVICES', '')
+    return [name.strip() for name in chosen.split(',') if name.strip()]
 
 
 def _build_with_kernels(capability):

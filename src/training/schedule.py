@@ -129,11 +129,16 @@ class CosineDecay(Decay):
             return
         self.total_steps = saved['total_steps']
         self.progress_before = self.progress_at(step)
-        if self.progress_before == 1 and not self.settings.min_lr:
+        has_ended = self.progress_before == 1
+        if has_ended and not self.settings.min_lr:
             raise ValueError('the cosine of the learning rate has come to its end, 0: further '
                              'epochs would change nothing. Give them a rate with --min_lr and '
                              '--force')
         self.begin, self.total_steps = max(step, self.begin), total_steps
+        if has_ended:
+            logger.info('the cosine of the learning rate has come to its end: further epochs run '
+                        'at --min_lr %g', self.settings.min_lr)
+            return
         logger.info('the cosine of the learning rate is stretched from step %d on: it stands at '
                     '%.3g and now ends after %d steps instead of %d', step,
                     self.settings.lr * self.factor_at(step), total_steps, saved['total_steps'])

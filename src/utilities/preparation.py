@@ -119,7 +119,8 @@ def record_source(out_dir: Path, source: str, *made: Path) -> None:
     before = _read_source(marker, everything) if marker.exists() else None
     if left and before not in (None, source):
         raise DataError(f'{out_dir} was prepared from other data or with other settings: {before}; '
-                        f'now it is {source}: {advice}{" and ".join(left)}')
+                        f'now it is {source}: {advice}{" and ".join(left)}; take another '
+                        f'--exp_dir in either case')
     if before != source:
         write_json(marker, {'source': source})
 

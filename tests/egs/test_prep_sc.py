@@ -222,7 +222,8 @@ def test_a_second_start_does_nothing(make_sc, tmp_path, capsys):
 def test_a_second_dataset_does_not_mix_with_the_first(make_sc, tmp_path):
     prep.prepare(packed(make_sc('first')), tmp_path / 'out')
     with pytest.raises(
-        DataError, match='first.*second.*--prep_dir, or remove .*audio and .*datafiles$'
+        DataError, match='first.*second.*--prep_dir, or remove .*audio and .*datafiles; '
+                         'take another --exp_dir'
     ):
         prep.prepare(make_sc('second'), tmp_path / 'out')
 

@@ -223,7 +223,6 @@ MODERN = ('--optim adamw --weight_decay 0.05 --layer_decay 0.7 --head_lr 2 --sch
 @pytest.mark.parametrize('more', [[], ['--grad_accum', '2'], ['--amp', 'bf16']],
                          ids=['', 'accumulated', 'bf16'])
 def test_a_run_with_all_of_them_goes_on_as_if_it_had_not_stopped(train, monkeypatch, more):
-    from training.interrupt import Interrupt
     from training.supervisor import Supervisor
     options = [*MODERN, *more, '--n_epochs', '2']
     straight = train(*options, exp_dir='straight')
@@ -237,7 +236,7 @@ def test_a_run_with_all_of_them_goes_on_as_if_it_had_not_stopped(train, monkeypa
     monkeypatch.setattr(Supervisor, 'after_step', stop_after_three_steps)
     with pytest.raises(SystemExit) as stop:
         train(*options)
-    assert stop.value.code == 75 and Interrupt is not None
+    assert stop.value.code == 75
     monkeypatch.setattr(Supervisor, 'after_step', after_step)
     resumed = train(*options)
     for file in ('result.csv', 'models/best_audio_model.pth', 'models/audio_model_ema.pth'):
@@ -261,7 +260,7 @@ def test_training_stops_early_when_the_metric_no_longer_rises(train, capsys):
     assert (folder / 'finished').exists()
 
 
-def test_a_longer_run_stretches_the_cosine_from_where_it_stands_and_says_so(train, capsys):
+def test_a_cosine_that_has_ended_stays_at_the_lowest_rate_and_the_log_says_so(train, capsys):
     cosine = ('--schedule', 'cosine')
     train(*cosine, '--n_epochs', '2', '--min_lr', '1e-4')
     longer = train(*cosine, '--n_epochs', '4', '--min_lr', '1e-4')
@@ -269,7 +268,7 @@ def test_a_longer_run_stretches_the_cosine_from_where_it_stands_and_says_so(trai
     straight = train(*cosine, '--n_epochs', '2', '--min_lr', '1e-4', exp_dir='two')
     assert rates[:2].tolist() == np.loadtxt(straight / 'result.csv', delimiter=',')[:, -1].tolist()
     assert rates[2:].tolist() == [1e-4, 1e-4]
-    assert 'is stretched from step 4 on: it stands at 0.0001' in capsys.readouterr().err
+    assert 'has come to its end: further epochs run at --min_lr 0.0001' in capsys.readouterr().err
 
 
 def test_a_cosine_that_has_ended_at_0_is_not_made_longer(train):
@@ -289,6 +288,20 @@ def test_kept_embeddings_train_the_head_to_the_same_weights(train):
     torch.testing.assert_close(heads[0][1].weight, heads[1][1].weight, rtol=0, atol=1e-5)
     rows = [np.loadtxt(folder / 'result.csv', delimiter=',') for folder in folders]
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
+
+
+def test_embeddings_that_cannot_be_computed_are_a_sentence_and_cost_no_earlier_run(train,
+                                                                                   monkeypatch):
+    probe = ('--freeze', 'backbone', '--cache_embeddings', 'True', '--n_epochs', '1')
+    folder = train(*probe)
+
+    def fill_the_memory(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+    monkeypatch.setattr('experiment.embed', fill_the_memory)
+    with pytest.raises(SystemExit) as stop:
+        train(*probe, '--resume', 'none')
+    assert 'the GPU is out of memory' in str(stop.value.code)
+    assert (folder / 'result.csv').exists()
 
 
 @pytest.mark.parametrize('options, reason', [

@@ -184,6 +184,13 @@ def test_a_gpu_without_kernels_beside_one_with_may_be_hidden(pretend_gpus):
     assert choose_device('cuda:0') == torch.device('cuda:0')
 
 
+def test_the_gpu_to_keep_is_one_that_the_user_was_given(pretend_gpus, monkeypatch):
+    pretend_gpus((6, 1), (8, 9))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+    with pytest.raises(ValueError, match='GPU 0, Card 0.*CUDA_VISIBLE_DEVICES=3, or'):
+        choose_device('auto')
+
+
 @pytest.mark.parametrize('capability, architectures, advice', [
     ((12, 0), ['sm_50', 'sm_90'], 'cu128$'), ((13, 0), ['sm_50', 'sm_120'], 'newer PyTorch'),
     ((3, 5), ['sm_50', 'sm_90'], 'take another GPU')])

@@ -216,6 +216,16 @@ def test_changed_settings_are_named_and_forced(exp_dir, capsys):
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',').shape == (2, 10)
 
 
+def test_a_finished_run_stays_as_it_is_with_other_settings_and_says_so(exp_dir, capsys):
+    before = {path: path.read_bytes() for path in exp_dir.rglob('*') if path.is_file()}
+    changed = '--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4'
+    assert 'it is finished: --resume none begins again there' in stopped(capsys, *changed)
+    start(*changed, '--force')
+    assert re.search('finished with other settings .*--lr 0.0001 -> 0.0002.* stays as it is',
+                     capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in exp_dir.rglob('*') if path.is_file()} == before
+
+
 def test_resume_none_starts_again(exp_dir):
     start('--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4', '--resume', 'none')
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',')[-1] == pytest.approx(2e-4)

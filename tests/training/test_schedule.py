@@ -1,4 +1,6 @@
 """The learning rate of every step."""
+import math
+
 import pytest
 import torch
 
@@ -52,6 +54,28 @@ def test_warmup_rises_linearly_from_0_over_1000_steps():
 def test_warmup_is_a_factor_on_the_schedule():
     seen = rates(settings(lr=1e-3, warmup=True, lrscheduler_start=1), [0.5] * 3, steps=400)
     assert (seen[399], seen[400], seen[800]) == pytest.approx((0.399e-3, 0.2e-3, 0.2e-3))
+
+
+def test_a_cosine_falls_from_the_end_of_the_warmup_to_the_lowest_rate():
+    chosen = settings(lr=1e-3, schedule='cosine', min_lr=1e-4, warmup_epochs=1, n_epochs=5)
+    seen = rates(chosen, [0.5] * 5, steps=4)
+    falling = [1e-4 + 9e-4 * (1 + math.cos(math.pi * step / 16)) / 2 for step in range(16)]
+    assert seen == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, *falling])
+
+
+def test_a_cosine_under_way_is_stretched_without_a_jump_to_the_new_last_step(caplog):
+    caplog.set_level('INFO')
+    chosen = settings(lr=1e-3, schedule='cosine')
+    short, _ = make_schedule(chosen, total_steps=10)
+    for _ in range(5):
+        short.start_step()
+    longer, _ = make_schedule(chosen, total_steps=20)
+    longer.load_state_dict(short.state_dict())
+    assert longer.rate_at(5) == pytest.approx(short.rate_at(5)) == pytest.approx(5e-4)
+    stretched = [longer.rate_at(step) for step in range(5, 21)]
+    assert stretched == sorted(stretched, reverse=True)
+    assert stretched[-1] == pytest.approx(0, abs=1e-12)
+    assert 'is stretched from step 5 on: it stands at 0.0005' in caplog.text
 
 
 def test_a_plateau_decays_the_rate_instead_of_the_epochs():
