@@ -27,7 +27,7 @@ from training.interrupt import EXIT_CODE, STOP_SIGNALS
 
 CLIPS, STEPS, EPOCHS = 24, 6, 3
 OPTIONS = ('--label_csv labels.csv --data_train train.json --data_val val.json --n_class 4 '
-           '--dataset kill --model_size tiny224 --imagenet_pretrain False --num_mel_bins 32 '
+           '--dataset kill --model_size test_vit --imagenet_pretrain False --num_mel_bins 32 '
            f'--audio_length 32 --fstride 16 --tstride 16 --n_epochs {EPOCHS} '
            f'--batch_size {CLIPS // STEPS} --lr 1e-4 --mixup 0.5 --freqm 8 --timem 8 --noise True '
            '--freq_patchout 1 --time_patchout 1 --bal bal --warmup True --wa True '

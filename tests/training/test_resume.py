@@ -23,7 +23,7 @@ from training.worker_signals import end_workers
 
 BASE = ('--data_train train.json --data_val val.json --label_csv labels.csv --n_class 2 '
         '--dataset demo --num_mel_bins 16 --audio_length 32 --fstride 16 --tstride 16 '
-        '--model_size tiny224 --imagenet_pretrain False --batch_size 4 --lr 1e-4 --num_workers 0 '
+        '--model_size test_vit --imagenet_pretrain False --batch_size 4 --lr 1e-4 --num_workers 0 '
         '--device cpu --save_model True').split()
 
 
