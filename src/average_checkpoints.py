@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging
 
 
 def make_parser() -> OptionParser:
@@ -15,6 +15,8 @@ def make_parser() -> OptionParser:
                         help='checkpoints of one model')
     parser.add_argument('--out', required=True, type=Path,
                         help='the averaged checkpoint, .pth or .safetensors')
+    add_checkpoint_options(parser, loss='what the mean is for: BCE: scores are sigmoids; CE: '
+                                        'softmax; without it what the first checkpoint says')
     return parser
 
 
@@ -32,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     setup_logging()
     with exit_on(DataError, WeightsError, OSError):
         paths = [locate(source) for source in args.checkpoints]
-        model, description = load_model(paths[0])  # the mean is described as the first one is
+        model, description = load_model(  # the mean is described as the first one is
+            paths[0], fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
+            input_tdim=args.audio_length, mean=args.dataset_mean, std=args.dataset_std,
+            loss=args.loss)
         model.load_state_dict(mean_state_dict(paths))
         with output_folders(args.out.parent):
             save_checkpoint(model, args.out, **description)

@@ -69,6 +69,22 @@ def test_what_is_assumed_of_the_first_is_not_written_as_if_it_were_known(tmp_pat
     assert description == {**vars(model.config), 'mean': -1.0}
 
 
+def test_the_options_say_what_checkpoints_of_the_published_code_do_not(tmp_path):
+    model = ASTModel(2, 10, 10, 64, 128, imagenet_pretrain=False, model_size='tiny224')
+    for i in range(2):
+        save_checkpoint(model, tmp_path / f'{i}.pth')
+        (tmp_path / f'{i}.json').write_text('{"model": "ast"}')  # of one's own, with a name of ours
+    words = ['--checkpoints', str(tmp_path / '0.pth'), str(tmp_path / '1.pth'),
+             '--out', str(tmp_path / 'mean.pth')]
+    with pytest.raises(SystemExit, match='give --fstride and --tstride'):
+        average_checkpoints.main(words)
+    average_checkpoints.main([*words, '--fstride', '10', '--tstride', '10', '--num_mel_bins', '64',
+                              '--audio_length', '128', '--loss', 'CE'])
+    description = json.loads((tmp_path / 'mean.json').read_text())
+    assert description['fstride'] == 10 and description['loss'] == 'CE'
+    assert 'mean' not in description  # was only assumed
+
+
 def test_another_format_is_refused(checkpoints, tmp_path, capsys):
     with pytest.raises(SystemExit):
         average_checkpoints.main(['--checkpoints', *checkpoints,

@@ -174,7 +174,7 @@ def _set_eps(model: ASTModel, description: Description, path: Path, is_transform
                 norm.eps = eps
 
 
-def save_checkpoint(model: ASTModel, path: str | Path, **description: Any) -> None:
+def save_checkpoint(model: ASTModel, path: str | Path, /, **description: Any) -> None:
     """Write a model's weights in the published layout (prefix `module.`), and a .json beside them.
 
     Args:

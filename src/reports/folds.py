@@ -53,16 +53,19 @@ def summarise_folds(exp_dir: Path) -> list[str]:
     if is_single_label(targets):
         accuracies = write_confusion(exp_dir, read_names(folds[0]), predictions, targets)
         lines.append(hardest_classes(accuracies))
+    else:
+        remove(exp_dir / 'confusion_matrix.png', exp_dir / 'class_accuracy.csv')
     with warn_only('report.html'):
         write_text(exp_dir / 'report.html', fold_page(exp_dir, folds))
     return lines
 
 
 def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
-    """Write metrics.csv, the mean of that of the folds, if they all have the same metrics."""
+    """Write metrics.csv, the mean of that of the folds. Remove it if their metrics differ."""
     metrics = [read_further_metrics(fold) for fold in folds]
     names = list(metrics[0])
     if not names or any(list(one) != names for one in metrics):
+        remove(exp_dir / 'metrics.csv')
         return
     epochs = {len(values) for one in metrics for values in one.values()}
     if stop_early(folds):
@@ -75,6 +78,12 @@ def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
     rows = [{'epoch': epoch, **dict(zip(names, row))}
             for epoch, row in enumerate(table.mean(axis=0).T.tolist(), 1)]
     write_metrics(exp_dir / 'metrics.csv', rows)
+
+
+def remove(*paths: Path) -> None:
+    """Remove what an earlier summary of other folds may have left."""
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def scores_line(folds: Sequence[Path], scores: np.ndarray, metric: str, title: str) -> str:

@@ -1,5 +1,6 @@
 """What inference.py does once its options are read: tag files or standard input, write results."""
 import hashlib
+import itertools
 import logging
 import os
 import sys
@@ -212,11 +213,13 @@ def tag_standard_input(args: Namespace, tagger: Tagger) -> tuple[int, int]:
     Returns:
         How many windows there were, and how many could not be read.
     """
+    taggings = tag_stream(tagger, Stream(args.raw_rate), args.window, args.hop_seconds,
+                          bool(args.embeddings))
+    first = next(taggings)  # if there is no sound, the outputs of an earlier one stay
     outputs = make_outputs(args, tagger, len(Stream.name), in_place=True)
     with Job(outputs) as job:
         try:
-            for tagging in tag_stream(tagger, Stream(args.raw_rate), args.window, args.hop_seconds,
-                                      bool(args.embeddings)):
+            for tagging in itertools.chain([first], taggings):
                 if tagging.error:
                     logger.error('%s', tagging.error)
                 job.add(tagging)

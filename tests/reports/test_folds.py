@@ -63,6 +63,10 @@ def test_further_metrics_are_averaged_over_the_folds(make_fold, tmp_path):
     assert (tmp_path / 'metrics.csv').read_text() == (
         'epoch,absent,calibration error\n1,1.5,0.5\n2,3,0.25\n')
     assert '>calibration error</th>' in (tmp_path / 'report.html').read_text()
+    (tmp_path / 'fold2' / 'metrics.csv').write_text('epoch,absent\n1,1\n2,2\n')
+    summarise_folds(tmp_path)  # of folds with different metrics
+    assert not (tmp_path / 'metrics.csv').exists()
+    assert '>calibration error</th>' not in (tmp_path / 'report.html').read_text()
 
 
 def test_a_fold_that_stopped_early_keeps_the_scores_of_its_last_epoch(make_fold, tmp_path):
@@ -150,6 +154,9 @@ def test_ten_folds_are_in_the_order_of_their_numbers(make_fold, tmp_path):
 
 def test_samples_with_several_labels_have_no_confusion_matrix(make_fold, tmp_path):
     make_fold(1, [0.5], metrics='mAP')
+    summarise_folds(tmp_path)
+    assert (tmp_path / 'confusion_matrix.png').exists()
     np.save(tmp_path / 'fold1' / 'predictions' / 'target.npy', np.ones((3, 50)))
     summarise_folds(tmp_path)
     assert (tmp_path / 'result.csv').exists() and not (tmp_path / 'confusion_matrix.png').exists()
+    assert not (tmp_path / 'class_accuracy.csv').exists()

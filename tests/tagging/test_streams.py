@@ -202,7 +202,11 @@ def test_ctrl_c_ends_with_what_was_heard(listen):
     (wav_header(0, 16, 1) + bytes(99), [], 'sample rate is 16 Hz'),
 ])
 def test_what_is_no_sound_ends_with_a_sentence(hear, data, words, reason):
-    assert reason in hear(data, *words)
+    with open('a.csv', 'w') as file:
+        file.write('of an earlier sound')
+    assert reason in hear(data, *words, '--csv', 'a.csv')
+    with open('a.csv') as file:
+        assert file.read() == 'of an earlier sound'
 
 
 def test_other_formats_are_refused_and_not_read_in_part(hear):
