@@ -7,6 +7,8 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STOP=            # the signal that asked the recipe to stop
 TRAINING_STAGE=2 # which stage trains
+FIRST_RUN=       # with --resume none, the exp_dir of the first training
+MARKED=()        # and the files that mark what begins again
 
 # Check the command line. Set a variable for every option, and RUN_OPTIONS for src/run.py.
 parse_options() {
@@ -205,6 +207,27 @@ run_to_the_end() {
     return "$status"
 }
 
+# With --resume none, mark what begins again: exp_dir $1, or its folds, the other arguments.
+# src/run.py removes a mark together with the old results. So if the recipe is stopped or killed, the
+# next start continues the runs that have begun, and begins the others again.
+mark_to_begin_again() {
+    local exp_dir=$1 fold run
+    shift
+    if [ "$resume" != none ] || [ "$dry_run" = True ] || is_follower; then return 0; fi
+    FIRST_RUN=$exp_dir${1:+/fold$1}
+    for fold in "${@:-}"; do
+        run=$exp_dir${fold:+/fold$fold}
+        [ ! -d "$run" ] || { touch -- "$run/begin_again" && MARKED+=("$run/begin_again"); }
+    done
+}
+
+# Remove the marks if the training in $1 failed and nothing has begun again: all old results stay.
+keep_old_results() {
+    if [ "$1" = "$FIRST_RUN" ] && { [ -e "$1/begin_again" ] || [ ! -e "$1/args.json" ]; }; then
+        rm -f -- ${MARKED[@]+"${MARKED[@]}"}
+    fi
+}
+
 # Train: run src/run.py on exp_dir $1 with RUN_OPTIONS and further options. If a signal stops it,
 # end the recipe.
 train() {
@@ -224,6 +247,7 @@ train() {
     if [ -e "$exp_dir/interrupted" ] || [ "$status" -eq 75 ]; then end_interrupted; fi
     # The number of SIGUSR1 is 10 on Linux and 30 on macOS.
     [ -z "$STOP" ] || [[ ! $status =~ ^(0|130|143|$((128 + $(kill -l USR1))))$ ]] || end_interrupted
+    [ "$status" -eq 0 ] || keep_old_results "$exp_dir"
     return "$status"
 }
 

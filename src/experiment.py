@@ -19,7 +19,7 @@ from training.checkpoint import CheckpointError
 from training.devices import choose_precision
 from training.embeddings import embed
 from training.errors import TrainingError, as_training_errors
-from training.folder import ExperimentFolder
+from training.folder import ExperimentFolder, is_given_up
 from training.interrupt import EXIT_CODE, Interrupt
 from training.launch import DistributedError, Launch, read_launch
 from training.loaders import Loaders
@@ -45,6 +45,8 @@ def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: 
               WeightsError)
     with processes.exit_without_waiting(), exit_on(*errors):
         launch = read_launch()
+        if is_given_up(Path(args.exp_dir)):
+            args.resume = 'none'
         if args.start:
             args.model_size = size_of_start(parser, args)
         device = check_options(parser, args, launch)

@@ -69,6 +69,7 @@ if in_stage 1; then
 fi
 if in_stage 2; then
     classes=$(($(grep -c '[^[:space:]]' "$label_csv") - 1)) # one line per class, after the header
+    mark_to_begin_again "$exp_dir"
     train "$exp_dir" --data_train "$data_train" --data_val "$data_val" \
         --label_csv "$label_csv" --n_class "$classes"
 fi

@@ -64,6 +64,8 @@ if in_stage 1; then
     "$PYTHON" "$HERE/prep_esc50.py" --prep_dir "$prep_dir" ${data_dir:+--data_dir "$data_dir"}
 fi
 if in_stage 2; then
+    # shellcheck disable=SC2086 # folds is a list
+    mark_to_begin_again "$exp_dir" $folds
     for fold in $folds; do
         echo "fold $fold: $exp_dir/fold$fold"
         train "$exp_dir/fold$fold" \

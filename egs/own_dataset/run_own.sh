@@ -163,6 +163,13 @@ if in_stage 2; then
     done
 fi
 if in_stage 3; then
+    # Both kinds of training write result.csv and report.html in exp_dir.
+    if [ -n "${RUNS[0]}" ] && [ -e "$exp_dir/args.json" ]; then
+        fail "$exp_dir holds a training without folds: give another --exp_dir"
+    elif [ -z "${RUNS[0]}" ] && ls -d "$exp_dir"/fold[0-9]* > /dev/null 2>&1; then
+        fail "$exp_dir holds a cross-validation: give another --exp_dir"
+    fi
+    mark_to_begin_again "$exp_dir" "${RUNS[@]}"
     for fold in "${RUNS[@]}"; do
         echo "training in $exp_dir${fold:+/fold$fold}"
         train_fold "$fold" "$exp_dir${fold:+/fold$fold}"

@@ -38,6 +38,7 @@ if in_stage 1; then
     "$PYTHON" "$HERE/prep_sc.py" --prep_dir "$prep_dir" ${data_dir:+--data_dir "$data_dir"}
 fi
 if in_stage 2; then
+    mark_to_begin_again "$exp_dir"
     train "$exp_dir" \
         --data_train "$prep_dir/datafiles/speechcommand_train_data.json" \
         --data_val "$prep_dir/datafiles/speechcommand_valid_data.json" \

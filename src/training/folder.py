@@ -17,6 +17,9 @@ from utilities.folders import output_folders
 from utilities.texts import read_json, write_json
 
 FINISHED = 'finished'  # the file that marks an experiment that has come to its end
+# The file that marks an experiment that --resume none gives up. egs/common.sh makes it for all folds
+# before the first one begins: if that one is stopped, the next start knows which ones are old.
+BEGIN_AGAIN = 'begin_again'
 # What a training leaves in its folder, for --resume none to remove.
 FILES = ('args.json', 'checkpoint.pth', FINISHED, 'interrupted', 'result.csv', 'metrics.csv',
          'wa_result.csv', 'eval_result.csv', 'curves.png', 'confusion_matrix.png',
@@ -27,15 +30,21 @@ logger = logging.getLogger(__name__)
 
 
 def is_finished(exp_dir: Path) -> bool:
-    """Return whether an experiment has come to its end."""
-    return (exp_dir / FINISHED).exists()
+    """Return whether an experiment has come to its end, and is not to begin again."""
+    return (exp_dir / FINISHED).exists() and not is_given_up(exp_dir)
+
+
+def is_given_up(exp_dir: Path) -> bool:
+    """Return whether an experiment is to begin again, though the user may not say it this time."""
+    return (exp_dir / BEGIN_AGAIN).exists()
 
 
 class ExperimentFolder:
     """The folder --exp_dir, with the settings of the run that is to write to it.
 
     Its files: `args.json`, the settings; `finished`, if the run has come to its end;
-    `interrupted`, if a signal stopped it and it can continue; `checkpoint.pth`.
+    `interrupted`, if a signal stopped it and it can continue; `begin_again`, if it is to be removed
+    and begun again; `checkpoint.pth`.
     """
 
     def __init__(self, args: argparse.Namespace):
@@ -161,16 +170,19 @@ class ExperimentFolder:
             record_start(self.path, device, processes.size())
 
     def clear(self) -> None:
-        """Remove what an earlier run left."""
+        """Remove what an earlier run left. If this is killed, the next start does it again."""
+        (self.path / BEGIN_AGAIN).touch()
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / BEGIN_AGAIN).unlink()
 
     @processes.main_process_only
     def mark_finished(self, seconds: float) -> None:
         """Make the file `finished`, which says how many seconds all starts took together."""
         write_json(self.path / FINISHED, {'seconds': round(seconds, 1)})
+        self._keep()
 
     def remove_intermediate(self) -> None:
         """Remove the checkpoint and the models of single epochs, unless --save_model kept them."""
@@ -186,3 +198,8 @@ class ExperimentFolder:
         """
         if processes.is_main():
             (self.path / 'interrupted').touch()
+            self._keep()
+
+    def _keep(self):
+        """Remove a mark to begin again that another start has made while this run trained."""
+        (self.path / BEGIN_AGAIN).unlink(missing_ok=True)

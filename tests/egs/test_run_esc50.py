@@ -2,6 +2,7 @@
 import json
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -132,6 +133,51 @@ def test_a_wrong_option_is_one_sentence_before_anything_is_done(recipe, run_shel
 def test_a_value_is_never_run_as_code(recipe, run_shell, tmp_path):
     run_shell([recipe, '--stop_stage', '0', '--exp_dir', '$(touch gotcha)`touch gotcha`;touch gotcha'])
     assert not (tmp_path / 'gotcha').exists()
+
+
+@pytest.fixture
+def begin_again(recipe, run_shell, tmp_path):
+    """Start the recipe with --resume none where two folds are finished; return it and the marks.
+
+    In place of src/run.py, a stand-in runs: commands of the shell, in which $exp is the exp_dir.
+    """
+    python = tmp_path / 'python'
+
+    def start(commands, **environment):
+        python.write_text(f'''#!/bin/bash
+case $1 in
+    */run.py) while [ "$1" != --exp_dir ]; do shift; done; exp=$2; {commands} ;;
+    */recipe_options.py | -c) exec "{sys.executable}" "$@" ;;
+esac
+''')
+        python.chmod(0o755)
+        for fold in (1, 2):
+            (tmp_path / 'exp' / f'fold{fold}').mkdir(parents=True, exist_ok=True)
+            (tmp_path / 'exp' / f'fold{fold}' / 'args.json').touch()
+        done = run_shell([recipe, '--exp_dir', 'exp', '--stage', '2', '--resume', 'none',
+                          '--device', 'cpu'], AST_PYTHON=str(python), **environment)
+        marks = sorted(str(mark.parent.name) for mark in tmp_path.glob('exp/*/begin_again'))
+        return done, marks
+    return start
+
+
+def test_a_stopped_resume_none_begins_the_other_folds_again_at_the_next_start(begin_again):
+    done, marks = begin_again('rm "$exp/begin_again"; exit 75')
+    assert done.returncode == 75 and 'without --resume none continues' in done.stderr
+    assert marks == ['fold2']
+    done, marks = begin_again('exit 75')  # stopped before it began
+    assert done.returncode == 75 and marks == ['fold1', 'fold2']
+
+
+def test_a_resume_none_that_cannot_begin_keeps_all_old_folds(begin_again):
+    done, marks = begin_again('exit 1')
+    assert done.returncode == 1 and not marks
+    done, marks = begin_again('rm "$exp/begin_again"; exit 1')  # it failed later
+    assert done.returncode == 1 and marks == ['fold2']
+
+
+def test_a_job_that_is_queued_again_marks_nothing(begin_again):
+    assert begin_again('exit 75', SLURM_RESTART_COUNT='1')[1] == []
 
 
 def test_a_failed_stage_ends_the_recipe(recipe, run_shell, tmp_path):

@@ -129,6 +129,17 @@ def test_only_the_fold_that_the_user_names_is_run_and_with_his_loss(recipe, run_
     assert (chosen['loss'], chosen['metrics'], chosen['n_class']) == ('BCE', 'mAP', 2)
 
 
+def test_trainings_with_and_without_folds_do_not_share_a_folder(recipe, run_shell, prepared,
+                                                                tmp_path):
+    words = [recipe, *prepared(n_folds=3), '--stage', '3', '--dataset_mean', '-7',
+             '--dataset_std', '2']
+    (tmp_path / 'exp').mkdir()
+    (tmp_path / 'exp' / 'args.json').touch()
+    done = run_shell(words)
+    assert done.returncode == 1
+    assert 'exp holds a training without folds: give another --exp_dir' in done.stderr
+
+
 def test_given_statistics_are_not_computed_again(recipe, run_shell, prepared, tmp_path):
     done = run_shell([recipe, *prepared(), '--stage', '2', '--stop_stage', '2', '--dataset_mean',
                       '-7', '--dataset_std', '2'])

@@ -231,6 +231,16 @@ def test_resume_none_starts_again(exp_dir):
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',')[-1] == pytest.approx(2e-4)
 
 
+def test_a_run_that_is_marked_begins_again_once(exp_dir, capsys):
+    (exp_dir / 'begin_again').touch()
+    words = '--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4'
+    start(*words)
+    assert np.loadtxt(exp_dir / 'result.csv', delimiter=',')[-1] == pytest.approx(2e-4)
+    assert not (exp_dir / 'begin_again').exists()
+    start(*words)
+    assert 'is finished already' in capsys.readouterr().err
+
+
 def test_activations_may_be_recomputed_without_changing_the_result(folder):
     start('--exp_dir', 'stored', '--amp', 'off')
     start('--exp_dir', 'recomputed', '--amp', 'off', '--grad_checkpointing', 'True')
