@@ -121,10 +121,23 @@ class Run:
             raise CheckpointError(f'{self.checkpoint.path} has trained on {done} samples of epoch '
                                   f'{self.trainer.epoch}, but the training set has {samples}: '
                                   f'choose another --exp_dir, or --resume none')
+        self._require_averaged_models()
         logger.info('continuing in epoch %d after %d steps', self.trainer.epoch,
                     self.trainer.loss.steps)
         if self.results.rows:
             self._write_epoch()
+
+    def _require_averaged_models(self):
+        """Raise CheckpointError if a model that --wa averages was not kept."""
+        if not self.settings.wa:
+            return
+        # The model of the last epoch may still have to be written.
+        kept = len(self.results.rows) - (self.trainer.loss.steps == 0)
+        for epoch in range(self.settings.wa_start, min(kept, self.settings.wa_end) + 1):
+            if not self.models.has(name_of_epoch(epoch)):
+                raise CheckpointError(f'--wa averages epochs {self.settings.wa_start} to '
+                                      f'{self.settings.wa_end}, but the model of epoch {epoch} was '
+                                      f'not kept: set --wa False, or --resume none')
 
     def train(self) -> None:
         """Train to the last epoch, or until --patience stops it.

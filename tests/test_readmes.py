@@ -1,5 +1,16 @@
-"""The pages in Markdown: their links lead somewhere, and the map of src lists every file."""
+"""The pages in Markdown: links, the map of src, and the lines for one's own pipeline."""
 import re
+
+import pytest
+import torch
+import torchaudio  # noqa: F401, used by the lines of a page
+
+from audio.fbank import fbank, fit_frames, normalise  # noqa: F401, likewise
+from audio.reading import load_waveform
+from models import ASTModel, load_model, save_checkpoint
+from pages import read_script
+from tagging.recordings import tag
+from tagging.tagger import load_tagger
 
 
 def list_pages(root):
@@ -47,3 +58,23 @@ def test_the_map_of_src_lists_every_file(root):
     files = {path.relative_to(src).as_posix() for path in src.rglob('*.py')
              if path.name != '__init__.py' and path.relative_to(src).parts[0] != 'build'}  # pip's
     assert list_map(src / 'README.md') == files
+
+
+@pytest.mark.parametrize('page, word, rate', [('src/README.md', 'fit_frames', 8000),
+                                              ('src/models/README.md', 'kaldi.fbank', 16000)])
+@pytest.mark.parametrize('seconds', [0.5, 1.5])  # padded, and cut
+def test_the_lines_for_ones_own_pipeline_give_the_scores_of_inference(
+        root, make_tone, tmp_path, page, word, rate, seconds):
+    checkpoint, path = tmp_path / 'model.pth', make_tone('a.wav', rate=rate, seconds=seconds)
+    torch.manual_seed(0)
+    model = ASTModel(3, 10, 10, 128, 100, imagenet_pretrain=False, model_size='tiny224')
+    torch.nn.init.normal_(model.mlp_head[1].weight, std=0.1)
+    save_checkpoint(model, checkpoint, mean=-6.0, std=3.0, loss='CE', sample_rate=rate,
+                    labels={'mids': ['a', 'b', 'c'], 'names': ['a', 'b', 'c']})
+    model, description = load_model(checkpoint)
+    names = {**globals(), **locals(), 'waveform': load_waveform(path, rate)}
+    exec(read_script(root / page, word), names)
+    tagger = load_tagger(str(checkpoint), device='cpu', amp='off')
+    [expected] = tag(tagger, [path], window='first', num_workers=0)
+    scores = names['logits'].softmax(dim=1)[0].detach().numpy()
+    assert scores == pytest.approx(expected.scores[0], abs=1e-4)

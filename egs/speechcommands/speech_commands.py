@@ -21,7 +21,7 @@ from utilities.preparation import (
     is_prepared,
     record_source,
 )
-from utilities.texts import read_text, write_json
+from utilities.texts import read_json, read_text, write_json
 
 SC_URL = 'https://storage.googleapis.com/download.tensorflow.org/data/speech_commands_v0.02.tar.gz'
 PUBLISHED_FOLDER = 'speech_commands_v0.02'  # the published recipe unpacks the dataset into it
@@ -34,6 +34,8 @@ TEST_ARCHIVE = ('_silence_', '_unknown_')  # folders of the test archive of the 
 NEW_IN_VERSION_2 = {'backward', 'follow', 'forward', 'learn', 'visual'}
 BACKGROUND = '_background_noise_'  # a folder of long recordings without words
 SUFFIXES = ('.wav', '.ogg', '.flac')  # if a clip is there in several formats, the last one counts
+
+Splits = dict[str, list[dict[str, str]]]  # 'train', 'valid', 'eval' -> entries of a datafile
 
 logger = logging.getLogger(__name__)
 
@@ -174,10 +176,10 @@ def word_of(name: str) -> str:
     return name.partition('/')[0]
 
 
-def report(splits: dict[str, list[str]], labels: Labels) -> None:
+def report(splits: Splits, labels: Labels) -> None:
     """Print how many clips and words there are, and whether that is the official dataset."""
-    sizes = {split: len(names) for split, names in splits.items()}
-    words = {word_of(name) for names in splits.values() for name in names}
+    sizes = {split: len(entries) for split, entries in splits.items()}
+    words = {entry['labels'] for entries in splits.values() for entry in entries}
     print(f'{sizes_text(sizes)} of {len(words)} words')
     if len(words) < len(labels):
         print(f'this is a subset: {len(words)} of {len(labels)} words')
@@ -218,6 +220,8 @@ def prepare(data_dir: str | Path | None, out_dir: Path) -> None:
     datafiles = {split: datafile_dir / f'speechcommand_{split}_data.json'
                  for split in OFFICIAL_SIZES}
     if is_prepared(datafiles.values()):
+        if data_dir and source.is_dir():
+            check_unchanged(make_entries(find_root(source, unpacked), labels), datafiles)
         print(f'{out_dir} is prepared already')
         return
     if published:
@@ -227,17 +231,32 @@ def prepare(data_dir: str | Path | None, out_dir: Path) -> None:
     write_datafiles(find_root(source, unpacked), labels, datafiles)
 
 
-def write_datafiles(root: Path, labels: Labels, datafiles: dict[str, Path]) -> None:
-    """Write the datafile of each split, and say what is in them."""
+def make_entries(root: Path, labels: Labels) -> Splits:
+    """Return the entries of the datafile of each split."""
     mids = dict(zip(labels.names, labels.mids, strict=True))
     clips = list_clips(root, list_words(root, mids))
     check_names(clips.values())
     splits = split_clips(clips, root)
-    for split, names in splits.items():
-        datafiles[split].parent.mkdir(exist_ok=True)
-        entries = [{'wav': clips[name], 'labels': mids[word_of(name)]} for name in names]
-        write_json(datafiles[split], {'data': entries})
-    report(splits, labels)
+    return {split: [{'wav': clips[name], 'labels': mids[word_of(name)]} for name in names]
+            for split, names in splits.items()}
+
+
+def check_unchanged(entries: Splits, datafiles: dict[str, Path]) -> None:
+    """Raise DataError if the datafiles list other clips than the dataset has by now."""
+    for split, path in datafiles.items():
+        if read_json(path)['data'] != entries[split]:
+            raise DataError(f'{path} lists other clips than the dataset, which has changed: give '
+                            f'another folder with --prep_dir, or remove {path.parent} to have it '
+                            f'made again; take another --exp_dir in either case')
+
+
+def write_datafiles(root: Path, labels: Labels, datafiles: dict[str, Path]) -> None:
+    """Write the datafile of each split, and say what is in them."""
+    entries = make_entries(root, labels)
+    for split, path in datafiles.items():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {'data': entries[split]})
+    report(entries, labels)
     if is_version_1(root, labels):
         logger.warning('this is version 1 of Speech Commands, with 30 words: five classes have no '
                        'clips, and the published results are of version 2; for that, give '

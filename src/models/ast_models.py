@@ -353,14 +353,15 @@ class ASTModel(nn.Module):
         layers: dict[str, Any] = {}
         for name, patterns in self.v.group_matcher(coarse).items():
             if isinstance(patterns, str):
-                layers[name] = inside_v(patterns)
+                # What comes before the blocks; timm 1.0.22 forgets two of its parts.
+                layers[name] = inside_v(f'{patterns}|norm_pre|reg_token')
             else:
                 layers[name] = [(inside_v(pattern), suffix) for pattern, suffix in patterns]
         return layers
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the embeddings, which weight decay leaves alone."""
-        return {f'v.{name}' for name in self.v.no_weight_decay()}
+        return {f'v.{name}' for name in (*self.v.no_weight_decay(), 'reg_token')}
 
 
 def drop_unused_heads(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

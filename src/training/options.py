@@ -31,11 +31,12 @@ OPTIMIZERS = ('adam', 'adamw', 'sgd')
 SCHEDULES = ('step', 'cosine', 'plateau')
 CROPS = ('first', 'random')
 
-# If one of these options changes, a checkpoint cannot be used, even with --force.
+# If one of these options changes, a checkpoint cannot be used or would be described wrongly, even
+# with --force.
 CHECKPOINT_OPTIONS = (
-    'model', 'model_size', 'start', 'n_class', 'fstride', 'tstride', 'num_mel_bins',
-    'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr', 'freeze', 'schedule', 'ema',
-    'metrics')
+    'model', 'model_size', 'start', 'imagenet_pretrain', 'audioset_pretrain', 'n_class', 'fstride',
+    'tstride', 'num_mel_bins', 'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr',
+    'freeze', 'schedule', 'ema', 'metrics')
 # A second start in the same folder may change these options: they do not change what is computed.
 RESUMABLE_OPTIONS = (
     'exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',

@@ -34,6 +34,10 @@ class SavedModels:
         """Write a model and its description."""
         save_checkpoint(model, self.folder / f'{name}.pth', **self.description)
 
+    def has(self, name: str) -> bool:
+        """Return whether a model was kept."""
+        return (self.folder / f'{name}.pth').exists()
+
     def load(self, model: ASTModel, name: str) -> None:
         """Load a model's weights. All processes call this."""
         load_checkpoint(model, self.folder / f'{name}.pth')

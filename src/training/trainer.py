@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -81,6 +82,7 @@ class Trainer:
 
         self.loss_function = make_training_loss(settings, class_weights).to(device)
         self.optimizer = make_optimizer(model, settings)
+        self.steps_per_epoch = steps_per_epoch
         self.schedule = Schedule(self.optimizer, settings, settings.n_epochs * steps_per_epoch)
         self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
             device.type, enabled=model.autocast_dtype == torch.float16)
@@ -197,6 +199,11 @@ class Trainer:
         """Go back to a state that state_dict returned."""
         self.epoch = state['epoch']
         self.seconds_before = state['seconds']
+        # --force may have changed --batch_size: the end of the schedule is counted from here.
+        steps_of_epoch = math.ceil(state['loss']['samples'] / self.settings.batch_size)
+        epochs_left = self.settings.n_epochs - (self.epoch - 1)
+        self.schedule.decay.total_steps = (state['schedule']['step'] - steps_of_epoch
+                                           + epochs_left * self.steps_per_epoch)
         for name, part in self._stateful().items():
             if state[name]:  # a gradient scaler that was not in use has no state
                 part.load_state_dict(state[name])

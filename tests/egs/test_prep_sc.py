@@ -219,6 +219,16 @@ def test_a_second_start_does_nothing(make_sc, tmp_path, capsys):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / 'out').rglob('*')} == before
 
 
+def test_a_dataset_that_has_grown_is_noticed(make_sc, tmp_path, capsys):
+    source = make_sc()
+    prep.prepare(source, tmp_path / 'out')
+    prep.prepare(source, tmp_path / 'out')
+    assert 'prepared already' in capsys.readouterr().out
+    shutil.copy(source / 'bed' / 'a_nohash_0.wav', source / 'bed' / 'new_nohash_0.wav')
+    with pytest.raises(DataError, match='has changed: give another folder with --prep_dir, or'):
+        prep.prepare(source, tmp_path / 'out')
+
+
 def test_a_second_dataset_does_not_mix_with_the_first(make_sc, tmp_path):
     prep.prepare(packed(make_sc('first')), tmp_path / 'out')
     with pytest.raises(

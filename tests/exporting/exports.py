@@ -1,5 +1,4 @@
 """Make the inputs of exported files, and compute what this repository returns for them."""
-import re
 
 import numpy as np
 import torch
@@ -36,10 +35,3 @@ def tag_first_windows(tagger, sounds):
     """Return the scores (sounds, classes) of arrays or files, as inference.py computes them."""
     return np.stack([tagging.scores[0]
                      for tagging in tag_here(tagger, sounds, rate=RATE, window='first')])
-
-
-def read_script(page, word):
-    """Return the Python script of a page that contains a word."""
-    scripts = re.findall(r'```python\n(.*?)```', page.read_text(encoding='utf-8'), re.DOTALL)
-    [script] = [script for script in scripts if word in script]
-    return script

@@ -8,14 +8,8 @@ import pytest
 import torch
 
 import export
-from exports import (
-    LENGTHS,
-    compute_logits,
-    make_fbanks,
-    make_waveforms,
-    read_script,
-    tag_first_windows,
-)
+from exports import LENGTHS, compute_logits, make_fbanks, make_waveforms, tag_first_windows
+from pages import read_script
 from small_tagger import FRAMES, LABELS, MEAN, MEL_BINS, RATE, STD
 
 

@@ -9,12 +9,15 @@ from torch import nn
 import run
 from dataloader import AudiosetDataset
 from models import ASTModel, load_model
+from models.ast_models import Backbone
+from models.backbones import AUDIO_BACKBONES, EAT
 from small_model import CPU, settings
 from training.embeddings import EmbeddingDataset
 from training.errors import TrainingError
 from training.gpu_fbanks import WaveformDataset
 from training.losses import balance_classes, make_training_loss
 from training.optimizer import freeze, make_optimizer, set_drop_path
+from training.supervisor import Supervisor
 from training.trainer import Trainer
 from utilities.parallel import one_thread
 
@@ -65,6 +68,17 @@ def test_layer_decay_gives_each_layer_the_rate_of_the_one_above_times_the_factor
     for number in range(12):
         assert found[f'v.blocks.{number}.attn.qkv.weight'][0] == 0.5 ** (12 - number)
     assert found['v.pos_embed'][0] == found['v.patch_embed.proj.weight'][0] == 0.5 ** 13
+
+
+def test_all_that_comes_before_the_blocks_has_the_rate_of_the_patches(monkeypatch):
+    eat = Backbone('test_vit', options=EAT)
+    monkeypatch.setitem(AUDIO_BACKBONES, 'small_eat', eat)
+    chosen = settings(optim='adamw', layer_decay=0.5, weight_decay=0.05)
+    for size, part in (('small_eat', 'v.norm_pre.weight'), ('test_vit2', 'v.reg_token')):
+        model = ASTModel(CLASSES, 16, 16, BINS, FRAMES, imagenet_pretrain=False, model_size=size,
+                         verbose=False)
+        found = rates_by_name(model, make_optimizer(model, chosen))
+        assert found[part] == (found['v.patch_embed.proj.weight'][0], 0)
 
 
 def test_adamw_decays_matrices_and_neither_biases_nor_normalisations_nor_embeddings():
@@ -215,6 +229,24 @@ def train(tmp_path, monkeypatch, make_tone, make_labels, make_datafile):
     return train
 
 
+@pytest.fixture
+def stop_after(train, monkeypatch):
+    """Train, and stop after so many steps as a signal would. What is trained later is not stopped."""
+    def stop(count, *options):
+        after_step, steps = Supervisor.after_step, []
+
+        def count_and_stop(supervisor):
+            steps.append(1)
+            supervisor.interrupt.requested = len(steps) == count
+            after_step(supervisor)
+        with monkeypatch.context() as patch:
+            patch.setattr(Supervisor, 'after_step', count_and_stop)
+            with pytest.raises(SystemExit) as end:
+                train(*options)
+        assert end.value.code == 75
+    return stop
+
+
 MODERN = ('--optim adamw --weight_decay 0.05 --layer_decay 0.7 --head_lr 2 --schedule cosine '
           '--warmup_epochs 0.5 --min_lr 1e-6 --drop_path 0.2 --label_smoothing 0.1 --ema 0.9 '
           '--class_weights True --freeze 2').split()
@@ -222,25 +254,40 @@ MODERN = ('--optim adamw --weight_decay 0.05 --layer_decay 0.7 --head_lr 2 --sch
 
 @pytest.mark.parametrize('more', [[], ['--grad_accum', '2'], ['--amp', 'bf16']],
                          ids=['', 'accumulated', 'bf16'])
-def test_a_run_with_all_of_them_goes_on_as_if_it_had_not_stopped(train, monkeypatch, more):
-    from training.supervisor import Supervisor
+def test_a_run_with_all_of_them_goes_on_as_if_it_had_not_stopped(train, stop_after, more):
     options = [*MODERN, *more, '--n_epochs', '2']
     straight = train(*options, exp_dir='straight')
-    after_step, steps = Supervisor.after_step, []
-
-    def stop_after_three_steps(self):
-        steps.append(1)
-        self.interrupt.requested = len(steps) == 3
-        after_step(self)
-
-    monkeypatch.setattr(Supervisor, 'after_step', stop_after_three_steps)
-    with pytest.raises(SystemExit) as stop:
-        train(*options)
-    assert stop.value.code == 75
-    monkeypatch.setattr(Supervisor, 'after_step', after_step)
+    stop_after(3, *options)
     resumed = train(*options)
     for file in ('result.csv', 'models/best_audio_model.pth', 'models/audio_model_ema.pth'):
         assert (resumed / file).read_bytes() == (straight / file).read_bytes(), file
+
+
+@pytest.mark.parametrize('stop_at', [2, 3])  # at the end of the first epoch, in the second
+def test_a_cosine_ends_with_the_run_though_it_goes_on_in_smaller_batches(train, stop_after,
+                                                                         stop_at):
+    cosine = '--schedule', 'cosine', '--n_epochs', '4'  # of two steps each
+    stop_after(stop_at, *cosine)
+    resumed = train(*cosine, '--batch_size', '2', '--force')  # of four steps each
+    left = {2: 12, 3: 10}[stop_at]
+    before = stop_at / 8  # of the cosine
+    ends = {2: (3, 7, 11), 3: (1, 5, 9)}[stop_at]  # the last steps of the epochs 2, 3 and 4
+    expected = [1e-3 * (1 + np.cos(np.pi * (before + (1 - before) * step / left))) / 2
+                for step in ends]
+    rates = np.loadtxt(resumed / 'result.csv', delimiter=',')[1:, -1]
+    np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_averaged_epochs_that_were_not_kept_are_missed_before_training(train, stop_after):
+    options = '--n_epochs', '3', '--save_model', 'False'
+    stop_after(3, *options)
+    average = '--wa', 'True', '--wa_start', '1', '--wa_end', '3', '--force'
+    with pytest.raises(SystemExit) as stop:
+        train(*options, *average)
+    assert 'the model of epoch 1 was not kept: set --wa False, or --resume none' in str(
+        stop.value.code)
+    rows = train(*options, '--wa', 'True', '--wa_start', '2', '--wa_end', '3', '--force')
+    assert (rows / 'wa_result.csv').exists()
 
 
 def test_the_moving_average_is_what_is_evaluated_and_saved(train):

@@ -63,6 +63,14 @@ def test_a_cosine_falls_from_the_end_of_the_warmup_to_the_lowest_rate():
     assert seen == pytest.approx([0, 2.5e-4, 5e-4, 7.5e-4, *falling])
 
 
+def test_a_warmup_that_is_longer_than_the_run_is_said(caplog):
+    caplog.set_level('INFO')
+    make_schedule(settings(lr=1e-3, warmup=True), total_steps=1001)
+    assert not caplog.text
+    make_schedule(settings(lr=1e-3, warmup=True), total_steps=850)
+    assert 'the warm-up takes 1000 steps and the whole run 850' in caplog.text
+
+
 def test_a_cosine_under_way_is_stretched_without_a_jump_to_the_new_last_step(caplog):
     caplog.set_level('INFO')
     chosen = settings(lr=1e-3, schedule='cosine')
