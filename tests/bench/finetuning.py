@@ -9,7 +9,7 @@ accuracy is that of the last epoch, since the best one would be chosen on the te
 additions take about three hours on two CPU cores, one seed of the proof 35 minutes.
 
 First, each addition to the published settings is measured alone. Then `--modern` names what to add
-together, and this is measured with other seeds, on which no choice was made.
+together, and this is measured with other seeds, on the same folds.
 """
 import argparse
 import json
@@ -26,7 +26,7 @@ RECIPE = ROOT / 'egs' / 'esc50' / 'run_esc50.sh'
 TINY = ('--model_size tiny224 --imagenet_pretrain False --audioset_pretrain False --fstride 16 '
         '--tstride 16 --batch_size 16 --lr 3e-4')
 CHOICE = '--n_epochs 10 --lrscheduler_start 5 --seed 1'  # each addition alone
-# Seeds that no choice was made on.
+# Other seeds than that of the choice.
 PROOF = {seed: f'--n_epochs 20 --lrscheduler_start 10 --seed {seed}' for seed in (2, 3)}
 # Each addition to the published settings, by its name in the table.
 ADDITIONS = {
