@@ -117,15 +117,15 @@ def make_venv(files) -> Path:
     """
     import fcntl  # not on Windows, where the notebook imports this file
     python, files = VENV / 'bin' / 'python', [Path(file) for file in files]
-    if runs(python, '--version') and all(map(is_installed, files)):
+    if has_pip(python) and all(map(is_installed, files)):
         return python  # nothing is written: the clone may be somebody else's
     with open(ROOT / 'venvast.lock', 'w', encoding='utf-8') as lock:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second job that starts at the same time waits
-        is_there = runs(python, '--version')  # someone may have removed that Python
+        is_there = has_pip(python)
         to_install = [file for file in files if not (is_there and is_installed(file))]
         if to_install:
-            if not runs(python, '-m', 'pip', '--version'):  # new, or not finished
+            if not is_there:
                 print(f'setting up {VENV} (once; about 5 GB)', file=sys.stderr)
                 run_venv(suitable_python())
                 to_install = files
@@ -146,6 +146,15 @@ def is_installed(file: Path) -> bool:
     """Return whether venvast/ holds what a requirements file says today."""
     copy = installed_copy(file)
     return copy.exists() and copy.read_bytes() == file.read_bytes()
+
+
+def has_pip(python) -> bool:
+    """Return whether the Python of an environment has its packages.
+
+    It has none if making the environment was broken off. Somebody may also have removed that
+    Python, or put a newer version in its place, which looks for packages elsewhere.
+    """
+    return runs(python, '-c', 'import pip')
 
 
 def runs(python, *words: str) -> bool:

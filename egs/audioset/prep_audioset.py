@@ -46,7 +46,7 @@ def make_parser() -> OptionParser:
         help='datafile to write, such as data/datafiles/balanced_train_data.json')
     add('--flac_dir', type=Path,
         help='write 16 kHz mono FLAC copies of the segments there, which load faster, and list '
-             'those')
+             'those; copies that are there stay: to copy changed recordings, delete the folder')
     add('--shards', type=Path,
         help='pack the files into uncompressed zip archives there, and list those, for file '
              'systems that are slow to open files; what was cut or unpacked is packed as 16 kHz '

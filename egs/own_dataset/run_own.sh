@@ -169,6 +169,10 @@ if in_stage 3; then
     elif [ -z "${RUNS[0]}" ] && ls -d "$exp_dir"/fold[0-9]* > /dev/null 2>&1; then
         fail "$exp_dir holds a cross-validation: give another --exp_dir"
     fi
+    for run in "$exp_dir"/fold[0-9]*; do
+        [ ! -d "$run" ] || [ -f "$(datafile train "${run##*/fold}")" ] ||
+            fail "$run is of other data: those in $prep_dir have no such fold, but the summary would count it. Give another --exp_dir, or remove $run"
+    done
     mark_to_begin_again "$exp_dir" "${RUNS[@]}"
     for fold in "${RUNS[@]}"; do
         echo "training in $exp_dir${fold:+/fold$fold}"

@@ -159,12 +159,13 @@ class ExperimentFolder:
     def note_start(self, device: torch.device) -> None:
         """Write the settings and the machine of the run that begins, or has resumed.
 
-        Remove the marks of an earlier start (finished, interrupted) and its report.
+        Remove the marks of an earlier start (finished, interrupted), its report and the scores of
+        its end (wa_result.csv, eval_result.csv), which this run computes again.
 
         Call it after the checkpoint was accepted: the settings must stay those of the checkpoint.
         """
         write_json(self.path / 'args.json', vars(self.args))
-        for name in (FINISHED, 'interrupted', 'report.html'):
+        for name in (FINISHED, 'interrupted', 'report.html', 'wa_result.csv', 'eval_result.csv'):
             (self.path / name).unlink(missing_ok=True)
         with warn_only('environment.json'):
             record_start(self.path, device, processes.size())
@@ -181,6 +182,8 @@ class ExperimentFolder:
     @processes.main_process_only
     def mark_finished(self, seconds: float) -> None:
         """Make the file `finished`, which says how many seconds all starts took together."""
+        # report.py may have written one while the run was under way; tidy_up writes the last one.
+        (self.path / 'report.html').unlink(missing_ok=True)
         write_json(self.path / FINISHED, {'seconds': round(seconds, 1)})
         self._keep()
 

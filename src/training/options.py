@@ -36,7 +36,8 @@ CROPS = ('first', 'random')
 CHECKPOINT_OPTIONS = (
     'model', 'model_size', 'start', 'imagenet_pretrain', 'audioset_pretrain', 'n_class', 'fstride',
     'tstride', 'num_mel_bins', 'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr',
-    'freeze', 'schedule', 'ema', 'metrics')
+    'freeze', 'schedule', 'ema', 'metrics', 'loss', 'dataset_mean', 'dataset_std', 'sample_rate',
+    'mask_padding')
 # A second start in the same folder may change these options: they do not change what is computed.
 RESUMABLE_OPTIONS = (
     'exp_dir', 'num_workers', 'device', 'features', 'tensorboard', 'n_print_steps',

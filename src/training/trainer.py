@@ -196,7 +196,16 @@ class Trainer:
         return {'epoch': self.epoch, 'seconds': self.seconds, **states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a state that state_dict returned."""
+        """Go back to a state that state_dict returned.
+
+        Raises:
+            ValueError: if kept embeddings are those of other weights.
+        """
+        if self.settings.cache_embeddings:  # computed with the weights that this start has loaded
+            for name, value in self.model.v.state_dict(prefix='v.').items():
+                if not torch.allclose(value.cpu(), state['model'][name].cpu(), 1e-4, 1e-6):
+                    raise ValueError('the weights that the run started from have changed, and with '
+                                     'them the kept embeddings')
         self.epoch = state['epoch']
         self.seconds_before = state['seconds']
         # --force may have changed --batch_size: the end of the schedule is counted from here.

@@ -175,6 +175,14 @@ def test_an_environment_whose_python_is_gone_is_made_again(begun, run_shell, set
     assert answer_of(run_shell(command(begun), **settings).stdout.strip()) == '1'
 
 
+def test_an_environment_whose_python_became_another_version_is_made_again(begun, run_shell,
+                                                                          settings):
+    run_shell(command(begun), **settings)
+    [folder] = (begun / 'venvast' / 'lib').glob('python*')
+    folder.rename(folder.with_name('python3.10'))  # as if its Python had been that
+    assert answer_of(run_shell(command(begun), **settings).stdout.strip()) == '1'
+
+
 def test_an_environment_that_has_no_pip_yet_is_made_again(begun, run_shell, settings):
     for folder in (begun / 'venvast' / 'lib').glob('python*/site-packages/pip*'):
         shutil.rmtree(folder)

@@ -138,6 +138,10 @@ def test_trainings_with_and_without_folds_do_not_share_a_folder(recipe, run_shel
     done = run_shell(words)
     assert done.returncode == 1
     assert 'exp holds a training without folds: give another --exp_dir' in done.stderr
+    (tmp_path / 'exp' / 'args.json').unlink()
+    (tmp_path / 'exp' / 'fold7').mkdir()
+    done = run_shell(words)
+    assert done.returncode == 1 and 'exp/fold7 is of other data: those in prep have' in done.stderr
 
 
 def test_given_statistics_are_not_computed_again(recipe, run_shell, prepared, tmp_path):

@@ -337,6 +337,14 @@ def test_kept_embeddings_train_the_head_to_the_same_weights(train):
     np.testing.assert_allclose(rows[0], rows[1], atol=1e-4)
 
 
+def test_kept_embeddings_of_other_weights_are_refused(train):
+    probe = ('--freeze', 'backbone', '--cache_embeddings', 'True')
+    train(*probe, '--n_epochs', '1')
+    with pytest.raises(SystemExit) as stop:  # another seed: other weights to start from
+        train(*probe, '--n_epochs', '2', '--seed', '1', '--force')
+    assert 'the weights that the run started from have changed' in str(stop.value.code)
+
+
 def test_embeddings_that_cannot_be_computed_are_a_sentence_and_cost_no_earlier_run(train,
                                                                                    monkeypatch):
     probe = ('--freeze', 'backbone', '--cache_embeddings', 'True', '--n_epochs', '1')

@@ -216,6 +216,25 @@ def test_changed_settings_are_named_and_forced(exp_dir, capsys):
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',').shape == (2, 10)
 
 
+@pytest.mark.parametrize('changes', [['--loss', 'CE'], ['--dataset_mean', '-6'],
+                                     ['--mask_padding', 'True']])
+def test_what_describes_the_best_model_cannot_change_even_with_force(exp_dir, capsys, changes):
+    said = stopped(capsys, '--exp_dir', 'exp', '--n_epochs', '2', '--force', *changes)
+    assert f'cannot change {changes[0]}, even with --force' in said
+
+
+def test_a_longer_run_leaves_no_scores_or_report_of_an_earlier_end(exp_dir, monkeypatch):
+    for name in ('eval_result.csv', 'wa_result.csv'):
+        (exp_dir / name).write_text('0.5\n')
+
+    def report(*_):  # as report.py does while the run is under way
+        (exp_dir / 'report.html').write_text('under way')
+    monkeypatch.setattr('experiment.log_best', report)
+    start('--exp_dir', 'exp', '--n_epochs', '2')
+    assert not (exp_dir / 'eval_result.csv').exists() and not (exp_dir / 'wa_result.csv').exists()
+    assert (exp_dir / 'report.html').read_text() != 'under way'
+
+
 def test_a_finished_run_stays_as_it_is_with_other_settings_and_says_so(exp_dir, capsys):
     before = {path: path.read_bytes() for path in exp_dir.rglob('*') if path.is_file()}
     changed = '--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4'
