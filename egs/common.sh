@@ -8,7 +8,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STOP=            # the signal that asked the recipe to stop
 TRAINING_STAGE=2 # which stage trains
 FIRST_RUN=       # with --resume none, the exp_dir of the first training
-MARKED=()        # and the files that mark what begins again
+FIRST_FILES=     # what list_first_files printed before it
+MARKED=()        # the files that mark what begins again
 
 # Check the command line. Set a variable for every option, and RUN_OPTIONS for src/run.py.
 parse_options() {
@@ -219,12 +220,17 @@ mark_to_begin_again() {
         run=$exp_dir${fold:+/fold$fold}
         [ ! -d "$run" ] || { touch -- "$run/begin_again" && MARKED+=("$run/begin_again"); }
     done
+    FIRST_FILES=$(list_first_files)
 }
 
-# Remove the marks if the training in $1 failed and nothing has begun again: all old results stay.
+# List the two files that tell whether the first training has begun again.
+list_first_files() { ls -d -- "$FIRST_RUN/args.json" "$FIRST_RUN/begin_again" 2> /dev/null || true; }
+
+# Remove the marks if the training in $1 failed before it removed anything: all old results stay.
 keep_old_results() {
-    if [ "$1" = "$FIRST_RUN" ] && { [ -e "$1/begin_again" ] || [ ! -e "$1/args.json" ]; }; then
-        rm -f -- ${MARKED[@]+"${MARKED[@]}"}
+    local mark
+    if [ "$1" = "$FIRST_RUN" ] && [ "$(list_first_files)" = "$FIRST_FILES" ]; then
+        for mark in ${MARKED[@]+"${MARKED[@]}"}; do rm -f -- "$mark"; done
     fi
 }
 
@@ -256,7 +262,8 @@ train() {
 # (SIGTERM) are not queued again.
 end_interrupted() {
     if [ "$resume" = none ]; then
-        echo 'stopped; the same command without --resume none continues' >&2
+        echo 'stopped; the same command without --resume none continues, and begins those runs again' \
+            'whose folders hold a file begin_again: to keep their old results, remove that file' >&2
     else
         echo 'stopped; the same command continues' >&2
     fi

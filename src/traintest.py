@@ -94,7 +94,8 @@ class Run:
         weights = None
         if settings.class_weights:
             weights = balance_classes(train_loader.recordings.count_labels())
-        self.trainer = Trainer(model, device, settings, len(train_loader), weights)
+        self.trainer = Trainer(model, device, settings, len(train_loader), weights,
+                               samples_per_epoch=len(train_loader.dataset))
         self.results = Results(self.exp_dir, settings.metrics, description['dataset'])
         self.tensorboard = TensorBoardLog(self.exp_dir) if settings.tensorboard else None
         self.models = SavedModels(self.exp_dir, description)

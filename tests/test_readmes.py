@@ -61,7 +61,7 @@ def test_the_map_of_src_lists_every_file(root):
 
 
 @pytest.mark.parametrize('page, word, rate', [('src/README.md', 'fit_frames', 8000),
-                                              ('src/models/README.md', 'kaldi.fbank', 16000)])
+                                              ('src/models/README.md', 'kaldi.fbank', 8000)])
 @pytest.mark.parametrize('seconds', [0.5, 1.5])  # padded, and cut
 def test_the_lines_for_ones_own_pipeline_give_the_scores_of_inference(
         root, make_tone, tmp_path, page, word, rate, seconds):

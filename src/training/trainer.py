@@ -52,7 +52,8 @@ class Trainer:
     """
 
     def __init__(self, model: ASTModel, device: torch.device, settings: argparse.Namespace,
-                 steps_per_epoch: int, class_weights: torch.Tensor | None = None):
+                 steps_per_epoch: int, class_weights: torch.Tensor | None = None,
+                 samples_per_epoch: int | None = None):
         self.model = model
         self.device = device
         self.settings = settings
@@ -83,6 +84,7 @@ class Trainer:
         self.loss_function = make_training_loss(settings, class_weights).to(device)
         self.optimizer = make_optimizer(model, settings)
         self.steps_per_epoch = steps_per_epoch
+        self.samples_per_epoch = samples_per_epoch or steps_per_epoch * settings.batch_size
         self.schedule = Schedule(self.optimizer, settings, settings.n_epochs * steps_per_epoch)
         self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
             device.type, enabled=model.autocast_dtype == torch.float16)
@@ -209,10 +211,10 @@ class Trainer:
         self.epoch = state['epoch']
         self.seconds_before = state['seconds']
         # --force may have changed --batch_size: the end of the schedule is counted from here.
-        steps_of_epoch = math.ceil(state['loss']['samples'] / self.settings.batch_size)
-        epochs_left = self.settings.n_epochs - (self.epoch - 1)
-        self.schedule.decay.total_steps = (state['schedule']['step'] - steps_of_epoch
-                                           + epochs_left * self.steps_per_epoch)
+        samples_left = max(self.samples_per_epoch - state['loss']['samples'], 0)
+        self.schedule.decay.total_steps = (
+            state['schedule']['step'] + math.ceil(samples_left / self.settings.batch_size)
+            + (self.settings.n_epochs - self.epoch) * self.steps_per_epoch)
         for name, part in self._stateful().items():
             if state[name]:  # a gradient scaler that was not in use has no state
                 part.load_state_dict(state[name])

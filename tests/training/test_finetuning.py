@@ -278,6 +278,17 @@ def test_a_cosine_ends_with_the_run_though_it_goes_on_in_smaller_batches(train, 
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
+def test_a_cosine_that_goes_on_in_uneven_batches_is_stretched_once(train, stop_after, capsys):
+    cosine = '--schedule', 'cosine', '--n_epochs', '2'
+    stop_after(1, *cosine)  # four clips of eight are left, which are two batches of three
+    stop_after(3, *cosine, '--batch_size', '3', '--force')
+    assert 'is stretched from step 1 on' in capsys.readouterr().err
+    resumed = train(*cosine, '--batch_size', '3')
+    assert 'is stretched' not in capsys.readouterr().err
+    expected = 1e-3 * (1 + np.cos(np.pi * (1 / 4 + 3 / 4 * 4 / 5))) / 2  # the sixth step of six
+    assert np.loadtxt(resumed / 'result.csv', delimiter=',')[1, -1] == pytest.approx(expected)
+
+
 def test_averaged_epochs_that_were_not_kept_are_missed_before_training(train, stop_after):
     options = '--n_epochs', '3', '--save_model', 'False'
     stop_after(3, *options)
