@@ -105,7 +105,9 @@ check_device() {
                 ls /dev/nvidia[0-9]* > /dev/null 2>&1 || return 0
             ;;
     esac
-    PYTHONPATH=$ROOT/src${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m training.devices "$device"
+    # PYTHONSAFEPATH: with -m and -c, Python would look for modules in the working directory first.
+    PYTHONSAFEPATH=1 PYTHONPATH=$ROOT/src${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -m training.devices \
+        "$device"
 }
 
 # Print the folder of the results: $1, or if that is empty, one below exp/ named after the settings.
@@ -130,7 +132,8 @@ SRUN=(env -u SLURM_CPUS_PER_TASK -u SRUN_CPUS_PER_TASK -u SLURM_TRES_PER_TASK -u
 # Set `processes`, the number per machine, if the user did not: one per GPU. Without GPUs, one per
 # task of the Slurm job, or one.
 set_processes() {
-    local tasks=1 gpus count=("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+    local tasks=1 gpus
+    local count=(env PYTHONSAFEPATH=1 "$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
     [ -z "$processes" ] || return 0
     if [ "$launcher" = slurm ]; then
         [ "${SLURM_NTASKS:-1}" -le "$SLURM_NNODES" ] || tasks=$((SLURM_NTASKS / SLURM_NNODES))

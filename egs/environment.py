@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -107,6 +108,8 @@ def pip_command(problems: list[Problem], requirements: list[Requirement],
         versions['torchvision'] = f'0.{torch[1] + 15}.*'  # 0.26 belongs to torch 2.11
     words = [f'{name}=={versions[name]}' if versions[name] else name
              for name in versions if name in names]
+    if importlib.util.find_spec('pip') is None:  # uv makes environments without pip
+        return ['uv', 'pip', 'install', '--python', sys.executable, *words]
     return [sys.executable, '-m', 'pip', 'install', *words]
 
 
@@ -119,7 +122,13 @@ def make_venv(files) -> Path:
     python, files = VENV / 'bin' / 'python', [Path(file) for file in files]
     if has_pip(python) and all(map(is_installed, files)):
         return python  # nothing is written: the clone may be somebody else's
-    with open(ROOT / 'venvast.lock', 'w', encoding='utf-8') as lock:
+    try:
+        lock = open(ROOT / 'venvast.lock', 'w', encoding='utf-8')
+    except OSError as error:
+        sys.exit(f'error: {VENV} cannot be made or completed: {ROOT} cannot be written '
+                 f'({error.strerror}). Clone the repository into a folder of yours, activate an '
+                 f'environment that has the packages, or name its Python with AST_PYTHON')
+    with lock:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second job that starts at the same time waits
         is_there = has_pip(python)
@@ -154,7 +163,7 @@ def has_pip(python) -> bool:
     It has none if making the environment was broken off. Somebody may also have removed that
     Python, or put a newer version in its place, which looks for packages elsewhere.
     """
-    return runs(python, '-c', 'import pip')
+    return runs(python, '-I', '-c', 'import pip')
 
 
 def runs(python, *words: str) -> bool:

@@ -5,6 +5,7 @@
 # ./tests/run_tests.sh gpu [options of pytest] runs only the tests in tests/gpu, one after the
 # other, and prints what a report about a GPU needs.
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/egs/common.sh"
 setup_environment "$ROOT/tests/requirements.txt"

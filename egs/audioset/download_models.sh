@@ -2,6 +2,7 @@
 # Download the published checkpoints, all of them or those that you name:
 # ./download_models.sh [--source dropbox|huggingface] [NAME ...]
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/../common.sh"
 case "$*" in

@@ -10,6 +10,7 @@
 #SBATCH --output=./log_%j.txt --open-mode=append --requeue --signal=B:USR1@120
 # shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run.sh in egs/audioset" >&2; exit 1; }

@@ -13,6 +13,7 @@
 #SBATCH --output=./log_%j.txt --open-mode=append --requeue --signal=B:USR1@120
 # shellcheck disable=SC2154 # parse_options sets a variable for every option
 set -euo pipefail
+unset CDPATH # with it, cd prints where it goes
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 [ -f "$HERE/../common.sh" ] || HERE=${SLURM_SUBMIT_DIR:-$HERE} # sbatch runs a copy in Slurm's spool
 [ -f "$HERE/../common.sh" ] || { echo "run or submit run_own.sh in egs/own_dataset" >&2; exit 1; }
@@ -170,7 +171,7 @@ if in_stage 3; then
         fail "$exp_dir holds a cross-validation: give another --exp_dir"
     fi
     for run in "$exp_dir"/fold[0-9]*; do
-        [ ! -d "$run" ] || [ -f "$(datafile train "${run##*/fold}")" ] ||
+        [[ ! ${run##*/fold} =~ ^[0-9]+$ ]] || [ -f "$(datafile train "${run##*/fold}")" ] ||
             fail "$run is of other data: those in $prep_dir have no such fold, but the summary would count it. Give another --exp_dir, or remove $run"
     done
     mark_to_begin_again "$exp_dir" "${RUNS[@]}"

@@ -88,6 +88,8 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'),
 def _download_advice(file, target, error):
     """Say which file could not be downloaded, why, and how to get it by hand."""
     folders = ' or '.join(map(str, weights_folders()))
+    if advice := _permission_advice(target):
+        return f'{file.name} is not in {folders}, and cannot be downloaded ({error}): {advice}'
     ways = []
     if file.url:
         ways.append(f'from {file.url} and put it at {target / file.name}')
@@ -97,6 +99,14 @@ def _download_advice(file, target, error):
     either = 'either ' if len(ways) > 1 else ''
     return (f'{file.name} is not in {folders} and could not be downloaded:\n{error}\n'
             f'Get it on a machine with network, {either}{", or ".join(ways)}.')
+
+
+def _permission_advice(folder):
+    """Return what to do if a folder, or the one in which it is to be made, cannot be written."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if os.access(existing, os.W_OK):
+        return None
+    return f'{existing} cannot be written: set TORCH_HOME to a folder that you can write to'
 
 
 def locate(source: str | Path) -> Path:
@@ -157,6 +167,8 @@ def find_or_download_hub(hub_id: str) -> Path:
     try:
         return _download_hub(hub_id, folder)
     except OSError as error:
+        if advice := _permission_advice(folder):
+            raise WeightsError(f'{hub_id} cannot be downloaded ({error}): {advice}') from None
         raise WeightsError(f'{hub_id} could not be downloaded:\n{error}\nGet config.json, '
                            f'preprocessor_config.json and model.safetensors from '
                            f'https://huggingface.co/{hub_id} and put them into {folder}.') from None

@@ -175,6 +175,13 @@ def test_an_environment_whose_python_is_gone_is_made_again(begun, run_shell, set
     assert answer_of(run_shell(command(begun), **settings).stdout.strip()) == '1'
 
 
+def test_a_clone_that_cannot_be_written_is_one_sentence(clone, run_shell, settings):
+    (clone / 'venvast.lock').mkdir()  # root could write a read-only clone
+    done = run_shell(command(clone), **settings)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'cannot be written' in done.stderr and 'name its Python with AST_PYTHON' in done.stderr
+
+
 def test_an_environment_whose_python_became_another_version_is_made_again(begun, run_shell,
                                                                           settings):
     run_shell(command(begun), **settings)
@@ -256,6 +263,13 @@ def test_builds_of_torch_are_installed_of_one_release(there, expected):
              'timm': '1.0.24', **there}
     problems = find_problems(requirements, found.get)
     assert pip_command(problems, requirements, found.get)[4:] == expected
+
+
+def test_an_environment_of_uv_has_no_pip(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    needed = Requirement('timm', '1.0', '')
+    assert pip_command([Problem(needed, None)], [needed]) == [
+        'uv', 'pip', 'install', '--python', sys.executable, 'timm==1.0']
 
 
 def test_many_missing_packages_are_one_short_sentence():

@@ -197,6 +197,16 @@ def test_the_demo_settings_give_way_to_the_users(recipe, planned):
         assert f'{option} ' in training
 
 
+def test_where_a_recipe_is_started_does_not_matter(recipe, run_shell, tmp_path):
+    words = '--stop_stage', '2', '--prep_dir', tmp_path / 'prep'
+    done = run_shell(['egs/esc50/run_esc50.sh', *words, '--stage', '3'], cwd=recipe.parents[2], CDPATH='.:/tmp')
+    assert done.returncode == 0, done.stderr
+    for name in ('models', 'utilities', 'training'):
+        (tmp_path / f'{name}.py').touch()
+    done = run_shell([recipe, *words], CUDA_VISIBLE_DEVICES='99')
+    assert done.returncode == 1 and 'CUDA_VISIBLE_DEVICES=99 asks for a GPU' in done.stderr
+
+
 def test_a_gpu_that_cannot_be_used_stops_the_recipe_before_the_data_are_prepared(recipe, run_shell, make_esc, tmp_path):
     done = run_shell([recipe, '--data_dir', make_esc(), '--prep_dir', 'prep', '--exp_dir', 'exp', *TINY],
                      CUDA_VISIBLE_DEVICES='99')

@@ -362,6 +362,18 @@ def test_a_model_of_the_hub_without_weights_says_so(hub):
     assert 'there are no weights in it' in said
 
 
+@pytest.mark.parametrize('source', ['audioset_12_12_0.4467.pth', 'someone/model'])
+def test_a_folder_that_cannot_be_written_is_named_with_the_way_out(source, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, 'Permission denied')
+    for name in ('download', '_download_hub', 'os.access'):
+        monkeypatch.setattr(f'models.weights.{name}', refuse if name != 'os.access' else lambda *_: False)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    sentence = f'{tmp_path} cannot be written: set TORCH_HOME to a folder'
+    with pytest.raises(WeightsError, match=sentence):
+        locate(source)
+
+
 def test_if_the_first_source_fails_the_hub_delivers(hub):
     assert hub.found['second source']['path'] == str(hub.home / 'some.safetensors')
     assert 'v.cls_token' in hub.found['second source']['keys'] and '/some.pth' in hub.requests
