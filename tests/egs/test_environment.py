@@ -266,7 +266,7 @@ def test_builds_of_torch_are_installed_of_one_release(there, expected):
 
 
 def test_an_environment_of_uv_has_no_pip(monkeypatch):
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    monkeypatch.setattr('environment.find_version', lambda name: None)
     needed = Requirement('timm', '1.0', '')
     assert pip_command([Problem(needed, None)], [needed]) == [
         'uv', 'pip', 'install', '--python', sys.executable, 'timm==1.0']
