@@ -221,7 +221,11 @@ mark_to_begin_again() {
     FIRST_RUN=$exp_dir${1:+/fold$1}
     for fold in "${@:-}"; do
         run=$exp_dir${fold:+/fold$fold}
-        [ ! -d "$run" ] || { touch -- "$run/begin_again" && MARKED+=("$run/begin_again"); }
+        # A mark that an earlier start has left stays, whatever becomes of this one.
+        if [ -d "$run" ] && [ ! -e "$run/begin_again" ]; then
+            touch -- "$run/begin_again"
+            MARKED+=("$run/begin_again")
+        fi
     done
     FIRST_FILES=$(list_first_files)
 }

@@ -107,7 +107,7 @@ def pip_command(problems: list[Problem], requirements: list[Requirement],
         versions['torchvision'] = f'0.{torch[1] + 15}.*'  # 0.26 belongs to torch 2.11
     words = [f'{name}=={versions[name]}' if versions[name] else name
              for name in versions if name in names]
-    if find_version('pip') is None:  # uv makes environments without pip
+    if find_version('pip') is None and shutil.which('uv'):  # uv makes environments without pip
         return ['uv', 'pip', 'install', '--python', sys.executable, *words]
     return [sys.executable, '-m', 'pip', 'install', *words]
 

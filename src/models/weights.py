@@ -103,7 +103,7 @@ def _download_advice(file, target, error):
 
 def _permission_advice(folder):
     """Return what to do if a folder, or the one in which it is to be made, cannot be written."""
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if os.access(existing, os.W_OK):
         return None
     return f'{existing} cannot be written: set TORCH_HOME to a folder that you can write to'

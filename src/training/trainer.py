@@ -38,6 +38,7 @@ class Trainer:
         settings: the options of run.py.
         steps_per_epoch: number of steps of an epoch.
         class_weights: weights of the classes in the loss, (classes,), or None.
+        samples_per_epoch: number of samples of an epoch; None if all batches are full.
 
     Attributes:
         model: the model itself.

@@ -267,6 +267,7 @@ def test_builds_of_torch_are_installed_of_one_release(there, expected):
 
 def test_an_environment_of_uv_has_no_pip(monkeypatch):
     monkeypatch.setattr('environment.find_version', lambda name: None)
+    monkeypatch.setattr('environment.shutil.which', lambda name: name)
     needed = Requirement('timm', '1.0', '')
     assert pip_command([Problem(needed, None)], [needed]) == [
         'uv', 'pip', 'install', '--python', sys.executable, 'timm==1.0']

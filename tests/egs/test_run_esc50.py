@@ -176,6 +176,8 @@ def test_a_resume_none_that_cannot_begin_keeps_all_old_folds(begin_again):
     assert done.returncode == 1 and marks == ['fold2']
     done, marks = begin_again('rm "$exp/begin_again" "$exp/args.json"; exit 1')
     assert done.returncode == 1 and marks == ['fold2']
+    done, marks = begin_again('exit 1')  # the mark of the start before stays
+    assert done.returncode == 1 and marks == ['fold2']
 
 
 def test_a_job_that_is_queued_again_marks_nothing(begin_again):
