@@ -15,8 +15,8 @@ def make_parser() -> OptionParser:
                         help='checkpoints of one model')
     parser.add_argument('--out', required=True, type=Path,
                         help='the averaged checkpoint, .pth or .safetensors')
-    add_checkpoint_options(parser, loss='what the mean is for: BCE: scores are sigmoids; CE: '
-                                        'softmax; without it what the first checkpoint says')
+    add_checkpoint_options(parser, loss='BCE: scores are sigmoids; CE: softmax; without it what '
+                                        'the first checkpoint says')
     return parser
 
 

@@ -23,6 +23,7 @@ from utilities.errors import DataError, error_reason
 from utilities.labels import Labels, read_labels
 from utilities.parallel import parallel_map
 from utilities.preparation import (
+    changed_error,
     check_names,
     download_dataset,
     find_published,
@@ -170,9 +171,7 @@ def check_unchanged(clips: list[Clip], labels: Labels, out_dir: Path) -> None:
     listed = {(Path(entry['wav']).name, entry.get('labels'), fold) for fold in FOLDS
               for entry in read_json(folder / f'esc_eval_data_{fold}.json')['data']}
     if listed != expected:
-        raise DataError(f'{folder} lists other clips than meta/esc50.csv, which has changed: give '
-                        f'another folder with --prep_dir, or remove {folder} to have it made '
-                        f'again; take another --exp_dir in either case')
+        raise changed_error(folder, 'meta/esc50.csv')
 
 
 def check_zip(path: Path) -> None:

@@ -172,7 +172,8 @@ if in_stage 3; then
     fi
     for run in "$exp_dir"/fold[0-9]*; do
         [[ ! ${run##*/fold} =~ ^[0-9]+$ ]] || [ -f "$(datafile train "${run##*/fold}")" ] ||
-            fail "$run is of other data: those in $prep_dir have no such fold, but the summary would count it. Give another --exp_dir, or remove $run"
+            fail "$run is of other data: those in $prep_dir have no such fold, but the summary \
+would count it. Give another --exp_dir, or remove $run"
     done
     mark_to_begin_again "$exp_dir" "${RUNS[@]}"
     for fold in "${RUNS[@]}"; do

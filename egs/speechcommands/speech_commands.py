@@ -15,6 +15,7 @@ from utilities.archives import read_to_end, unpack_tar
 from utilities.errors import DataError, error_reason
 from utilities.labels import Labels, read_labels
 from utilities.preparation import (
+    changed_error,
     check_names,
     download_dataset,
     find_published,
@@ -245,9 +246,7 @@ def check_unchanged(entries: Splits, datafiles: dict[str, Path]) -> None:
     """Raise DataError if the datafiles list other clips than the dataset has by now."""
     for split, path in datafiles.items():
         if read_json(path)['data'] != entries[split]:
-            raise DataError(f'{path} lists other clips than the dataset, which has changed: give '
-                            f'another folder with --prep_dir, or remove {path.parent} to have it '
-                            f'made again; take another --exp_dir in either case')
+            raise changed_error(path.parent, 'the dataset')
 
 
 def write_datafiles(root: Path, labels: Labels, datafiles: dict[str, Path]) -> None:

@@ -35,7 +35,7 @@ def is_finished(exp_dir: Path) -> bool:
 
 
 def is_given_up(exp_dir: Path) -> bool:
-    """Return whether an experiment is to begin again, though the user may not say it this time."""
+    """Return whether an earlier start with --resume none gave up an experiment."""
     return (exp_dir / BEGIN_AGAIN).exists()
 
 
@@ -204,5 +204,5 @@ class ExperimentFolder:
             self._keep()
 
     def _keep(self):
-        """Remove a mark to begin again that another start has made while this run trained."""
+        """Remove the mark of a start with --resume none that came while this run trained."""
         (self.path / BEGIN_AGAIN).unlink(missing_ok=True)

@@ -175,7 +175,8 @@ class Schedule:
             self.warmup_steps = round(settings.warmup_epochs * total_steps / settings.n_epochs)
         if self.warmup_steps >= total_steps:
             logger.info('the warm-up takes %d steps and the whole run %d: the rate never reaches '
-                        '--lr; --warmup_epochs says a shorter one', self.warmup_steps, total_steps)
+                        '--lr; --warmup_epochs 1 is a shorter warm-up', self.warmup_steps,
+                        total_steps)
         self.decay = make_decay(settings, self.warmup_steps, total_steps)
         self.step = 0
         # Noted now, since the groups in a checkpoint of an earlier version have no lr_scale.

@@ -125,6 +125,13 @@ def record_source(out_dir: Path, source: str, *made: Path) -> None:
         write_json(marker, {'source': source})
 
 
+def changed_error(datafiles: Path, source: str) -> DataError:
+    """Return the error for a folder of datafiles that list other clips than their source by now."""
+    return DataError(f'{datafiles} lists other clips than {source}, which has changed: give '
+                     f'another folder with --prep_dir, or remove {datafiles} to have it made '
+                     f'again; take another --exp_dir in either case')
+
+
 def _read_source(marker, advice):
     """Return the source in a marker. Raises DataError with advice if it does not say one."""
     source = read_json(marker, advice).get('source')
