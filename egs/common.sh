@@ -230,7 +230,8 @@ mark_to_begin_again() {
     FIRST_FILES=$(list_first_files)
 }
 
-# List the two files that tell whether the first training has begun again.
+# List which of these files exist. If the list is as before, src/run.py has not begun again: it would
+# have removed begin_again, and args.json with it.
 list_first_files() { ls -d -- "$FIRST_RUN/args.json" "$FIRST_RUN/begin_again" 2> /dev/null || true; }
 
 # Remove the marks if the training in $1 failed before it removed anything: all old results stay.

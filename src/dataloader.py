@@ -1,8 +1,9 @@
 """The samples of a datafile: each recording becomes (fbank, labels).
 
-    datafile -> recording -> waveform   AudiosetDataset.load_waveform, with mixup
+    datafile -> recording -> waveform   AudiosetDataset.load_waveform, with mixup, background
+                                        noise (--noise_dir) and gain
              -> fbank                   audio.fbank.fbank
-             -> mixup of fbanks, SpecAugment, normalise, noise, roll: the model's input
+             -> mixup of fbanks, SpecAugment, normalise, --noise, roll: the model's input
                                         finish_fbank
 
 With --features gpu, training/gpu_fbanks.py does the last two steps, a batch at a time.
@@ -193,8 +194,8 @@ class AudiosetDataset(Dataset):
             index: index of the recording in the datafile.
             augmentation: the sample's Augmentation.
             frames: how many the fbank had before it was cut or padded. A mix of waveforms is as
-                long as the first of them, a mix of fbanks as long as the longer one. Of a recording
-                shorter than a frame, one counts as real.
+                long as the first of them, a mix of fbanks as long as the longer one. A recording
+                shorter than a frame counts as one real frame.
         """
         sample = inputs, self.make_targets(index, augmentation)
         if not self.conf.mask_padding:
@@ -207,7 +208,7 @@ class AudiosetDataset(Dataset):
         return window_samples(self.conf.target_length, self.conf.sample_rate)
 
     def load_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
-        """Return the waveform (samples,) of a recording, mixed with that of its partner."""
+        """Return the waveform (samples,) of a recording after mixup, background noise and gain."""
         waveform, partner, background = self._load(index, augmentation.crop), None, None
         if augmentation.partner is not None and not augmentation.mixes_fbanks:
             partner = self._load(augmentation.partner, augmentation.partner_crop)

@@ -45,6 +45,7 @@ def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: 
               WeightsError)
     with processes.exit_without_waiting(), exit_on(*errors):
         launch = read_launch()
+        # An earlier start with --resume none was stopped before it removed the old run.
         if is_given_up(Path(args.exp_dir)):
             args.resume = 'none'
         if args.start:
@@ -137,8 +138,9 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
 def tidy_up(folder: ExperimentFolder) -> None:
     """Write the report of a finished run, and remove what only its continuation needed.
 
-    The next start repeats this if the run was killed before. It cannot come before the run is
-    marked as finished: a run without a checkpoint would begin again.
+    Call this after the run is marked as finished. If the checkpoint were removed first and the run
+    were killed then, the next start would train from the beginning. If the run is killed during
+    this, the next start does it.
     """
     if not (folder.path / 'report.html').exists():
         with warn_only('report.html'):

@@ -33,8 +33,8 @@ def make_parser() -> OptionParser:
     parser.add_argument('-b', '--batch_size', type=whole(1),
                         help='windows in a batch; by default 16, or 4 on a CPU')
     add_checkpoint_options(
-        parser, loss="BCE: scores are sigmoids; CE: softmax; without it what each checkpoint says, "
-                     "else BCE, or CE in transformers' layout")
+        parser, loss='BCE: scores are sigmoids; CE: softmax; by default what the checkpoint says; '
+                     'if it says nothing, CE for a folder of transformers, else BCE')
     add_computing_options(parser)
     return parser
 
@@ -54,7 +54,8 @@ def add_input_options(parser: OptionParser) -> None:
         help='all: the whole recording, window by window; first: the first window alone, as in '
              'validation')
     add('--hop_seconds', type=number(0.01),  # one frame
-        help='seconds from the beginning of a window to the next; without it a window')
+        help='seconds from the beginning of a window to the next; by default the length of '
+             'a window')
     add('--raw_rate', type=whole(MIN_RATE, MAX_RATE), metavar='HZ',
         help='standard input is no WAV file but samples at this rate: 16 bits, little endian, mono')
 

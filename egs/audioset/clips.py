@@ -82,8 +82,8 @@ class Problem(NamedTuple):
     """Why a clip cannot be used.
 
     Attributes:
-        is_place_unknown: whether its recordings can be read, but do not hold it, or nobody knows
-            where they do.
+        is_place_unknown: whether its recording can be read, but does not hold the clip, or its
+            position in the recording is unknown.
     """
     text: str
     is_place_unknown: bool

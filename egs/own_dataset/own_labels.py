@@ -29,7 +29,7 @@ def make_labels(clips: Sequence[LabelledClip], label_csv: str | PathLike[str] | 
             if label not in mid_of:
                 raise DataError(f'{clip.wav}: the label {quoted(label)} is neither a mid nor the '
                                 f'name of a single class in {label_csv}; several labels are '
-                                f'separated by ; or |, or all through a CSV by ,')
+                                f'separated by ; or | (or by , in a CSV that has neither)')
     if not labels:
         raise DataError('no clip has a label: there is no class to learn')
     if len(labels) < 2 and all(clip.labels for clip in clips):

@@ -17,7 +17,7 @@ from utilities.errors import DataError
 from utilities.formatting import shortened
 from utilities.labels import Labels
 
-MOST_PARTS = 10  # the largest denominator of a share as a fraction; a share below 0.1 may need more
+MOST_PARTS = 10  # folds to hold some out of; a share below 0.1 may need more
 
 Clips = Sequence[LabelledClip]
 
@@ -91,6 +91,9 @@ def share_files(clips: Clips, conf: SplitConf) -> dict[str, Clips]:
 
 def hold_out(clips: Clips, share: float, seed: int) -> tuple[Clips, Clips]:
     """Hold out about `share` of the clips, stratified, groups together.
+
+    The clips are dealt into folds, and some whole folds are held out: for 0.2, 1 of 5; for 0.3, 3
+    of 10.
 
     Returns:
         The clips that are left, and those that are held out.

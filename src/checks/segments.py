@@ -57,9 +57,9 @@ def check_segments(entries: Sequence[Entry], segments: Sequence[Segment],
 
 def find_present(entries: Sequence[Entry], of_video: Mapping[str, Sequence[Segment]]
                  ) -> set[Segment]:
-    """Return the segments that a datafile has. Each entry stands for one of its video.
+    """Return the segments that a datafile has. Each entry counts as one segment of its video.
 
-    An entry whose place is wrong (check_place says so) stands for any of them.
+    An entry that fits none of them (check_place reports it) counts as any one that is missing yet.
 
     Args:
         entries: of the datafile.

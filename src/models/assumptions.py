@@ -102,7 +102,8 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int, dim:
     said = describe(path, is_transformers)
     named = {} if said else describe_name(path.name)
 
-    # What transformers makes of a missing problem_type; of one class, softmax is always 1.
+    # Without a problem_type, transformers takes softmax. But the softmax of a single class is
+    # always 1: one class means sigmoid.
     loss = 'CE' if is_transformers and label_dim > 1 else 'BCE'
     defaults = {**describe_dataset(named.get('dataset')), 'loss': loss, 'sample_rate': SAMPLE_RATE}
     eps, _ = find_eps({}, path, is_transformers)
@@ -112,8 +113,8 @@ def complete_description(path: Path, is_transformers: bool, label_dim: int, dim:
     if is_transformers or published_file(path):
         said = {**size, **said}  # such an AST is a DeiT
     else:
-        # It may also be a model on another ViT, such as SSAST's. That has the same weights, but its
-        # head classifies something else.
+        # It may also be built on another ViT, such as SSAST's. Its weights have the same names and
+        # shapes, but its head classifies something else.
         defaults |= size
 
     # Later ones win: defaults < settings < the file's name < what it says < what the caller gives.

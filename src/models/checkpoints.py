@@ -186,7 +186,7 @@ def save_checkpoint(model: ASTModel, path: str | Path, /, **description: Any) ->
             Values that load_model only assumed are not written, unless you changed them.
     """
     path = Path(path)
-    # As of the CPU: torch.load would fail without the GPU that they were trained on.
+    # On the CPU: saved as tensors of a GPU, they would not load on a machine without one.
     state = {f'module.{name}': value.cpu() for name, value in model.state_dict().items()}
     with atomic_write(path) as partial:
         if path.suffix == '.safetensors':

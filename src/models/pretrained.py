@@ -76,8 +76,9 @@ def fit_positions(model: ASTModel, start: Start) -> torch.Tensor:
     prefix = 0 if model.v.no_embed_class else model.v.num_prefix_tokens
     pos_embed, grid = start.state['pos_embed'], start.grid
     if start.config is not None:
-        # The grid that the model's strides have on the other model's input. The published code
-        # leaves out this step, and crashes for other strides than 10.
+        # First fit the positions to this model's strides on the start's input; then, below, to
+        # this model's input. The published code leaves out the first step, and crashes for
+        # strides other than 10.
         strided = replace(start.config, fstride=config.fstride, tstride=config.tstride).grid
         pos_embed = resample_pos_embed(pos_embed, grid, strided, interpolate, prefix)
         grid = strided

@@ -67,7 +67,7 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any])
 
 
 def start_size(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> str:
-    """Return the model_size of what find_start finds; a ViT of timm need not be there for that."""
+    """Return the model_size that find_start gives. Download no ViT that timm names."""
     if vit := named_vit(source):
         timm_file(vit)  # refuses a tag that timm does not know
         return strip_tag(vit)
@@ -93,7 +93,8 @@ def locate_start(source: str | Path) -> Path:
     """
     name = str(source)
     if not Path(source).exists():
-        if file := ssast_file(source):  # has whole numbers among its weights
+        # SSAST's files also hold whole numbers, which the default check refuses.
+        if file := ssast_file(source):
             return find_or_download(file, check=load_tensors)
         if '/' not in name and not published_file(source):
             nearest = nearest_name(name)

@@ -51,7 +51,7 @@ CONFIG_SIZES = {'frequency_stride': 'fstride', 'time_stride': 'tstride',  # thei
 LOSSES = {'single_label_classification': 'CE', 'multi_label_classification': 'BCE'}
 # The field of a config.json in which our own folders say what transformers has no field for.
 OWN_FIELD = 'ast_description'
-# The field did not always say this: at first, every ASTModel had the same.
+# What older folders do not say in this field: when they were written, every ASTModel had these.
 OWN_DEFAULTS: Description = {'head_layer_norm_eps': HEAD_EPS}
 
 

@@ -124,7 +124,7 @@ def check_writable(paths: Sequence[Path]) -> None:
 
 def tag_files(args: Namespace, tagger: Tagger, files: Sequence[Path], pictures: Sequence[Path],
               pages: Sequence[Path]) -> tuple[int, int]:
-    """Tag files, but those that an earlier start has done; write and print the results.
+    """Tag the files that no earlier start has done; write and print the results.
 
     Args:
         args: of the command line.

@@ -31,7 +31,7 @@ def window_starts(seconds: float, window_length: float, hop_seconds: float) -> n
         window_length: of a window, in seconds.
         hop_seconds: from the beginning of a window to the next.
     """
-    hops = (seconds - window_length) / hop_seconds - 1e-6  # less than an error of rounding
+    hops = (seconds - window_length) / hop_seconds - 1e-6  # a rest as small as this is rounding
     count = 1 + max(0, math.ceil(hops))
     in_the_last = seconds - (count - 1) * hop_seconds
     if count > 1 and in_the_last < MIN_WINDOW_SHARE * window_length:

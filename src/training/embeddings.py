@@ -77,6 +77,7 @@ def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: i
         dataset = embedded(name, loader.dataset, loader)
         return make_evaluation_loader(dataset, batch_size, 0, loader.pin_memory)
 
+    # Embeddings are always readable. The wrapper makes the loader a TrainingLoader.
     train_set = ReplaceUnreadable(embedded('training', loaders.train.recordings, loaders.train))
     sampler = loaders.train.epoch_sampler
     return Loaders(

@@ -17,8 +17,9 @@ from utilities.folders import output_folders
 from utilities.texts import read_json, write_json
 
 FINISHED = 'finished'  # the file that marks an experiment that has come to its end
-# The file that marks an experiment that --resume none gives up. egs/common.sh makes it for all
-# folds before the first one begins: if that one is stopped, the next start knows the old ones.
+# The file that marks an experiment to be removed and begun again (--resume none). egs/common.sh
+# makes it in every fold before the first one starts. So if the recipe is stopped, the next start
+# knows which folds still hold the earlier run.
 BEGIN_AGAIN = 'begin_again'
 # What a training leaves in its folder, for --resume none to remove.
 FILES = ('args.json', 'checkpoint.pth', FINISHED, 'interrupted', 'result.csv', 'metrics.csv',

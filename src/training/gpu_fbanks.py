@@ -72,7 +72,7 @@ class WaveformDataset(AudiosetDataset):
 
     def _pad(self, waveform):
         """Return a waveform padded to the input's length, and the frames of its fbank before."""
-        # fbank() subtracts the mean, too, but here the waveform is not cut or padded yet.
+        # Before the padding: fbank() subtracts the mean afterwards, over the zeros as well.
         waveform = waveform - waveform.mean()
         padding = self._window_samples - len(waveform)
         padded = torch.nn.functional.pad(waveform, (0, padding))  # a negative number cuts

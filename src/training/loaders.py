@@ -28,8 +28,8 @@ def make_loader(dataset: Any, batch_size: int | None, num_workers: int, pin_memo
                 sampler: EpochSampler | None = None, batches: Iterable | None = None) -> DataLoader:
     """Make a loader of the batches of a dataset, which come in the order of the sampler.
 
-    If there are several processes, this one loads its part of every batch of the sampler; without a
-    sampler, its part of the dataset; with `batches`, all of them.
+    With several processes, this one loads its part of each batch if there is a sampler, all batches
+    if `batches` are given, and its part of the dataset if there is neither.
 
     Args:
         dataset: a Dataset with a length; a ReplaceUnreadable makes the loader a TrainingLoader.

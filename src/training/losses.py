@@ -86,8 +86,8 @@ class EpochLoss:
         """Add a step.
 
         Args:
-            loss: mean over the samples of the step, without gradient. With several processes,
-                that mean is the average of their `loss` values.
+            loss: what Trainer.step returns: the mean loss of this process's samples, times its
+                share. Averaged over the processes, it is the mean over all samples of the step.
             samples: number of samples in all processes.
         """
         self.steps += 1

@@ -87,7 +87,8 @@ def add_data_options(group):
     add('--dataset', default='audioset',
         help='name of the dataset, for messages, plots and the description of models')
     add('--mask_padding', type=boolean, default=False,
-        help='the model does not hear the padding of short recordings; the published weights do')
+        help='hide the padding of short recordings from the model; the published models were '
+             'trained with it visible')
     add('--dataset_mean', type=fbank_mean_type, default=AUDIOSET_INPUT['mean'],
         help='mean of the fbank')
     add('--dataset_std', type=fbank_std_type, default=AUDIOSET_INPUT['std'],
@@ -207,8 +208,9 @@ def add_schedule_options(group):
     add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5,
         help='factor of a decay')
     add('--lr_patience', type=whole(0), default=0,
-        help='epochs without a rise that --schedule plateau tolerates; above 0, it chooses that '
-             'schedule; 0 with --schedule plateau: 2; a rise below 0.01 percent does not count')
+        help='for --schedule plateau: how many epochs without a rise it tolerates before it lowers '
+             'the rate; a number above 0 also chooses that schedule, 0 means 2; a rise below 0.01 '
+             'percent does not count')
 
 
 def add_finetuning_options(group):

@@ -73,7 +73,8 @@ def size() -> int:
 def local_size() -> int:
     """Return how many processes train on this machine: what torchrun or the recipe says, else 1.
 
-    It is not Launch.local_size: of srun, only the recipe's environment says it.
+    Under srun, Launch.local_size is 1, since srun does not say this number. The recipe puts it into
+    LOCAL_WORLD_SIZE.
     """
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 
@@ -205,8 +206,8 @@ def catch_lost_processes(signs: tuple[str, ...] = ('',)) -> Iterator[None]:
     """Turn what torch.distributed raises if another process is gone into a DistributedError.
 
     Args:
-        signs: words of which such a message has one, for a block in which other things may fail
-            too. By default every RuntimeError counts.
+        signs: an error counts only if its message contains one of these words. Give them if the
+            block may raise other RuntimeErrors. By default, every RuntimeError counts.
     """
     try:
         yield
@@ -235,7 +236,8 @@ def _explain_lost_process(error):
 def exit_without_waiting() -> Iterator[None]:
     """End a process that has joined others as soon as the block ends, with the block's exit code.
 
-    Python's own end would wait, with its lock held, for threads of gloo that may wait for the lock.
+    A normal exit can deadlock: Python waits for gloo's threads while it holds the GIL, and they may
+    wait for the GIL.
     """
     end: BaseException = SystemExit(0)
     try:

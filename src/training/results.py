@@ -125,7 +125,7 @@ class Results:
         write_rows(self.exp_dir / 'result.csv', self.rows)
         write_metrics(self.exp_dir / 'metrics.csv', self.further_rows)
         if time.monotonic() - self.drawn_at >= SECONDS_BETWEEN_CURVES:
-            self._draw_curves()  # not write_curves: the other processes would not call it
+            self._draw_curves()  # write_curves would wait for the other processes for ever
 
     @main_process_only
     def write_curves(self) -> None:

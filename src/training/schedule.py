@@ -48,7 +48,7 @@ class Decay:
         return {'decay': self.factor}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Go back to a state that state_dict returned, before a step."""
+        """Go back to a state that state_dict returned. step: the next one of the run, from 0."""
         self.factor = state['decay']
 
 

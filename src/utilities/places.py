@@ -86,7 +86,7 @@ def find_place(segment: Segment, seconds: float, name: RecordingName, of_several
     """
     has_start = name.start is not None
     if seconds <= segment.seconds + TOLERANCE:
-        # A cut from the beginning of a video and a video that is shorter than the cut are the same.
+        # If the segment begins with the video, a cut and the whole video begin alike.
         begins_there = has_start or segment.start_seconds <= TOLERANCE
         if of_several:
             raise PlaceError(f'it has {seconds:.1f} s and no start in its name, but several of its '

@@ -305,7 +305,8 @@ def show_attention(axes: Axes, attention: np.ndarray, config: 'ModelConfig',
 def _draw_scores(figure: Figure, axes: Axes, starts: np.ndarray, ends: np.ndarray,
                  scores: np.ndarray, names: Sequence[str]) -> None:
     """Draw a heat map of scores (windows, rows) over time, with numbers if they are few."""
-    stops = np.minimum(ends, np.append(starts[1:], np.inf))  # of overlapping windows, the next
+    # If windows overlap, a score is drawn up to where the next window begins.
+    stops = np.minimum(ends, np.append(starts[1:], np.inf))
     edges = np.unique(np.concatenate([starts, stops]))
     window = np.searchsorted(starts, edges[:-1], side='right') - 1
     is_heard = edges[:-1] < stops[window]  # a gap between windows is blank
