@@ -73,17 +73,19 @@ def golden_json():
 def same_process():
     """Undo what a program changed in this process: signal handlers and the root logger.
 
-    A handler of the logger writes to a stream that ends with the test.
+    A handler of the logger writes to a stream that ends with the test. Its level may come from a
+    program that a fixture of the whole file has run.
     """
     root_logger = logging.getLogger()
-    handlers, level = root_logger.handlers[:], root_logger.level
+    root_logger.setLevel(logging.WARNING)
+    handlers = root_logger.handlers[:]
     signals = {number: signal.getsignal(number)
                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     yield
     for number, handler in signals.items():
         signal.signal(number, handler)
     root_logger.handlers[:] = handlers
-    root_logger.setLevel(level)
+    root_logger.setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope='session')
