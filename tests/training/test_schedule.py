@@ -96,7 +96,7 @@ def test_a_plateau_without_a_number_of_its_own_waits_for_two_epochs_as_the_help_
     chosen = settings(lr=1e-3, schedule='plateau', lr_patience=0)
     assert rates(chosen, [0.5] * 5) == pytest.approx([1e-3] * 4 + [5e-4])
     help_texts = {action.dest: action.help for action in make_parser()._actions}
-    assert f'0 with --schedule plateau: {PATIENCE};' in help_texts['lr_patience']
+    assert f'0 means {PATIENCE};' in help_texts['lr_patience']
 
 
 def test_a_rise_below_one_in_ten_thousand_does_not_keep_a_plateau_from_decaying():
