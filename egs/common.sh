@@ -283,7 +283,7 @@ end_interrupted() {
 }
 
 # Print the scores of the best epoch's model on the validation and the test set. $1 is the exp_dir.
-print_evaluation() {
+print_best_scores() {
     echo "$1/eval_result.csv, the best epoch's model:"
     # shellcheck disable=SC2046 # the file has four numbers, one per line
     printf "  validation $metrics %s, mAUC %s\n  test       $metrics %s, mAUC %s\n" \

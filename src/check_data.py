@@ -1,7 +1,7 @@
 """Check datafiles before training: entries, recordings, labels, weights, leaks.
 
 Every recording is read from the first to the last sample. The exit code is 0 if every entry could
-be used, in training, validation and evaluation, else 1; the last line says why.
+be used, in training, validation and test, else 1; the last line says why.
 """
 import json
 import sys
@@ -14,7 +14,7 @@ def make_parser() -> OptionParser:
     """Return the parser of all options."""
     parser = OptionParser(prog='check_data.py', description=__doc__)
     add = parser.add_argument
-    add('datafiles', nargs='+', help='datafiles to check: training, validation, evaluation set')
+    add('datafiles', nargs='+', help='datafiles to check: training, validation, test set')
     add_input_options(parser, length_help='frames of 10 ms of the input')
     add('--segments',
         help='segment list to compare the datafiles with: clips, labels, and whether recordings '

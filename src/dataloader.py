@@ -1,6 +1,6 @@
 """The samples of a datafile: each recording becomes (fbank, labels).
 
-    datafile -> recording -> waveform   AudiosetDataset.load_waveform, with mixup, background
+    datafile -> recording -> waveform   AudiosetDataset.make_waveform, with mixup, background
                                         noise (--noise_dir) and gain
              -> fbank                   audio.fbank.fbank
              -> mixup of fbanks, SpecAugment, normalise, --noise, roll: the model's input
@@ -152,7 +152,7 @@ class AudiosetDataset(Dataset):
         partner = None
         if augmentation.mixes_fbanks:
             partner = self._load(augmentation.partner, augmentation.partner_crop)
-        waveform = self.load_waveform(index, augmentation)
+        waveform = self.make_waveform(index, augmentation)
         return self.finish_sample(index, waveform, augmentation, partner)
 
     def make_windows(self, index: int, count: int) -> list[tuple]:
@@ -172,7 +172,7 @@ class AudiosetDataset(Dataset):
 
         Args:
             index: index of the recording in the datafile.
-            waveform: (samples,), as load_waveform returns it.
+            waveform: (samples,), as make_waveform returns it.
             augmentation: the sample's Augmentation.
             partner: the waveform (samples,) whose fbank is mixed with that of the sample, or None.
         """
@@ -207,7 +207,7 @@ class AudiosetDataset(Dataset):
         """Return how many audio samples the model's input is long."""
         return window_samples(self.conf.target_length, self.conf.sample_rate)
 
-    def load_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
+    def make_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
         """Return the waveform (samples,) of a recording after mixup, background noise and gain."""
         waveform, partner, background = self._load(index, augmentation.crop), None, None
         if augmentation.partner is not None and not augmentation.mixes_fbanks:

@@ -225,7 +225,7 @@ def dtype_name(precision: torch.dtype | None) -> str:
 
 def log_settings(args, loaders, device, precision, size):
     """Log the settings and what they lead to. size: how many processes train."""
-    names = ('training', 'validation', 'evaluation')
+    names = ('training', 'validation', 'test')
     samples = ', '.join(f'{name} {len(loader.dataset)}' for name, loader in zip(names, loaders)
                         if loader is not None)
     settings = ' '.join(f'--{name} {value}' for name, value in vars(args).items())

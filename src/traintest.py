@@ -2,7 +2,7 @@
 import argparse
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +45,17 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
         title: for the progress bar.
         scores: turns logits into predictions. As published, it is the sigmoid for CE, too.
     """
-    def classify(inputs, *lengths):
-        """Return the logits of a batch."""
-        return model(fbanks_on(inputs, device), *(move(one, device) for one in lengths))
-
     model.eval()
     loss_function = LOSSES[loss]()
     total: torch.Tensor | float = 0.0
     predictions, targets = [], []
     with Progress(title, len(loader)) as progress:
         for batch in loader:
-            (inputs, labels, *lengths), further = split_windows(batch)
-            logits = classify(inputs, *lengths)
+            first, further = split_windows(batch)
+            logits = classify(model, first, device)
+            labels = first[1]
             total = total + loss_function(logits, move(labels, device)) * len(labels)
-            others = ((scores(classify(windows, *lengths)), rows)
-                      for (windows, _, *lengths), rows in further)
+            others = [(scores(classify(model, window, device)), rows) for window, rows in further]
             predictions.append(mean_of_windows(scores(logits), others))
             targets.append(labels)
             progress.advance(len(labels))
@@ -67,6 +63,12 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
     samples = sum(map(len, targets))
     return Evaluation(join_batches(predictions), join_batches(targets),
                       float(total) / max(samples, 1))
+
+
+def classify(model: nn.Module, batch: Sequence, device: torch.device) -> torch.Tensor:
+    """Return the logits (B, classes) of a batch of a loader; see validate."""
+    inputs, _, *lengths = batch
+    return model(fbanks_on(inputs, device), *(move(length, device) for length in lengths))
 
 
 class Run:
@@ -133,7 +135,7 @@ class Run:
         if not self.settings.wa:
             return
         # The model of the last epoch may still have to be written.
-        kept = len(self.results.rows) - (self.trainer.loss.steps == 0)
+        kept = len(self.results.rows) - self.trainer.is_between_epochs
         for epoch in range(self.settings.wa_start, min(kept, self.settings.wa_end) + 1):
             if not self.models.has(name_of_epoch(epoch)):
                 raise CheckpointError(f'--wa averages epochs {self.settings.wa_start} to '
@@ -149,7 +151,7 @@ class Run:
         """
         while self.trainer.epoch <= self.settings.n_epochs and not self._has_stalled():
             self._run_epoch(f'epoch {self.trainer.epoch} of {self.settings.n_epochs}')
-        self.results.write_curves()
+        self.results.finish_curves()
 
     def _has_stalled(self):
         """Return whether the metric has not risen for --patience epochs, and log it."""
@@ -203,15 +205,15 @@ class Run:
         self.models.save(self.model, AVERAGED)
         self.results.write_average(evaluation, epochs)
 
-    def evaluate_best(self, eval_loader) -> None:
-        """Evaluate the best epoch's model on the validation and on the evaluation set.
+    def evaluate_best(self, test_loader) -> None:
+        """Evaluate the best epoch's model on the validation set and on the test set (--data_eval).
 
         Write four numbers to eval_result.csv: main metric and mAUC on the validation set, then on
-        the evaluation set.
+        the test set.
         """
-        self.models.load(self.trainer.evaluated_weights, BEST)
+        self.models.load(self.trainer.model_to_save, BEST)
         evaluations = {}
-        for name, loader in (('validation', self.val_loader), ('evaluation', eval_loader)):
+        for name, loader in (('validation', self.val_loader), ('test', test_loader)):
             evaluations[name] = self.evaluate(loader, f'best model, {name} set')
         self.results.write_best(evaluations, self.models.description['labels']['names'])
 
@@ -223,10 +225,10 @@ class Run:
         self.results.write()
         if self.tensorboard:
             self.tensorboard.write(self.results, self.trainer.speed)
-        if self.trainer.loss.steps > 0:
+        if not self.trainer.is_between_epochs:
             return  # the next epoch has changed the weights; the models were written before that
         epoch = len(self.results.rows)
-        model = self.trainer.evaluated_weights
+        model = self.trainer.model_to_save
         if self.results.best_epoch == epoch:
             self.models.save(model, BEST)
         if self.settings.ema:

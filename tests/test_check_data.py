@@ -180,7 +180,7 @@ def test_what_becomes_of_a_recording_that_cannot_be_used_is_said(check, make_dat
     assert 'BAD AUDIO: missing recordings' in said
     assert said.splitlines()[-1].endswith(
         'has 1 missing recordings (replaced by others in training, up to --max_bad_audio of an '
-        'epoch; an error in validation and evaluation)')
+        'epoch; an error in validation and test)')
 
 
 def test_recordings_in_shards_are_checked_as_files_are(check, make_datafile, make_tone, make_shard,

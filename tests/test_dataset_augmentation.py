@@ -62,7 +62,7 @@ def test_a_random_crop_is_cut_before_its_mean_is_removed(make_dataset, tmp_path)
     dataset = make_dataset([(tmp_path / 'steps.wav', '/m/0')], crop='random', **PLAIN)
     for key in KEYS:
         augmentation = dataset.draw_augmentation(key)
-        waveform = dataset.load_waveform(0, augmentation)
+        waveform = dataset.make_waveform(0, augmentation)
         start = round(augmentation.crop * (48000 - WINDOW))
         assert len(waveform) == WINDOW
         np.testing.assert_allclose(waveform, steps[start:start + WINDOW], atol=1e-4)
@@ -77,7 +77,7 @@ def test_a_random_crop_stays_within_the_part_of_its_recording(make_labels, risin
     for key in KEYS:
         augmentation = dataset.draw_augmentation(key)
         start = 16000 + round(augmentation.crop * (9600 - WINDOW))
-        found = dataset.load_waveform(0, augmentation)
+        found = dataset.make_waveform(0, augmentation)
         torch.testing.assert_close(found, waveform[start:start + WINDOW])
 
 
@@ -151,7 +151,7 @@ def test_every_training_sample_gets_noise_at_its_ratio(make_dataset, rising, noi
         noise = load_waveform(noise_dir / name)
         start = round(one.background_crop * max(0, len(noise) - WINDOW))
         expected = add_background(window, noise[start:start + WINDOW], one.snr_db)
-        found = dataset.load_waveform(0, one)
+        found = dataset.make_waveform(0, one)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
         added = found - (window - window.mean())
         assert float(10 * (window.var() / added.var()).log10()) == pytest.approx(one.snr_db, abs=0.1)

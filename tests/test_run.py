@@ -231,7 +231,7 @@ def test_validation_batches_are_twice_as_large(exp_dir):
 def test_a_dry_run_prints_sizes_and_leaves_nothing(start, exp_dir, capsys):
     start('--dry-run --data_eval val.json')
     printed = capsys.readouterr().err
-    assert 'training 12, validation 9, evaluation 9; 3 steps an epoch' in printed
+    assert 'training 12, validation 9, test 9; 3 steps an epoch' in printed
     assert '2 x 2 = 4 patches' in printed and '--lr 0.0001' in printed
     assert not exp_dir.exists()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from audio.formats import AUDIO_SUFFIXES
 from clip_report import found_clips, nothing_found, report_left_out
-from clips import Found, Matches, Problem, find_clips, match_recordings
-from copies import Copies, clip_name, suffix_of
+from clips import Found, Matches, Problem, collect_clips, match_recordings
+from copies import CopyConf, clip_name, suffix_of
 from packing import pack, packed_before
 from parquet_rows import Row, list_rows
 from utilities.errors import DataError
@@ -44,11 +44,11 @@ def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
     """
     segments = read_segment_lists(lists, read_labels(label_csv).index())
     check_paths(audio_dir, out, flac_dir)
-    copies = Copies(flac_dir or (shards_dir and shards_dir / 'copies'), of_all=bool(flac_dir))
-    with output_folders(out.parent, *filter(None, (copies.folder, shards_dir))):
+    copy_conf = CopyConf(flac_dir or (shards_dir and shards_dir / 'copies'), of_all=bool(flac_dir))
+    with output_folders(out.parent, *filter(None, (copy_conf.folder, shards_dir))):
         recordings, others = list_recordings(audio_dir)
         matches = match_recordings(segments, recordings)
-        results = find_listed(segments, recordings, matches, copies, shards_dir)
+        results = collect_listed(segments, recordings, matches, copy_conf, shards_dir)
         report_left_out(segments, results, matches, others, out)
         found = found_clips(results)
         if not found:
@@ -56,7 +56,7 @@ def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
 
         paths = {number: one.path for number, one in found.items()}
         if shards_dir:
-            scratch = None if copies.of_all else copies.folder
+            scratch = None if copy_conf.of_all else copy_conf.folder
             paths = pack_clips(segments, paths, shards_dir, shard_bytes, scratch)
         entries = [make_entry(segments[number], path, found[number])
                    for number, path in paths.items()]
@@ -74,21 +74,21 @@ def check_paths(audio_dir: Path, out: Path, flac_dir: Path | None) -> None:
         raise DataError(f'--out {out} is a folder: give the datafile that is to be written')
 
 
-def find_listed(segments: list[Segment], recordings: Sequence[Recording], matches: Matches,
-                copies: Copies, shards_dir: Path | None) -> dict[int, Found | Problem]:
-    """Return what became of each listed clip, in the order of the list.
+def collect_listed(segments: list[Segment], recordings: Sequence[Recording], matches: Matches,
+                   copy_conf: CopyConf, shards_dir: Path | None) -> dict[int, Found | Problem]:
+    """Find and copy each listed clip. Return what became of it, in the order of the list.
 
     Raises:
         DataError: recordings are packed, and there is no folder to unpack them to; or a path is not
             UTF-8.
     """
     row = next((row for _, row in recordings if row), None)
-    if copies.folder is None and row:
+    if copy_conf.folder is None and row:
         raise DataError(f'parquet files such as {row.path} are to be unpacked: give --flac_dir or '
                         f'--shards')
     candidates = itertools.chain.from_iterable(matches.candidates.values())
-    check_names([*filter(None, (copies.folder, shards_dir)), *(one.path for one in candidates)])
-    return find_clips(segments, matches.candidates, packed_clips(shards_dir), copies)
+    check_names([*filter(None, (copy_conf.folder, shards_dir)), *(one.path for one in candidates)])
+    return collect_clips(segments, matches.candidates, packed_clips(shards_dir), copy_conf)
 
 
 def list_recordings(audio_dir: Path) -> tuple[list[Recording], list[str]]:

@@ -1,4 +1,7 @@
-"""Find the clips of AudioSet's segment lists among recordings, by the rules of prep_audioset.py."""
+"""Find the clips of AudioSet's segment lists among recordings, and copy them if asked to.
+
+prep_audioset.py says by which rules.
+"""
 import functools
 import gzip
 import io
@@ -11,7 +14,7 @@ from typing import NamedTuple
 from audio.fbank import SAMPLE_RATE
 from audio.info import read_duration
 from audio.reading import AudioError, load_waveform
-from copies import Copies, check_packed, clip_name, is_copy, suffix_of, write_flac
+from copies import CopyConf, check_packed, clip_name, is_copy, suffix_of, write_flac
 from parquet_rows import Row, read_rows
 from utilities.parallel import parallel_map
 from utilities.places import (
@@ -121,15 +124,16 @@ def match_recordings(segments: Sequence[Segment], recordings: Iterable[tuple[str
     return matches
 
 
-def find_clips(segments: Sequence[Segment], candidates: Mapping[int, list[Candidate]],
-               packed: Mapping[str, list[str]], copies: Copies) -> dict[int, Found | Problem]:
-    """Find every clip among its candidates, with all cores.
+def collect_clips(segments: Sequence[Segment], candidates: Mapping[int, list[Candidate]],
+                  packed: Mapping[str, list[str]], copy_conf: CopyConf
+                  ) -> dict[int, Found | Problem]:
+    """Find every clip among its candidates and copy those that are to be copied, with all cores.
 
     Args:
         segments: of the list.
         candidates: those of each clip.
         packed: clip_name without suffix -> paths of what shards hold of the clip.
-        copies: where copies go.
+        copy_conf: which clips are copied, and where to.
 
     Returns:
         What became of each clip, in the order of the list.
@@ -141,8 +145,8 @@ def find_clips(segments: Sequence[Segment], candidates: Mapping[int, list[Candid
     files = {number: [one for one in listed if not one.row]
              for number, listed in candidates.items()}
     searches = [make_search(number, listed) for number, listed in files.items() if listed]
-    title = 'converting to 16 kHz FLAC' if copies.of_all else 'reading headers'
-    find = functools.partial(find_clip, copies=copies)
+    title = 'converting to 16 kHz FLAC' if copy_conf.of_all else 'reading headers'
+    find = functools.partial(collect_clip, copy_conf=copy_conf)
     results = dict(parallel_map(find, searches, title, unit='clip'))
 
     groups: dict[tuple[str, int], list[Search]] = {}  # of rows of parquet files, each read once
@@ -151,15 +155,15 @@ def find_clips(segments: Sequence[Segment], candidates: Mapping[int, list[Candid
         if rows and not isinstance(results.get(number), Found):
             candidate, row = rows[0]
             groups.setdefault((row.path, row.group), []).append(make_search(number, [candidate]))
-    find_rows = functools.partial(find_in_rows, copies=copies)
+    find_rows = functools.partial(collect_from_rows, copy_conf=copy_conf)
     for found in parallel_map(find_rows, list(groups.items()), 'unpacking parquet files',
                               unit='group', items_per_task=1):
         results.update(found)
     return dict(sorted(results.items()))
 
 
-def find_clip(search: Search, copies: Copies) -> tuple[int, Found | Problem]:
-    """Find a clip among its candidates, and copy it if copies say so.
+def collect_clip(search: Search, copy_conf: CopyConf) -> tuple[int, Found | Problem]:
+    """Find a clip among its candidates, and copy it if copy_conf says so.
 
     Returns:
         The clip's number, and the recording that holds it or the problem of its first candidate.
@@ -167,20 +171,20 @@ def find_clip(search: Search, copies: Copies) -> tuple[int, Found | Problem]:
     places, problems = [], []
     for candidate in search.candidates:
         try:
-            source = open_candidate(candidate, copies)
+            source = open_candidate(candidate, copy_conf)
             places.append((candidate, source, find_in(search.segment, candidate, source)))
         except AudioError as error:
             problems.append(Problem(str(error), isinstance(error, UnknownPlaceError)))
     places.sort(key=lambda one: is_short(search.segment, one[2].seconds))
     for candidate, source, place in places:
         try:
-            return search.number, use_place(search, candidate, source, place, copies)
+            return search.number, take_clip(search, candidate, source, place, copy_conf)
         except AudioError as error:
             problems.append(Problem(str(error), is_place_unknown=False))
     return search.number, problems[0]
 
 
-def open_candidate(candidate: Candidate, copies: Copies) -> str | bytes:
+def open_candidate(candidate: Candidate, copy_conf: CopyConf) -> str | bytes:
     """Return the path of a candidate, or its bytes if it is a row or packed with gzip."""
     if candidate.row:
         if candidate.audio is None:
@@ -188,7 +192,7 @@ def open_candidate(candidate: Candidate, copies: Copies) -> str | bytes:
         return candidate.audio
     if not candidate.path.endswith('.gz'):
         return candidate.path
-    if copies.folder is None:
+    if copy_conf.folder is None:
         raise AudioError(f'{candidate.path} is to be unpacked: give --flac_dir or --shards')
     try:
         with gzip.open(candidate.path) as file:
@@ -217,9 +221,9 @@ def _readable(source):
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def use_place(search: Search, candidate: Candidate, source: str | bytes, place: Place,
-              copies: Copies) -> Found:
-    """Return the recording of a clip, a copy if copies say so.
+def take_clip(search: Search, candidate: Candidate, source: str | bytes, place: Place,
+              copy_conf: CopyConf) -> Found:
+    """Check the recording of a clip, or make a copy of it; return which of the two holds the clip.
 
     Args:
         source: the candidate's path or bytes, by open_candidate.
@@ -228,15 +232,15 @@ def use_place(search: Search, candidate: Candidate, source: str | bytes, place: 
     Raises:
         AudioError: the candidate cannot be read there.
     """
-    is_file = isinstance(source, str) and (place.is_all or copies.folder is None)
-    to_copy = copies.of_all or not is_file
+    is_file = isinstance(source, str) and (place.is_all or copy_conf.folder is None)
+    to_copy = copy_conf.of_all or not is_file
     name = clip_name(search.segment, '.flac' if to_copy else suffix_of(candidate.path))
     packed = find_packed(search, name)
     if not to_copy and not packed:
         load_waveform(source, start=place.start, seconds=PROBE_SECONDS)
         return Found(candidate.path, place, is_cut=not place.is_all)
 
-    path = packed or str(copies.folder / name)
+    path = packed or str(copy_conf.folder / name)
     seconds = place.seconds
     if not is_copy(path, seconds):
         waveform = load_waveform(_readable(source), name=candidate.path, start=place.start,
@@ -254,9 +258,9 @@ def find_packed(search: Search, name: str) -> str | None:
     return next((path for path in search.packed if os.path.basename(path) == name), None)
 
 
-def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
-                 ) -> dict[int, Found | Problem]:
-    """Find clips in a row group of a parquet file.
+def collect_from_rows(work: tuple[tuple[str, int], list[Search]], copy_conf: CopyConf
+                      ) -> dict[int, Found | Problem]:
+    """Find clips in a row group of a parquet file, and copy them.
 
     A clip that has a copy is not looked for.
 
@@ -267,7 +271,7 @@ def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
     results: dict[int, Found | Problem] = {}
     wanted: dict[int, list[Search]] = {}  # of each row
     for search in searches:
-        if copy := find_copy(search, copies):
+        if copy := find_copy(search, copy_conf):
             results[search.number] = copy
         else:
             wanted.setdefault(search.candidates[0].row.number, []).append(search)
@@ -276,16 +280,16 @@ def find_in_rows(work: tuple[tuple[str, int], list[Search]], copies: Copies
     for row, audio in read_rows(path, group, wanted):
         for search in wanted[row]:
             candidate = search.candidates[0]._replace(audio=audio)
-            number, found = find_clip(search._replace(candidates=[candidate]), copies)
+            number, found = collect_clip(search._replace(candidates=[candidate]), copy_conf)
             results[number] = found
     return results
 
 
-def find_copy(search: Search, copies: Copies) -> Found | None:
+def find_copy(search: Search, copy_conf: CopyConf) -> Found | None:
     """Return the copy of a whole segment that was made before, if there is one."""
     name = clip_name(search.segment, '.flac')
     packed = find_packed(search, name)
-    for path in filter(None, (packed, str(copies.folder / name))):
+    for path in filter(None, (packed, str(copy_conf.folder / name))):
         if is_copy(path, search.segment.seconds, TOLERANCE):
             return Found(path, Place(0.0, search.segment.seconds, is_all=True), is_cut=False)
     return None

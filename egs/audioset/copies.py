@@ -1,4 +1,4 @@
-"""Copies of AudioSet's clips: 16 kHz mono FLAC files, in a folder or packed into shards."""
+"""CopyConf of AudioSet's clips: 16 kHz mono FLAC files, in a folder or packed into shards."""
 import io
 import os
 from pathlib import Path
@@ -17,11 +17,11 @@ from utilities.segments import Segment
 COPY_TOLERANCE = 0.1  # seconds by which a copy's length may differ
 
 
-class Copies(NamedTuple):
-    """Where copies of clips go, and of which.
+class CopyConf(NamedTuple):
+    """Which clips are copied, and where to.
 
     Attributes:
-        folder: None if there are to be no copies.
+        folder: of the copies; None if there are to be none.
         of_all: whether all clips are copied. If not, only clips without a file of their own are
             copied: cuts, and what is packed in gzip and parquet files.
     """

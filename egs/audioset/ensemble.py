@@ -21,7 +21,7 @@ def make_parser() -> OptionParser:
     """Return the parser of all options."""
     parser = OptionParser(prog='ensemble.py', description=__doc__)
     add = parser.add_argument
-    add('--data_eval', required=True, help='datafile of the evaluation set')
+    add('--data_eval', required=True, help='datafile to evaluate on')
     add('--checkpoints', required=True, nargs='+', metavar='CHECKPOINT',
         help='paths, names of published checkpoints, folders of transformers or ids on Hugging '
              'Face')

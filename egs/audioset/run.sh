@@ -22,7 +22,7 @@ stage=0        first stage to run
 stop_stage=2   last stage to run
 set=full       full or balanced: the training set, and its settings
 data_train=    datafile of the training set; by default data/datafiles/[balanced_]train_data.json
-data_val=      datafile of the evaluation set; by default data/datafiles/eval_data.json
+data_val=      datafile of AudioSet's evaluation set; by default data/datafiles/eval_data.json
 label_csv=     label file; by default data/class_labels_indices.csv
 exp_dir=       folder of the results; by default one below exp, named after the settings
 "

@@ -133,7 +133,7 @@ summarise() {
     awk -F, -v metric="$metrics" 'NR == 1 || $1 > best { best = $1; epoch = NR }
         END { printf "epoch %d, the best: %s %.4f; ", epoch, metric, best
             printf "epoch %d, the last: %.4f\n", NR, $1 }' "$1/result.csv"
-    [ ! -f "$1/eval_result.csv" ] || print_evaluation "$1"
+    [ ! -f "$1/eval_result.csv" ] || print_best_scores "$1"
     echo "results and models are in $1"
 }
 

@@ -45,5 +45,5 @@ if in_stage 2; then
         --data_val "$prep_dir/datafiles/speechcommand_valid_data.json" \
         --data_eval "$prep_dir/datafiles/speechcommand_eval_data.json" \
         --label_csv "$HERE/data/speechcommands_class_labels_indices.csv" --n_class 35
-    [ "$dry_run" = True ] || print_evaluation "$exp_dir"
+    [ "$dry_run" = True ] || print_best_scores "$exp_dir"
 fi

@@ -8,7 +8,7 @@ from utilities.labels import Labels
 Report = Mapping[str, Any]  # of one datafile, as check_datafile returns it
 
 WHAT_BECOMES_OF_BAD_AUDIO = ('replaced by others in training, up to --max_bad_audio of an epoch; '
-                             'an error in validation and evaluation')
+                             'an error in validation and test')
 
 
 def report_lines(report: Report, labels: Labels, max_listed: int) -> Iterator[str]:

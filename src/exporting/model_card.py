@@ -78,7 +78,7 @@ def evaluation_results(run: RunRecord) -> list[EvalResult]:
     return [EvalResult(task_type=TASK, dataset_type=dataset, dataset_name=dataset,
                        dataset_split=split, metric_type=METRIC_IDS[name], metric_name=name,
                        metric_value=value)
-            for split, values in (('validation', run.validation), ('test', run.evaluation))
+            for split, values in (('validation', run.validation), ('test', run.test))
             for name, value in values.items() if name in METRIC_IDS]
 
 
@@ -142,7 +142,7 @@ def model_section(trained: TrainedModel) -> str:
 def scores_section(run: RunRecord) -> str:
     """Return a table of the scores, or '' if there are none."""
     columns = {f'validation set, {run.model_label}': run.validation,
-               f'evaluation set, {run.model_label}': run.evaluation}
+               f'test set, {run.model_label}': run.test}
     columns = {title: values for title, values in columns.items() if values}
     if not columns:
         return ''

@@ -8,7 +8,7 @@ from typing import Any
 from reports.experiments import Settings, read_settings
 from reports.scores import read_epochs
 from training.environment import read_starts
-from training.result_files import best_of, read_average, read_evaluation, read_rows
+from training.result_files import best_of, read_average, read_best_model, read_rows
 from training.saved_models import AVERAGED, BEST, name_of_epoch
 from utilities.errors import DataError
 from utilities.stats import FURTHER_METRICS
@@ -28,14 +28,14 @@ class RunRecord:
             known.
         model_label: which of its models it is: epoch 3 of 25; '' if that is not known.
         is_best: whether it is the model of the best epoch.
-        validation, evaluation: scores on the two sets; {} if they are not known.
+        validation, test: scores on the two sets; {} if they are not known.
     """
     settings: Settings
     last_start: dict[str, Any]
     model_label: str
     is_best: bool
     validation: MetricValues
-    evaluation: MetricValues
+    test: MetricValues
 
 
 def read_run(checkpoint: Path) -> RunRecord | None:
@@ -51,10 +51,10 @@ def read_run(checkpoint: Path) -> RunRecord | None:
         settings = read_settings(exp_dir)
         model, validation = _validation_scores(exp_dir, checkpoint.stem, settings)
         is_best = checkpoint.stem == BEST
-        evaluation = _evaluation_scores(exp_dir, settings['metrics']) if is_best else {}
+        test = _test_scores(exp_dir, settings['metrics']) if is_best else {}
         starts = read_starts(exp_dir)
         last_start = starts[-1] if starts else {}
-        return RunRecord(settings, last_start, model, is_best, validation, evaluation)
+        return RunRecord(settings, last_start, model, is_best, validation, test)
     except (DataError, OSError, ValueError) as error:
         logger.warning('settings and scores are left out of the card: %s', error)
         return None
@@ -75,12 +75,12 @@ def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[st
     return '', {}
 
 
-def _evaluation_scores(exp_dir: Path, metric: str) -> MetricValues:
-    """Return the scores of the best model on the evaluation set, if there is one."""
-    row = read_evaluation(exp_dir)
+def _test_scores(exp_dir: Path, metric: str) -> MetricValues:
+    """Return the scores of the best model on the test set, if there is one."""
+    row = read_best_model(exp_dir)
     if row is None:
         return {}
-    return _known_scores({metric: row.evaluation_metric, 'mAUC': row.evaluation_mAUC}, metric)
+    return _known_scores({metric: row.test_metric, 'mAUC': row.test_mAUC}, metric)
 
 
 def _known_scores(values: MetricValues, metric: str) -> MetricValues:

@@ -331,12 +331,12 @@ class ASTModel(nn.Module):
 
     def attention(self, x: torch.Tensor, lengths: torch.Tensor | None = None
                   ) -> list[torch.Tensor]:
-        """Return what [CLS] and [DIST] attend to in each block: (batch, heads, 2, tokens)."""
+        """Return what the class tokens attend to in each block: (batch, heads, these, tokens)."""
         return import_beside('inside').attention(self, x, lengths)
 
     def attention_maps(self, x: torch.Tensor, lengths: torch.Tensor | None = None
                        ) -> list[tuple[torch.Tensor, ...]]:
-        """Return the same as maps, for each block a pair of (batch, heads, f, t)."""
+        """Return the same as maps, for each block a (batch, heads, f, t) for every class token."""
         return import_beside('inside').attention_maps(self, x, lengths)
 
     def keep_patches(self, rows: Sequence[int], columns: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from .ast_models import MINIMUMS, POOLINGS
 from .errors import WeightsError
 
-MIN_RATE = 1000  # Hz; below, a frame of 25 ms has too few samples
+MIN_MODEL_RATE = 1000  # Hz; below, a frame of 25 ms has too few samples
 # eps of LayerNorms that a description does not say: that of ASTModel and of the published models.
 LAYER_NORM_EPS = 1e-6  # in the transformer
 HEAD_EPS = 1e-5  # in the classifier
@@ -53,7 +53,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     'num_attention_heads': (_is_whole(1), 'a whole number of at least 1'),
     'mean': (_is_number, 'a finite number'),
     'std': (_is_positive, 'a finite number above 0'),
-    'sample_rate': (_is_whole(MIN_RATE), f'a whole number of Hz, at least {MIN_RATE}'),
+    'sample_rate': (_is_whole(MIN_MODEL_RATE), f'a whole number of Hz, at least {MIN_MODEL_RATE}'),
     'mask_padding': (lambda value: type(value) is bool, 'true or false'),
     'loss': (lambda value: value in ('BCE', 'CE'), 'BCE or CE'),
     'dataset': (_is_text, 'text'),

@@ -30,12 +30,13 @@ def frame_features(model: ASTModel, x: torch.Tensor, lengths: torch.Tensor | Non
 @torch.no_grad()
 def attention(model: ASTModel, x: torch.Tensor, lengths: torch.Tensor | None
               ) -> list[torch.Tensor]:
-    """Compute what [CLS] and [DIST] attend to in every block: softmax(q k^T / sqrt(d)).
+    """Compute what the class tokens attend to in every block: softmax(q k^T / sqrt(d)).
 
     Returns:
         For each block a float32 tensor (batch, heads, class tokens, tokens). Each row sums to 1.
-        Tokens are [CLS] and [DIST] and then the patches. If the head classifies the mean of the
-        patches, there is one row, the mean of what the patches attend to.
+        The class tokens of a DeiT are [CLS] and [DIST]. If the head classifies the mean of the
+        patches, there is one row, the mean of what the patches attend to. Tokens are the class
+        tokens, other prefix tokens such as registers, and then the patches.
     """
     rows: list[torch.Tensor] = []
     count, prefix = model.num_class_tokens, model.v.num_prefix_tokens
@@ -65,10 +66,10 @@ def attention(model: ASTModel, x: torch.Tensor, lengths: torch.Tensor | None
 
 def attention_maps(model: ASTModel, x: torch.Tensor, lengths: torch.Tensor | None
                    ) -> list[tuple[torch.Tensor, ...]]:
-    """Return what [CLS] and [DIST] attend to as maps over the spectrogram.
+    """Return what the class tokens attend to as maps over the spectrogram.
 
     Returns:
-        For each block a float32 tensor (batch, heads, f, t) per row of attention(): a pair.
+        For each block a float32 tensor (batch, heads, f, t) per row of attention().
     """
     prefix = model.v.num_prefix_tokens
     return [tuple(unflatten_patches(model, token, 2) for token in rows[..., prefix:].unbind(2))

@@ -206,7 +206,7 @@ def timm_start(name: str, path: Path, state: State, model_size: str | None = Non
         on_images = timm.create_model(strip_tag(name), num_classes=0, **options)
     assert isinstance(on_images, VisionTransformer)
     state = drop_entries(state, DEIT_HEADS)
-    check_sizes(state, on_images, strip_tag(name), path)
+    check_image_size(state, on_images, strip_tag(name), path)
     with name_in_errors(path):
         state = checkpoint_filter_fn(state, on_images, adapt_layer_scale=True)
         if options.get('global_pool') == 'avg':  # the mean of the patches replaces this pooling
@@ -226,7 +226,7 @@ def name_timm_start(model_size: str) -> str:
     return 'ImageNet' if name in DEIT.values() else f'timm {name}'
 
 
-def check_sizes(state: State, vit: VisionTransformer, name: str, path: Path) -> None:
+def check_image_size(state: State, vit: VisionTransformer, name: str, path: Path) -> None:
     """Raise WeightsError if weights are of a ViT with other patches, or for other images.
 
     timm's checkpoint_filter_fn would resample them without a word.

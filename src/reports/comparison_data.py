@@ -19,7 +19,7 @@ from reports.experiments import (
     read_settings,
 )
 from training.folder import is_finished
-from training.result_files import EpochRow, best_of, read_average, read_evaluation
+from training.result_files import EpochRow, best_of, read_average, read_best_model
 from utilities.errors import DataError
 from utilities.formatting import clock
 
@@ -111,8 +111,8 @@ def read_scores(runs: Sequence[Path], rows: np.ndarray, settings: Settings) -> d
         'last epoch': float(mean[-1, 0]),
         'ensemble': float(EpochRow(*mean[-1]).cum_metric),
         'averaged, mAP': mean_of_all([row and row.mAP for row in map(read_average, runs)]),
-        'evaluation set': mean_of_all([row and row.evaluation_metric
-                                       for row in map(read_evaluation, runs)]),
+        'test set': mean_of_all([row and row.test_metric
+                                 for row in map(read_best_model, runs)]),
         'time': clock(sum(known)) if len(known) == len(runs) else None,
         'device': ', '.join(dict.fromkeys(name for run in runs for name in read_devices(run)))
                   or None}

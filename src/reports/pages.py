@@ -67,7 +67,7 @@ def run_page(exp_dir: Path, embed_audio: bool = False) -> str:
         return predictions_section(read_evaluated(
             exp_dir, settings, 'data_val', f'predictions_{epoch}', 'target'), show)
 
-    def evaluation_set():
+    def test_set():
         return predictions_section(read_evaluated(
             exp_dir, settings, 'data_eval', 'eval_predictions', 'eval_targets'), show)
 
@@ -76,7 +76,7 @@ def run_page(exp_dir: Path, embed_audio: bool = False) -> str:
                 section('Epochs', epochs_table, exp_dir, settings),
                 section('Validation set, best epoch', validation_set)]
     if (exp_dir / 'eval_result.csv').exists():
-        sections.append(section('Evaluation set, best epoch', evaluation_set))
+        sections.append(section('Test set, best epoch', test_set))
     sections += [section('Time and machine', machine_tables, exp_dir),
                  section('Settings', settings_tables, settings)]
     return page(f'{settings["dataset"]}: AST {settings["model_size"]}',

@@ -5,7 +5,7 @@ import numpy as np
 
 from reports.experiments import Settings, read_further_metrics, read_seconds
 from reports.html import report_link, table
-from training.result_files import best_of, read_average, read_evaluation, read_rows, result_columns
+from training.result_files import best_of, read_average, read_best_model, read_rows, result_columns
 from utilities.formatting import clock
 
 
@@ -13,7 +13,7 @@ def scores_table(exp_dir: Path, settings: Settings) -> str:
     """Return the main scores of an experiment as an HTML table.
 
     They are those of the best and the last epoch, of the ensemble of the epochs, of the averaged
-    model and of the evaluation set, if there are such.
+    model and of the test set, if there are such.
     """
     metric = settings['metrics']
     rows = read_rows(exp_dir / 'result.csv')
@@ -27,9 +27,9 @@ def scores_table(exp_dir: Path, settings: Settings) -> str:
     if average := read_average(exp_dir):
         title = f'average of epochs {settings["wa_start"]} to {settings["wa_end"]}'
         scores[title] = average._asdict()
-    if evaluation := read_evaluation(exp_dir):
-        scores['best epoch, evaluation set'] = {metric: evaluation.evaluation_metric,
-                                                'mAUC': evaluation.evaluation_mAUC}
+    if best_model := read_best_model(exp_dir):
+        scores['best epoch, test set'] = {metric: best_model.test_metric,
+                                          'mAUC': best_model.test_mAUC}
     main = ('acc', 'mAP', *result_columns(metric)[1:5], *read_further_metrics(exp_dir))
     names = [name for name in main if any(name in row for row in scores.values())]
     return table(['', *names], [[title, *(row.get(name) for name in names)]

@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-MARGIN_SECONDS = 0.25  # read past a window; the longest resampling filter is shorter
+FILTER_SECONDS = 0.25  # read past a window; the longest resampling filter is shorter
 BLOCK_SECONDS = 0.25  # read at once, at most
 ROUNDING_SAMPLES = 1e-3  # tolerance, in samples, for rounding errors of seconds * rate
 # Bytes of a sample, of the codings that have a fixed size.
@@ -99,7 +99,7 @@ class Stream:
         shorter. sample_rate: of the model, in Hz.
         """
         if self.rate != sample_rate:  # the filter that resamples looks a little past the window
-            seconds += MARGIN_SECONDS
+            seconds += FILTER_SECONDS
         while (missing := (start + seconds - self.seconds) * self.rate) > ROUNDING_SAMPLES:
             block = self._read(math.ceil(missing - ROUNDING_SAMPLES))
             if not len(block):

@@ -83,7 +83,7 @@ def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: i
     return Loaders(
         train=make_loader(train_set, batch_size, 0, loaders.train.pin_memory, sampler),
         val=evaluation_loader('validation', loaders.val),
-        test=evaluation_loader('evaluation', loaders.test) if loaders.test else None)
+        test=evaluation_loader('test', loaders.test) if loaders.test else None)
 
 
 @torch.inference_mode()

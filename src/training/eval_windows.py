@@ -22,7 +22,7 @@ class WindowedBatch(NamedTuple):
 
 
 class SpreadWindows(Dataset):
-    """An evaluation set whose samples are lists: those of windows spread evenly over a clip.
+    """A validation or test set whose samples are lists: those of windows spread evenly over a clip.
 
     Args:
         dataset: the clips.

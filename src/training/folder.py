@@ -21,7 +21,8 @@ FINISHED = 'finished'  # the file that marks an experiment that has come to its 
 # makes it in every fold before the first one starts. So if the recipe is stopped, the next start
 # knows which folds still hold the earlier run.
 BEGIN_AGAIN = 'begin_again'
-# What a training leaves in its folder, for --resume none to remove.
+# What a training leaves in its folder, for --resume none to remove. If a run writes a file that is
+# not named here, a test fails (tests/training/test_resume.py).
 FILES = ('args.json', 'checkpoint.pth', FINISHED, 'interrupted', 'result.csv', 'metrics.csv',
          'wa_result.csv', 'eval_result.csv', 'curves.png', 'confusion_matrix.png',
          'class_accuracy.csv', 'environment.json', 'report.html')
@@ -138,8 +139,7 @@ class ExperimentFolder:
     def _changed_settings(self, before):
         """Return {name: (old value, new value)} of the settings that change what is computed.
 
-        More epochs are no change: the run continues. CosineDecay.load_state_dict then stretches a
-        cosine.
+        More epochs are no change: the run continues. CosineDecay.finish_at then stretches a cosine.
         """
         default = make_parser().get_default  # of an option that is newer than the experiment
         changed = {}

@@ -17,7 +17,9 @@ class Launch(NamedTuple):
     rank: int = 0  # its number, from 0 to size - 1
     size: int = 1  # how many processes there are
     local_rank: int = 0  # its number among the processes of its machine
-    local_size: int = 1  # how many those are, if torchrun says it; srun does not
+    # How many those are, if torchrun says it. With srun, which does not, processes.local_size()
+    # knows it from the recipe.
+    local_size: int = 1
 
 
 def read_launch() -> Launch:

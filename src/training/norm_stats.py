@@ -33,7 +33,7 @@ class FbankSums(Dataset):
         conf = self.dataset.conf
         key = SampleKey(index, seed=0, epoch=0, position=index)
         with one_thread():  # as in a worker: a sum over several threads rounds differently
-            waveform = self.dataset.load_waveform(index, self.dataset.draw_augmentation(key))
+            waveform = self.dataset.make_waveform(index, self.dataset.draw_augmentation(key))
             features = fbank(waveform, conf.num_mel_bins, conf.sample_rate)
             values = features[:conf.target_length].double()
             count = torch.tensor(values.numel(), dtype=torch.float64)

@@ -65,15 +65,15 @@ def group_parameters(model: Any, settings: argparse.Namespace) -> Groups:
     The rate of a group is that of the schedule times the group's `lr_scale`. In the published
     training, all parameters have the same rate and the same weight decay. With --layer_decay, a
     layer has the rate of the layer above it times this factor (BEiT, arXiv:2106.08254). With it or
-    with AdamW, biases, normalisations and embeddings have no weight decay. --head_lr is a factor of
-    the rate of the head.
+    with an optimizer of DECAYS_ONLY_MATRICES, biases, normalisations and embeddings have no weight
+    decay. --head_lr is a factor of the rate of the head.
     """
     decay = settings.weight_decay
     if settings.layer_decay < 1:
         groups = param_groups_layer_decay(
             model, decay, no_weight_decay_list=model.no_weight_decay(),
             layer_decay=settings.layer_decay)
-    elif settings.optim == 'adamw':
+    elif settings.optim in DECAYS_ONLY_MATRICES:
         groups = param_groups_weight_decay(
             model, decay, no_weight_decay_list=model.no_weight_decay())
     else:
@@ -127,3 +127,5 @@ def init_momentum_buffers(optimizer: torch.optim.SGD) -> None:
 
 
 OPTIMIZERS = {'adam': make_adam, 'adamw': make_adamw, 'sgd': make_sgd}  # --optim
+# Those without weight decay of biases, normalisations and embeddings. The published Adam has it.
+DECAYS_ONLY_MATRICES = ('adamw',)

@@ -12,6 +12,7 @@ from audio.fbank import frame_size
 from models.assumptions import OPTIONS
 from models.ast_models import ModelConfig
 from models.starts import check_pretraining
+from training import processes
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
 from utilities.errors import DataError
@@ -133,7 +134,7 @@ def check_sizes(parser: argparse.ArgumentParser, args: argparse.Namespace, confi
                      f'into {rows * columns} patches, more than {MAX_PATCHES}: take larger strides '
                      f'or fewer frames')
     # Samples of a batch on this machine.
-    here = math.ceil(args.batch_size / launch.size) * launch.local_size
+    here = math.ceil(args.batch_size / launch.size) * processes.local_size()
     size, memory = 4 * here * args.num_mel_bins * args.audio_length, memory_bytes()
     if size > memory:
         parser.error(f'--batch_size {args.batch_size}: the inputs of a batch, {args.num_mel_bins} '

@@ -99,7 +99,7 @@ def add_data_options(group):
         help="share of an epoch's samples that may be replaced because their audio cannot be "
              'read')
     add('--eval_windows', type=whole(1, 100), default=1,
-        help='in validation and evaluation, average the scores of this many windows, spread evenly '
+        help='in validation and test, average the scores of this many windows, spread evenly '
              'over each clip that is longer than the input; 1: only its beginning')
 
 
@@ -129,7 +129,7 @@ def frozen(text):
 
 
 def add_augmentation_options(group):
-    """Add the options of augmentation, which training samples get and evaluation samples do not."""
+    """Add the options of augmentation, which samples of the training set get, and no others."""
     add = group.add_argument
     add('--freqm', type=whole(0), default=0,
         help='frequency masks are narrower than this, in mel bins')

@@ -73,8 +73,7 @@ def size() -> int:
 def local_size() -> int:
     """Return how many processes train on this machine: what torchrun or the recipe says, else 1.
 
-    Under srun, Launch.local_size is 1, since srun does not say this number. The recipe puts it into
-    LOCAL_WORLD_SIZE.
+    srun does not say this number, so the recipe puts it into LOCAL_WORLD_SIZE, as torchrun does.
     """
     return int(os.environ.get('LOCAL_WORLD_SIZE', 1))
 

@@ -44,12 +44,12 @@ class AverageRow(NamedTuple):
     d_prime: float
 
 
-class EvaluationRow(NamedTuple):
-    """The numbers of eval_result.csv: the best model on both sets."""
+class BestModelRow(NamedTuple):
+    """The numbers of eval_result.csv: the best epoch's model on the validation and the test set."""
     validation_metric: float
     validation_mAUC: float
-    evaluation_metric: float
-    evaluation_mAUC: float
+    test_metric: float
+    test_mAUC: float
 
 
 class ClassAccuracy(NamedTuple):
@@ -105,10 +105,10 @@ def read_average(exp_dir: Path) -> AverageRow | None:
     return AverageRow(*numbers) if numbers else None
 
 
-def read_evaluation(exp_dir: Path) -> EvaluationRow | None:
+def read_best_model(exp_dir: Path) -> BestModelRow | None:
     """Return the numbers of eval_result.csv, or None if there is none. Raises DataError."""
     numbers = _read_lines(exp_dir / 'eval_result.csv', 4)
-    return EvaluationRow(*numbers) if numbers else None
+    return BestModelRow(*numbers) if numbers else None
 
 
 def _read_lines(path, count):

@@ -21,8 +21,8 @@ from training.losses import NOT_FINITE_ADVICE
 from training.processes import is_main, main_process_only
 from training.result_files import (
     AverageRow,
+    BestModelRow,
     EpochRow,
-    EvaluationRow,
     best_of,
     hardest_classes,
     read_array,
@@ -118,18 +118,18 @@ class Results:
         """Write the tables and the ensemble's predictions of the epochs so far, and the curves.
 
         Epochs may take less time than drawing, so the curves are not drawn every time. Call
-        write_curves at the end.
+        finish_curves at the end.
         """
         mean = self.predictions_sum / len(self.rows)
         write_array(self.predictions_folder / 'cum_predictions.npy', mean.astype(np.float32))
         write_rows(self.exp_dir / 'result.csv', self.rows)
         write_metrics(self.exp_dir / 'metrics.csv', self.further_rows)
         if time.monotonic() - self.drawn_at >= SECONDS_BETWEEN_CURVES:
-            self._draw_curves()  # write_curves would wait for the other processes for ever
+            self._draw_curves()  # finish_curves would wait for the other processes for ever
 
     @main_process_only
-    def write_curves(self) -> None:
-        """Draw curves.png, if there is an epoch."""
+    def finish_curves(self) -> None:
+        """Draw the curves of all epochs, if there are any."""
         self._draw_curves()
 
     def _draw_curves(self):
@@ -175,11 +175,11 @@ class Results:
     def write_best(self, evaluations: dict[str, Evaluation], class_names: Sequence[str]) -> None:
         """Write eval_result.csv, and log it: evaluations of the best model.
 
-        The predictions of the evaluation set are kept. If its samples have one label, its confusion
+        The predictions of the test set are kept. If its samples have one label, its confusion
         matrix is drawn.
 
         Args:
-            evaluations: on the set `validation` and on the set `evaluation`, by name.
+            evaluations: of the `validation` set and of the `test` set, by name.
             class_names: names of all classes.
         """
         numbers: list[float] = []
@@ -189,9 +189,9 @@ class Results:
             numbers += [score, result.mAUC]
             logger.info('best model on the %s set: %s %.4f, mAUC %.4f%s', name, self.metric, score,
                         result.mAUC, left_out(result.classes_without_positives, result.classes))
-        write_rows(self.exp_dir / 'eval_result.csv', EvaluationRow(*numbers))
+        write_rows(self.exp_dir / 'eval_result.csv', BestModelRow(*numbers))
 
-        evaluation = evaluations['evaluation']
+        evaluation = evaluations['test']
         write_array(self.predictions_folder / 'eval_predictions.npy', evaluation.predictions)
         write_array(self.predictions_folder / 'eval_targets.npy', evaluation.targets)
         if is_single_label(evaluation.targets):

@@ -47,9 +47,18 @@ class Decay:
         """Return what a checkpoint keeps."""
         return {'decay': self.factor}
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Go back to a state that state_dict returned. step: the next one of the run, from 0."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a state that state_dict returned."""
         self.factor = state['decay']
+
+    def finish_at(self, total_steps: int, step: int) -> None:
+        """Let a run that continues end after another number of steps.
+
+        Args:
+            total_steps: number of steps of the whole run.
+            step: the one that it continues with, from 0.
+        """
+        self.total_steps = total_steps
 
 
 class StepDecay(Decay):
@@ -86,8 +95,8 @@ class PlateauDecay(Decay):
     def state_dict(self):
         return {**super().state_dict(), 'plateau': self.plateau.state_dict()}
 
-    def load_state_dict(self, state, step):
-        super().load_state_dict(state, step)
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
         self.optimizer.param_groups[0]['lr'] = self.factor
         if state.get('plateau'):
             # It has --lr_patience and --lrscheduler_decay, too, which --force may have changed.
@@ -121,27 +130,30 @@ class CosineDecay(Decay):
                   'total_steps': self.total_steps}
         return {**super().state_dict(), 'cosine': cosine}
 
-    def load_state_dict(self, state, step):
-        super().load_state_dict(state, step)
-        saved, total_steps = state['cosine'], self.total_steps
-        self.begin, self.progress_before = saved['begin'], saved['progress_before']
-        if saved['total_steps'] == total_steps:
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        cosine = state['cosine']
+        self.begin, self.progress_before = cosine['begin'], cosine['progress_before']
+        self.total_steps = cosine['total_steps']
+
+    def finish_at(self, total_steps, step):
+        if total_steps == self.total_steps:
             return
-        self.total_steps = saved['total_steps']
         self.progress_before = self.progress_at(step)
         has_ended = self.progress_before == 1
         if has_ended and not self.settings.min_lr:
             raise ValueError('the cosine of the learning rate has come to its end, 0: further '
                              'epochs would change nothing. Give them a rate with --min_lr and '
                              '--force')
-        self.begin, self.total_steps = max(step, self.begin), total_steps
+        before, self.total_steps = self.total_steps, total_steps
+        self.begin = max(step, self.begin)
         if has_ended:
             logger.info('the cosine of the learning rate has come to its end: further epochs run '
                         'at --min_lr %g', self.settings.min_lr)
             return
         logger.info('the cosine of the learning rate is stretched from step %d on: it stands at '
                     '%.3g and now ends after %d steps instead of %d', step,
-                    self.settings.lr * self.factor_at(step), total_steps, saved['total_steps'])
+                    self.settings.lr * self.factor_at(step), total_steps, before)
 
 
 DECAYS = {'step': StepDecay, 'cosine': CosineDecay, 'plateau': PlateauDecay}  # --schedule
@@ -215,4 +227,12 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state that state_dict returned."""
         self.step = state['step']
-        self.decay.load_state_dict(state, self.step)
+        self.decay.load_state_dict(state)
+
+    def finish_at(self, total_steps: int) -> None:
+        """Let a run that continues end after another number of steps.
+
+        Raises:
+            ValueError: if the rate of the further steps would be 0.
+        """
+        self.decay.finish_at(total_steps, self.step)

@@ -42,8 +42,8 @@ class Trainer:
 
     Attributes:
         model: the model itself.
-        evaluated_weights: the model that is evaluated and saved: `model`, or with --ema the moving
-            average of its weights.
+        model_to_save: the model that is evaluated and saved: `model`, or with --ema a copy of it
+            that holds the moving average of its weights.
         training_model: the model to call in training. With several processes, its backward()
             averages the gradients. With several GPUs in one process, it splits batches over them.
         evaluation_model: the model to call in evaluation. It splits batches in the same way.
@@ -68,14 +68,14 @@ class Trainer:
         if settings.ema:  # before the model is compiled, since this copies it
             self.ema = ModelEmaV3(model, settings.ema, use_warmup=True)
             self.ema.requires_grad_(False)
-        self.evaluated_weights = self.ema.module if self.ema else model
+        self.model_to_save = self.ema.module if self.ema else model
         if settings.compile:
             # With dynamic shapes, all steps after the first smaller batch would run kernels that
             # are made for any size.
             model.compile(dynamic=False)
         # With --cache_embeddings the inputs are embeddings, so only the head is called.
         part_to_call = EmbeddingClassifier if settings.cache_embeddings else lambda whole: whole
-        self.evaluation_model = parallelise(part_to_call(self.evaluated_weights), device)
+        self.evaluation_model = parallelise(part_to_call(self.model_to_save), device)
         self.training_model = self.evaluation_model
         if self.ema:
             self.training_model = parallelise(part_to_call(model), device)
@@ -189,6 +189,11 @@ class Trainer:
         self.loss = EpochLoss(self.device)
 
     @property
+    def is_between_epochs(self) -> bool:
+        """Whether the current epoch has not begun: the weights are those of the one before."""
+        return self.loss.steps == 0
+
+    @property
     def seconds(self) -> float:
         """Seconds of training so far, earlier starts included."""
         return self.seconds_before + time.monotonic() - self.start
@@ -202,7 +207,8 @@ class Trainer:
         """Go back to a state that state_dict returned.
 
         Raises:
-            ValueError: if kept embeddings are those of other weights.
+            ValueError: if kept embeddings are those of other weights, or a cosine schedule has no
+                rate for further epochs.
         """
         if self.settings.cache_embeddings:  # computed with the weights that this start has loaded
             for name, value in self.model.v.state_dict(prefix='v.').items():
@@ -211,14 +217,18 @@ class Trainer:
                                      'them the kept embeddings')
         self.epoch = state['epoch']
         self.seconds_before = state['seconds']
-        # --force may have changed --batch_size: the end of the schedule is counted from here.
-        samples_left = max(self.samples_per_epoch - state['loss']['samples'], 0)
-        self.schedule.decay.total_steps = (
-            state['schedule']['step'] + math.ceil(samples_left / self.settings.batch_size)
-            + (self.settings.n_epochs - self.epoch) * self.steps_per_epoch)
         for name, part in self._stateful().items():
             if state[name]:  # a gradient scaler that was not in use has no state
                 part.load_state_dict(state[name])
+        # --n_epochs may have risen, and --force may have changed --batch_size.
+        self.schedule.finish_at(self.schedule.step + self._count_steps_left())
+
+    def _count_steps_left(self):
+        """Return how many steps the run still takes, if it takes them with these settings."""
+        samples_left = max(self.samples_per_epoch - self.loss.samples, 0)
+        epochs_left = self.settings.n_epochs - self.epoch
+        return (math.ceil(samples_left / self.settings.batch_size)
+                + epochs_left * self.steps_per_epoch)
 
     def _stateful(self) -> dict[str, Any]:
         """Return the parts with a state, by name."""

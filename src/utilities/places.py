@@ -72,8 +72,8 @@ def parse_name(path: str, video_ids: Container[str]) -> RecordingName | None:
 def find_place(segment: Segment, seconds: float, name: RecordingName, of_several: bool) -> Place:
     """Return where a recording that is `seconds` long holds a segment.
 
-    The rules are in egs/audioset/prep_audioset.py. A Place that is shorter than the segment holds
-    what there is of it.
+    A Place that is shorter than the segment holds what there is of it. The numbers (1) to (5) are
+    those of the rules in egs/audioset/prep_audioset.py.
 
     Args:
         segment: one of the video.
@@ -91,15 +91,18 @@ def find_place(segment: Segment, seconds: float, name: RecordingName, of_several
         if of_several:
             raise PlaceError(f'it has {seconds:.1f} s and no start in its name, but several of its '
                              'clips are listed: name it ID_START')
+        # (1) It is as long as the segment. (4) It is shorter, and begins with the segment.
         if begins_there or not is_short(segment, seconds):
             return Place(0.0, seconds, is_all=True)
     elif name.is_long(seconds):
+        # (2) It is longer, and as long as its name says: it begins with the segment.
         return Place(0.0, segment.seconds, is_all=False)
     else:
+        # (2) It is the whole video. (3) The same, but it ends within the segment.
         in_video = min(seconds, segment.end_seconds) - segment.start_seconds
         if not is_short(segment, in_video) or (in_video > TOLERANCE and not has_start):
             return Place(segment.start_seconds, in_video, is_all=False)
-    raise PlaceError(_why_nowhere(segment, seconds))
+    raise PlaceError(_why_nowhere(segment, seconds))  # (5)
 
 
 def is_short(segment: Segment, seconds: float) -> bool:

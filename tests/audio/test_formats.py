@@ -116,7 +116,7 @@ def test_every_tool_agrees_on_the_length_and_the_verdict(kind, tagger, make_labe
     datafile = make_datafile([(path, '/m/0'), (packed, '/m/0')])
     dataset = AudiosetDataset(datafile, make_conf(), make_labels(1))
     frames = count_frames(len(load_waveform(path)))
-    lengths = [count_frames(len(dataset.load_waveform(i, Augmentation()))) for i in (0, 1)]
+    lengths = [count_frames(len(dataset.make_waveform(i, Augmentation()))) for i in (0, 1)]
     assert lengths == [frames, frames]
     assert [FbankSums(dataset)[i][0] for i in (0, 1)] == [frames * BINS] * 2
     for result in tagging.tag(tagger, [path, packed], num_workers=0):

@@ -119,7 +119,7 @@ def prepare(tmp_path, capsys):
         entries = json.loads(out.read_text())['data']
         heard = {}
         for i, entry in enumerate(entries):
-            waveform = dataset.load_waveform(i, Augmentation())
+            waveform = dataset.make_waveform(i, Augmentation())
             seconds = min(10, round(len(waveform) / 16000 - 0.3))  # codecs lack some samples
             heard[entry['video_id']] = seconds_heard(waveform, seconds)
         tables = ((tmp_path / f'{how}_{name}.csv').read_text() for name in ('missing', 'short'))

@@ -101,7 +101,7 @@ def test_the_card_of_an_experiment_has_its_settings_scores_and_command(exp_dir, 
 
     assert f'| acc | {rows[best, 0]:.4f} | {rows[best, 0]:.4f} |\n' in card.text
     assert f'| d_prime | {rows[best, 4]:.4f} |  |\n' in card.text
-    assert f'validation set, epoch {best + 1} of 2 | evaluation set, epoch' in card.text
+    assert f'validation set, epoch {best + 1} of 2 | test set, epoch' in card.text
     assert 'scores there are optimistic' in card.text and 'Scores are softmax' in card.text
     for row in ('| `--lr` | 0.0001 |', '| `--n_epochs` | 2 |', f'| torch | {torch.__version__} |'):
         assert row in card.text
@@ -120,7 +120,7 @@ def test_the_cards_of_other_models_of_an_experiment_have_their_own_scores(exp_di
              np.loadtxt(exp_dir / 'wa_result.csv')[0])):
         card = read_card(export_folder(exp_dir / 'models' / f'{name}.pth', tmp_path / name))
         assert table in card.text and f'| {value:.4f} |' in card.text
-        assert 'optimistic' not in card.text and 'evaluation set' not in card.text
+        assert 'optimistic' not in card.text and 'test set' not in card.text
 
     (exp_dir / 'result.csv').write_text('no numbers')
     (exp_dir / 'environment.json').unlink()

@@ -107,7 +107,7 @@ def test_a_browser_shows_the_page_and_its_links_lead_to_the_reports(tabs, make, 
     assert tab.title() == 'exp/fast' and not tabs.errors
 
 
-def test_averaged_models_and_evaluation_sets_are_shown_if_one_experiment_has_them(make, show, tmp_path):
+def test_averaged_models_and_test_sets_are_shown_if_one_experiment_has_them(make, show, tmp_path):
     make('with', metrics='mAP')
     make('without', metrics='mAP')
     write_rows(tmp_path / 'with' / 'wa_result.csv', [0.4593, 0.9, 0.1, 0.1, 2])
@@ -116,7 +116,7 @@ def test_averaged_models_and_evaluation_sets_are_shown_if_one_experiment_has_the
     header, *rows = tables['Scores']
     cells = [dict(zip(header, row)) for row in rows]
     assert [row['averaged, mAP'] for row in cells] == ['0.4593', '–']
-    assert [row['evaluation set'] for row in cells] == ['0.8125', '–']
+    assert [row['test set'] for row in cells] == ['0.8125', '–']
 
 
 def test_an_option_that_only_one_version_has_shows_its_default(make, show):

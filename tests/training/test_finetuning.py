@@ -189,8 +189,8 @@ def test_the_moving_average_is_that_of_its_formula():
         weights = model.get_parameter(name).detach().clone()
         decay = min(0.9, 1 - (1 + step) ** (-2 / 3)) if step else 0.0
         average = weights if average is None else decay * average + (1 - decay) * weights
-        torch.testing.assert_close(trainer.evaluated_weights.get_parameter(name), average)
-    assert not torch.equal(trainer.evaluated_weights.get_parameter(name), weights)
+        torch.testing.assert_close(trainer.model_to_save.get_parameter(name), average)
+    assert not torch.equal(trainer.model_to_save.get_parameter(name), weights)
 
 
 def test_drop_path_skips_branches_of_training_samples_alone_the_same_in_every_run():

@@ -1,4 +1,5 @@
 """Runs that are stopped, killed or fail, and continue."""
+import argparse
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 import run
 from models.locks import hold_lock
 from training.errors import TrainingError, as_training_errors
+from training.folder import FILES, FOLDERS, ExperimentFolder
 from training.interrupt import Interrupt
 from training.loaders import make_loader
 from training.supervisor import Interrupted
@@ -248,6 +250,16 @@ def test_a_finished_run_stays_as_it_is_with_other_settings_and_says_so(exp_dir, 
 def test_resume_none_starts_again(exp_dir):
     start('--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4', '--resume', 'none')
     assert np.loadtxt(exp_dir / 'result.csv', delimiter=',')[-1] == pytest.approx(2e-4)
+
+
+def test_resume_none_removes_every_file_that_a_run_can_leave(folder):
+    start('--exp_dir', 'exp', '--n_epochs', '1', '--loss', 'CE', '--metrics', 'acc',
+          '--data_eval', 'val.json', '--wa', 'True', '--wa_end', '1', '--tensorboard', 'True')
+    ExperimentFolder(argparse.Namespace(exp_dir='exp')).mark_interrupted()
+    left = {path.name for path in (folder / 'exp').iterdir()}
+    assert {*FILES, *FOLDERS} <= left
+    ExperimentFolder(argparse.Namespace(exp_dir='exp')).clear()
+    assert not list((folder / 'exp').iterdir())
 
 
 def test_a_run_that_is_marked_begins_again_once(exp_dir, capsys):

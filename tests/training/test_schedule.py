@@ -79,6 +79,7 @@ def test_a_cosine_under_way_is_stretched_without_a_jump_to_the_new_last_step(cap
         short.start_step()
     longer, _ = make_schedule(chosen, total_steps=20)
     longer.load_state_dict(short.state_dict())
+    longer.finish_at(20)
     assert longer.rate_at(5) == pytest.approx(short.rate_at(5)) == pytest.approx(5e-4)
     stretched = [longer.rate_at(step) for step in range(5, 21)]
     assert stretched == sorted(stretched, reverse=True)
