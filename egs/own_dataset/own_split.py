@@ -35,18 +35,18 @@ def split_clips(clips: Clips, conf: SplitConf) -> dict[str, Clips]:
         raise DataError('the dataset brings its own split (a column fold or split, or folders): '
                         'leave that out, or --n_folds and --test_share')
     if first.fold:
-        files = given_folds(clips)
+        files = split_by_given_folds(clips)
     elif first.part:
         files = {f'{part}_data': [clip for clip in clips if clip.part == part]
                  for part in ('train', 'val', 'test')}
     elif conf.n_folds:
-        most = most_folds(clips)
+        most = count_possible_folds(clips)
         if conf.n_folds > most:
             raise DataError(f'--n_folds {conf.n_folds}: the clips of the largest class, or the '
                             f'groups, make at most {most} folds')
-        files = fold_files(clips, assign_folds(clips, conf.n_folds, conf.seed), conf.n_folds)
+        files = make_fold_files(clips, assign_folds(clips, conf.n_folds, conf.seed), conf.n_folds)
     else:
-        files = share_files(clips, conf)
+        files = split_by_shares(clips, conf)
     files = {name: chosen for name, chosen in files.items() if chosen or name != 'test_data'}
     if empty := [name for name, chosen in files.items() if not chosen]:
         raise DataError(f'there is nothing for {shortened(empty)}: too few clips, groups or folds '
@@ -54,21 +54,22 @@ def split_clips(clips: Clips, conf: SplitConf) -> dict[str, Clips]:
     return files
 
 
-def given_folds(clips: Clips) -> dict[str, Clips]:
+def split_by_given_folds(clips: Clips) -> dict[str, Clips]:
     """Return the clips of the datafiles of the folds that the source names."""
-    values = sorted({clip.fold for clip in clips}, key=fold_order)
+    values = sorted({clip.fold for clip in clips}, key=fold_sort_key)
     logger.info('folds: %s', shortened(f'{k} evaluates {value!r}'
                                        for k, value in enumerate(values, 1)))
     index_of = {value: k for k, value in enumerate(values)}
-    return fold_files(clips, [index_of[clip.fold] for clip in clips], len(values))
+    return make_fold_files(clips, [index_of[clip.fold] for clip in clips], len(values))
 
 
-def fold_order(value: str) -> tuple[int, int, str]:
+def fold_sort_key(value: str) -> tuple[int, int, str]:
     """Return the key by which folds are sorted: whole numbers by size, before other names."""
     return (0, int(value), value) if value.isdecimal() else (1, 0, value)
 
 
-def fold_files(clips: Clips, folds: Sequence[int] | np.ndarray, n_folds: int) -> dict[str, Clips]:
+def make_fold_files(clips: Clips, folds: Sequence[int] | np.ndarray, n_folds: int
+                    ) -> dict[str, Clips]:
     """Return the clips of the datafiles of each fold, numbered from 1.
 
     A fold evaluates its own clips and trains on the others. folds: of each clip, from 0.
@@ -80,7 +81,7 @@ def fold_files(clips: Clips, folds: Sequence[int] | np.ndarray, n_folds: int) ->
     return files
 
 
-def share_files(clips: Clips, conf: SplitConf) -> dict[str, Clips]:
+def split_by_shares(clips: Clips, conf: SplitConf) -> dict[str, Clips]:
     """Return the clips of train_data, val_data and test_data, of about the shares of conf."""
     test: Clips = []
     if conf.test_share:
@@ -99,7 +100,7 @@ def hold_out(clips: Clips, share: float, seed: int) -> tuple[Clips, Clips]:
         The clips that are left, and those that are held out.
     """
     fraction = Fraction(share).limit_denominator(max(MOST_PARTS, math.ceil(1 / share)))
-    n_folds = min(fraction.denominator, most_folds(clips))
+    n_folds = min(fraction.denominator, count_possible_folds(clips))
     if n_folds < 2:
         raise DataError('the clips cannot be split: no class has two, or there is only one group')
     count = min(max(1, round(share * n_folds)), n_folds - 1)
@@ -118,7 +119,7 @@ def assign_folds(clips: Clips, n_folds: int, seed: int) -> np.ndarray:
     own. Groups stay together.
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-    keys, groups = rarest_labels(clips), [clip.group for clip in clips]
+    keys, groups = find_rarest_labels(clips), [clip.group for clip in clips]
     kind = StratifiedGroupKFold if any(groups) else StratifiedKFold
     folds = np.zeros(len(clips), dtype=int)
     with warnings.catch_warnings():
@@ -129,18 +130,18 @@ def assign_folds(clips: Clips, n_folds: int, seed: int) -> np.ndarray:
     return folds
 
 
-def most_folds(clips: Clips) -> int:
+def count_possible_folds(clips: Clips) -> int:
     """Return the largest number of folds that scikit-learn makes.
 
     That is how many clips the most frequent class has, or how many groups there are if that is
     less.
     """
-    frequent = Counter(rarest_labels(clips)).most_common(1)[0][1]
+    frequent = Counter(find_rarest_labels(clips)).most_common(1)[0][1]
     groups = {clip.group for clip in clips}
     return frequent if groups == {''} else min(frequent, len(groups))
 
 
-def rarest_labels(clips: Clips) -> list[str]:
+def find_rarest_labels(clips: Clips) -> list[str]:
     """Return each clip's rarest label; '' for a negative."""
     counts = Counter(label for clip in clips for label in clip.labels)
     return [min(clip.labels, key=lambda label: (counts[label], label), default='')

@@ -228,8 +228,8 @@ class ASTModel(nn.Module):
             model_size = source.model_size
         self.config = ModelConfig(model_size, label_dim, fstride, tstride, input_fdim, input_tdim)
         if source is None and (imagenet_pretrain or audioset_pretrain):
-            source = import_beside('starts').published_start(self.config, imagenet_pretrain,
-                                                             audioset_pretrain)
+            source = import_beside('starts').make_published_start(
+                self.config, imagenet_pretrain, audioset_pretrain)
         self.patch_size, self.grid = self.config.backbone.patch_size, self.config.grid
         self.autocast_dtype: torch.dtype | None = None
 

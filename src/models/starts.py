@@ -55,12 +55,12 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any])
         ValueError: if it is a model that cannot read spectrograms.
         WeightsError: if it cannot be found, or if it is no start.
     """
-    if vit := named_vit(source):
+    if vit := find_vit_name(source):
         find_backbone(vit)  # refuses before anything is downloaded
         path = find_or_download(timm_file(vit))
-        start = timm_start(vit, path, read_state_dict(path))
+        start = make_timm_start(vit, path, read_state_dict(path))
     else:
-        start = file_start(locate_start(source), model_size, settings)
+        start = read_start(locate_start(source), model_size, settings)
     logger.info('%s: %s, model_size %s, %d x %d positions', source, start.name, start.model_size,
                 *start.grid)
     return start
@@ -68,13 +68,13 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any])
 
 def start_size(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> str:
     """Return the model_size that find_start gives. Download no ViT that timm names."""
-    if vit := named_vit(source):
+    if vit := find_vit_name(source):
         timm_file(vit)  # refuses a tag that timm does not know
         return strip_tag(vit)
     return find_start(source, model_size, settings).model_size
 
 
-def named_vit(source: str | Path) -> str | None:
+def find_vit_name(source: str | Path) -> str | None:
     """Return the name of a ViT of timm, with its tag, if source is one and no file.
 
     The name may be that of the weights on Hugging Face: timm/NAME.TAG.
@@ -97,22 +97,22 @@ def locate_start(source: str | Path) -> Path:
         if file := ssast_file(source):
             return find_or_download(file, check=load_tensors)
         if '/' not in name and not published_file(source):
-            nearest = nearest_name(name)
+            nearest = find_nearest_name(name)
             hint = f' (do you mean {nearest}?)' if nearest else ''
             raise WeightsError(f'{name} does not exist: it is neither a file nor a known name'
                                f'{hint}. pretrained_models/README.md lists the starts')
     return locate(source)
 
 
-def nearest_name(name: str) -> str | None:
+def find_nearest_name(name: str) -> str | None:
     """Return the known name of a start that is most like this one, or None if none is."""
     vit = nearest_vit(strip_tag(name))
     names = [vit, *(Path(file.name).stem for file in (*SSAST, *PUBLISHED))]
     return next(iter(difflib.get_close_matches(name, names)), None)
 
 
-def published_start(config: ModelConfig, imagenet_pretrain: bool, audioset_pretrain: bool
-                    ) -> Start:
+def make_published_start(config: ModelConfig, imagenet_pretrain: bool, audioset_pretrain: bool
+                         ) -> Start:
     """Return what imagenet_pretrain and audioset_pretrain start from (AST paper, section 2.2).
 
     Raises:
@@ -127,7 +127,7 @@ def published_start(config: ModelConfig, imagenet_pretrain: bool, audioset_pretr
                      AUDIOSET_CONFIG.grid, config=AUDIOSET_CONFIG, sample_rate=SAMPLE_RATE)
     name = DEIT.get(model_size, model_size)
     path = find_or_download(timm_file(name))
-    return timm_start(name, path, read_state_dict(path), model_size)
+    return make_timm_start(name, path, read_state_dict(path), model_size)
 
 
 def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
@@ -144,18 +144,18 @@ def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
                          f'AudioSet checkpoint, got {config.model_size}')
 
 
-def file_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Start:
+def read_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Start:
     """Recognise a file of weights; see find_start."""
     if not path.name.endswith(INDEX_SUFFIX):  # parts are written by transformers alone
         state = largest_state_dict(read_foreign_file(path), path)
         if start := recognise(state, path):
             return start
         if not find_prefixes(state):
-            return vit_start(path, state, model_size)
-    return ast_start(path, settings)
+            return make_vit_start(path, state, model_size)
+    return make_ast_start(path, settings)
 
 
-def vit_start(path: Path, state: State, model_size: str) -> Start:
+def make_vit_start(path: Path, state: State, model_size: str) -> Start:
     """Make a Start of a file that holds the weights of a ViT of timm.
 
     Its name says which ViT. If it does not, the weights are of model_size.
@@ -171,23 +171,23 @@ def vit_start(path: Path, state: State, model_size: str) -> Start:
     check_tensors(state, path)
     name = path.name.removesuffix('.safetensors')
     if timm.is_model(strip_tag(name)):
-        return timm_start(name, path, state)
+        return make_timm_start(name, path, state)
     try:
-        return timm_start(DEIT.get(model_size, model_size), path, state, model_size)
+        return make_timm_start(DEIT.get(model_size, model_size), path, state, model_size)
     except WeightsError as error:
         raise WeightsError(f'{error}. This file does not say which ViT of timm it is, so it was '
                            f'read as {model_size}: give its model_size (the name that timm has for '
                            f'it), or rename the file to NAME.safetensors') from None
 
 
-def ast_start(path: Path, settings: Mapping[str, Any]) -> Start:
+def make_ast_start(path: Path, settings: Mapping[str, Any]) -> Start:
     """Make a Start of a trained AST, without its classifier."""
     model, description = load_model(path, **settings)
     return Start(f'AST ({path.name})', path, model.config.model_size, model.v.state_dict(),
                  model.grid, config=model.config, sample_rate=description['sample_rate'])
 
 
-def timm_start(name: str, path: Path, state: State, model_size: str | None = None) -> Start:
+def make_timm_start(name: str, path: Path, state: State, model_size: str | None = None) -> Start:
     """Make a Start of the weights of a ViT of timm, adapted from images to spectrograms.
 
     Args:
