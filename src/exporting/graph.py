@@ -103,7 +103,8 @@ def trace(graph: FbankToScores, example: torch.Tensor) -> torch.export.ExportedP
     """
     try:
         with torch.no_grad():
-            # strict: a way of tracing, not of loading. torch 2.6 does it by default and fails.
+            # strict=True would be another way to trace, in which torch 2.6 fails. It is the default
+            # there. It has nothing to do with loading weights strictly.
             return torch.export.export(graph, (example,), strict=False,
                                        dynamic_shapes=(graph.dynamic_shapes(),))
     except RuntimeError as error:

@@ -78,7 +78,8 @@ def make_state(trained: TrainedModel) -> State:
                              f'this model hears {rate}. --format onnx and torch_export take every '
                              f'rate')
         if trained.description['loss'] == 'CE' and len(trained.labels) == 1:
-            raise ValueError('the format has no softmax of a single class: --loss BCE says sigmoid')
+            raise ValueError('the format has no softmax of a single class: --loss BCE writes the '
+                             'model with a sigmoid instead')
     except ValueError as error:
         raise DataError(f'{trained.path} cannot become an AST of transformers: {error}') from None
     return {name: value.contiguous() for name, value in state.items()}

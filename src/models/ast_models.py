@@ -305,7 +305,7 @@ class ASTModel(nn.Module):
     def _head_dtype(self) -> torch.dtype:
         """Return the precision of the head's weights, float32 if it has none.
 
-        Not by parameters(), of which the replicas of nn.DataParallel have none.
+        It looks at the weight itself: in replicas of nn.DataParallel, parameters() yields nothing.
         """
         parts = [*self.mlp_head.children(), self.mlp_head]
         return getattr(getattr(parts[0], 'weight', None), 'dtype', torch.float32)
@@ -331,12 +331,18 @@ class ASTModel(nn.Module):
 
     def attention(self, x: torch.Tensor, lengths: torch.Tensor | None = None
                   ) -> list[torch.Tensor]:
-        """Return what the class tokens attend to in each block: (batch, heads, these, tokens)."""
+        """Return the attention of the class tokens to all tokens, for each block.
+
+        Each tensor is (batch, heads, class tokens, tokens).
+        """
         return import_beside('inside').attention(self, x, lengths)
 
     def attention_maps(self, x: torch.Tensor, lengths: torch.Tensor | None = None
                        ) -> list[tuple[torch.Tensor, ...]]:
-        """Return the same as maps, for each block a (batch, heads, f, t) for every class token."""
+        """Return the attention of the class tokens to the patches, for each block.
+
+        For every class token, there is one map (batch, heads, f, t).
+        """
         return import_beside('inside').attention_maps(self, x, lengths)
 
     def keep_patches(self, rows: Sequence[int], columns: Sequence[int]) -> None:

@@ -21,10 +21,10 @@ BANDS = MEL_BINS // PATCH_SIZE  # patches along frequency, side by side
 AUDIOMAE_SIZES = {768: 'audiomae_base'}  # dimensions of the embedding -> model_size
 EAT_SIZES = {768: 'eat_base', 1024: 'eat_large'}
 SSAST_SIZES = {192: 'ssast_tiny', 384: 'ssast_small', 768: 'ssast_base'}
-# How names begin that only AudioMAE has: the mask and the decoder of pretraining, and the
+# Only AudioMAE has names that begin like this: the mask and the decoder of pretraining, and the
 # normalisation of fine-tuning.
 AUDIOMAE_SIGNS = ('decoder_', 'mask_token', 'fc_norm.')
-# How names begin that only the pretraining of SSAST has: the size of its input, the mask, and the
+# Only pretrained SSAST has names that begin like this: the size of its input, the mask, and the
 # heads of its two objectives.
 SSAST_TRAINING = ('p_input_', 'mask_embed', 'cpredlayer.', 'gpredlayer.')
 EAT_ENCODER = 'modality_encoders.IMAGE.'
@@ -35,7 +35,7 @@ EAT_NAMES = {  # theirs -> ours, in `v`
     f'{EAT_ENCODER}context_encoder.norm.': 'norm_pre.',
     'blocks.': 'blocks.',
 }
-# How names begin that only the pretraining of EAT has.
+# Names that begin like this belong to the pretraining of EAT alone.
 EAT_TRAINING = (f'{EAT_ENCODER}decoder.', 'shared_decoder.', 'recon_proj.', 'cls_proj.', 'center')
 # Other audio models: (parts of their weights' names, what the model is, why it is no start).
 OTHERS: tuple[tuple[tuple[str, ...], str, str], ...] = (

@@ -133,9 +133,9 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
             f'{path} has a positional embedding of {rows} x {dim}, but strides '
             f'{[settings["fstride"], settings["tstride"]]} on {settings["input_fdim"]} mel bins x '
             f'{settings["input_tdim"]} frames need {needed} rows in {model_size}: give the '
-            f'strides, mel bins and frames it was trained with{rename}. For a start, write them '
-            f'into {path.with_suffix(".json").name} beside it, such as {{"fstride": 10, '
-            f'"tstride": 10, "input_fdim": 128, "input_tdim": 1024}}')
+            f'strides, mel bins and frames it was trained with{rename}. To give the file as start '
+            f'(--start), write them into {path.with_suffix(".json").name} beside it, such as '
+            f'{{"fstride": 10, "tstride": 10, "input_fdim": 128, "input_tdim": 1024}}')
     return model.to_empty(device='cpu')
 
 

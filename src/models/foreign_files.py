@@ -41,7 +41,7 @@ STAND_INS = {'collections.defaultdict': empty_dict, 'collections.deque': empty_l
 
 
 def read_foreign_file(path: Path) -> Any:
-    """Read what a file of weights holds, with an Inert in place of each object that is no tensor.
+    """Read what a file of weights holds, with an Inert in place of objects of other packages.
 
     AudioMAE's files hold an argparse.Namespace beside the weights. Files of fairseq, so those of
     EAT, may hold settings of omegaconf. The unpickler of PyTorch for weights alone reads them. It

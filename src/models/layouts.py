@@ -95,7 +95,10 @@ def strip_wrappers(name: str) -> str:
 
 
 def find_prefixes(state: State) -> list[str]:
-    """Return what stands before the names of the ASTs in a state dict: '' for nothing."""
+    """Return the prefix of each AST in a state dict: '' for one without a prefix.
+
+    The list is empty if there is no AST.
+    """
     return sorted({name.removesuffix(anchor) for name in state for anchor in ANCHORS
                    if f'.{name}'.endswith(f'.{anchor}')})
 

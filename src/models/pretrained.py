@@ -44,7 +44,8 @@ class Start:
 def load_start(model: ASTModel, start: Start) -> None:
     """Load the transformer of a start, its positions fitted to the model's patches.
 
-    The classifier is loaded, too, if the start has one for as many classes.
+    If the start has a classifier, its normalisation is loaded, too. So is its linear layer if it is
+    for as many classes as the model's.
     """
     with name_in_errors(start.path):
         state = {**start.state, 'pos_embed': fit_positions(model, start)}

@@ -67,7 +67,10 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any])
 
 
 def start_size(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> str:
-    """Return the model_size that find_start gives. Download no ViT that timm names."""
+    """Return the model_size of the start that find_start finds.
+
+    If source is the name of a ViT of timm, its weights are not downloaded.
+    """
     if vit := find_vit_name(source):
         timm_file(vit)  # refuses a tag that timm does not know
         return strip_tag(vit)
@@ -158,16 +161,17 @@ def read_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Star
 def make_vit_start(path: Path, state: State, model_size: str) -> Start:
     """Make a Start of a file that holds the weights of a ViT of timm.
 
-    Its name says which ViT. If it does not, the weights are of model_size.
+    If the file has the name of a ViT of timm (NAME.TAG.safetensors), that says which ViT it is.
+    Otherwise it is read as one of model_size.
 
     Raises:
-        WeightsError: if they are not.
+        WeightsError: if the weights are not those of this ViT.
     """
     if PATCHES_NAME not in state:
         raise WeightsError(f'{path} holds no start that is known here: its first entry is '
                            f'{next(iter(state))}, and it has no {PATCHES_NAME}. '
                            f'pretrained_models/README.md lists the starts. If it is one of '
-                           f'these under longer names, take off what stands before them')
+                           f'these, but its names have a prefix, remove the prefix')
     check_tensors(state, path)
     name = path.name.removesuffix('.safetensors')
     if timm.is_model(strip_tag(name)):

@@ -151,9 +151,11 @@ def _own_description(config: Mapping[str, Any], names: list[str], path: Path) ->
     """Return what our own folders say in OWN_FIELD: the mids of the classes, the dataset, ...
 
     transformers keeps a field that it does not know, even if it trains the model for other classes.
-    So the field counts only if it names the classes that id2label names. If transformers trained
-    the model further for the same classes, its head_layer_norm_eps is still ours, not the one that
-    it was trained with. In models of ESC-10, the difference moved logits by 3e-5.
+    So the field counts only if it names the classes that id2label names.
+
+    One case goes unnoticed. If transformers trained the model further for the same classes, it used
+    an eps of its own in the classifier, but the field still says our head_layer_norm_eps. In models
+    of ESC-10, the difference moved logits by 3e-5.
     """
     own = config.get(OWN_FIELD)
     if not isinstance(own, dict):
