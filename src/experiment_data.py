@@ -56,8 +56,8 @@ def make_dataset(args, datafile, mode, device):
     Raises:
         DataError: if the datafile does not go with the options.
     """
-    # These fields of AudioConf are options of the same name: num_mel_bins, dataset, mixup and the
-    # other settings of augmentation.
+    # These fields of AudioConf are options of the same name: num_mel_bins, sample_rate,
+    # mask_padding, dataset and all settings of augmentation.
     audio_conf = {field.name: getattr(args, field.name) for field in fields(AudioConf)
                   if hasattr(args, field.name)}
     audio_conf |= {'target_length': args.audio_length, 'mode': mode, 'mean': args.dataset_mean,
@@ -109,9 +109,9 @@ def check_first_recordings(loaders: Loaders) -> None:
 
 
 def warn_of_low_rate(dataset: AudiosetDataset) -> None:
-    """Log a warning if the first recording has a lower rate than a model that hears above 16 kHz.
+    """Log a warning if --sample_rate is above 16 kHz and the first recording has a lower rate.
 
-    Such recordings may be copies at 16 kHz, which hold no higher frequencies.
+    The recording may be a copy at 16 kHz, which holds no sound above 8 kHz.
     """
     wanted, path = dataset.conf.sample_rate, dataset.datafile.wavs[0]
     if wanted <= SAMPLE_RATE:

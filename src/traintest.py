@@ -36,10 +36,11 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
 
     Args:
         model: returns logits (B, classes).
-        loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
-            (B, classes), with --mask_padding also the real frames (B,); or WindowedBatches of
-            these. If a clip has several windows, its prediction is the mean over them, and its loss
-            is that of the first.
+        loader: its batches are (inputs, labels (B, classes)). With --mask_padding, a third item has
+            the real frames (B,). The inputs are fbanks (B, frames, bins) or a WaveformBatch; with
+            --cache_embeddings, they are embeddings (B, dim). With --eval_windows, the loader yields
+            WindowedBatches of such batches. The prediction of a clip is then the mean over its
+            windows, and its loss is that of the first window.
         device: where the model is.
         loss: 'BCE' or 'CE'.
         title: for the progress bar.

@@ -60,7 +60,8 @@ class BadAudio:
 
     Attributes:
         count: samples replaced in the epoch under way, in this process.
-        reasons: one message for each recording that could not be read, in all epochs, as keys.
+        reasons: one message for each recording that could not be read since this process started.
+            They are the keys, in the order in which they came.
     """
 
     def __init__(self) -> None:

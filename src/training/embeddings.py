@@ -61,7 +61,7 @@ class EmbeddingDataset(Dataset):
 def embed(loaders: Loaders, model: ASTModel, device: torch.device, batch_size: int) -> Loaders:
     """Compute the embeddings of all datasets, and return loaders of these.
 
-    Each process computes all of them, so that any of them can have any sample.
+    Each process computes all embeddings, because in training it may get any sample.
 
     Raises:
         AudioError: if a recording cannot be read.

@@ -35,9 +35,9 @@ def _explain(error):
     """Return a sentence about a RuntimeError and what to do, or None if there is nothing to do."""
     if said := out_of_memory(error):
         return (f'the GPU is out of memory ({said}); nvidia-smi shows whether other programs fill '
-                f'it; take a smaller --batch_size; in training, also put batches through in pieces '
-                f'(--grad_accum 4) or recompute activations (--grad_checkpointing True), and '
-                f'--force to continue with them')
+                f'it; take a smaller --batch_size; in training, you can also put batches through '
+                f'in pieces (--grad_accum 4) or recompute activations (--grad_checkpointing True); '
+                f'a run that has begun continues with such new settings if you add --force')
     if any(sign in str(error) for sign in NO_COMPILER):
         return ('--compile True needs a C++ compiler, and there is none: install one (Debian, '
                 'Ubuntu: apt-get install g++), or leave --compile out')

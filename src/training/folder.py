@@ -37,7 +37,7 @@ def is_finished(exp_dir: Path) -> bool:
 
 
 def is_given_up(exp_dir: Path) -> bool:
-    """Return whether an earlier start with --resume none gave up an experiment."""
+    """Return whether --resume none has marked an experiment to be removed and begun again."""
     return (exp_dir / BEGIN_AGAIN).exists()
 
 

@@ -21,7 +21,7 @@ class WaveformSample(NamedTuple):
 
 class WaveformBatch(NamedTuple):
     """A batch before its fbanks. A DataLoader pins its tensors, because it is a tuple."""
-    waveforms: torch.Tensor  # (B, samples), then those of the partners of samples that have one
+    waveforms: torch.Tensor  # (B + partners, samples): the B samples, then their mixing partners
     frames: list[int]  # of each waveform
     augmentations: list[Augmentation]
     noise: torch.Tensor | None  # (B, target_length, num_mel_bins)
@@ -44,10 +44,11 @@ class WaveformBatch(NamedTuple):
 
 
 def fbanks_on(inputs: torch.Tensor | WaveformBatch, device: torch.device) -> torch.Tensor:
-    """Return the fbanks (B, target_length, num_mel_bins) of a batch on a device.
+    """Return the inputs of a batch on a device: fbanks (B, target_length, num_mel_bins).
 
     Args:
-        inputs: the fbanks, or the WaveformBatch that they are computed from there.
+        inputs: a WaveformBatch, whose fbanks are computed on the device; or a tensor, which is only
+            moved: fbanks, or with --cache_embeddings embeddings (B, dim).
     """
     if isinstance(inputs, WaveformBatch):
         return inputs.compute_fbanks(device)

@@ -41,7 +41,9 @@ def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | 
 
 
 def find_sign() -> str | None:
-    """Return a sentence that says what shows an NVIDIA GPU; None if there is none, or it is hidden.
+    """Return by what sign an NVIDIA GPU is noticed, as a sentence.
+
+    Return None if there is no sign, or if CUDA_VISIBLE_DEVICES hides all GPUs.
 
     A GPU that this process is not allowed to use belongs to another job and does not count.
     """
@@ -63,7 +65,8 @@ def _is_ours(path):
     try:
         os.close(os.open(path, os.O_RDWR))
     except OSError as error:
-        return error.errno not in (errno.EPERM, errno.EACCES)  # else the driver does not work
+        # With any other error, this process may use the GPU, but its driver does not work.
+        return error.errno not in (errno.EPERM, errno.EACCES)
     return True
 
 
@@ -119,7 +122,7 @@ def _find_missing_kernels(indices):
         return None
     index, capability = without[0], capabilities[without[0]]
     reason = (f'it has no kernels for GPU {index}, {torch.cuda.get_device_name(index)}, of compute '
-              f'capability {capability[0]}.{capability[1]}, but for {" ".join(architectures)}')
+              f'capability {capability[0]}.{capability[1]}, only for {" ".join(architectures)}')
     names = _visible_gpus()  # PyTorch counts the visible ones from 0
     fitting = ','.join(names[one] if names else str(one)
                        for one in capabilities if one not in without)
@@ -139,7 +142,8 @@ def _build_with_kernels(capability):
     if capability > NEWEST_GPU:
         return (f'install a newer PyTorch: {sys.executable} -m pip install --upgrade torch '
                 f'torchaudio torchvision')
-    return f'install a build that has: {pip_line("cu128" if capability >= TURING else "cu126")}'
+    build = pip_line('cu128' if capability >= TURING else 'cu126')
+    return f'install a build with kernels for it: {build}'
 
 
 def has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:

@@ -17,8 +17,8 @@ class Launch(NamedTuple):
     rank: int = 0  # its number, from 0 to size - 1
     size: int = 1  # how many processes there are
     local_rank: int = 0  # its number among the processes of its machine
-    # How many those are, if torchrun says it. With srun, which does not, processes.local_size()
-    # knows it from the recipe.
+    # How many processes train on this machine, if torchrun says it. srun does not say it: then this
+    # is 1, and processes.local_size() returns the number that the recipe gives.
     local_size: int = 1
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from training import processes
 from training.errors import TrainingError
 
-# --loss. BCE: on multi-hot labels. CE: on the distribution of the labels, which mixup makes.
+# --loss. BCE: each class is a yes or no of its own. CE: the labels of a sample are probabilities
+# that add up to 1, such as 0.4 and 0.6 after mixup.
 LOSSES = {'BCE': nn.BCEWithLogitsLoss, 'CE': nn.CrossEntropyLoss}
 
 
@@ -117,6 +118,7 @@ class EpochLoss:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state that state_dict returned, for any number of processes."""
-        self.total.fill_(state['total'])  # float64 holds every float32
+        # This is exact unless a run moves to MPS, which has only float32.
+        self.total.fill_(state['total'])
         self.steps = state['steps']
         self.samples = state['samples']

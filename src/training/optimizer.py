@@ -1,4 +1,4 @@
-"""The optimizer, and which parts of a model are trained, or left out at times."""
+"""The optimizer, its parameter groups, frozen parts and stochastic depth (--drop_path)."""
 import argparse
 from typing import Any
 
@@ -127,5 +127,6 @@ def init_momentum_buffers(optimizer: torch.optim.SGD) -> None:
 
 
 OPTIMIZERS = {'adam': make_adam, 'adamw': make_adamw, 'sgd': make_sgd}  # --optim
-# Those without weight decay of biases, normalisations and embeddings. The published Adam has it.
+# Optimizers whose weight decay leaves out biases, normalisations and embeddings. The published Adam
+# decays these, too.
 DECAYS_ONLY_MATRICES = ('adamw',)

@@ -54,7 +54,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace, lau
 
 
 def with_option_names(message: str) -> str:
-    """Return an error of ModelConfig that names the options of run.py for its settings."""
+    """Replace the names of settings in an error of ModelConfig by those of run.py's options."""
     for setting in ('input_fdim', 'input_tdim'):
         message = message.replace(setting, OPTIONS[setting])
     return message

@@ -202,7 +202,7 @@ class DelayedSum:
 
 @contextlib.contextmanager
 def catch_lost_processes(signs: tuple[str, ...] = ('',)) -> Iterator[None]:
-    """Turn what torch.distributed raises if another process is gone into a DistributedError.
+    """Raise a DistributedError in place of what torch.distributed raises if a process is gone.
 
     Args:
         signs: an error counts only if its message contains one of these words. Give them if the

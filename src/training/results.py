@@ -103,7 +103,7 @@ class Results:
                         getattr(ensemble, self.metric), ensemble.mAUC, learning_rate)
 
     def _add_predictions(self, predictions, targets):
-        """Add an epoch to the sum of the predictions and to metrics.csv."""
+        """Add predictions to their sum, and the epoch's further metrics to further_rows."""
         self.predictions_sum = self.predictions_sum + predictions.astype(np.float64)
         absent = int((~targets.any(axis=0)).sum())
         self.further_rows.append({'epoch': len(self.further_rows) + 1,

@@ -20,7 +20,7 @@ class Decay:
 
     Attributes:
         settings: the options of run.py.
-        first_step: step at which the decay begins: the first one after the warmup.
+        first_step: the first step after the warmup, for a decay that begins there (CosineDecay).
         total_steps: number of steps of the whole run.
         factor: factor of the current epoch.
     """

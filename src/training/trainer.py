@@ -95,8 +95,9 @@ class Trainer:
         """Train on the batches that this epoch has not seen yet.
 
         Args:
-            loader: its batches are fbanks (B, frames, bins) or a WaveformBatch, and labels
-                (B, classes); with --mask_padding also the real frames (B,).
+            loader: its batches are (inputs, labels (B, classes)). With --mask_padding, a third item
+                has the real frames (B,). The inputs are fbanks (B, frames, bins) or a
+                WaveformBatch; with --cache_embeddings, they are embeddings (B, dim).
             title: what the log calls the epoch.
             after_step: called after every step. What it raises ends the epoch.
 
@@ -126,7 +127,7 @@ class Trainer:
         """Change the weights by one batch.
 
         Args:
-            fbanks: (B, frames, bins).
+            fbanks: (B, frames, bins); with --cache_embeddings, embeddings (B, dim).
             labels: (B, classes).
             share: this process's part of a batch, relative to an even split. It scales the loss, so
                 that every sample of the batch counts the same.
@@ -262,7 +263,11 @@ def with_shares(loader) -> Iterator[tuple]:
 
 
 def draw_seed(seed: int, step: int) -> int:
-    """Draw a seed for the random numbers of a step in this process, from (seed, step) alone."""
+    """Draw a seed for the random numbers of a step in this process.
+
+    It depends only on the seed of the run, the step and the number of the process.
+    """
+    # The 2 keeps these numbers apart from those of draw_patchout and of EpochSampler.
     return int(np.random.default_rng((seed, step, 2, processes.rank())).integers(2 ** 63))
 
 
@@ -274,7 +279,8 @@ def draw_patchout(grid: tuple[int, int], dropped: tuple[int, int], seed: int,
         grid: rows and columns of the grid.
         dropped: how many rows and columns are left out.
     """
-    rng = np.random.default_rng((seed, step, 1))  # (seed, epoch) orders the samples
+    # The 1 keeps these numbers apart from those of EpochSampler, which draws from (seed, epoch).
+    rng = np.random.default_rng((seed, step, 1))
     return [np.sort(rng.choice(size, size - out, replace=False))
             for size, out in zip(grid, dropped)]
 
