@@ -1,7 +1,7 @@
 """The samples of a datafile: each recording becomes (fbank, labels).
 
-    datafile -> recording -> waveform   AudiosetDataset.make_waveform, with mixup, background
-                                        noise (--noise_dir) and gain
+    datafile -> recording -> waveform   AudiosetDataset.make_waveform, with the augmentation of
+                                        waveforms (audio.augmentation.augment_waveform)
              -> fbank                   audio.fbank.fbank
              -> mixup of fbanks, SpecAugment, normalise, --noise, roll: the model's input
                                         finish_fbank
@@ -52,7 +52,7 @@ class AudioConf(AugmentationConf):
     std: float = AUDIOSET_INPUT['std']
     sample_rate: int = SAMPLE_RATE  # Hz, to which recordings are resampled
     mask_padding: bool = False  # give the number of real frames as a third item of each sample
-    skip_norm: bool = False  # leave the fbank as it is, to compute its mean and std
+    skip_norm: bool = False  # do not normalise the fbank; scripts for the published code set it
     dataset: str = 'dataset'  # of scripts for the published code; not used
 
     def __post_init__(self) -> None:
@@ -208,7 +208,7 @@ class AudiosetDataset(Dataset):
         return window_samples(self.conf.target_length, self.conf.sample_rate)
 
     def make_waveform(self, index: int, augmentation: Augmentation) -> torch.Tensor:
-        """Return the waveform (samples,) of a recording after mixup, background noise and gain."""
+        """Return the waveform (samples,) of a recording after augment_waveform."""
         waveform, partner, background = self._load(index, augmentation.crop), None, None
         if augmentation.partner is not None and not augmentation.mixes_fbanks:
             partner = self._load(augmentation.partner, augmentation.partner_crop)
@@ -250,7 +250,7 @@ class AudiosetDataset(Dataset):
         """Return how many samples have each class (classes,), without mixup."""
         counts = np.zeros(len(self.labels), np.int64)
         for index in range(len(self)):
-            counts[self._classes(index)] += 1  # once, even if a class is listed twice
+            counts[self._classes(index)] += 1
         return counts
 
     def _multi_hot(self, index):

@@ -19,7 +19,7 @@ from training.checkpoint import CheckpointError
 from training.devices import choose_precision
 from training.embeddings import embed
 from training.errors import TrainingError, as_training_errors
-from training.folder import ExperimentFolder, is_given_up
+from training.folder import ExperimentFolder, is_to_begin_again
 from training.interrupt import EXIT_CODE, Interrupt
 from training.launch import DistributedError, Launch, read_launch
 from training.loaders import Loaders
@@ -46,7 +46,7 @@ def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: 
     with processes.exit_without_waiting(), exit_on(*errors):
         launch = read_launch()
         # An earlier start with --resume none was stopped before it removed the old run.
-        if is_given_up(Path(args.exp_dir)):
+        if is_to_begin_again(Path(args.exp_dir)):
             args.resume = 'none'
         if args.start:
             args.model_size = size_of_start(parser, args)

@@ -19,7 +19,7 @@ from training.loaders import Loaders, make_evaluation_loader, make_loader
 from training.option_checks import check_files
 from training.sampler import EpochSampler
 from utilities.cli import read_range
-from utilities.datafiles import Datafile
+from utilities.datafiles import Datafile, split_labels
 from utilities.errors import DataError
 from utilities.weight_files import read_sample_weights, weight_file
 
@@ -79,7 +79,8 @@ def check_labels(datafile: Datafile, loss: str, metric: str | None) -> None:
         loss: 'BCE' or 'CE'.
         metric: the metric that the dataset is evaluated with, or None.
     """
-    several = np.strings.count(datafile.labels, ',').any()
+    with_commas = datafile.labels[np.strings.count(datafile.labels, ',') > 0]
+    several = any(len(split_labels(labels)) > 1 for labels in with_commas)
     if metric == 'acc' and several:
         raise DataError(f'--metrics acc needs one label a sample, but {datafile.path} has samples '
                         f'with several: use --metrics mAP')

@@ -1,5 +1,4 @@
 """Print mean and standard deviation of the fbanks of a datafile: --dataset_mean, --dataset_std."""
-from pathlib import Path
 
 from utilities.cli import (
     OptionParser,
@@ -17,7 +16,7 @@ def make_parser() -> OptionParser:
     parser = OptionParser(prog='get_norm_stats.py', description=__doc__)
     add = parser.add_argument
     add('--data_train', required=True, help='datafile of the training set')
-    add_input_options(parser, length_help='frames of 10 ms of each recording that count')
+    add_input_options(parser, length_help='use at most this many frames of 10 ms of each recording')
     add_mel_bins(parser)
     add('--mixup', type=number(0, 1), default=0,
         help='share of the recordings that are mixed with another, as in training')
@@ -36,8 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from utilities.errors import DataError
     setup_logging()
     audio_conf = {'num_mel_bins': args.num_mel_bins, 'target_length': args.audio_length,
-                  'sample_rate': args.sample_rate, 'mode': 'train', 'mixup': args.mixup,
-                  'skip_norm': True, 'dataset': Path(args.data_train).stem}
+                  'sample_rate': args.sample_rate, 'mode': 'train', 'mixup': args.mixup}
     with exit_on(AudioError, DataError, TrainingError), as_training_errors():
         dataset = AudiosetDataset(args.data_train, audio_conf, args.label_csv)
         mean, std = norm_stats(dataset, args.num_workers)

@@ -16,7 +16,7 @@ from training.checkpoint import Checkpoint, CheckpointError
 from training.devices import move
 from training.eval_windows import mean_of_windows, split_windows
 from training.evaluation import Evaluation, join_batches
-from training.gpu_fbanks import fbanks_on
+from training.gpu_fbanks import inputs_on
 from training.interrupt import Interrupt
 from training.losses import LOSSES, balance_classes
 from training.results import Results
@@ -69,7 +69,7 @@ def validate(model: nn.Module, loader, device: torch.device, loss: str, title: s
 def classify(model: nn.Module, batch: Sequence, device: torch.device) -> torch.Tensor:
     """Return the logits (B, classes) of a batch of a loader; see validate."""
     inputs, _, *lengths = batch
-    return model(fbanks_on(inputs, device), *(move(length, device) for length in lengths))
+    return model(inputs_on(inputs, device), *(move(length, device) for length in lengths))
 
 
 class Run:

@@ -2,7 +2,7 @@
 import torch
 
 from training.bad_audio import ReplaceUnreadable
-from training.gpu_fbanks import fbanks_on
+from training.gpu_fbanks import inputs_on
 from training.loaders import make_loader
 from training.sampler import EpochSampler
 
@@ -26,5 +26,5 @@ def load_epochs(dataset, workers, epochs=(1,), weights=None):
     batches = []
     for number in epochs:
         loader.batch_sampler.sampler.set_epoch(number)
-        batches += [(fbanks_on(inputs, torch.device('cpu')), labels) for inputs, labels in loader]
+        batches += [(inputs_on(inputs, torch.device('cpu')), labels) for inputs, labels in loader]
     return batches

@@ -11,7 +11,7 @@ from audio.fbank import fbank, fit_frames, window_samples
 from audio.reading import load_waveform
 from dataloader import AudiosetDataset, SampleKey
 from small_dataset import CONF, FURTHER_AUGMENTATION, equal
-from training.gpu_fbanks import WaveformDataset, fbanks_on
+from training.gpu_fbanks import WaveformDataset, inputs_on
 from utilities.errors import DataError
 
 FRAMES, BINS = CONF['target_length'], CONF['num_mel_bins']
@@ -24,7 +24,7 @@ BOTH_KINDS = pytest.mark.parametrize('kind', [AudiosetDataset, WaveformDataset])
 def input_of(dataset, key):
     """Return the input and the labels of a sample of either kind of dataset."""
     inputs, labels = dataset.collate([dataset[key]])
-    return fbanks_on(inputs, torch.device('cpu'))[0], labels[0]
+    return inputs_on(inputs, torch.device('cpu'))[0], labels[0]
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ checkpoint make the same sample.
 
 To add an augmentation of the waveform, add a setting to AugmentationConf, an option of that name to
 training/options.py, a number to Augmentation, its draw to the end of _draw_more, and a line to
-augment_waveform that applies it.
+augment_waveform that applies it. What stands before the mixup there changes one of the two sounds,
+what stands behind it changes the mix.
 """
 import math
 from dataclasses import dataclass, replace
@@ -146,8 +147,8 @@ def augment_waveform(waveform: torch.Tensor, augmentation: Augmentation,
 def mix(first: torch.Tensor, second: torch.Tensor, lam: float) -> torch.Tensor:
     """Return the mixup of two waveforms (samples,): lam * first + (1 - lam) * second.
 
-    The second is padded with zeros or cut to the length of the first. Both lose their mean before,
-    and the mix after.
+    The mean of each waveform is subtracted first. Then the second is padded with zeros or cut to
+    the length of the first. At the end, the mean of the mix is subtracted.
     """
     first, second = first - first.mean(), second - second.mean()
     missing = len(first) - len(second)

@@ -15,9 +15,9 @@ def load_windows(file: str, samples: int, positions: Sequence[float], start: flo
                  seconds: float = math.inf, sample_rate: int = SAMPLE_RATE) -> list[torch.Tensor]:
     """Read windows of a recording, or of a part of it.
 
-    If the header says how long the recording is, nothing after the last window is read, and only
-    the windows if the format can seek. Else, and if the header is wrong, all of the recording is
-    read first, to find its real length.
+    If the header says how long the recording is, nothing after the last window is read. If the
+    format can also seek, only the windows are read. If the header does not say the length, or is
+    wrong, all of the recording is read first, to find its real length.
 
     Args:
         file: a path.
@@ -39,7 +39,8 @@ def load_windows(file: str, samples: int, positions: Sequence[float], start: flo
     def read(reader, length):
         """Return the windows if the recording lasts `length` seconds; [] if one ends too early."""
         end = math.floor(min(start + seconds, length) * sample_rate)
-        # From the first window to the last. A start between two samples may be rounded either way.
+        # Samples from the beginning of the first possible window to that of the last one. A `start`
+        # between two samples may be rounded up or down: there is room for both.
         room = end - math.ceil(start * sample_rate) - samples
         offsets = [0.0]
         if room > 0:

@@ -89,8 +89,8 @@ def compute_fbank(waveform: torch.Tensor, tables: FbankTables) -> torch.Tensor:
     frames = frames - frames.mean(dim=-1, keepdim=True)
 
     # A Hanning window begins with 0, so the first sample of a frame needs no pre-emphasis. The
-    # product has no name, so that its memory is free for what follows: else this takes 1.5 times
-    # as long.
+    # pre-emphasised frames get no variable, so that their memory is free for what follows: else
+    # this takes 1.5 times as long.
     padded = frames.new_zeros(*frames.shape[:-1], size.fft)
     torch.mul(frames[..., 1:] - PREEMPHASIS * frames[..., :-1], window[1:],
               out=padded[..., 1:size.length])
@@ -163,9 +163,9 @@ def window_samples(target_frames: int, sample_rate: int = SAMPLE_RATE) -> int:
 
 
 def frames_to_seconds(frames: int, sample_rate: int = SAMPLE_RATE) -> float:
-    """Return how long frames last, from the beginning of the first to that of the next one.
+    """Return how many seconds a number of frames take: that number times the frame shift.
 
-    10 ms each if they are a whole number of samples at this rate, else a little less.
+    The shift is 10 ms, rounded down to whole samples at this rate.
     """
     return frames * frame_size(sample_rate).shift / sample_rate
 

@@ -29,8 +29,9 @@ class FFmpegReader(Reader):
 
     Args:
         file: an open file.
-        ignore_length: read a WAV to the end of the file, because its header is wrong. Not for
-            other files: tags that follow the sound would become noise.
+        ignore_length: whether to read a WAV to the end of the file, because its header is wrong.
+            If the header is right, tags that follow the sound would become noise. FFmpeg has this
+            option for WAV only.
 
     Raises:
         RuntimeError: FFmpeg does not know the format, or cannot decode any sound in the file.

@@ -108,7 +108,7 @@ def _open_source(file, stack):
 
 def _choose_reader(source, stack):
     """Return the Reader of a path or an open file. An ExitStack closes it."""
-    sndfile, reason = None, 'it would not read it to its end'
+    sndfile, reason = None, 'it may stop before the end of the sound'
     try:
         sndfile = SndfileReader(source)
         stack.callback(sndfile.close)

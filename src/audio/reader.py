@@ -59,7 +59,10 @@ class Reader(abc.ABC):
         raise NotImplementedError
 
     def raise_file_error(self) -> None:
-        """Raise the error of the file, if there was one: libraries take it for the end."""
+        """Raise the read error that a member of a shard has kept, if there is one.
+
+        libsndfile and FFmpeg cannot pass it on: to them, the file seems to end.
+        """
         if error := getattr(self.source, 'error', None):
             raise error
 

@@ -14,8 +14,9 @@ from audio.reader import BLOCK_SAMPLES, Reader
 # of it.
 SALVAGE_SAMPLES = 64
 
-# Codecs in which every sample stands for itself, and FLAC, in which every frame does. Only there,
-# seeking is exact. In others, a decoder that begins in the middle gives other samples, or none.
+# Beginnings of the names of codecs in which seeking is exact. In these, every sample can be decoded
+# alone, or every frame: that is FLAC, whose codecs libsndfile calls PCM_16 and the like. In others,
+# a decoder that begins in the middle gives other samples, or none.
 SEEKABLE = re.compile('PCM_|FLOAT|DOUBLE|ULAW|ALAW')
 UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says if the header does not
 
@@ -42,7 +43,10 @@ MAX_OGG_PAGE = 2 ** 16  # bytes
 
 
 class _ForwardSoundFile(soundfile.SoundFile):
-    """A SoundFile that does not seek after every read, as soundfile does: some codecs cannot."""
+    """A SoundFile that says that it is not seekable.
+
+    Else soundfile would seek after every read, which some codecs cannot do.
+    """
 
     def seekable(self):
         return False

@@ -47,9 +47,10 @@ def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
         sample_rate: of the model, in Hz.
 
     Returns:
-        A dict for JSON. `would_train` says whether nothing stops training, if bad audio stays
-        within --max_bad_audio of an epoch. `stops` says what would stop it, and `bad_audio` which
-        datafiles list recordings that cannot be used.
+        A dict for JSON. `would_train` says whether training would run. Bad audio does not count
+        there: training replaces it, up to --max_bad_audio of an epoch, but validation and test stop
+        at it. `stops` says what would stop training. `bad_audio` says which datafiles list
+        recordings that cannot be used.
     """
     entries_of, reports, stops, bad_audio = {}, [], [], []
     for path in dict.fromkeys(map(str, datafiles)):
@@ -62,8 +63,8 @@ def check(datafiles: Iterable[Any], labels: Labels, audio_length: int,
         report = check_datafile(path, entries, findings, labels, audio_length, segments,
                                 sample_rate)
         reports.append(report)
-        stops += count_problems(report, STOPS)
-        bad_audio += count_problems(report, BAD_AUDIO)
+        stops += describe_problems(report, STOPS)
+        bad_audio += describe_problems(report, BAD_AUDIO)
     return {'would_train': not stops, 'stops': stops, 'bad_audio': bad_audio,
             'audio_length': audio_length, 'datafiles': reports, 'leaks': find_leaks(entries_of)}
 
@@ -96,7 +97,7 @@ def check_datafile(path: str, entries: list[Entry], findings: Mapping[Excerpt, F
             'segments': len(segments) if segments is not None else None, 'problems': problems}
 
 
-def count_problems(report: Mapping[str, Any], severity: str) -> list[str]:
+def describe_problems(report: Mapping[str, Any], severity: str) -> list[str]:
     """Return how many problems of a severity a datafile has: a list of one sentence, or empty."""
     counts = [f'{len(report["problems"][name])} {what}'
               for name, (its_severity, what) in PROBLEMS.items()

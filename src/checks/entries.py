@@ -35,7 +35,7 @@ def video_id(entry: Entry) -> str | None:
 
 
 def part_of(entry: Entry) -> tuple[float, float]:
-    """Return where in its recording an entry begins, and its greatest length, in seconds."""
+    """Return the entry_part of an entry, or WHOLE_RECORDING if the entry is malformed."""
     is_malformed = wav_path(entry) is None or part_problem(entry)
     return WHOLE_RECORDING if is_malformed else entry_part(entry)
 
@@ -78,15 +78,18 @@ def _is_well_formed(entry):
 
 
 def count_labels(entries: Iterable[Entry], labels: Labels) -> dict[str, Any]:
-    """Count the entries that have each label, several and none, of those that training takes."""
+    """Count the entries with each label, with several labels and with no label.
+
+    Entries that training would refuse are left out.
+    """
     index = labels.index()
-    label_sets = [set(split_labels(entry['labels'])) for entry in entries
-                  if entry_problem(entry, index) is None]
-    counts = Counter(itertools.chain.from_iterable(label_sets))
+    label_lists = [split_labels(entry['labels']) for entry in entries
+                   if entry_problem(entry, index) is None]
+    counts = Counter(itertools.chain.from_iterable(label_lists))
     return {'labels': dict(counts.most_common()),
             'empty_classes': [mid for mid in labels.mids if not counts[mid]],
-            'entries_with_several_labels': sum(len(mids) > 1 for mids in label_sets),
-            'negatives': sum(not mids for mids in label_sets)}
+            'entries_with_several_labels': sum(len(mids) > 1 for mids in label_lists),
+            'negatives': sum(not mids for mids in label_lists)}
 
 
 def check_weights(datafile: str, samples: int) -> dict[str, Any] | None:

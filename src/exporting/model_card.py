@@ -163,9 +163,9 @@ def as_score(values: MetricValues, name: str) -> str:
 def training_section(run: RunRecord) -> str:
     """Return the settings of training, the versions and the command."""
     values = {f'`--{name}`': value for name, value in run.settings.items() if name not in LEFT_OUT}
-    values |= {name: run.last_start[name] for name in VERSIONS if run.last_start.get(name)}
+    values |= {name: run.environment[name] for name in VERSIONS if run.environment.get(name)}
     text = as_table('Training', values)
-    if command := run.last_start.get('command'):
+    if command := run.environment.get('command'):
         text += f'\n```bash\npython {without_folders(command)}\n```\n'
     return text
 

@@ -24,14 +24,14 @@ class RunRecord:
 
     Attributes:
         settings: the options of run.py.
-        last_start: the last start in environment.json: command, versions, commit; {} if it is not
-            known.
+        environment: what environment.json says of its last start: command, versions, commit; {}
+            if that is not known.
         model_label: which of its models it is: epoch 3 of 25; '' if that is not known.
         is_best: whether it is the model of the best epoch.
         validation, test: scores on the two sets; {} if they are not known.
     """
     settings: Settings
-    last_start: dict[str, Any]
+    environment: dict[str, Any]
     model_label: str
     is_best: bool
     validation: MetricValues
@@ -53,8 +53,8 @@ def read_run(checkpoint: Path) -> RunRecord | None:
         is_best = checkpoint.stem == BEST
         test = _test_scores(exp_dir, settings['metrics']) if is_best else {}
         starts = read_starts(exp_dir)
-        last_start = starts[-1] if starts else {}
-        return RunRecord(settings, last_start, model, is_best, validation, test)
+        environment = starts[-1] if starts else {}
+        return RunRecord(settings, environment, model, is_best, validation, test)
     except (DataError, OSError, ValueError) as error:
         logger.warning('settings and scores are left out of the card: %s', error)
         return None

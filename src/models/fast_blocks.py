@@ -41,7 +41,7 @@ def run_transformer(v: VisionTransformer, x: torch.Tensor, wanted: int | None,
     Returns:
         (B, tokens, dim), with at least the wanted tokens.
     """
-    if not has_own_pass(v):
+    if not uses_timms_pass(v):
         return v.forward_features(x, **mask_argument(mask))
 
     x = v.norm_pre(v.patch_drop(v._pos_embed(v.patch_embed(x))))  # (B, tokens, dim)
@@ -72,7 +72,7 @@ def is_plain(module: nn.Module, *types: type) -> bool:
             and not any(getattr(module, name) for name in HOOKS))
 
 
-def has_own_pass(v: VisionTransformer) -> bool:
+def uses_timms_pass(v: VisionTransformer) -> bool:
     """Return whether v has timm's own forward_features, and v.blocks is a plain sequence."""
     is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # by profilers
     is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in v.__dict__

@@ -94,7 +94,7 @@ def strip_wrappers(name: str) -> str:
     return '.'.join(part for part in name.split('.') if part not in WRAPPERS)
 
 
-def find_prefixes(state: State) -> list[str]:
+def find_ast_prefixes(state: State) -> list[str]:
     """Return the prefix of each AST in a state dict: '' for one without a prefix.
 
     The list is empty if there is no AST.
@@ -110,7 +110,7 @@ def strip_prefix(state: State, path: Path) -> State:
         WeightsError: if there are two ASTs, if something else lies beside the AST, or if it is an
             encoder of transformers without a classifier.
     """
-    prefixes = find_prefixes(state)
+    prefixes = find_ast_prefixes(state)
     if len(prefixes) > 1:
         first, second = (f'under the prefix {prefix}' if prefix else 'without a prefix'
                          for prefix in prefixes[:2])

@@ -15,7 +15,7 @@ from .backbones import AUDIO_BACKBONES, nearest_vit, strip_tag
 from .checkpoints import load_model
 from .errors import WeightsError
 from .foreign_files import largest_state_dict, read_foreign_file
-from .layouts import State, find_prefixes
+from .layouts import State, find_ast_prefixes
 from .pretrained import Start
 from .published import AUDIOSET, PUBLISHED, SSAST, published_file, ssast_file, timm_file
 from .published_data import SAMPLE_RATE
@@ -153,7 +153,7 @@ def read_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Star
         state = largest_state_dict(read_foreign_file(path), path)
         if start := recognise(state, path):
             return start
-        if not find_prefixes(state):
+        if not find_ast_prefixes(state):
             return make_vit_start(path, state, model_size)
     return make_ast_start(path, settings)
 

@@ -78,9 +78,9 @@ def describe_differences(experiments: Sequence[Experiment], names: Sequence[str]
         sentences.append(f'The datasets are different ({", ".join(values("dataset"))}): scores '
                          f'on one cannot be compared with scores on another.')
     elif len({one.validation_files for one in experiments}) > 1:
-        sentences.append('The validation files (--data_val) have different paths, or are those of '
-                         'other folds: scores can only be compared if the files list the same '
-                         'clips.')
+        sentences.append('The experiments do not have the same validation files (--data_val): '
+                         'their paths or their folds differ. Scores can only be compared if the '
+                         'files list the same clips.')
     for setting, title in (('metrics', 'main metrics'), ('loss', 'loss functions')):
         if len(values(setting)) > 1:
             sentences.append(f'The {title} are different ({", ".join(values(setting))}): each is '

@@ -85,7 +85,7 @@ def state_of(exp_dir: Path, settings: Settings) -> str:
     """Return how far an experiment has come, as a sentence."""
     table = exp_dir / 'result.csv'
     epochs = len(read_rows(table)) if table.exists() else 0
-    state = 'Finished' if is_finished(exp_dir) else 'Not finished, under way or broken off'
+    state = 'Finished' if is_finished(exp_dir) else 'Not finished (under way or broken off)'
     return f'{state}: {epochs} of {settings["n_epochs"]} epochs.'
 
 
@@ -124,7 +124,7 @@ def finished_folds(exp_dir: Path) -> tuple[list[Path], Settings]:
     return finished, first
 
 
-def stop_early(folds: Sequence[Path]) -> bool:
+def may_stop_early(folds: Sequence[Path]) -> bool:
     """Return whether folds may have stopped before the last epoch (--patience)."""
     return bool(read_settings(folds[0]).get('patience'))
 
@@ -139,8 +139,8 @@ def read_results(folds: Sequence[Path]) -> np.ndarray:
     """
     rows = [read_rows(fold / 'result.csv') for fold in folds]
     most = max(map(len, rows))
-    if stop_early(folds):
-        return np.stack([keep_last(its_rows, most) for its_rows in rows])
+    if may_stop_early(folds):
+        return np.stack([repeat_last(its_rows, most) for its_rows in rows])
     for fold, its_rows in zip(folds, rows):
         if len(its_rows) < most:
             raise DataError(f'{fold / "result.csv"} has {len(its_rows)} epochs, but that of '
@@ -148,6 +148,6 @@ def read_results(folds: Sequence[Path]) -> np.ndarray:
     return np.stack(rows)
 
 
-def keep_last(rows: np.ndarray, epochs: int) -> np.ndarray:
+def repeat_last(rows: np.ndarray, epochs: int) -> np.ndarray:
     """Return the rows (epochs of a fold, ...), the last of them repeated up to so many epochs."""
     return np.concatenate([rows, np.repeat(rows[-1:], epochs - len(rows), axis=0)])

@@ -7,10 +7,10 @@ import numpy as np
 from reports.experiments import (
     epoch_or_last,
     finished_folds,
-    keep_last,
+    may_stop_early,
     read_further_metrics,
     read_results,
-    stop_early,
+    repeat_last,
 )
 from reports.pages import fold_page
 from training.result_files import (
@@ -68,8 +68,8 @@ def write_mean_metrics(exp_dir: Path, folds: Sequence[Path]) -> None:
         remove(exp_dir / 'metrics.csv')
         return
     epochs = {len(values) for one in metrics for values in one.values()}
-    if stop_early(folds):
-        metrics = [{name: keep_last(np.array(values), max(epochs)).tolist()
+    if may_stop_early(folds):
+        metrics = [{name: repeat_last(np.array(values), max(epochs)).tolist()
                     for name, values in one.items()} for one in metrics]
     elif len(epochs) > 1:
         raise DataError(f'the metrics.csv of the folds in {exp_dir} have different numbers of '

@@ -32,7 +32,8 @@ def write_report(exp_dir: Path, embed_audio: bool = False) -> None:
         embed_audio: put the sounds of the players into the page, in place of links to the files.
 
     Raises:
-        DataError: the folder holds no experiment and no finished fold, or a summary of other folds.
+        DataError: the folder holds neither an experiment nor a finished fold, or its result.csv is
+            not the mean of the folds that are finished.
     """
     if (exp_dir / 'args.json').exists():
         html = run_page(exp_dir, embed_audio)

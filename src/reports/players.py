@@ -80,7 +80,9 @@ def played_rate(sample_rate: int) -> int:
 
 def write_flac(path: str | os.PathLike, target: str | os.PathLike | BinaryIO, start: float = 0.0,
                seconds: float = math.inf, sample_rate: int = SAMPLE_RATE) -> None:
-    """Write what the model hears of a recording: mono, at its rate, as FLAC, which browsers play.
+    """Write what the model hears of a recording as FLAC: mono, at the model's sample rate.
+
+    Browsers play FLAC. If they do not play this rate, the file has the nearest one that they play.
 
     Args:
         path: the recording.

@@ -22,7 +22,7 @@ from utilities.texts import read_json
 
 PAGE_MATRIX_CLASSES = 60  # a larger confusion matrix does not fit on a page
 LISTED = 20  # classes, or mistakes
-SMALLEST = 1e-9  # distance of a sigmoid from 0 and 1, of which the logits are infinite
+SMALLEST = 1e-9  # sigmoids are kept this far from 0 and 1, whose logits are infinite
 
 Show = Callable[[Clip], Html]  # returns a clip's name with its player
 

@@ -10,7 +10,7 @@ from dataloader import SampleKey
 from models import ASTModel
 from training.bad_audio import ReplaceUnreadable
 from training.devices import move
-from training.gpu_fbanks import fbanks_on
+from training.gpu_fbanks import inputs_on
 from training.loaders import EVALUATION_BATCH_FACTOR, Loaders, make_evaluation_loader, make_loader
 from utilities.progress import Progress
 
@@ -94,7 +94,7 @@ def compute_embeddings(model: ASTModel, loader, device: torch.device, name: str)
     with Progress(f'embeddings of the {name} set', len(loader)) as progress:
         for inputs, _, *lengths in loader:
             lengths = [move(one, device) for one in lengths]
-            embeddings = model.forward_features(fbanks_on(inputs, device), *lengths)
+            embeddings = model.forward_features(inputs_on(inputs, device), *lengths)
             parts.append(embeddings.float().cpu())
             progress.advance(len(parts[-1]))
     return torch.cat(parts)

@@ -33,10 +33,10 @@ logger = logging.getLogger(__name__)
 
 def is_finished(exp_dir: Path) -> bool:
     """Return whether an experiment has come to its end, and is not to begin again."""
-    return (exp_dir / FINISHED).exists() and not is_given_up(exp_dir)
+    return (exp_dir / FINISHED).exists() and not is_to_begin_again(exp_dir)
 
 
-def is_given_up(exp_dir: Path) -> bool:
+def is_to_begin_again(exp_dir: Path) -> bool:
     """Return whether --resume none has marked an experiment to be removed and begun again."""
     return (exp_dir / BEGIN_AGAIN).exists()
 

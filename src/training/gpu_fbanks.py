@@ -43,7 +43,7 @@ class WaveformBatch(NamedTuple):
             for features, augmentation, its_noise in zip(fbanks, self.augmentations, noise)])
 
 
-def fbanks_on(inputs: torch.Tensor | WaveformBatch, device: torch.device) -> torch.Tensor:
+def inputs_on(inputs: torch.Tensor | WaveformBatch, device: torch.device) -> torch.Tensor:
     """Return the inputs of a batch on a device: fbanks (B, target_length, num_mel_bins).
 
     Args:

@@ -17,9 +17,9 @@ class Launch(NamedTuple):
     rank: int = 0  # its number, from 0 to size - 1
     size: int = 1  # how many processes there are
     local_rank: int = 0  # its number among the processes of its machine
-    # How many processes train on this machine, if torchrun says it. srun does not say it: then this
-    # is 1, and processes.local_size() returns the number that the recipe gives.
-    local_size: int = 1
+    # How many processes torchrun has started on this machine; 1 with srun, which does not say it.
+    # processes.local_size() knows the number with both.
+    torchrun_local_size: int = 1
 
 
 def read_launch() -> Launch:
@@ -89,8 +89,8 @@ def own_device(launch: Launch, device: torch.device) -> torch.device:
                          f'give --device cuda, for a GPU each')
     visible = torch.cuda.device_count()
     own = launch.local_rank if visible > 1 else 0  # Slurm may show each process its own GPU alone
-    if visible < launch.local_size or own >= visible:
-        count = max(launch.local_size, launch.local_rank + 1)
+    if visible < launch.torchrun_local_size or own >= visible:
+        count = max(launch.torchrun_local_size, launch.local_rank + 1)
         raise ValueError(f'{count} processes share a machine on which they see {visible} GPUs: '
                          f'start one per GPU')
     return torch.device('cuda', own)

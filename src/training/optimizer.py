@@ -9,6 +9,7 @@ from torch import nn
 
 from models import ASTModel
 from training.errors import TrainingError
+from training.options import DECAYS_ONLY_MATRICES
 
 ADAM_BETAS = (0.95, 0.999)  # published
 ADAMW_BETAS = (0.9, 0.999)
@@ -127,6 +128,3 @@ def init_momentum_buffers(optimizer: torch.optim.SGD) -> None:
 
 
 OPTIMIZERS = {'adam': make_adam, 'adamw': make_adamw, 'sgd': make_sgd}  # --optim
-# Optimizers whose weight decay leaves out biases, normalisations and embeddings. The published Adam
-# decays these, too.
-DECAYS_ONLY_MATRICES = ('adamw',)

@@ -28,6 +28,9 @@ from utilities.cli import (
 # schedule.DECAYS, augmentation.CROPS. tests/training/test_options.py holds them equal.
 MODELS = ('ast',)
 OPTIMIZERS = ('adam', 'adamw', 'sgd')
+# Optimizers whose weight decay leaves out biases, normalisations and embeddings. The published Adam
+# decays these, too.
+DECAYS_ONLY_MATRICES = ('adamw',)
 SCHEDULES = ('step', 'cosine', 'plateau')
 CROPS = ('first', 'random')
 
@@ -177,8 +180,8 @@ def add_training_options(group):
     add('--optim', choices=OPTIMIZERS, default='adam', help='optimizer')
     add('--lr', '--learning_rate', type=number(above=0), default=0.001, help='learning rate')
     add('--weight_decay', type=number(0), default=5e-7,
-        help='weight decay; with adamw or --layer_decay, not of biases, normalisations and '
-             'embeddings')
+        help=f'weight decay; with {" or ".join((*DECAYS_ONLY_MATRICES, "--layer_decay"))}, not of '
+             f'biases, normalisations and embeddings')
     add('--clip_grad', type=number(0), default=0,
         help='largest norm of the gradient, 0 for no limit')
     add_schedule_options(group)

@@ -17,7 +17,7 @@ from models import ASTModel
 from training import processes
 from training.devices import move, parallelise
 from training.embeddings import EmbeddingClassifier
-from training.gpu_fbanks import fbanks_on
+from training.gpu_fbanks import inputs_on
 from training.losses import EpochLoss, make_training_loss
 from training.optimizer import make_optimizer
 from training.schedule import Schedule
@@ -110,7 +110,7 @@ class Trainer:
         with Progress(title, steps, done=self.loss.steps) as progress:
             for (inputs, labels, *lengths), share, samples in batches:
                 # Not in the loader, so that computing fbanks does not count as waiting for data.
-                fbanks = fbanks_on(inputs, self.device)
+                fbanks = inputs_on(inputs, self.device)
                 loss = self.step(fbanks, labels, share, *lengths)
                 self.loss.add(loss, samples)
                 progress.advance(samples)

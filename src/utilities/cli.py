@@ -43,8 +43,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefau
 class OptionParser(argparse.ArgumentParser):
     """argparse, but stricter about names and texts.
 
-    An option has one name: `--a-b` is `--a_b`, and no name can be abbreviated. A negative number is
-    a value. Texts and paths must not be empty: an empty path would be taken for the folder that
+    `--a-b` and `--a_b` are the same option, and no name can be abbreviated. A negative number is a
+    value. Texts and paths must not be empty: an empty path would be taken for the folder that
     the program was started in.
 
     Args:

@@ -94,8 +94,8 @@ def entry_problem(entry: Any, known_mids: Container[str]) -> str | None:
     if isinstance(entry, dict):
         wav, labels = entry.get('wav'), entry.get('labels')
     if not is_text(wav) or not (is_text(labels) or labels == ''):
-        return (f'expected "wav" and "labels", both non-empty text ("labels": "" if no class is '
-                f'heard), got {quoted(str(entry))}')
+        return (f'expected "wav" and "labels", each a non-empty text, or "labels": "" if no class '
+                f'is heard, got {quoted(str(entry))}')
     for mid in split_labels(labels):
         if mid not in known_mids:
             return f'{quoted(wav)}: the label {quoted(mid)} is not in the label file'
@@ -120,8 +120,8 @@ def entry_part(entry: dict[str, Any]) -> tuple[float, float]:
 
 
 def split_labels(labels: str) -> list[str]:
-    """Return the mids in the "labels" of a datafile's entry: an empty list for a negative."""
-    return labels.split(',') if labels else []
+    """Return the mids in the "labels" of a datafile's entry, each once: [] for a negative."""
+    return list(dict.fromkeys(labels.split(','))) if labels else []
 
 
 def is_text(value: Any) -> TypeGuard[str]:

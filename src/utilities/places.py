@@ -30,7 +30,7 @@ class RecordingName(NamedTuple):
             math.isclose(start, seconds, rel_tol=0, abs_tol=START_TOLERANCE)
             for start in _in_seconds(self.start))
 
-    def is_long(self, seconds: float) -> bool:
+    def lasts(self, seconds: float) -> bool:
         """Return whether the start and the end in the name are about `seconds` apart."""
         if self.start is None or self.end is None:
             return False
@@ -82,7 +82,7 @@ def find_place(segment: Segment, seconds: float, name: RecordingName, of_several
         of_several: whether the name may mean other segments of the list, too.
 
     Raises:
-        PlaceError: it may begin anywhere, or ends before the segment begins.
+        PlaceError: the recording does not hold the segment, or may hold it anywhere.
     """
     has_start = name.start is not None
     if seconds <= segment.seconds + TOLERANCE:
@@ -94,7 +94,7 @@ def find_place(segment: Segment, seconds: float, name: RecordingName, of_several
         # (1) It is as long as the segment. (4) It is shorter, and begins with the segment.
         if begins_there or not is_short(segment, seconds):
             return Place(0.0, seconds, is_all=True)
-    elif name.is_long(seconds):
+    elif name.lasts(seconds):
         # (2) It is longer, and as long as its name says: it begins with the segment.
         return Place(0.0, segment.seconds, is_all=False)
     else:

@@ -126,7 +126,7 @@ def record_source(out_dir: Path, source: str, *made: Path) -> None:
 
 
 def changed_error(datafiles: Path, source: str) -> DataError:
-    """Return the error for a folder of datafiles that list other clips than their source by now."""
+    """Return the error for datafiles that no longer list the clips of their source."""
     return DataError(f'{datafiles} lists other clips than {source}, which has changed: give '
                      f'another folder with --prep_dir, or remove {datafiles} to have it made '
                      f'again; take another --exp_dir in either case')

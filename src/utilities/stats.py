@@ -142,7 +142,7 @@ class Metrics:
         acc: accuracy of the arg-max.
         d_prime: d' of mAUC.
         classes: how many there are.
-        classes_without_positives: how many of them all means leave out.
+        classes_without_positives: how many have no positives. The means leave them out.
     """
     mAP: float
     mAUC: float

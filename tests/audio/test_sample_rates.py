@@ -9,7 +9,7 @@ import get_norm_stats
 from audio.fbank import count_frames, fbank, frame_size, window_samples
 from audio.reading import load_waveform
 from dataloader import AudiosetDataset
-from training.gpu_fbanks import WaveformDataset, fbanks_on
+from training.gpu_fbanks import WaveformDataset, inputs_on
 from training.loaders import make_loader
 
 
@@ -66,7 +66,7 @@ def test_samples_reach_as_high_as_the_rate_lets_them(make_dataset, tmp_path, kin
     dataset = make_dataset([(path, '/m/0')], kind=kind, sample_rate=rate, skip_norm=True)
     loader = make_loader(dataset, 1, 0, pin_memory=False)
     [(inputs, _)] = loader
-    [features] = fbanks_on(inputs, torch.device('cpu'))
+    [features] = inputs_on(inputs, torch.device('cpu'))
     assert features.shape == (40, 64)
     assert highest_hertz(features, rate) == pytest.approx(hertz, rel=0.1)
     by_hand = fbank(load_waveform(path, rate), 64, rate)[:40]

@@ -8,7 +8,7 @@ from audio.fbank import fbank
 from dataloader import AudiosetDataset, SampleKey
 from kit import on_a_gpu_only
 from small_model import CLASSES
-from training.gpu_fbanks import WaveformBatch, WaveformDataset, fbanks_on
+from training.gpu_fbanks import WaveformBatch, WaveformDataset, inputs_on
 from training.loaders import make_loader
 from training.sampler import EpochSampler
 
@@ -70,7 +70,7 @@ def batches_of(dataset, device, workers=0):
 @pytest.mark.parametrize('conf', [{}, AUGMENTED], ids=['evaluation', 'augmented'])
 def test_an_epoch_is_that_of_the_cpu(make_dataset, device, kind, conf, workers):
     expected = list(batches_of(make_dataset(AudiosetDataset, **conf), torch.device('cpu')))
-    found = [(fbanks_on(inputs, device), labels.to(device, non_blocking=True))
+    found = [(inputs_on(inputs, device), labels.to(device, non_blocking=True))
              for inputs, labels in batches_of(make_dataset(kind, **conf), device, workers)]
     assert len(found) == len(expected) == 3
     for (fbanks, labels), (their_fbanks, their_labels) in zip(found, expected):

@@ -157,7 +157,7 @@ def test_means_over_different_folds_are_not_ranked(make, show, folds):
         for k in range(1, count + 1):
             make(f'{name}/fold{k}', data_val=f'val{k}.json')
     page, _ = show('all', 'some')
-    assert ('those of other folds' in page) == (folds == 2)
+    assert ('their paths or their folds differ' in page) == (folds == 2)
     assert ('<tr class=marked>' in page) == (folds == 3)
 
 

@@ -189,7 +189,7 @@ def test_a_run_under_way_can_be_looked_at(single, capsys):
     (single / 'finished').unlink()
     report.main(['--exp_dir', str(single)])
     page = (single / 'report.html').read_text()
-    assert 'Not finished, under way or broken off: 3 of 3 epochs.' in page
+    assert 'Not finished (under way or broken off): 3 of 3 epochs.' in page
 
 
 def test_a_directory_without_an_experiment_is_said(tmp_path):

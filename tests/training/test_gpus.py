@@ -173,7 +173,7 @@ def test_code_for_one_gpu_alone_is_read_as_such():
 def test_a_gpu_without_kernels_stops_with_the_build_that_has_some(pretend_gpus, name):
     pretend_gpus((7, 0))
     with pytest.raises(ValueError, match='no kernels for GPU 0, Card 0, of compute capability 7.0.*'
-                                         '--device cpu continues.*install a build that has: .*cu126'):
+                                         '--device cpu continues.*install a build with kernels for it: .*cu126'):
         choose_device(name)
 
 
