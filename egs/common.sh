@@ -1,8 +1,9 @@
 # shellcheck shell=bash disable=SC2154 # parse_options sets a variable for every option
 # What the recipes egs/*/run*.sh share: options, environment, launching and stages.
 #
-# A recipe sets HERE to its own folder, OPTIONS to its own options and DEFAULTS to the defaults of
-# src/run.py that it changes. Then it sources this file and calls parse_options "$@".
+# A recipe sets HERE to its own folder and sources this file. Then it sets OPTIONS to its own
+# options and DEFAULTS to the defaults of src/run.py that it changes, and calls parse_options "$@".
+# If another stage than 2 trains, it sets TRAINING_STAGE, too.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STOP=            # the signal that asked the recipe to stop
@@ -38,7 +39,7 @@ parse_options() {
 # measured.
 MODERN=(--optim adamw --weight_decay 0.05 --freqm 0 --timem 0)
 
-# Use the settings that --recipe names, below those that the user sets, and say which they are.
+# Print the settings that --recipe names, and use them. An option that the user sets wins.
 use_recipe() {
     case $recipe in
         published) echo 'recipe: published' ;;
@@ -64,7 +65,7 @@ refuse_higher_rates() {
 higher frequencies; egs/own_dataset/run_own.sh reads yours at their own rate"
 }
 
-# Stop for another reason, which $1 says.
+# Stop because something other than an option is wrong. $1 says what.
 fail() {
     echo "error: $1" >&2
     exit 1
@@ -211,9 +212,10 @@ run_to_the_end() {
     return "$status"
 }
 
-# With --resume none, mark what begins again: exp_dir $1, or its folds, the other arguments.
-# src/run.py removes a mark together with the old results. So if the recipe is stopped or killed, the
-# next start continues the runs that have begun, and begins the others again.
+# With --resume none, mark the runs that are to begin again. $1 is exp_dir. The other arguments are
+# the folds; without folds, the one run is exp_dir itself. src/run.py removes a mark together with
+# the old results. So if the recipe is stopped or killed, the next start continues the runs without
+# a mark, and trains those with a mark from the beginning.
 mark_to_begin_again() {
     local exp_dir=$1 fold run
     shift
@@ -270,8 +272,9 @@ train() {
 # (SIGTERM) are not queued again.
 end_interrupted() {
     if [ "$resume" = none ]; then
-        echo 'stopped; the same command without --resume none continues, and begins those runs again' \
-            'whose folders hold a file begin_again: to keep their old results, remove that file' >&2
+        echo 'stopped; the same command without --resume none continues. If the folder of a run' \
+            'holds a file begin_again, that run begins again: to keep its old results, remove the' \
+            'file' >&2
     else
         echo 'stopped; the same command continues' >&2
     fi

@@ -146,7 +146,7 @@ def make_venv(files) -> Path:
 
 
 def installed_copy(file: Path) -> Path:
-    """Return the path of the copy that venvast/ keeps of a requirements file that it has."""
+    """Return where venvast/ keeps its copy of a requirements file, once that is installed."""
     return VENV / 'installed' / file.resolve().relative_to(ROOT).as_posix().replace('/', '-')
 
 
@@ -157,10 +157,10 @@ def is_installed(file: Path) -> bool:
 
 
 def has_pip(python) -> bool:
-    """Return whether the Python of an environment has its packages.
+    """Return whether the Python of an environment starts and finds pip.
 
-    It has none if making the environment was broken off. Somebody may also have removed that
-    Python, or put a newer version in its place, which looks for packages elsewhere.
+    It does not if making the environment was broken off, or if somebody removed that Python. It
+    does not either if a newer version took its place, which looks for packages elsewhere.
     """
     return runs(python, '-I', '-c', 'import pip')
 

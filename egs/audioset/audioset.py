@@ -40,7 +40,7 @@ def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
         shard_bytes: size of a shard, about.
 
     Raises:
-        DataError: no clip can be used, or arguments contradict each other or what is there.
+        DataError: no clip can be used, or a path or a file that an argument names is wrong.
     """
     segments = read_segment_lists(lists, read_labels(label_csv).index())
     check_paths(audio_dir, out, flac_dir)
@@ -65,7 +65,7 @@ def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
 
 
 def check_paths(audio_dir: Path, out: Path, flac_dir: Path | None) -> None:
-    """Raise DataError if folders and datafile contradict each other, or what is there."""
+    """Raise DataError if audio_dir is no folder, if out is one, or if flac_dir is audio_dir."""
     if not audio_dir.is_dir():
         raise DataError(f'--audio_dir {audio_dir} is not a folder')
     if flac_dir and flac_dir.resolve() == audio_dir.resolve():

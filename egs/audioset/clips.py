@@ -66,7 +66,7 @@ class Search(NamedTuple):
 
     Attributes:
         number: of the clip in the list.
-        packed: paths of what shards hold of it already.
+        packed: paths of its files that an earlier run has packed into shards.
     """
     number: int
     segment: Segment
@@ -85,8 +85,8 @@ class Problem(NamedTuple):
     """Why a clip cannot be used.
 
     Attributes:
-        is_place_unknown: whether its recording can be read, but does not hold the clip, or its
-            position in the recording is unknown.
+        is_place_unknown: True if the recording can be read, but the clip is not in it or its
+            position is unknown; False if the recording cannot be read.
     """
     text: str
     is_place_unknown: bool
@@ -132,7 +132,7 @@ def collect_clips(segments: Sequence[Segment], candidates: Mapping[int, list[Can
     Args:
         segments: of the list.
         candidates: those of each clip.
-        packed: clip_name without suffix -> paths of what shards hold of the clip.
+        packed: clip_name without suffix -> paths of the clip's files that are in shards already.
         copy_conf: which clips are copied, and where to.
 
     Returns:
@@ -223,7 +223,9 @@ def _readable(source):
 
 def take_clip(search: Search, candidate: Candidate, source: str | bytes, place: Place,
               copy_conf: CopyConf) -> Found:
-    """Check the recording of a clip, or make a copy of it; return which of the two holds the clip.
+    """Return the file that holds a clip: the recording itself, or a copy of the clip.
+
+    The beginning of the clip is decoded to check the recording. A copy is made if there is none.
 
     Args:
         source: the candidate's path or bytes, by open_candidate.
@@ -254,7 +256,7 @@ def take_clip(search: Search, candidate: Candidate, source: str | bytes, place: 
 
 
 def find_packed(search: Search, name: str) -> str | None:
-    """Return the path of the file of this name that a shard holds of a clip, if one does."""
+    """Return the path of a clip's file of this name in a shard, or None if no shard has it."""
     return next((path for path in search.packed if os.path.basename(path) == name), None)
 
 

@@ -1,4 +1,4 @@
-"""CopyConf of AudioSet's clips: 16 kHz mono FLAC files, in a folder or packed into shards."""
+"""Copies of AudioSet's clips: 16 kHz mono FLAC files, in a folder or packed into shards."""
 import io
 import os
 from pathlib import Path

@@ -12,7 +12,7 @@ from utilities.errors import DataError, error_reason
 
 COLUMNS = ('video_id', 'audio.bytes', 'audio.path')
 ROWS_AT_ONCE = 8  # a row has about 1.4 MB
-BUFFER_BYTES = 2 ** 20  # read at once; without a buffer, the file of a row group is in memory, too
+BUFFER_BYTES = 2 ** 20  # read at a time; without a buffer, all bytes of a row group are in memory
 
 
 class Row(NamedTuple):

@@ -12,8 +12,9 @@ of it. But if it is as long as the start and the end in its name say, it begins 
 there is of the segment is used.
 (4) Shorter: it begins with the segment if its name has the start, or if the segment begins with
 the video. It is used.
-(5) Anything else is left out: it ends before the segment, or nobody can know where it begins. So
-is a recording whose name has no start, if it could be the cut of more than one segment of the list.
+(5) Anything else is left out: it ends before the segment, or nobody can know where it begins. A
+recording whose name has no start is left out, too, if it could be the cut of several segments of
+the list.
 
 A cut is written to --flac_dir or --shards; without either, the datafile says start and seconds of
 the segment. If a clip has several recordings, whole segments come before shorter ones, then names

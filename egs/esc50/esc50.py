@@ -185,8 +185,8 @@ def prepare(data_dir: str | Path | None, out_dir: Path) -> None:
     """Prepare a dataset. What a broken-off preparation has finished is kept.
 
     Args:
-        data_dir: the dataset, a folder or a zip file. Without it, it is the one that the published
-            recipe left in out_dir, and if there is none, a download.
+        data_dir: the dataset, a folder or a zip file. If it is None, the dataset that the published
+            recipe left in out_dir is used; if there is none, the dataset is downloaded.
         out_dir: folder for the copies and the datafiles.
 
     Raises:

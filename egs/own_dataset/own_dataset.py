@@ -23,7 +23,7 @@ from utilities.parallel import parallel_map
 from utilities.preparation import check_names, locked_folder, record_source
 from utilities.texts import write_json, write_text
 
-LENGTH_PERCENTILE = 95  # of the durations; the model's input is so long
+LENGTH_PERCENTILE = 95  # of the durations: the length of the model's input
 MIN_FRAMES, MAX_FRAMES = 16, 1024  # one patch; the input of the published AudioSet weights
 
 Files = Mapping[str, Sequence[LabelledClip]]  # name of a datafile -> its clips

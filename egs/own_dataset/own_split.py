@@ -17,7 +17,7 @@ from utilities.errors import DataError
 from utilities.formatting import shortened
 from utilities.labels import Labels
 
-MOST_PARTS = 10  # folds to hold some out of; a share below 0.1 may need more
+MOST_PARTS = 10  # most folds that hold_out makes, unless a share below 0.1 needs more
 
 Clips = Sequence[LabelledClip]
 

@@ -201,8 +201,8 @@ def prepare(data_dir: str | Path | None, out_dir: Path) -> None:
     """Write the datafiles of a dataset, unless that is done.
 
     Args:
-        data_dir: the dataset, a folder or a tar.gz. Without it, it is the one that the published
-            recipe left in out_dir, and if there is none, a download.
+        data_dir: the dataset, a folder or a tar.gz. If it is None, the dataset that the published
+            recipe left in out_dir is used; if there is none, the dataset is downloaded.
         out_dir: folder for the datafiles, and for what a tar.gz holds.
 
     Raises:

@@ -225,7 +225,7 @@ def tag_standard_input(args: Namespace, tagger: Tagger) -> tuple[int, int]:
                 job.add(tagging)
                 for line in timeline(tagging, args.top_k, tenths=True):
                     print(line, flush=True)
-        except KeyboardInterrupt:  # the usual end of a sound that has none
+        except KeyboardInterrupt:  # Ctrl-C is the usual way to end a live sound
             logger.info('stopped')
         finally:
             job.finish()

@@ -159,7 +159,7 @@ class Job:
         return lines
 
     def _refuse_if(self, differences):
-        """Raise DataError if there are differences, names of settings, to the job before."""
+        """Raise DataError if settings, whose names are given, differ from the unfinished job's."""
         if differences:
             paths = [file.partial for file in (self.journal, *self.files)]
             left = ' '.join(str(path) for path in paths if path.exists())

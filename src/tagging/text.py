@@ -33,7 +33,7 @@ def needs_tenths(tagging: Tagging) -> bool:
 
 
 def duration(tagging: Tagging) -> str:
-    """Return the duration and, if the only window is a part, when that is."""
+    """Return the duration as text; if the only window is a part of it, say which part."""
     tenths = needs_tenths(tagging)
     length = clock(tagging.seconds, tenths)
     start, end = clock(tagging.starts[0], tenths), clock(tagging.ends[0], tenths)
