@@ -8,9 +8,9 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 STOP=            # the signal that asked the recipe to stop
 TRAINING_STAGE=2 # which stage trains
-FIRST_RUN=       # with --resume none, the exp_dir of the first training
-FIRST_FILES=     # what list_first_files printed before it
-MARKED=()        # the files that mark what begins again
+FIRST_RUN=       # with --resume none, the exp_dir of the run that trains first
+OLD_FILES=       # what list_old_files printed before it started
+MARKS=()         # the files begin_again that this start has made
 
 # Check the command line. Set a variable for every option, and RUN_OPTIONS for src/run.py.
 parse_options() {
@@ -226,21 +226,21 @@ mark_to_begin_again() {
         # A mark that an earlier start has left stays, whatever becomes of this one.
         if [ -d "$run" ] && [ ! -e "$run/begin_again" ]; then
             touch -- "$run/begin_again"
-            MARKED+=("$run/begin_again")
+            MARKS+=("$run/begin_again")
         fi
     done
-    FIRST_FILES=$(list_first_files)
+    OLD_FILES=$(list_old_files)
 }
 
-# List which of these files exist. If the list is as before, src/run.py has not begun again: it would
-# have removed begin_again, and args.json with it.
-list_first_files() { ls -d -- "$FIRST_RUN/args.json" "$FIRST_RUN/begin_again" 2> /dev/null || true; }
+# List which of these two files the first run has. src/run.py removes both when it begins again: if
+# the list is as before, all old results are still there.
+list_old_files() { ls -d -- "$FIRST_RUN/args.json" "$FIRST_RUN/begin_again" 2> /dev/null || true; }
 
 # Remove the marks if the training in $1 failed before it removed anything: all old results stay.
 keep_old_results() {
     local mark
-    if [ "$1" = "$FIRST_RUN" ] && [ "$(list_first_files)" = "$FIRST_FILES" ]; then
-        for mark in ${MARKED[@]+"${MARKED[@]}"}; do rm -f -- "$mark"; done
+    if [ "$1" = "$FIRST_RUN" ] && [ "$(list_old_files)" = "$OLD_FILES" ]; then
+        for mark in ${MARKS[@]+"${MARKS[@]}"}; do rm -f -- "$mark"; done
     fi
 }
 

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / 'venvast'
+LOCK = VENV.with_name(f'{VENV.name}.lock')  # held while it is made
 # The versions of Python that the pinned packages are made for, the best first.
 PYTHONS = ((3, 12), (3, 13), (3, 11), (3, 14))
 OLDEST, NEWEST = min(PYTHONS), max(PYTHONS)
@@ -122,11 +123,12 @@ def make_venv(files) -> Path:
     if has_pip(python) and all(map(is_installed, files)):
         return python  # nothing is written: the clone may be somebody else's
     try:
-        lock = open(ROOT / 'venvast.lock', 'w', encoding='utf-8')
+        lock = open(LOCK, 'w', encoding='utf-8')
     except OSError as error:
-        sys.exit(f'error: {VENV} cannot be made or completed: {ROOT} cannot be written '
-                 f'({error.strerror}). Clone the repository into a folder of yours, activate an '
-                 f'environment that has the packages, or name its Python with AST_PYTHON')
+        sys.exit(f'error: {VENV} cannot be made or completed: {VENV.parent} cannot be '
+                 f'written ({error.strerror}). Clone the repository into a folder of yours, '
+                 f'activate an environment that has the packages, or name its Python with '
+                 f'AST_PYTHON')
     with lock:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(lock, fcntl.LOCK_EX)  # a second job that starts at the same time waits

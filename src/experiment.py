@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: Interrupt) -> None:
-    """Check the options together and run their experiment. End the program on errors of a user."""
+    """Check the options and run their experiment. End the program on errors of a user."""
     errors = (AudioError, CheckpointError, DataError, DistributedError, OSError, TrainingError,
               WeightsError)
     with processes.exit_without_waiting(), exit_on(*errors):

@@ -225,8 +225,6 @@ def take_clip(search: Search, candidate: Candidate, source: str | bytes, place: 
               copy_conf: CopyConf) -> Found:
     """Return the file that holds a clip: the recording itself, or a copy of the clip.
 
-    The beginning of the clip is decoded to check the recording. A copy is made if there is none.
-
     Args:
         source: the candidate's path or bytes, by open_candidate.
         place: where the candidate holds the clip.
@@ -234,21 +232,35 @@ def take_clip(search: Search, candidate: Candidate, source: str | bytes, place: 
     Raises:
         AudioError: the candidate cannot be read there.
     """
-    is_file = isinstance(source, str) and (place.is_all or copy_conf.folder is None)
-    to_copy = copy_conf.of_all or not is_file
+    needs_no_copy = isinstance(source, str) and (place.is_all or copy_conf.folder is None)
+    to_copy = copy_conf.of_all or not needs_no_copy
     name = clip_name(search.segment, '.flac' if to_copy else suffix_of(candidate.path))
     packed = find_packed(search, name)
-    if not to_copy and not packed:
-        load_waveform(source, start=place.start, seconds=PROBE_SECONDS)
-        return Found(candidate.path, place, is_cut=not place.is_all)
+    if packed:
+        return copy_clip(candidate, source, place, packed, is_packed=True)
+    if to_copy:
+        return copy_clip(candidate, source, place, str(copy_conf.folder / name), is_packed=False)
+    load_waveform(source, start=place.start, seconds=PROBE_SECONDS)
+    return Found(candidate.path, place, is_cut=not place.is_all)
 
-    path = packed or str(copy_conf.folder / name)
+
+def copy_clip(candidate: Candidate, source: str | bytes, place: Place, path: str, is_packed: bool
+              ) -> Found:
+    """Return the copy of a clip at a path. Make it if there is none.
+
+    Args:
+        is_packed: whether the path is in a shard, which is not written to.
+
+    Raises:
+        AudioError: the candidate cannot be read there.
+        DataError: the shard holds something else under this name.
+    """
     seconds = place.seconds
     if not is_copy(path, seconds):
         waveform = load_waveform(_readable(source), name=candidate.path, start=place.start,
                                  seconds=seconds)
         seconds = min(seconds, len(waveform) / SAMPLE_RATE)  # damage in the middle shows only now
-        if packed:
+        if is_packed:
             check_packed(path, seconds)
         else:
             write_flac(path, waveform)

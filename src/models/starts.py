@@ -45,7 +45,7 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any])
 
     Args:
         source: the name of a model of timm, with or without a tag (vit_base_patch16_224.mae); or a
-            file of AudioMAE, SSAST, EAT or SSLAM, of an AST, or of a ViT of timm; or the name of a
+            file of another audio model, of an AST, or of a ViT of timm; or the name of a
             published file, SSAST's included; see weights.locate.
         model_size: the ViT that the weights belong to, if the file's name is not a name of timm.
         settings: fstride, tstride, input_fdim and input_tdim, used if an AST's file does not tell

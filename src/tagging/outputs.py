@@ -184,4 +184,5 @@ class Embeddings(GrowingFile):
             np.savez(file, **{name: records[name] for name in self.record.names})
 
     def publish(self):
+        """Remove the records. complete() has written the .npz under its name."""
         self.partial.unlink(missing_ok=True)

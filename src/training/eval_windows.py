@@ -22,11 +22,13 @@ class WindowedBatch(NamedTuple):
 
 
 class SpreadWindows(Dataset):
-    """A validation or test set whose samples are lists: those of windows spread evenly over a clip.
+    """A validation or test set that gives several samples of a clip, one for each window.
+
+    The windows are spread evenly over the clip.
 
     Args:
         dataset: the clips.
-        count: windows of a clip. One that is not longer than the input has a single window.
+        count: windows of a clip. A clip that is not longer than the input has one window.
     """
 
     def __init__(self, dataset: AudiosetDataset, count: int):

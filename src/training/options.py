@@ -119,9 +119,8 @@ def add_model_options(group):
     add('--audioset_pretrain', type=boolean, default=False,
         help='start from the 0.4593-mAP AudioSet checkpoint')
     add('--start',
-        help='start from these weights instead, and take their model_size: a file of AudioMAE, '
-             'SSAST, EAT, SSLAM, AST or a ViT of timm, or a name; pretrained_models/README.md '
-             'lists them')
+        help='start from these weights instead, and take their model_size: a file of an audio '
+             'model, an AST or a ViT of timm, or a name; pretrained_models/README.md lists them')
 
 
 def frozen(text):
@@ -238,7 +237,8 @@ def add_finetuning_options(group):
         help="stochastic depth: probability that a training sample skips the last block's "
              'branches; it rises linearly from 0 in the first block')
     add('--ema', type=number(0, 1), default=0,
-        help='evaluate and save a moving average of the weights with this decay, such as 0.999')
+        help='evaluate and save a moving average of the weights with this decay, such as 0.999; '
+             '0: no average')
     add('--patience', type=whole(0), default=0,
         help='stop if the metric has not risen for so many epochs (any rise counts); 0: never')
 
