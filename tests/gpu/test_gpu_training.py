@@ -24,6 +24,18 @@ from training.trainer import Trainer
 BATCH = 3
 STEPS_TO_A_SCALE = 20  # in which the gradient scaler finds one that overflows nowhere
 SCALE = 1024.0  # with which float16 overflows nowhere here
+PLAIN = '--mixup 0 --freqm 0 --timem 0 --noise False'
+# Recordings have 38 frames: at 64, there is padding, and at 16, there are several windows.
+FURTHER = {
+    'rates': '--optim adamw --lr 1e-4 --weight_decay 0.05 --layer_decay 0.75 --head_lr 10 '
+             '--schedule cosine --warmup_epochs 1',
+    'moving average': '--ema 0.9 --freeze 6',
+    'kept embeddings': f'{PLAIN} --freeze backbone --cache_embeddings True',
+    'masked padding': '--noise False --mask_padding True --audio_length 64',
+    'augmentation': '--mixup 0 --spec_mixup 0.5 --gain_db 6 --shift_frames 4 --freq_masks 2 '
+                    '--time_masks 2',
+    'windows': '--audio_length 16 --timem 4 --crop random --eval_windows 2',
+    'sample rate': '--sample_rate 8000'}
 
 
 @pytest.fixture
@@ -146,6 +158,14 @@ def test_an_experiment_leaves_the_numbers_of_one_on_the_cpu(start, device):
     # A run computes in TF32 on a GPU, and fbanks in batches round differently.
     require_same_experiment(found, expected, tolerance=1e-2 if device.type == 'cuda' else 1e-4)
     assert (found / 'wa_result.csv').exists() and (found / 'eval_result.csv').exists()
+
+
+@on_a_gpu_only
+@pytest.mark.parametrize('options', FURTHER.values(), ids=FURTHER)
+def test_further_options_give_the_numbers_of_the_cpu(start, device, options):
+    expected = start('expected', 'cpu', *options.split(), '--features', 'cpu')
+    found = start('found', device, *options.split(), '--features', 'gpu')
+    require_same_experiment(found, expected, tolerance=1e-2)
 
 
 def test_an_experiment_goes_on_on_another_device(start, device, capsys):
