@@ -196,7 +196,8 @@ trap 'STOP=USR1' USR1
 run_to_the_end() {
     local status=0
     RUN_PID=
-    # A second Ctrl-C does not wait. If there is no launcher, src/run.py gets it from the terminal.
+    # A second Ctrl-C ends the training at once: here for torchrun; with --launcher single,
+    # src/run.py gets the signal from the terminal.
     trap 'stop_run INT USR1; trap "stop_run INT KILL" INT' INT
     trap 'stop_run TERM USR1' TERM HUP
     trap 'stop_run USR1 USR1' USR1

@@ -1,7 +1,8 @@
 """Check datafiles before training: entries, recordings, labels, weights, leaks.
 
 Every recording is read from the first to the last sample. The exit code is 0 if every entry could
-be used, in training, validation and test, else 1; the last line says why.
+be used, in training, validation and test, else 1. The last line says why; with --json, `stops` and
+`bad_audio` do.
 """
 import json
 import sys

@@ -11,7 +11,7 @@ from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError
 from experiment_data import check_first_recordings, make_loaders
 from models import ASTModel, WeightsError
-from models.starts import name_timm_start, start_size
+from models.starts import find_model_size, name_timm_start
 from models.summary import log_summary
 from reports.pages import run_page
 from training import processes
@@ -49,7 +49,7 @@ def start(parser: argparse.ArgumentParser, args: argparse.Namespace, interrupt: 
         if is_to_begin_again(Path(args.exp_dir)):
             args.resume = 'none'
         if args.start:
-            args.model_size = size_of_start(parser, args)
+            args.model_size = choose_model_size(parser, args)
         device = check_options(parser, args, launch)
         setup_logging(launch.rank)
         limit_threads()
@@ -148,7 +148,7 @@ def tidy_up(folder: ExperimentFolder) -> None:
     folder.remove_intermediate()
 
 
-def size_of_start(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
+def choose_model_size(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """Return the model_size of --start. If the run has begun already, its folder says it.
 
     End the program with a sentence if the start does not go with the strides or the input.
@@ -164,7 +164,7 @@ def size_of_start(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     settings = {'fstride': args.fstride, 'tstride': args.tstride,
                 'input_fdim': args.num_mel_bins, 'input_tdim': args.audio_length}
     try:
-        return start_size(args.start, args.model_size, settings)
+        return find_model_size(args.start, args.model_size, settings)
     except WeightsError:
         raise
     except ValueError as error:

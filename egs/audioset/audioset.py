@@ -28,7 +28,7 @@ Paths = Mapping[int, str]  # the number of a clip in the list -> path
 def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
             flac_dir: Path | None, label_csv: str | Path,
             shards_dir: Path | None = None, shard_bytes: float = 10 ** 9) -> None:
-    """Write the datafile of the clips that are there, and tables of the others beside it.
+    """Write the datafile of the clips that are there; beside it, tables of missing and short clips.
 
     Args:
         lists: segment lists.

@@ -63,4 +63,4 @@ def check_packed(path: str, seconds: float) -> None:
     if not is_copy(path, seconds):
         folder = os.path.dirname(os.path.dirname(path))
         raise DataError(f'{path} is not the clip of {seconds:.1f} s that is to have this name: '
-                        f'delete the folder {folder}, and the same line packs its clips again')
+                        f'delete the folder {folder}, and the same command packs its clips again')

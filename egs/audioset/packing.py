@@ -71,7 +71,7 @@ def packed_before(folder: Path) -> tuple[dict[str, Path], int]:
                 packed.update(dict.fromkeys(archive.namelist(), shard))
         except (zipfile.BadZipFile, OSError) as error:
             raise DataError(f'the shard {shard} cannot be read ({error}): delete it, and the same '
-                            'line packs its clips again') from None
+                            'command packs its clips again') from None
         count = max(count, int(shard.stem) if shard.stem.isdecimal() else 0)
     return packed, count
 

@@ -5,7 +5,7 @@ start and an end may follow, in seconds or milliseconds: ID_30.000, ID_30000_400
 whose name has another start than the list is another clip, and is left out. The length of the
 others tells what they hold:
 
-(1) As long as the segment, up to a second: it is the segment.
+(1) As long as the segment, or up to a second shorter or longer: it is the segment.
 (2) Longer, and it reaches to the segment's end: it is the whole video, and the segment is cut out
 of it. But if it is as long as the start and the end in its name say, it begins with the segment.
 (3) Longer, and it ends within the segment: it is the whole video, if its name has no start. What

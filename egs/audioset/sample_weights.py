@@ -3,9 +3,8 @@ import numpy as np
 
 from utilities.datafiles import Datafile, split_labels
 from utilities.labels import Labels
-from utilities.weight_files import weight_file
+from utilities.weight_files import SCALE, SMOOTHING, weight_file
 
-SCALE, SMOOTHING = 1000, 0.01  # of utilities.weight_files.WEIGHT_RULE
 MAX_NAMED = 10  # classes without samples
 
 

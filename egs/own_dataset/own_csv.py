@@ -126,7 +126,11 @@ def has_needed_columns(header: Sequence[str]) -> bool:
 
 
 def find_columns(path: Path, header: Sequence[str]) -> Mapping[str, str]:
-    """Return what name_columns does. Raises DataError if columns are missing, or one too many."""
+    """Return what name_columns does.
+
+    Raises:
+        DataError: if columns are missing, or if there are both fold and split.
+    """
     columns = name_columns(header)
     if {'fold', 'split'} <= columns.keys():
         raise DataError(f'{path} has the columns fold and split: leave one of them out')

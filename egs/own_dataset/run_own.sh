@@ -5,7 +5,7 @@
 # split or fold, and a column group: if the recipe splits, clips of one group stay together.
 #   stage 0  environment
 #   stage 1  split the data
-#   stage 2  statistics (and weights) of the training data
+#   stage 2  statistics of the training data; with --bal bal, the weights of its samples, too
 #   stage 3  train and evaluate
 #   stage 4  summarise
 # Stages and folds that are done are skipped, so the same command continues where it stopped.

@@ -6,8 +6,8 @@ checkpoint make the same sample.
 
 To add an augmentation of the waveform, add a setting to AugmentationConf, an option of that name to
 training/options.py, a number to Augmentation, its draw to the end of _draw_more, and a line to
-augment_waveform that applies it. What stands before the mixup there changes one of the two sounds,
-what stands behind it changes the mix.
+augment_waveform that applies it. Before the mixup there, the line changes only the sample's own
+sound; after it, the mix. A partner of --spec_mixup does not go through augment_waveform.
 """
 import math
 from dataclasses import dataclass, replace

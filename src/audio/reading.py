@@ -122,13 +122,16 @@ class WindowReader:
         return waveform, end
 
     def _open(self, file, name, first_second):
-        """Return the Reader of a file: the open one if it was not read past first_second."""
+        """Return the Reader of a file. Keep the open one if it can give what is at first_second.
+
+        It can if its last window does not begin later: the samples of that window are still there.
+        """
         is_open = self._reader is not None and file == self._file
         if not is_open or first_second * self._reader.samplerate < self._first:
             self._opened.close()
             self._reader = self._opened.enter_context(open_audio(file, name))
             self._samples, self._first = np.zeros(0, np.float32), 0
-        self._file = None  # load() sets it again if reading succeeds
+        self._file = None  # the caller sets it again if the recording stays open
         return self._reader
 
     def _read(self, reader, first, count):

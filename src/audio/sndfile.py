@@ -14,9 +14,9 @@ from audio.reader import BLOCK_SAMPLES, Reader
 # of it.
 SALVAGE_SAMPLES = 64
 
-# Beginnings of the names of codecs in which seeking is exact. In these, every sample can be decoded
-# alone, or every frame: that is FLAC, whose codecs libsndfile calls PCM_16 and the like. In others,
-# a decoder that begins in the middle gives other samples, or none.
+# Beginnings of the names of codecs in which seeking is exact. In these, a decoder can begin at any
+# sample; in FLAC, whose codecs libsndfile calls PCM_16 and the like, at any frame. In others, a
+# decoder that begins in the middle gives other samples, or none.
 SEEKABLE = re.compile('PCM_|FLOAT|DOUBLE|ULAW|ALAW')
 UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says if the header does not
 

@@ -20,8 +20,9 @@ TASK = 'audio-classification'
 METRIC_IDS = {'acc': 'accuracy', 'mAP': 'mean_average_precision', 'mAUC': 'roc_auc',
               'macro F1': 'f1'}  # our names -> those of the hub, as far as it has them
 DATASET_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')  # the hub takes no other names
-# Options that the table of training does not show: other sections do, or they are paths, which may
-# contain names of people.
+# Options that the table of training does not show. Other sections show those in OF_MODEL. Those in
+# RESUMABLE_OPTIONS, and save_model, do not change what is computed. The others may be paths, which
+# may contain names of people.
 OF_MODEL = ('model', 'model_size', 'n_class', 'fstride', 'tstride', 'num_mel_bins', 'audio_length',
             'dataset', 'dataset_mean', 'dataset_std', 'loss')
 LEFT_OUT = (*RESUMABLE_OPTIONS, *OF_MODEL, 'data_train', 'data_val', 'data_eval', 'label_csv',

@@ -28,7 +28,8 @@ MODEL_SETTINGS = ('fstride', 'tstride', 'input_fdim', 'input_tdim')
 # What a checkpoint of this embedding dimension is, if it does not say its model_size. base224 and
 # base384 differ only in the images that DeiT saw.
 SIZES = {192: 'tiny224', 384: 'small224', 768: 'base384'}
-# A checkpoint may lack these fields. Each has an option that sets it, in the order of messages.
+# Fields that a checkpoint may lack, in the order of messages -> what sets them: an option of the
+# programs that load a checkpoint, or the .json beside it.
 OPTIONS = {'loss': '--loss', 'mean': '--dataset_mean', 'std': '--dataset_std',
            'fstride': '--fstride', 'tstride': '--tstride', 'input_fdim': '--num_mel_bins',
            'input_tdim': '--audio_length', 'layer_norm_eps': 'layer_norm_eps in a .json beside it',

@@ -98,7 +98,7 @@ def read_audiomae(state: State, path: Path) -> Start:
     head = classifier_part(state)
     state = {name: value for name, value in state.items()
              if not name.startswith((*AUDIOMAE_SIGNS, 'norm.', 'head.'))}
-    grid = time_major_grid(state['pos_embed'].shape[1] - 1, path)
+    grid = grid_of_positions(state['pos_embed'].shape[1] - 1, path)
     model_size = size_of(state, AUDIOMAE_SIZES, path)
     return Start(f'AudioMAE, {"fine-tuned" if head else "pretrained"} ({path.name})', path,
                  model_size, transposed(state, grid, num_prefix_tokens=1), grid, head,
@@ -117,7 +117,7 @@ def read_eat(state: State, path: Path) -> Start:
         theirs = next((start for start in EAT_NAMES if own.startswith(start)), None)
         # Unknown names are kept, so that loading refuses the file.
         renamed[EAT_NAMES[theirs] + own.removeprefix(theirs) if theirs else own] = value
-    grid = time_major_grid(renamed['pos_embed'].shape[1], path)
+    grid = grid_of_positions(renamed['pos_embed'].shape[1], path)
     model_size = size_of(renamed, EAT_SIZES, path)
     return Start(f'EAT or SSLAM, {"fine-tuned" if head else "pretrained"} ({path.name})', path,
                  model_size, transposed(renamed, grid, num_prefix_tokens=0), grid, head,
@@ -166,7 +166,7 @@ def size_of(state: State, sizes: dict[int, str], path: Path) -> str:
     return sizes[dim]
 
 
-def time_major_grid(positions: int, path: Path) -> Grid:
+def grid_of_positions(positions: int, path: Path) -> Grid:
     """Return the grid (frequency, time) of positions for patches side by side on 128 mel bins."""
     if positions % BANDS:
         raise WeightsError(f'{path} has {positions} positions, which is no multiple of {BANDS}, '

@@ -20,7 +20,7 @@ MIN_TOKENS_BY_HEAD = 200  # with fewer, PyTorch's fused attention is as fast
 # Modules that compute every token by itself, so that the last block may leave some out.
 TOKENWISE = (nn.Linear, nn.LayerNorm, LayerNorm, nn.GELU, nn.Dropout, nn.Identity, Mlp, DropPath,
              LayerScale)
-# What a call of these modules runs, to notice if somebody replaces it for a whole class.
+# The forward method of each class as it was imported, to notice if somebody replaces it.
 FORWARDS: dict[type, Any] = {
     kind: kind.forward for kind in (*TOKENWISE, nn.Sequential, Attention, Block)}
 FORWARD_FEATURES = VisionTransformer.forward_features

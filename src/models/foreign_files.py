@@ -43,10 +43,10 @@ STAND_INS = {'collections.defaultdict': empty_dict, 'collections.deque': empty_l
 def read_foreign_file(path: Path) -> Any:
     """Read what a file of weights holds, with an Inert in place of objects of other packages.
 
-    AudioMAE's files hold an argparse.Namespace beside the weights. Files of fairseq, so those of
-    EAT, may hold settings of omegaconf. The unpickler of PyTorch for weights alone reads them. It
-    calls nothing that the file names: argparse.Namespace is allowed, and STAND_INS or an Inert take
-    the place of every other name.
+    AudioMAE's files hold an argparse.Namespace beside the weights. Files of fairseq, such as those
+    of EAT, may hold settings of omegaconf. torch.load reads them with weights_only=True. So it only
+    calls what PyTorch allows for weights, and argparse.Namespace. Every other name in the file gets
+    one of STAND_INS or an Inert in its place.
 
     Raises:
         WeightsError: if the file is no checkpoint, or holds something that even so cannot be read.
@@ -55,7 +55,7 @@ def read_foreign_file(path: Path) -> Any:
         if path.suffix == '.safetensors':
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # on torch.load of a part of a storage
+            warnings.simplefilter('ignore', UserWarning)  # if a file holds a part of a storage
             with torch.serialization.safe_globals(inert_globals(path)):
                 return torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:

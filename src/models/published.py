@@ -23,14 +23,14 @@ class WeightsFile:
     other_names: tuple[str, ...] = ()  # under which people may have put it there
 
     @property
-    def hub_name(self) -> str:
+    def hub_file_name(self) -> str:
         """The name of the same weights from Hugging Face, which have another file format."""
         return str(Path(self.name).with_suffix('.safetensors'))
 
 
-def _published(name, dropbox_id, hub_name=None):
+def _published(name, dropbox_id, hub_suffix=None):
     return WeightsFile(name, f'{DROPBOX}/s/{dropbox_id}/{Path(name).name}?dl=1',
-                       hub_name and f'MIT/ast-finetuned-{hub_name}')
+                       hub_suffix and f'MIT/ast-finetuned-{hub_suffix}')
 
 
 # Every checkpoint that the authors published. A name holds both strides and the mAP, for Speech

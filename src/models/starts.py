@@ -66,7 +66,7 @@ def find_start(source: str | Path, model_size: str, settings: Mapping[str, Any])
     return start
 
 
-def start_size(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> str:
+def find_model_size(source: str | Path, model_size: str, settings: Mapping[str, Any]) -> str:
     """Return the model_size of the start that find_start finds.
 
     If source is the name of a ViT of timm, its weights are not downloaded.
@@ -149,7 +149,8 @@ def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
 
 def read_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Start:
     """Recognise a file of weights; see find_start."""
-    if not path.name.endswith(INDEX_SUFFIX):  # parts are written by transformers alone
+    # Of all starts, only ASTs of transformers may come in parts, with an index that lists them.
+    if not path.name.endswith(INDEX_SUFFIX):
         state = largest_state_dict(read_foreign_file(path), path)
         if start := recognise(state, path):
             return start

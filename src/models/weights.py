@@ -64,7 +64,7 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'),
         WeightsError: if the file is nowhere and cannot be downloaded. The message says which file
             to get, from where, and where to put it.
     """
-    names = (file.name, Path(file.name).name, file.hub_name, Path(file.hub_name).name,
+    names = (file.name, Path(file.name).name, file.hub_file_name, Path(file.hub_file_name).name,
              *file.other_names)
     for folder in searched_folders():
         for name in names:
@@ -75,7 +75,7 @@ def find_or_download(file: WeightsFile, sources: Iterable[str] = ('url', 'hub'),
     if file.url:
         places['url'] = Url(file.url, target / file.name)
     if file.hub_id:
-        places['hub'] = HubFile(file.hub_id, target / file.hub_name)
+        places['hub'] = HubFile(file.hub_id, target / file.hub_file_name)
     chosen = [places[source] for source in sources if source in places]
     if not chosen:
         raise WeightsError(f'{file.name} was never put on Hugging Face: get it from {file.url}')
@@ -95,7 +95,7 @@ def _download_advice(file, target, error):
         ways.append(f'from {file.url} and put it at {target / file.name}')
     if file.hub_id:
         hub_url = f'https://huggingface.co/{file.hub_id}/resolve/main/model.safetensors'
-        ways.append(f'from {hub_url} and put it at {target / file.hub_name}')
+        ways.append(f'from {hub_url} and put it at {target / file.hub_file_name}')
     either = 'either ' if len(ways) > 1 else ''
     return (f'{file.name} is not in {folders} and could not be downloaded:\n{error}\n'
             f'Get it on a machine with network, {either}{", or ".join(ways)}.')

@@ -74,7 +74,7 @@ class Backgrounds:
         raise reason
 
     def _warn(self, path, error):
-        """Log, once in each worker, that the next recording takes the place of one."""
+        """Log, once in each worker, that the next recording takes the place of this one."""
         if path not in self._warned:
             self._warned.add(path)
             logger.warning('%s: the next recording of --noise_dir takes its place', error)

@@ -35,7 +35,7 @@ DB_PER_LOG_POWER = 10 / np.log(10)  # the fbank is the natural logarithm of a po
 DYNAMIC_RANGE_DB = 70  # below the loudest; what is softer has one colour
 TAG_ROWS = 10  # classes that are drawn at most
 MIN_TAG_SCORE = 0.01  # what a class must reach to be drawn; the strongest is always drawn
-CELLS_WITH_NUMBERS = 12  # windows up to which their scores fit in as text
+CELLS_WITH_NUMBERS = 12  # with more windows, their scores do not fit in as text
 # Seconds from tick to tick.
 TIME_STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600)
 MAX_TIME_TICKS = 13

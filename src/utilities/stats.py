@@ -1,7 +1,7 @@
 """Metrics of audio classification: of each class, and their means as in the AST and PSLA papers.
 
-To add a metric to the log, metrics.csv and report.html, write a function of (output, target) and
-name it in FURTHER_METRICS, at the end.
+To add a metric to the log, metrics.csv, report.html and TensorBoard, write a function of (output,
+target) and name it in FURTHER_METRICS, at the end of this file.
 """
 import functools
 import math
@@ -221,8 +221,9 @@ def top5_accuracy(scores: np.ndarray, truth: np.ndarray) -> float:
     return float(top_k_accuracy_score(truth, scores, k=5, labels=np.arange(classes)))
 
 
-# What the log, metrics.csv and report.html show besides the published metrics: functions of
-# (output, target), both (samples, classes). A metric that has no meaning for such labels is NaN.
+# What the log, metrics.csv, report.html and TensorBoard show besides the published metrics:
+# functions of (output, target), both (samples, classes). If a metric has no meaning for the labels,
+# it returns NaN, as macro F1 does if samples have several labels.
 FURTHER_METRICS: dict[str, Metric] = {
     'macro F1': macro_f1,
     'top-5 accuracy': top5_accuracy,

@@ -6,8 +6,9 @@ import numpy as np
 from utilities.errors import DataError, error_reason
 from utilities.tables import read_numbers
 
-WEIGHT_RULE = ('the sum over its labels of 1000 / (samples with that label + 0.01), where samples '
-               'without labels count as one more class')
+SCALE, SMOOTHING = 1000, 0.01
+WEIGHT_RULE = (f'the sum over its labels of {SCALE} / (samples with that label + {SMOOTHING}), '
+               f'where samples without labels count as one more class')
 
 
 def weight_file(datafile: str | Path) -> Path:

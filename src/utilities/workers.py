@@ -64,7 +64,8 @@ def _script_without_guard():
         return None
     try:
         nodes = ast.walk(ast.parse(Path(path).read_bytes()))
-    except (OSError, SyntaxError, ValueError):  # a prompt's <stdin>, which nobody can import
+    except (OSError, SyntaxError, ValueError):
+        # Such as <stdin>, the lines of a prompt: a new process would try to run it, and fail.
         return path
     is_guarded = any(isinstance(node, ast.If) and '__name__' in ast.unparse(node.test)
                      and node.lineno <= line <= node.end_lineno for node in nodes)

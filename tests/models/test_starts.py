@@ -27,7 +27,7 @@ from models import (
     resample_pos_embed,
     save_checkpoint,
 )
-from models.starts import find_start, start_size
+from models.starts import find_model_size, find_start
 
 CLASSES = audio_models.CLASSES
 SETTINGS = {'fstride': 16, 'tstride': 16, 'input_fdim': 128, 'input_tdim': 1024}
@@ -406,10 +406,10 @@ def test_a_name_with_a_mistake_is_answered_with_the_nearest(name, nearest):
 
 
 def test_the_name_of_timms_weights_on_hugging_face_is_that_of_the_weights(hub_offline):
-    assert start_size('timm/vit_tiny_patch16_224.augreg_in21k', 'base384', SETTINGS) == \
+    assert find_model_size('timm/vit_tiny_patch16_224.augreg_in21k', 'base384', SETTINGS) == \
         'vit_tiny_patch16_224'
     with pytest.raises(WeightsError, match='timm has no pretrained weights .*nobody'):
-        start_size('timm/vit_tiny_patch16_224.nobody', 'base384', SETTINGS)
+        find_model_size('timm/vit_tiny_patch16_224.nobody', 'base384', SETTINGS)
 
 
 def test_a_vit_beside_the_settings_of_its_training_is_a_start(tmp_path):
