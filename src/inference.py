@@ -44,7 +44,9 @@ def add_input_options(parser: OptionParser) -> None:
     add = parser.add_argument
     add('audio', nargs='*', metavar='AUDIO',
         help='audio files, and folders of them; - reads standard input')
-    add('--audio_path', nargs='+', default=[], metavar='AUDIO', help='the same, after options')
+    add('--audio_path', nargs='+', default=[], metavar='AUDIO',
+        help='the same as AUDIO, for files that you name after --checkpoint, which would take them '
+             'for checkpoints')
     add('--checkpoint', '--model_path', required=True, nargs='+', metavar='CHECKPOINT',
         help='paths, names of published checkpoints, folders of transformers or ids on Hugging '
              'Face; the scores of several are averaged')

@@ -60,6 +60,16 @@ def test_the_map_of_src_lists_every_file(root):
     assert list_map(src / 'README.md') == files
 
 
+def test_the_page_of_a_recipe_lists_every_file_of_its_folder(root):
+    pages = list((root / 'egs').glob('*/README.md'))
+    assert len(pages) == 4
+    for page in pages:
+        text = page.read_text(encoding='utf-8')
+        listed = set(re.findall(r'`(\w+\.(?:py|sh))`', text[text.index('## Files'):]))
+        assert listed == {path.name for path in page.parent.iterdir()
+                          if path.suffix in ('.py', '.sh')}, page
+
+
 @pytest.mark.parametrize('page, word, rate', [('src/README.md', 'fit_frames', 8000),
                                               ('src/models/README.md', 'kaldi.fbank', 8000)])
 @pytest.mark.parametrize('seconds', [0.5, 1.5])  # padded, and cut

@@ -31,8 +31,8 @@ def make_parser() -> OptionParser:
         help='where results and predictions go')
     add('-b', '--batch_size', type=whole(1), default=24, help='samples in a batch')
     add_checkpoint_options(
-        parser, loss='which outputs are averaged: BCE: sigmoids, as published, and by default; '
-                     'CE: softmax')
+        parser, loss='outputs to average: BCE for sigmoids, as published (the default); CE for '
+                     'softmax')
     add_computing_options(parser)
     return parser
 

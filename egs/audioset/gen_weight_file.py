@@ -16,10 +16,10 @@ LABEL_FILE = Path(__file__).resolve().parent / 'data' / 'class_labels_indices.cs
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and write the weight file."""
     parser = OptionParser(prog='gen_weight_file.py',
-                          description=f'{__doc__}A weight is {WEIGHT_RULE}.')
+                          description=f'{__doc__}The weight of a sample is {WEIGHT_RULE}.')
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument('datafile', nargs='?', help='datafile of the training set')
-    data.add_argument('--data_path', help='the same')
+    data.add_argument('--data_path', help='another way to give the datafile')
     parser.add_argument('--label_csv', default=LABEL_FILE,
                         help='label file: index,mid,display_name')
     args = parser.parse_args(argv)

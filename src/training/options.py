@@ -229,7 +229,8 @@ def add_finetuning_options(group):
     add('--head_lr', type=number(above=0), default=1,
         help='multiply the learning rate of the head by this')
     add('--freeze', type=frozen, default='none',
-        help='keep weights as they are: none, backbone (all but the head), or the number of blocks')
+        help='keep weights as they are: none; backbone, all but the head; or a number, for the '
+             'patches and so many of the first blocks')
     add('--cache_embeddings', type=boolean, default=False,
         help='with --freeze backbone and without augmentation: compute the embedding of each clip '
              'once, so that an epoch takes seconds; every recording must be readable')

@@ -106,9 +106,10 @@ class Results:
         """Add predictions to their sum, and the epoch's further metrics to further_rows."""
         self.predictions_sum = self.predictions_sum + predictions.astype(np.float64)
         absent = int((~targets.any(axis=0)).sum())
-        self.further_rows.append({'epoch': len(self.further_rows) + 1,
-                             **further_metrics(predictions, targets),
-                             'classes without positives': absent})
+        self.further_rows.append({
+            'epoch': len(self.further_rows) + 1,
+            **further_metrics(predictions, targets),
+            'classes without positives': absent})
 
     def _predictions_file(self, epoch):
         return self.predictions_folder / f'predictions_{epoch}.npy'
