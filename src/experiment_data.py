@@ -99,7 +99,8 @@ def check_first_recordings(loaders: Loaders) -> None:
     Training replaces unreadable recordings, so one of the first few of its set is enough.
 
     Raises:
-        AudioError: if a dataset's first recording, or all of these few, cannot be read.
+        AudioError: if the first recording of the validation or test set cannot be read, or none of
+            the first few of the training set.
     """
     train_set = loaders.train.recordings
     warn_of_low_rate(train_set)

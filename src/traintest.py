@@ -82,7 +82,8 @@ class Run:
         val_loader: a loader of the validation set.
         settings: the options of run.py.
         description: what the .json beside each model says. Its `dataset` is the title of the plots.
-        interrupt: knows whether a signal has come, which stops the run after the next batch.
+        interrupt: knows whether a stop signal has come. The run then stops after a training step,
+            or after a batch of an evaluation.
     """
 
     def __init__(self, model: ASTModel, device: torch.device, train_loader, val_loader,

@@ -36,7 +36,8 @@ def infer(args: Namespace, from_standard_input: bool) -> tuple[int, int]:
     """Tag what the options name. Print, draw and write what they ask for.
 
     Returns:
-        How many files (of standard input, windows) there were, and how many could not be read.
+        How many files there were, and how many could not be read. For standard input, these are
+        numbers of windows.
     """
     files: list[Path] = []
     if not from_standard_input:
@@ -215,7 +216,8 @@ def tag_standard_input(args: Namespace, tagger: Tagger) -> tuple[int, int]:
     """
     taggings = tag_stream(tagger, Stream(args.raw_rate), args.window, args.hop_seconds,
                           bool(args.embeddings))
-    first = next(taggings)  # if there is no sound, the outputs of an earlier one stay
+    # Before the outputs are opened: if no sound comes in, those of an earlier run stay.
+    first = next(taggings)
     outputs = make_outputs(args, tagger, len(Stream.name), in_place=True)
     with Job(outputs) as job:
         try:

@@ -26,7 +26,7 @@ from utilities.texts import write_text
 
 MAX_EMBEDDED_BYTES = 2 ** 21  # of a file that browsers play
 MAX_EMBEDDED_SECONDS = 60  # of a recording that is converted
-MAX_CELLS = 1000  # in a row of the chart; of more windows, neighbours share a cell
+MAX_CELLS = 1000  # in a row of the chart; if there are more windows, neighbours share a cell
 
 
 class PageSound(NamedTuple):

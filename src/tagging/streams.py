@@ -34,7 +34,8 @@ class Stream:
     """The sound on standard input.
 
     It is a WAV file, also one of unknown length, as ffmpeg writes it to a pipe; or raw samples of
-    16 bits, little endian, mono. Only what the next window needs is kept in memory.
+    16 bits, little endian, mono. A file that is redirected (`< FILE`) may have any format that
+    libsndfile reads. Only what the next window needs is kept in memory.
 
     Args:
         raw_rate: sample rate of raw samples in Hz, or None for a WAV file.

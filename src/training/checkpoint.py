@@ -68,8 +68,8 @@ class Checkpoint:
             Whether there is one.
 
         Raises:
-            CheckpointError: if the file, or one that belongs to it, is broken or missing; if only
-                the main process sees it; or if it holds code, which is not run.
+            CheckpointError: if the checkpoint is broken, or a file that it needs is broken or
+                missing; if only the main process sees it; or if it holds code, which is not run.
         """
         if not on_main(self.path.exists):
             return False
@@ -82,7 +82,8 @@ class Checkpoint:
             for name, part in self.parts.items():
                 if name in state or name not in OPTIONAL_PARTS:
                     part.load_state_dict(state[name])
-        except Exception as error:  # with the state of something else, parts raise nearly anything
+        except Exception as error:
+            # A part may raise nearly any error if the state is that of something else.
             if out_of_memory(error):
                 raise  # no reason to start again
             raise CheckpointError(f'cannot continue from {self.path}: {reason_of(error)}; '

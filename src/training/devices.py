@@ -23,7 +23,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == 'auto':
         is_mps, is_cuda = torch.backends.mps.is_available(), torch.cuda.is_available()
-        if problem := None if is_mps else gpus.find_problem():
+        problem = None if is_mps else gpus.find_problem()
+        if problem:
             raise ValueError(problem)
         return torch.device('cuda' if is_cuda else 'mps' if is_mps else 'cpu')
     if not re.fullmatch('cpu|mps|cuda(:[0-9]{1,2})?', name):  # torch takes cuda:128 for cuda:-128

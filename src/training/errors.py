@@ -10,7 +10,7 @@ WORKER_SIGNS = ('DataLoader worker', 'Pin memory thread')
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot continue. The message says at which step, and what to try."""
+    """A run that cannot continue. The message says what is wrong and what to try."""
 
 
 @contextlib.contextmanager

@@ -57,8 +57,8 @@ def mean_of_windows(first: torch.Tensor, further: Iterable[tuple[torch.Tensor, t
 
     Args:
         first: scores (B, classes) of the first windows.
-        further: scores (its rows, classes) of further ones, and the rows of `first` that they
-            belong to.
+        further: for the second windows, the third ones, and so on: their scores (rows, classes),
+            and the rows of `first` that they belong to (rows,).
     """
     total, counts = first.clone(), torch.ones(len(first), 1, device=first.device)
     for scores, rows in further:

@@ -20,9 +20,10 @@ class Evaluation:
         return summarise(calculate_stats(self.predictions, self.targets))
 
     def gather(self) -> 'Evaluation':
-        """Return the evaluation of all processes in the main one, each having evaluated a part.
+        """Join the parts that the processes have evaluated.
 
-        The other processes get their own part back. All processes call this.
+        The main process gets the whole evaluation, the others get their own part back. All
+        processes call this.
         """
         if processes.size() == 1:
             return self

@@ -139,7 +139,7 @@ class ExperimentFolder:
     def _changed_settings(self, before):
         """Return {name: (old value, new value)} of the settings that change what is computed.
 
-        More epochs are no change: the run continues. CosineDecay.finish_at then stretches a cosine.
+        More epochs are no change: the run continues. DecayToEnd.finish_at then stretches a cosine.
         """
         default = make_parser().get_default  # of an option that is newer than the experiment
         changed = {}
@@ -186,7 +186,7 @@ class ExperimentFolder:
         # report.py may have written one while the run was under way; tidy_up writes the last one.
         (self.path / 'report.html').unlink(missing_ok=True)
         write_json(self.path / FINISHED, {'seconds': round(seconds, 1)})
-        self._keep()
+        self._remove_mark()
 
     def remove_intermediate(self) -> None:
         """Remove the checkpoint and the models of single epochs, unless --save_model kept them."""
@@ -202,8 +202,11 @@ class ExperimentFolder:
         """
         if processes.is_main():
             (self.path / 'interrupted').touch()
-            self._keep()
+            self._remove_mark()
 
-    def _keep(self):
-        """Remove the mark of a start with --resume none that came while this run trained."""
+    def _remove_mark(self):
+        """Remove the mark begin_again, so that the next start does not remove this run.
+
+        A start with --resume none may have made the mark while this run trained.
+        """
         (self.path / BEGIN_AGAIN).unlink(missing_ok=True)

@@ -73,7 +73,7 @@ class WaveformDataset(AudiosetDataset):
 
     def _pad(self, waveform):
         """Return a waveform padded to the input's length, and the frames of its fbank before."""
-        # Before the padding: fbank() subtracts the mean afterwards, over the zeros as well.
+        # Here, since fbank() would take the mean over the zeros of the padding as well.
         waveform = waveform - waveform.mean()
         padding = self._window_samples - len(waveform)
         padded = torch.nn.functional.pad(waveform, (0, padding))  # a negative number cuts

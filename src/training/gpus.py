@@ -41,9 +41,9 @@ def find_problem(index: int | None = None, is_asked_for: bool = False) -> str | 
 
 
 def find_sign() -> str | None:
-    """Return by what sign an NVIDIA GPU is noticed, as a sentence.
+    """Return what shows that there is an NVIDIA GPU, as a sentence.
 
-    Return None if there is no sign, or if CUDA_VISIBLE_DEVICES hides all GPUs.
+    Return None if nothing shows it, or if CUDA_VISIBLE_DEVICES hides all GPUs.
 
     A GPU that this process is not allowed to use belongs to another job and does not count.
     """
@@ -127,7 +127,7 @@ def _find_missing_kernels(indices):
     fitting = ','.join(names[one] if names else str(one)
                        for one in capabilities if one not in without)
     hide = f'hide that GPU with CUDA_VISIBLE_DEVICES={fitting}, or ' if fitting else ''
-    return reason, hide + _build_with_kernels(capability)
+    return reason, hide + _advise_on_build(capability)
 
 
 def _visible_gpus():
@@ -136,7 +136,7 @@ def _visible_gpus():
     return [name.strip() for name in chosen.split(',') if name.strip()]
 
 
-def _build_with_kernels(capability):
+def _advise_on_build(capability):
     if capability < OLDEST_GPU:
         return "take another GPU: no build of today's PyTorch has kernels for this one"
     if capability > NEWEST_GPU:

@@ -77,7 +77,9 @@ def _set_meeting_point_of_slurm():
 
 
 def own_device(launch: Launch, device: torch.device) -> torch.device:
-    """Return the device of this process: its own GPU, if `device` is `cuda` and there are several.
+    """Return the device of this process.
+
+    If several processes train on `cuda`, each has a GPU of its own. Otherwise, it is `device`.
 
     Raises:
         ValueError: if there are not enough GPUs, or `device` is a single GPU.

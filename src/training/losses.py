@@ -50,8 +50,9 @@ def make_training_loss(settings: argparse.Namespace, class_weights: torch.Tensor
 def balance_classes(counts: np.ndarray) -> torch.Tensor:
     """Return a weight for each class that makes up for how often it occurs.
 
-    It is labels / (classes that occur * samples of the class): scikit-learn's 'balanced' if each
-    sample has one label. A class that does not occur has 1.
+    The weight is (number of labels) / (number of classes that occur * number of samples of the
+    class). That is scikit-learn's 'balanced' if each sample has one label. A class that does not
+    occur has the weight 1.
 
     Args:
         counts: samples of each class, (classes,).

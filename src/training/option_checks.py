@@ -15,6 +15,7 @@ from models.starts import check_pretraining
 from training import processes
 from training.devices import choose_device, memory_bytes, splits_batches
 from training.launch import Launch, own_device
+from training.options import ENDS_AT_MIN_LR
 from utilities.errors import DataError
 from utilities.labels import read_labels
 from utilities.weight_files import WEIGHT_RULE, weight_file
@@ -65,8 +66,9 @@ def check_training(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     if args.lr_patience and args.schedule not in (None, 'plateau'):
         parser.error(f'--lr_patience {args.lr_patience} is for --schedule plateau, not for '
                      f'{args.schedule}')
-    if args.min_lr and args.schedule != 'cosine':
-        parser.error('--min_lr is the end of --schedule cosine: give that, too')
+    if args.min_lr and args.schedule not in ENDS_AT_MIN_LR:
+        parser.error(f'--min_lr is the end of --schedule {" or ".join(ENDS_AT_MIN_LR)}: give that, '
+                     f'too')
     if args.min_lr > args.lr:
         parser.error(f'--min_lr {args.min_lr:g} is above --lr {args.lr:g}')
     if args.warmup and args.warmup_epochs:

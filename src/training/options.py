@@ -32,10 +32,11 @@ OPTIMIZERS = ('adam', 'adamw', 'sgd')
 # decays these, too.
 DECAYS_ONLY_MATRICES = ('adamw',)
 SCHEDULES = ('step', 'cosine', 'plateau')
+ENDS_AT_MIN_LR = ('cosine',)  # schedules that end at --min_lr
 CROPS = ('first', 'random')
 
-# If one of these options changes, a checkpoint cannot be used or would be described wrongly, even
-# with --force.
+# A run that continues cannot change these options, even with --force: its checkpoint could not be
+# used, or the .json beside its models would be wrong.
 CHECKPOINT_OPTIONS = (
     'model', 'model_size', 'start', 'imagenet_pretrain', 'audioset_pretrain', 'n_class', 'fstride',
     'tstride', 'num_mel_bins', 'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr',
@@ -131,7 +132,7 @@ def frozen(text):
 
 
 def add_augmentation_options(group):
-    """Add the options of augmentation, which samples of the training set get, and no others."""
+    """Add the options of augmentation. Only samples of the training set are augmented."""
     add = group.add_argument
     add('--freqm', type=whole(0), default=0,
         help='frequency masks are narrower than this, in mel bins')
@@ -198,8 +199,9 @@ def add_schedule_options(group):
     add = group.add_argument
     add('--schedule', choices=SCHEDULES,
         help='how the rate decays: step (the default; --lrscheduler_*), cosine (to --min_lr), or '
-             'plateau (after more epochs without a rise than --lr_patience tolerates)')
-    add('--min_lr', type=number(0), default=0, help='rate at the end of --schedule cosine')
+             'plateau (if the metric has not risen for more than --lr_patience epochs)')
+    add('--min_lr', type=number(0), default=0,
+        help=f'rate at the end of --schedule {" or ".join(ENDS_AT_MIN_LR)}')
     add('--warmup', type=boolean, default=False,
         help='raise the rate linearly over the first 1000 steps')
     add('--warmup_epochs', type=number(0), default=0,
@@ -210,9 +212,9 @@ def add_schedule_options(group):
     add('--lrscheduler_decay', type=number(above=0, maximum=1), default=0.5,
         help='factor of a decay')
     add('--lr_patience', type=whole(0), default=0,
-        help='for --schedule plateau: how many epochs without a rise it tolerates before it lowers '
-             'the rate; a number above 0 also chooses that schedule, 0 means 2; a rise below 0.01 '
-             'percent does not count')
+        help='for --schedule plateau: how many epochs without a rise of the metric it tolerates '
+             'before it lowers the rate; a number above 0 also chooses that schedule, 0 means 2; a '
+             'rise below 0.01 percent does not count')
 
 
 def add_finetuning_options(group):
@@ -222,8 +224,9 @@ def add_finetuning_options(group):
         help='share of each label that is spread evenly over all classes (CE), or over yes and no '
              '(BCE: 0.1 makes 0.95 of 1 and 0.05 of 0); the validation loss stays the plain one')
     add('--class_weights', type=boolean, default=False,
-        help='let rare classes count more in the loss of training: by labels / (classes that occur '
-             '* samples of the class); the validation loss stays the plain one')
+        help='let rare classes count more in the loss of training: the weight of a class is '
+             '(number of labels) / (number of classes that occur * samples of the class); '
+             'the validation loss stays the plain one')
     add('--layer_decay', type=number(above=0, maximum=1), default=1,
         help='learning rate of a layer, relative to that of the layer above it')
     add('--head_lr', type=number(above=0), default=1,

@@ -16,13 +16,14 @@ class Decay:
     """A factor of the learning rate that changes over a run, 1 at its start. This one stays 1.
 
     To add a schedule, write a subclass and name it in DECAYS. If it depends on the step, it
-    overrides `factor_at`; if it depends on the epoch or the metric, it overrides `end_epoch`.
+    overrides `factor_at`; if it depends on the epoch or the metric, it overrides `end_epoch`. If it
+    ends with the last step of the run, it is a subclass of DecayToEnd.
 
     Attributes:
         settings: the options of run.py.
-        first_step: the first step after the warmup, for a decay that begins there (CosineDecay).
+        first_step: the first step after the warmup, for a decay that begins there (DecayToEnd).
         total_steps: number of steps of the whole run.
-        factor: factor of the current epoch.
+        factor: factor of the current epoch. DecayToEnd does not use it.
     """
 
     def __init__(self, settings: argparse.Namespace, first_step: int, total_steps: int):
@@ -52,7 +53,7 @@ class Decay:
         self.factor = state['decay']
 
     def finish_at(self, total_steps: int, step: int) -> None:
-        """Let a run that continues end after another number of steps.
+        """Set the number of steps of a run that continues, which may have changed.
 
         Args:
             total_steps: number of steps of the whole run.
@@ -104,37 +105,47 @@ class PlateauDecay(Decay):
             self.plateau.load_state_dict({**state['plateau'], **own})
 
 
-class CosineDecay(Decay):
-    """Decay from --lr to --min_lr along half a cosine, from the end of the warmup to the last step.
+class DecayToEnd(Decay):
+    """A decay from --lr, at the end of the warmup, to --min_lr, at the last step of the run.
 
-    SGDR without restarts (arXiv:1608.03983). If a run continues with more epochs, the cosine is
-    stretched from where it stands: it goes on without a jump, and ends at the new last step. One
-    that has come to its end stays at --min_lr.
+    If a run continues with more epochs, the decay is stretched from where it stands: it goes on
+    without a jump, and ends at the new last step. One that has come to its end stays at --min_lr.
+
+    To add one, write a subclass with a `shape`.
     """
 
     def __init__(self, settings, first_step, total_steps):
         super().__init__(settings, first_step, total_steps)
-        self.begin, self.progress_before = first_step, 0.0  # where this stretch of it begins
+        # The step and the progress at which the decay began, or was last stretched.
+        self.begin, self.progress_before = first_step, 0.0
+
+    def shape(self, progress: float) -> float:
+        """Return how much of the way down from --lr to --min_lr is left, from 1 to 0.
+
+        Args:
+            progress: how much of the decay is over, from 0 to 1.
+        """
+        raise NotImplementedError
 
     def factor_at(self, step):
         lowest = self.settings.min_lr / self.settings.lr
-        return lowest + (1 - lowest) * (1 + math.cos(math.pi * self.progress_at(step))) / 2
+        return lowest + (1 - lowest) * self.shape(self.progress_at(step))
 
     def progress_at(self, step: int) -> float:
-        """Return how far the cosine is at a step: 0 at its first, 1 behind its last."""
+        """Return how much of the decay is over at a step: 0 at its first, 1 after its last."""
         done = max(step - self.begin, 0) / max(self.total_steps - self.begin, 1)
         return self.progress_before + (1 - self.progress_before) * min(done, 1.0)
 
     def state_dict(self):
-        cosine = {'begin': self.begin, 'progress_before': self.progress_before,
+        to_end = {'begin': self.begin, 'progress_before': self.progress_before,
                   'total_steps': self.total_steps}
-        return {**super().state_dict(), 'cosine': cosine}
+        return {**super().state_dict(), 'to_end': to_end}
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
-        cosine = state['cosine']
-        self.begin, self.progress_before = cosine['begin'], cosine['progress_before']
-        self.total_steps = cosine['total_steps']
+        to_end = state['to_end'] if 'to_end' in state else state['cosine']  # of earlier versions
+        self.begin, self.progress_before = to_end['begin'], to_end['progress_before']
+        self.total_steps = to_end['total_steps']
 
     def finish_at(self, total_steps, step):
         if total_steps == self.total_steps:
@@ -142,18 +153,24 @@ class CosineDecay(Decay):
         self.progress_before = self.progress_at(step)
         has_ended = self.progress_before == 1
         if has_ended and not self.settings.min_lr:
-            raise ValueError('the cosine of the learning rate has come to its end, 0: further '
-                             'epochs would change nothing. Give them a rate with --min_lr and '
-                             '--force')
+            raise ValueError('the learning rate has come to its end, 0: further epochs would '
+                             'change nothing. Give them a rate with --min_lr and --force')
         before, self.total_steps = self.total_steps, total_steps
         self.begin = max(step, self.begin)
         if has_ended:
-            logger.info('the cosine of the learning rate has come to its end: further epochs run '
-                        'at --min_lr %g', self.settings.min_lr)
+            logger.info('the learning rate has come to its end: further epochs run at --min_lr %g',
+                        self.settings.min_lr)
             return
-        logger.info('the cosine of the learning rate is stretched from step %d on: it stands at '
+        logger.info('the decay of the learning rate is stretched from step %d on: it stands at '
                     '%.3g and now ends after %d steps instead of %d', step,
                     self.settings.lr * self.factor_at(step), total_steps, before)
+
+
+class CosineDecay(DecayToEnd):
+    """Decay along half a cosine: SGDR without restarts (arXiv:1608.03983)."""
+
+    def shape(self, progress):
+        return (1 + math.cos(math.pi * progress)) / 2
 
 
 DECAYS = {'step': StepDecay, 'cosine': CosineDecay, 'plateau': PlateauDecay}  # --schedule
@@ -230,7 +247,7 @@ class Schedule:
         self.decay.load_state_dict(state)
 
     def finish_at(self, total_steps: int) -> None:
-        """Let a run that continues end after another number of steps.
+        """Set the number of steps of a run that continues, which may have changed.
 
         Raises:
             ValueError: if the rate of the further steps would be 0.

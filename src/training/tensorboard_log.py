@@ -32,7 +32,7 @@ class TensorBoardLog:
     def __init__(self, exp_dir: str | Path):
         self.folder = Path(exp_dir) / 'tensorboard'
         self.writer: SummaryWriter | None = None
-        self.epochs_written = 0  # epochs, if there is a writer
+        self.epochs_written = 0  # valid only while there is a writer
 
     @main_process_only
     def write(self, results: Results, speed: float | None = None) -> None:
@@ -58,7 +58,7 @@ class TensorBoardLog:
         from torch.utils.tensorboard import SummaryWriter
         if self.writer is None:
             self.epochs_written = count_epochs(self.folder, epochs)
-            # TensorBoard ignores what was logged before of this epoch and of later ones.
+            # purge_step: TensorBoard ignores older entries of this epoch and of those after it.
             self.writer = SummaryWriter(str(self.folder), purge_step=self.epochs_written + 1)
         for number in range(self.epochs_written + 1, len(epochs) + 1):
             scalars = epochs[number - 1]

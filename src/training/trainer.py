@@ -208,8 +208,8 @@ class Trainer:
         """Go back to a state that state_dict returned.
 
         Raises:
-            ValueError: if kept embeddings are those of other weights, or a cosine schedule has no
-                rate for further epochs.
+            ValueError: if kept embeddings are those of other weights, or a schedule that has
+                come to its end has no rate for further epochs.
         """
         if self.settings.cache_embeddings:  # computed with the weights that this start has loaded
             for name, value in self.model.v.state_dict(prefix='v.').items():
