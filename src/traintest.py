@@ -199,12 +199,13 @@ class Run:
     def average_weights(self) -> None:
         """Average the weights of the epochs wa_start to wa_end, and evaluate the average.
 
-        It stays in the model, and is written as audio_model_wa.pth and wa_result.csv.
+        The average stays in the model and is saved as audio_model_wa.pth, its metrics as
+        wa_result.csv.
         """
         epochs = range(self.settings.wa_start, self.settings.wa_end + 1)
-        self.models.load_mean(self.model, epochs)
+        self.models.load_mean(self.trainer.model_to_save, epochs)
         evaluation = self.evaluate(self.val_loader, 'averaged model')
-        self.models.save(self.model, AVERAGED)
+        self.models.save(self.trainer.model_to_save, AVERAGED)
         self.results.write_average(evaluation, epochs)
 
     def evaluate_best(self, test_loader) -> None:

@@ -93,7 +93,7 @@ def explain_no_cuda() -> tuple[str, str]:
     except (AssertionError, RuntimeError) as error:
         reason = str(error).strip().split('\n')[0]
     if found := re.search(r'too old \(found version (\d+)\)', reason):
-        major, minor = divmod(int(found[1]) // 10, 100)
+        major, minor = divmod(int(found[1]) // 10, 100)  # 12040 is CUDA 12.4
         reason = (f'the driver supports CUDA {major}.{minor}, and this build needs '
                   f'{torch.version.cuda}')
         if major < OLDEST_CUDA:
@@ -182,8 +182,8 @@ def _fitting_build():
 def pip_line(build: str) -> str:
     """Return the pip command that replaces PyTorch by another build.
 
-    The build is of the installed version if there is one, else of 2.11. Its name is part of the
-    version, since pip would keep an installed 2.11.0 if it were asked for 2.11.0 alone.
+    It keeps the version of PyTorch if that version has such a build; else, it takes 2.11.0. It asks
+    for 2.11.0+cu126, not for 2.11.0, since pip would keep any build of 2.11.0 that is installed.
 
     Args:
         build: cu126 or cu128.

@@ -90,7 +90,7 @@ class AudioLoader(DataLoader):
 
 
 class TrainingLoader(AudioLoader):
-    """A loader for training, of a ReplaceUnreadable. It yields batches (inputs, labels).
+    """A loader for training, of a ReplaceUnreadable. Trainer.train_epoch describes its batches.
 
     Attributes:
         bad_audio: counts the samples that were replaced because their audio cannot be read.

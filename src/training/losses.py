@@ -108,8 +108,8 @@ class EpochLoss:
         totals, bad_steps = processes.gather_numbers(*own).T
         if bad_steps.any():
             step = int(bad_steps[bad_steps > 0].min())
-            raise TrainingError(f'the loss has not been a finite number since step {step} of this '
-                                f'epoch; {NOT_FINITE_ADVICE}')
+            raise TrainingError(f'the loss was not a finite number at step {step} of this epoch; '
+                                f'{NOT_FINITE_ADVICE}')
         return float(totals.mean()) / self.samples
 
     def state_dict(self) -> dict[str, Any]:

@@ -205,8 +205,9 @@ def catch_lost_processes(signs: tuple[str, ...] = ('',)) -> Iterator[None]:
     """Raise a DistributedError in place of what torch.distributed raises if a process is gone.
 
     Args:
-        signs: an error counts only if its message contains one of these words. Give them if the
-            block may raise other RuntimeErrors. By default, every RuntimeError counts.
+        signs: a RuntimeError counts only if its message contains one of these words. Give them if
+            the block may raise others. By default, each counts. Errors of torch.distributed's own
+            class (DistError) always count, those of other subclasses never.
     """
     try:
         yield

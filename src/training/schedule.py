@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 class Decay:
     """A factor of the learning rate that changes over a run, 1 at its start. This one stays 1.
 
-    To add a schedule, write a subclass and name it in DECAYS. If it depends on the step, it
-    overrides `factor_at`; if it depends on the epoch or the metric, it overrides `end_epoch`. If it
-    ends with the last step of the run, it is a subclass of DecayToEnd.
+    To add a schedule, write a subclass, name it in DECAYS, and add the name to SCHEDULES in
+    options.py. If it depends on the step, it overrides `factor_at`; if it depends on the epoch or
+    the metric, it overrides `end_epoch`. If it goes down to --min_lr at the end of the run, it is a
+    subclass of DecayToEnd.
 
     Attributes:
         settings: the options of run.py.
@@ -111,7 +112,8 @@ class DecayToEnd(Decay):
     If a run continues with more epochs, the decay is stretched from where it stands: it goes on
     without a jump, and ends at the new last step. One that has come to its end stays at --min_lr.
 
-    To add one, write a subclass with a `shape`.
+    To add one, write a subclass with a `shape`, and add its name to ENDS_AT_MIN_LR in options.py,
+    too.
     """
 
     def __init__(self, settings, first_step, total_steps):
@@ -204,8 +206,8 @@ class Schedule:
             self.warmup_steps = round(settings.warmup_epochs * total_steps / settings.n_epochs)
         if self.warmup_steps >= total_steps:
             logger.info('the warm-up takes %d steps and the whole run %d: the rate never reaches '
-                        '--lr; --warmup_epochs 1 is a shorter warm-up', self.warmup_steps,
-                        total_steps)
+                        '--lr; for a shorter warm-up, set --warmup False and --warmup_epochs below '
+                        '--n_epochs', self.warmup_steps, total_steps)
         self.decay = make_decay(settings, self.warmup_steps, total_steps)
         self.step = 0
         # Noted now, since the groups in a checkpoint of an earlier version have no lr_scale.

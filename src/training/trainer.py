@@ -225,7 +225,7 @@ class Trainer:
         self.schedule.finish_at(self.schedule.step + self._count_steps_left())
 
     def _count_steps_left(self):
-        """Return how many steps the run still takes, if it takes them with these settings."""
+        """Return how many steps are left, with the --batch_size and --n_epochs of this start."""
         samples_left = max(self.samples_per_epoch - self.loss.samples, 0)
         epochs_left = self.settings.n_epochs - self.epoch
         return (math.ceil(samples_left / self.settings.batch_size)
@@ -255,11 +255,12 @@ def with_shares(loader) -> Iterator[tuple]:
         batch, share, samples. share: the samples of this process relative to an even
         split, 1 for a single process. samples: how many the batch has in all processes.
     """
-    size = processes.size()
-    sizes = loader.batch_sampler.sizes() if size > 1 else None
+    count = processes.size()
+    parts = loader.batch_sampler.sizes() if count > 1 else None
     for batch in loader:
-        own, samples = next(sizes) if sizes else (len(batch[1]), len(batch[1]))
-        yield batch, size * own / samples, samples
+        own, samples = next(parts) if parts else (len(batch[1]), len(batch[1]))
+        even = samples / count
+        yield batch, own / even, samples
 
 
 def draw_seed(seed: int, step: int) -> int:
@@ -290,5 +291,5 @@ def warn_of_waiting(batches: TimedBatches, loader, title: str) -> None:
     if batches.seconds >= WAITING_SECONDS and batches.share >= WAITING_SHARE:
         logger.warning(
             '%s: training waited for data for %.0f %% of the time, with %d data workers; more '
-            'cores and --num_workers, files on a local disk, 16 kHz WAV or FLAC help', title,
+            'cores and --num_workers, a local disk, WAV or FLAC at the --sample_rate help', title,
             100 * batches.share, loader.num_workers)

@@ -300,6 +300,8 @@ def test_the_constants_that_options_repeats_are_those_of_their_owners():
     assert options.LOSSES == tuple(losses.LOSSES)
     assert options.OPTIMIZERS == tuple(optimizer.OPTIMIZERS)
     assert options.SCHEDULES == tuple(schedule.DECAYS)
+    assert options.ENDS_AT_MIN_LR == tuple(
+        name for name, kind in schedule.DECAYS.items() if issubclass(kind, schedule.DecayToEnd))
     assert options.CROPS == augmentation.CROPS
 
 
