@@ -18,8 +18,8 @@ def make_parser() -> OptionParser:
     add('datafiles', nargs='+', help='datafiles to check: training, validation, test set')
     add_input_options(parser, length_help='frames of 10 ms of the input')
     add('--segments',
-        help='segment list to compare the datafiles with: clips, labels, and whether recordings '
-             'begin with their segments')
+        help='segment list to compare the datafiles with: which clips there are, their labels, '
+             'where they begin and how long they are')
     add('--max_listed', type=whole(0), default=10, help='how many of each kind to list')
     add('--json', action='store_true', help='print everything as JSON')
     return parser

@@ -106,6 +106,8 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
 
     On a signal, mark the experiment as interrupted and exit with 75.
     """
+    # An option that is read here is in CHECKPOINT_OPTIONS (training/options.py), unless it only
+    # changes names.
     description = {'dataset': args.dataset, 'labels': asdict(loaders.val.dataset.labels),
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss,
                    'start': model.start_name}
@@ -165,7 +167,7 @@ def choose_model_size(parser: argparse.ArgumentParser, args: argparse.Namespace)
                 'input_fdim': args.num_mel_bins, 'input_tdim': args.audio_length}
     try:
         return find_model_size(args.start, args.model_size, settings)
-    except WeightsError:
+    except WeightsError:  # a ValueError, too, but not about options
         raise
     except ValueError as error:
         parser.error(with_option_names(str(error)))

@@ -17,7 +17,7 @@ SUFFIXES = {'onnx': '.onnx', 'torch_export': '.pt2'}  # of files
 
 
 def license_id(text: str) -> str:
-    """Read an identifier of a license; the hub refuses a card with another one."""
+    """Read the identifier of a license: the hub refuses a card with any other text for it."""
     if not re.fullmatch(r'[a-z0-9.+-]+', text):
         raise ArgumentTypeError(f'expected an identifier such as apache-2.0 or cc-by-4.0 '
                                 f'(https://huggingface.co/docs/hub/repositories-licenses), '

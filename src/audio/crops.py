@@ -15,9 +15,10 @@ def load_windows(file: str, samples: int, positions: Sequence[float], start: flo
                  seconds: float = math.inf, sample_rate: int = SAMPLE_RATE) -> list[torch.Tensor]:
     """Read windows of a recording, or of a part of it.
 
-    If the header says how long the recording is, nothing after the last window is read. If the
-    format can also seek, only the windows are read. If the header does not say the length, or is
-    wrong, all of the recording is read first, to find its real length.
+    If the header says how long the recording is, reading ends at most one second after the last
+    window. If the format can also seek, only the windows and a little around each are read. If the
+    header does not say the length, or is wrong, all of the recording is read first, to find its
+    real length.
 
     Args:
         file: a path.

@@ -19,7 +19,7 @@ from audio.sndfile import SndfileReader
 AudioFile = str | os.PathLike | BinaryIO
 
 # Suffixes of the files that programs search folders for.
-_NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # without a header, or the suffix of other things
+_NOT_BY_SUFFIX = {'RAW', 'MAT4', 'MAT5'}  # no header; any data of Matlab
 _OF_LIBSNDFILE = {f'.{name.lower()}' for name in
                   soundfile.available_formats().keys() - _NOT_BY_SUFFIX}
 _SYNONYMS = set('.aif .aifc .oga .snd .sph .wave'.split())

@@ -17,7 +17,8 @@ class AudioInfo(NamedTuple):
     samples: int  # of each channel, as many as are really there
     peak: float  # largest absolute sample; 1 is full scale; NaN or infinite if a sample is
     mono_peak: float  # the same of the mean of the channels, which is what the model hears
-    # The second at which the sound ends before its header says, or is damaged. None if it is whole.
+    # The second at which damage begins, or at which the sound ends although its header announces
+    # more. None if it is whole.
     incomplete_from: float | None
 
     @property

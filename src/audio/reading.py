@@ -140,6 +140,8 @@ class WindowReader:
             reader.seek(first)
             kept = self._samples[:0]
         else:
+            # Go on to this window. If the last one reaches into it, the number is 0 or less, and
+            # nothing is skipped.
             reader.skip(first - self._first - len(self._samples))
             kept = self._samples[first - self._first:]  # what the last window has read already
 

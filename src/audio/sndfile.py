@@ -20,8 +20,8 @@ SALVAGE_SAMPLES = 64
 SEEKABLE = re.compile('PCM_|FLOAT|DOUBLE|ULAW|ALAW')
 UNKNOWN_LENGTH = 2 ** 62  # samples; what libsndfile says if the header does not
 
-# libsndfile's log says so if a file has less audio than its header announces; the second line is
-# for RF64.
+# What libsndfile's log says if a file has less audio than its header announces. The second pattern
+# is for RF64.
 SHORTER = (
     re.compile(r'^ *(?:data|SSND|BODY|Data Size|riff) *: (?P<said>\d+) '
                r'\(should be (?P<found>\d+)\)', re.MULTILINE),

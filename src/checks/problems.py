@@ -5,7 +5,7 @@ from utilities.places import TOLERANCE
 SILENCE = 1e-4  # of full scale; a recording whose peak is lower is called silent
 
 STOPS, BAD_AUDIO, WARNING = 'STOPS TRAINING', 'BAD AUDIO', 'warning'
-# Key of the JSON output -> (how bad it is, what it is). check_data.py lists each by name.
+# Key of the JSON output -> (how bad it is, what it is). check_data.py prints both, then the cases.
 PROBLEMS = {
     'malformed': (STOPS, 'malformed entries'),
     'unknown_labels': (STOPS, 'entries with labels that are not in the label file'),

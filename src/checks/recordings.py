@@ -74,7 +74,10 @@ def _judge(found: AudioInfo) -> Finding:
 
 
 def within(finding: Finding, excerpt: Excerpt) -> Finding:
-    """Return what a finding about a recording says about an excerpt of it."""
+    """Return a finding whose length and damage are those of the excerpt, not of the recording.
+
+    The peaks are those of the excerpt already: see examine.
+    """
     if isinstance(finding, Unusable) or (excerpt.start, excerpt.seconds) == WHOLE_RECORDING:
         return finding
     end = excerpt.start + excerpt.seconds

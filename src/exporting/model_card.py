@@ -181,7 +181,7 @@ def without_folders(command: str) -> str:
 
 
 def as_table(title: str, values: dict[str, Any]) -> str:
-    """Return a section with a table of names, which are Markdown, and values."""
+    """Return a section with a table. Names are Markdown already, values are plain text."""
     rows = [f'| {name} | {as_markdown(value)} |' for name, value in values.items()]
     return '\n'.join([f'## {title}', '', '| setting | value |', '|---|---|', *rows, ''])
 

@@ -61,7 +61,7 @@ def read_run(checkpoint: Path) -> RunRecord | None:
 
 
 def _validation_scores(exp_dir: Path, name: str, settings: Settings) -> tuple[str, MetricValues]:
-    """Return which model of an experiment has a name, and its scores on the validation set."""
+    """Return what the model of this name is (epoch 3 of 25), and its validation scores."""
     metric = settings['metrics']
     if name == AVERAGED and (average := read_average(exp_dir)):
         which = f'mean of the weights of epochs {settings["wa_start"]} to {settings["wa_end"]}'

@@ -29,7 +29,7 @@ class TrainedModel:
     def dataset(self) -> str | None:
         """The name of the data that it was trained with, if it is known."""
         dataset = self.description.get('dataset')
-        # Of a folder that transformers wrote, load_model knows only the folder's name.
+        # For a folder that transformers wrote, load_model gives the folder's name as the dataset.
         return None if dataset == self.path.absolute().parent.name else dataset
 
 

@@ -37,7 +37,7 @@ from utilities.folders import whole_folder
 from utilities.texts import write_json, write_text
 
 TOLERANCE = 1e-4  # if logits of transformers differ from ours by more, a warning says it
-# Fields of a description for which a config.json of transformers has none.
+# Fields of a description that go into OWN_FIELD, since config.json has none for them.
 OWN_NAMES = ('model_size', 'start')
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def make_state(trained: TrainedModel) -> State:
 
 
 def check_computation(model: ASTModel, state: State) -> None:
-    """Raise ValueError if an AST of transformers lacks a setting that a model needs.
+    """Raise ValueError if an AST of transformers cannot compute what a model computes.
 
     Args:
         state: the model's weights under the names of transformers.
@@ -132,8 +132,8 @@ def warn_of_eps(trained: TrainedModel) -> None:
     difference = float((ours - theirs).abs().max())
     if not difference <= TOLERANCE:
         logger.warning('in transformers, the logits will differ by up to %.2g on artificial '
-                       'sounds: its classifier has a layer_norm_eps of %g, that of this model of '
-                       '%g', difference, their_eps, norm.eps)
+                       'sounds: the layer_norm_eps of the classifier is %g there, %g in this model',
+                       difference, their_eps, norm.eps)
 
 
 def shared_eps(model: ASTModel) -> float:

@@ -21,8 +21,9 @@ BANDS = MEL_BINS // PATCH_SIZE  # patches along frequency, side by side
 AUDIOMAE_SIZES = {768: 'audiomae_base'}  # dimensions of the embedding -> model_size
 EAT_SIZES = {768: 'eat_base', 1024: 'eat_large'}
 SSAST_SIZES = {192: 'ssast_tiny', 384: 'ssast_small', 768: 'ssast_base'}
-# Only AudioMAE has names that begin like this: the mask and the decoder of pretraining, and the
-# normalisation of fine-tuning.
+# AudioMAE has names that begin like this: the mask and the decoder of pretraining, and the
+# normalisation of fine-tuning. EAT and ViTs for images may have the last one, too. So `recognise`
+# looks for EAT first, and wants patches of one channel.
 AUDIOMAE_SIGNS = ('decoder_', 'mask_token', 'fc_norm.')
 # Only pretrained SSAST has names that begin like this: the size of its input, the mask, and the
 # heads of its two objectives.

@@ -1,9 +1,10 @@
 """Faster passes through the blocks of a timm ViT, for ASTModel's own forward pass.
 
 They return what timm's own pass returns, up to rounding. They call the parts of a block instead of
-the block itself. So they run only if the block and its parts are timm's own and unchanged: not
-replaced, wrapped, hooked, quantised or parametrised. Otherwise timm's own pass runs, and whoever
-hooks or replaces a module sees every token.
+the block itself. So the block and its attention must be timm's own: not replaced, wrapped or
+hooked. To leave out tokens, every part of the last block must be timm's own, too: not quantised or
+parametrised, either. Otherwise the block itself is called, and whoever hooks or replaces a module
+sees every token.
 """
 from functools import partial
 from typing import Any, TypeGuard
@@ -73,7 +74,10 @@ def is_plain(module: nn.Module, *types: type) -> bool:
 
 
 def uses_timms_pass(v: VisionTransformer) -> bool:
-    """Return whether v has timm's own forward_features, and v.blocks is a plain sequence."""
+    """Return whether run_transformer may call the parts of v instead of v.forward_features.
+
+    That method must be timm's own, v.blocks a plain sequence, and no hook set for all modules.
+    """
     is_watched = any(getattr(module_globals, f'_global{name}') for name in HOOKS)  # by profilers
     is_timms = type(v).forward_features is FORWARD_FEATURES and 'forward_features' not in v.__dict__
     return is_timms and not is_watched and is_plain(v.blocks, nn.Sequential)

@@ -182,7 +182,7 @@ def make_vit_start(path: Path, state: State, model_size: str) -> Start:
     except WeightsError as error:
         raise WeightsError(f'{error}. This file does not say which ViT of timm it is, so it was '
                            f'read as {model_size}: give its model_size (the name that timm has for '
-                           f'it), or rename the file to NAME.safetensors') from None
+                           f'it), or rename the file to NAME{path.suffix}') from None
 
 
 def make_ast_start(path: Path, settings: Mapping[str, Any]) -> Start:

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_summary(model: 'ASTModel', start_name: str) -> None:
-    """Log a line about a model, and a warning if it does not see all of its input.
+    """Log a line about a model, and a warning if its patches leave gaps.
 
     Args:
         start_name: of the weights that it starts from.
@@ -40,5 +40,5 @@ def warn_of_gaps(config: 'ModelConfig') -> None:
             or (config.tstride > width and config.input_tdim > width)):
         logger.warning('strides %d x %d are larger than the patches of %d x %d: the model does not '
                        'see what lies between the patches or after the last one. Strides of at '
-                       'most %d x %d see all of the input', config.fstride, config.tstride, height,
+                       'most %d x %d leave no gaps', config.fstride, config.tstride, height,
                        width, height, width)

@@ -25,8 +25,8 @@ SUFFIXES = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors', '.json')  # of files
 def weights_folders() -> list[Path]:
     """Return the folders for weights: $TORCH_HOME, if it is set, then pretrained_models/.
 
-    Outside a clone of the repository, torch.hub's folder of files, which is in the user's cache,
-    takes the place of pretrained_models/. Downloads go to the first folder.
+    Outside a clone of the repository, hub_folder() takes the place of pretrained_models/. Downloads
+    go to the first folder.
     """
     torch_home = os.environ.get('TORCH_HOME')
     default = REPOSITORY_FOLDER if REPOSITORY_FOLDER.is_dir() else hub_folder()
@@ -34,7 +34,10 @@ def weights_folders() -> list[Path]:
 
 
 def hub_folder() -> Path:
-    """Return the folder in which torch.hub stores files: ~/.cache/torch/hub/checkpoints."""
+    """Return the folder in which torch.hub stores files.
+
+    It is $TORCH_HOME/hub/checkpoints, or ~/.cache/torch/hub/checkpoints if TORCH_HOME is not set.
+    """
     return Path(torch.hub.get_dir()) / 'checkpoints'
 
 

@@ -104,6 +104,7 @@ def draw_curves(experiments: Sequence[Experiment], names: Sequence[str]) -> str:
             loss = f' ({experiment.settings.get("loss")})' if has_losses else ''
             title = {'metric': METRICS[experiment.metric], 'valid_loss': f'validation loss{loss}',
                      'train_loss': f'training loss{loss}', 'lr': 'learning rate'}[column]
+            # This EpochRow is made of columns: each field has the values of all epochs.
             values = getattr(EpochRow(*experiment.rows.T), column)
             panels.setdefault(title, {})[name] = values
     figure = plot_comparison(panels, names)

@@ -30,6 +30,7 @@ def scores_table(exp_dir: Path, settings: Settings) -> str:
     if best_model := read_best_model(exp_dir):
         scores['best epoch, test set'] = {metric: best_model.test_metric,
                                           'mAUC': best_model.test_mAUC}
+    # Columns 1 to 4 of result.csv, counted from 0: mAUC, precision, recall, d_prime.
     main = ('acc', 'mAP', *result_columns(metric)[1:5], *read_further_metrics(exp_dir))
     names = [name for name in main if any(name in row for row in scores.values())]
     return table(['', *names], [[title, *(row.get(name) for name in names)]

@@ -84,9 +84,9 @@ def tag(tagger: Tagger, files: Any, window: str = 'all', hop_seconds: float | No
         hop_seconds: from the beginning of a window to the next; by default the length of a window.
         rate: sample rate of the arrays in Hz.
         batch_size: windows in a batch; by default 16, or 4 on a CPU.
-        num_workers: processes that read recordings, -1 for one per core. None are started in a
-            daemonic process (of Celery, of multiprocessing.Pool), or if they would run a script
-            without a main guard again.
+        num_workers: processes that read recordings, -1 for one per core. There are none in a
+            daemonic process (of Celery, of multiprocessing.Pool). If Python does not fork, there
+            are none in a script without `if __name__ == '__main__':`: each would run it again.
         embeddings: keep the embeddings, too. Only with a single checkpoint.
         spectrograms: keep log mel spectrograms for pictures, max-pooled in time to at most 1500
             columns.
@@ -132,7 +132,8 @@ def _tag_in_order(tagger: Tagger, sources: list[Source], settings: TaggingSettin
     total = done.files + len(sources)
     with Progress('tagging', total, done.files, unit='file') as progress, as_training_errors():
         workers = count_workers(num_workers)
-        # The workers start before the threads that look ahead: a fork may copy a lock that is held.
+        # Plan the first recordings without threads. The threads of map_ahead must start after the
+        # workers: a fork may copy a lock that a thread holds.
         first, rest = _plan_some(plan, sources, max(workers, 1) * settings.batch_size)
         batches = math.ceil(sum(len(one.starts) for one in first) / settings.batch_size)
         if batches < 2:

@@ -27,7 +27,7 @@ class Tagging:
             NaN where no window was, and None if nobody asked for it.
         error: why the recording could not be read, or None.
         incomplete_from: the second at which the sound ends too early or is damaged, or None.
-        planned: number of windows by the header's duration, also if reading failed later.
+        planned: how many windows were planned: more than there are if reading met damage or failed.
         sample_rate: at which the model hears it, in Hz.
     """
     path: str

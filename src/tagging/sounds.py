@@ -1,4 +1,4 @@
-"""Sounds in memory: arrays and tensors of samples, tagged as a file with the same samples is."""
+"""Sounds in memory: arrays and tensors of samples, which are tagged like files."""
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ from audio.fbank import SAMPLE_RATE
 from audio.reading import AudioError, resample
 from utilities.errors import DataError
 
-# Types of integers in WAV files: (the value of silence, the value of full scale).
+# Types of integers in WAV files: (the value of silence, the distance from it to full scale).
 SCALES = {'int16': (0, 2 ** 15), 'int32': (0, 2 ** 31), 'uint8': (2 ** 7, 2 ** 7)}
 
 
@@ -82,7 +82,9 @@ class Sound:
         return replace(self, samples=part), start - skipped
 
     def waveform(self, start: float = 0.0, sample_rate: int = SAMPLE_RATE) -> torch.Tensor:
-        """Return floats from `start` seconds on as `load_waveform` does: mono, at sample_rate Hz.
+        """Return what load_waveform would from `start` seconds on: mono, at sample_rate Hz.
+
+        The samples must be floats already, as `cut` returns them.
 
         Raises:
             AudioError: there are NaN or infinite samples.

@@ -85,7 +85,7 @@ class Checkpoint:
         except Exception as error:
             # A part may raise nearly any error if the state is that of something else.
             if out_of_memory(error):
-                raise  # no reason to start again
+                raise  # the checkpoint is not broken: starting again would not help
             raise CheckpointError(f'cannot continue from {self.path}: {reason_of(error)}; '
                                   f'--resume none starts again') from None
         return True

@@ -16,7 +16,7 @@ def expand_config(parser: OptionParser, argv: Sequence[str] | None = None) -> li
 
     Args:
         parser: ends the program with a sentence if the file cannot be used.
-        argv: without the program's name; None for that of this program.
+        argv: the command line without the program's name; None: sys.argv[1:].
     """
     finder = OptionParser(prog=parser.prog, add_help=False)
     finder.add_argument('--config')

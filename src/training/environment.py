@@ -22,9 +22,9 @@ PACKAGES = ('torch', 'torchaudio', 'timm', 'numpy')
 
 
 def record_start(exp_dir: Path, device: torch.device, processes: int = 1) -> None:
-    """Append a start to environment.json, without the names of host and user.
+    """Append a start to environment.json.
 
-    They are there only if a path on the command line has them.
+    The names of host and user are not recorded, unless a path on the command line has them.
     """
     starts = read_starts(exp_dir)
     gpus = []

@@ -15,7 +15,7 @@ class TrainingError(RuntimeError):
 
 @contextlib.contextmanager
 def as_training_errors() -> Iterator[None]:
-    """Re-raise errors that a user can do something about as a TrainingError that says what.
+    """Turn errors that a user can fix into a TrainingError that says how.
 
     They are: too little memory of a GPU, a data worker that died, no compiler, a GPU that failed.
     """

@@ -74,6 +74,7 @@ class ExperimentFolder:
     @contextlib.contextmanager
     def _lock(self):
         with output_folders(self.path), contextlib.ExitStack() as held:
+            # An ExitStack, so that errors of the block are not taken for errors of the lock.
             try:
                 held.enter_context(hold_lock(self.path / 'lock', wait=False))
             except LockedError:
@@ -105,9 +106,9 @@ class ExperimentFolder:
             logger.info('%s is finished already', self.path)
             return False
         if not (self.path / 'checkpoint.pth').exists():
-            raise DataError(f'{self.path} is finished after {before["n_epochs"]} epochs and kept '
-                            f'no checkpoint to continue from (--save_model True keeps it): choose '
-                            f'another --exp_dir, or begin again there with --resume none')
+            raise DataError(f'{self.path} is finished with --n_epochs {before["n_epochs"]} and '
+                            f'kept no checkpoint to continue from (--save_model True keeps it): '
+                            f'choose another --exp_dir, or begin again there with --resume none')
         return True
 
     def _check_settings(self, before, is_at_its_end):

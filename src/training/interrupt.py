@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: at once before training, after the current step in training."""
+"""Signals that ask a run to stop: before training at once, in training after the current step."""
 import contextlib
 import logging
 import signal
@@ -38,7 +38,8 @@ class Interrupt:
         self._ends_program = False
 
     def _note(self, number, _):
-        is_first, self.requested = not self.requested, True
+        is_first = not self.requested
+        self.requested = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         when = '' if self._ends_program else ' after this step'

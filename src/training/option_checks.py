@@ -106,13 +106,15 @@ def check_cached(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         if getattr(args, name):
             parser.error(f'--{name} True has no effect with --cache_embeddings, which trains the '
                          f'head alone: leave one of the two out')
+    # Each field with a default is an option; those without are the size of the input.
     names = [field.name for field in fields(AugmentationConf) if field.default is not MISSING]
     names += ['freq_patchout', 'time_patchout']
     used = [name for name in names if getattr(args, name) != parser.get_default(name)]
     if used:
         given = ' and '.join(f'--{name} {getattr(args, name)}' for name in used)
-        off = ' and '.join(f'--{name} {default}' if default is not None else f'no --{name}'
-                           for name, default in ((one, parser.get_default(one)) for one in used))
+        defaults = {name: parser.get_default(name) for name in used}
+        off = ' and '.join(f'no --{name}' if default is None else f'--{name} {default}'
+                           for name, default in defaults.items())
         parser.error(f'--cache_embeddings computes each embedding once, but {given} would change '
                      f'the samples in every epoch: give {off}')
 

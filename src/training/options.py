@@ -32,7 +32,7 @@ OPTIMIZERS = ('adam', 'adamw', 'sgd')
 # decays these, too.
 DECAYS_ONLY_MATRICES = ('adamw',)
 SCHEDULES = ('step', 'cosine', 'plateau')
-ENDS_AT_MIN_LR = ('cosine',)  # schedules that end at --min_lr
+ENDS_AT_MIN_LR = ('cosine',)  # schedules that end at --min_lr: subclasses of DecayToEnd
 CROPS = ('first', 'random')
 
 # A run that continues cannot change these options, even with --force: its checkpoint could not be
@@ -232,8 +232,8 @@ def add_finetuning_options(group):
     add('--head_lr', type=number(above=0), default=1,
         help='multiply the learning rate of the head by this')
     add('--freeze', type=frozen, default='none',
-        help='keep weights as they are: none; backbone, all but the head; or a number, for the '
-             'patches and so many of the first blocks')
+        help='weights that are not trained: none; backbone: all but the head; a number: those of '
+             'the patches and of so many first blocks')
     add('--cache_embeddings', type=boolean, default=False,
         help='with --freeze backbone and without augmentation: compute the embedding of each clip '
              'once, so that an epoch takes seconds; every recording must be readable')
@@ -268,8 +268,8 @@ def add_run_options(group):
     add = group.add_argument
     add('--exp_dir', required=True, help='directory of this experiment')
     add('--config', default=argparse.SUPPRESS,  # training/config.py takes it out before
-        help='args.json of an earlier run: its settings, but for those on the command line and '
-             '--exp_dir')
+        help='args.json of an earlier run: use its settings, except those that the command line '
+             'gives; --exp_dir, --resume, --force and --dry_run are not taken from it')
     add('--save_model', type=boolean, default=False,
         help="keep every epoch's model, not just the best")
     add('--tensorboard', type=boolean, default=False,

@@ -14,7 +14,7 @@ from utilities.stats import classes_of
 from utilities.tables import read_numbers
 from utilities.texts import write_text
 
-MATRIX_CLASSES = 100  # up to which a confusion matrix can be read, and is drawn
+MATRIX_CLASSES = 100  # no confusion matrix of more classes is drawn: nobody could read it
 
 
 class EpochRow(NamedTuple):
@@ -181,8 +181,8 @@ def write_confusion(folder: Path, names: Sequence[str], predictions: np.ndarray,
                     targets: np.ndarray) -> list[ClassAccuracy]:
     """Write confusion_matrix.png and class_accuracy.csv of predictions with single labels.
 
-    They are over the classes that occur, without negatives, which have no class. The picture is
-    left out for more than 100 classes.
+    They are over the classes that occur, without negatives, which have no class. For more than
+    MATRIX_CLASSES classes, there is no picture.
 
     Args:
         folder: the folder to write to.

@@ -53,7 +53,7 @@ class Results:
         rows: rows of result.csv.
         further_rows: rows of metrics.csv.
         predictions_sum: (samples, classes), over the epochs.
-        targets: the labels (samples, classes) that resumed epochs were evaluated on.
+        targets: labels (samples, classes) of the validation set, as an earlier start wrote them.
     """
 
     def __init__(self, exp_dir: str | Path, metric: str, title: str):
@@ -176,8 +176,8 @@ class Results:
     def write_best(self, evaluations: dict[str, Evaluation], class_names: Sequence[str]) -> None:
         """Write eval_result.csv, and log it: evaluations of the best model.
 
-        The predictions of the test set are kept. If its samples have one label, its confusion
-        matrix is drawn.
+        The predictions and labels of the test set are kept. If its samples have one label,
+        write_confusion writes its confusions.
 
         Args:
             evaluations: of the `validation` set and of the `test` set, by name.

@@ -77,6 +77,7 @@ class Supervisor:
 
     def _after_evaluated_batch(self, save_on_signal):
         """Raise Interrupted if a signal came. If save_on_signal, write a checkpoint before."""
+        # Three numbers, since the sums that come back may be those of the last after_step.
         stop, _, _ = self.sums(self.interrupt.requested, 0, False)
         if stop:
             if save_on_signal:

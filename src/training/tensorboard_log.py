@@ -94,6 +94,7 @@ def count_epochs(folder: Path, epochs: list[dict[str, float]]) -> int:
             logged[event.step][name] = event.value
 
     for number, scalars in enumerate(epochs, 1):
+        # If a value is missing, `values` is shorter than `expected`, so they are not equal.
         values = [logged[number][name] for name in scalars if name in logged[number]]
         expected = np.array([*scalars.values()], np.float32)  # as events keep them
         if not np.array_equal(values, expected, equal_nan=True):

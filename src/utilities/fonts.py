@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def drawable_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return names of classes for pictures: a class's number if no font has its name's characters.
+    """Return names of classes for pictures; if the fonts cannot draw a name, the class's number.
 
     Args:
         names: names of all classes. The log says once if some of them become numbers.

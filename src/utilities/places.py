@@ -98,7 +98,8 @@ def find_place(segment: Segment, seconds: float, name: RecordingName, of_several
         # (2) It is longer, and as long as its name says: it begins with the segment.
         return Place(0.0, segment.seconds, is_all=False)
     else:
-        # (2) It is the whole video. (3) The same, but it ends within the segment.
+        # (2) It is the whole video. (3) The same, but it ends within the segment: only if its name
+        # has no start.
         in_video = min(seconds, segment.end_seconds) - segment.start_seconds
         if not is_short(segment, in_video) or (in_video > TOLERANCE and not has_start):
             return Place(segment.start_seconds, in_video, is_all=False)

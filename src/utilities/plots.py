@@ -61,7 +61,7 @@ def readable_names(names: Sequence[str]) -> list[str]:
 
 
 def fonts_of(*texts: str) -> dict[str, Any]:
-    """Return the argument of matplotlib's functions that draws texts in fonts that have them."""
+    """Return the argument that lets matplotlib draw texts in fonts that have their characters."""
     return {'family': list(font_families(''.join(texts)))}
 
 

@@ -53,8 +53,8 @@ def read_segment_lists(paths: Iterable[str | Path], known_mids: Container[str]) 
         for segment in listed:
             segments.setdefault((segment.video_id, segment.start_seconds), segment)
         if repeated := before + len(listed) - len(segments):
-            logger.warning('%s: %d of its segments are in an earlier list too, which counts', path,
-                           repeated)
+            logger.warning('%s: %d of its segments are in an earlier list, too; the earlier list '
+                           'counts', path, repeated)
     return list(segments.values())
 
 
@@ -85,8 +85,8 @@ def read_segments(path: str | Path, known_mids: Container[str]) -> list[Segment]
             continue
         repeated += 1
         if repeated <= MAX_WARNINGS:
-            logger.warning('%s, line %d: %s from %g s was listed in line %d already, which counts',
-                           path, line, segment.video_id, segment.start_seconds, first)
+            logger.warning('%s, line %d: %s from %g s was listed in line %d already; that line '
+                           'counts', path, line, segment.video_id, segment.start_seconds, first)
     if repeated > MAX_WARNINGS:
         logger.warning('%s: %d lines repeat an earlier one', path, repeated)
     if not segments:

@@ -35,6 +35,7 @@ def read_table(text: str, fits: Callable[[list[str]], bool]
                for separator in SEPARATORS}
     separator = max(headers, key=lambda one: (fits(headers[one]), len(headers[one])))
     reader = csv.DictReader(io.StringIO(text), delimiter=separator)
+    # A cell is a text, None if the row is too short, or a list of the cells beyond the header.
     rows = [(reader.line_num, row) for row in reader
             if any(cell and ''.join(cell).strip() for cell in row.values())]
     return headers[separator], rows, separator

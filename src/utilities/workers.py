@@ -28,9 +28,10 @@ def may_start_processes() -> bool:
 def worker_context() -> BaseContext:
     """Return the multiprocessing context in which worker processes start.
 
-    It is the one that the user has chosen. Without a choice, Linux forks. Python 3.14 would start
-    workers from a server process instead. Those end if a signal reaches the whole job, import
-    everything again, and hold a copy of the datafile each.
+    It is the one that the user has chosen. Without a choice, and also if the choice is Python's
+    default, Linux forks. Python 3.14 would start workers from a server process instead. Those end
+    if a signal reaches the whole job, import everything again, and hold a copy of the datafile
+    each.
     """
     # multiprocessing.get_start_method() without allow_none would fix the method for good.
     chosen = multiprocessing.get_start_method(allow_none=True)

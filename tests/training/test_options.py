@@ -300,9 +300,12 @@ def test_the_constants_that_options_repeats_are_those_of_their_owners():
     assert options.LOSSES == tuple(losses.LOSSES)
     assert options.OPTIMIZERS == tuple(optimizer.OPTIMIZERS)
     assert options.SCHEDULES == tuple(schedule.DECAYS)
-    assert options.ENDS_AT_MIN_LR == tuple(
-        name for name, kind in schedule.DECAYS.items() if issubclass(kind, schedule.DecayToEnd))
     assert options.CROPS == augmentation.CROPS
+    ends = [name for name, kind in schedule.DECAYS.items() if issubclass(kind, schedule.DecayToEnd)]
+    assert options.ENDS_AT_MIN_LR == tuple(ends)
+    lowest, highest = augmentation.SNR_DB
+    help_texts = {action.dest: action.help for action in options.make_parser()._actions}
+    assert help_texts['snr_db'].endswith(f'without it {lowest:g} {highest:g}')
 
 
 def test_every_setting_of_the_audio_is_an_option_of_its_name():
