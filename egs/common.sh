@@ -61,8 +61,8 @@ refuse() {
 # Stop if the model would hear higher frequencies than the recipe's recordings hold.
 refuse_higher_rates() {
     [ "$sample_rate" -le 16000 ] ||
-        refuse "--sample_rate $sample_rate: this recipe reads recordings at 16000 Hz, which hold no \
-higher frequencies; egs/own_dataset/run_own.sh reads yours at their own rate"
+        refuse "--sample_rate $sample_rate: the recordings of this recipe are at 16000 Hz, and a \
+higher rate would add nothing; for your own recordings, take egs/own_dataset/run_own.sh"
 }
 
 # Stop because something other than an option is wrong. $1 says what.
@@ -176,7 +176,8 @@ launch() {
     RUN_PID=$!
 }
 
-# Ask the processes that train to stop. $1 is the signal that came, $2 the one to send.
+# Ask the processes that train to stop. $1 is the signal that came. torchrun's processes get the
+# signal $2, others SIGUSR1.
 stop_run() {
     STOP=$1
     [ -n "$RUN_PID" ] || return 0
@@ -196,8 +197,8 @@ trap 'STOP=USR1' USR1
 run_to_the_end() {
     local status=0
     RUN_PID=
-    # A second Ctrl-C ends the training at once: here for torchrun; with --launcher single,
-    # src/run.py gets the signal from the terminal.
+    # A second Ctrl-C ends the training at once. With torchrun, the recipe kills the processes. With
+    # --launcher single, src/run.py gets the signal from the terminal, too, and ends.
     trap 'stop_run INT USR1; trap "stop_run INT KILL" INT' INT
     trap 'stop_run TERM USR1' TERM HUP
     trap 'stop_run USR1 USR1' USR1
@@ -260,10 +261,12 @@ train() {
     rm -f -- "$exp_dir/interrupted" # of an earlier start
     run_to_the_end "$@" || status=$?
     # src/run.py leaves the file or exits with 75 if it stopped early. A signal before it listened
-    # ends it with 128 and the signal's number, and a signal after its end leaves 0.
+    # ends it with 128 plus the signal's number, and a signal after its end leaves 0.
     if [ -e "$exp_dir/interrupted" ] || [ "$status" -eq 75 ]; then end_interrupted; fi
     # The number of SIGUSR1 is 10 on Linux and 30 on macOS.
-    [ -z "$STOP" ] || [[ ! $status =~ ^(0|130|143|$((128 + $(kill -l USR1))))$ ]] || end_interrupted
+    if [ -n "$STOP" ] && [[ $status =~ ^(0|130|143|$((128 + $(kill -l USR1))))$ ]]; then
+        end_interrupted
+    fi
     [ "$status" -eq 0 ] || keep_old_results "$exp_dir"
     return "$status"
 }

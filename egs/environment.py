@@ -168,7 +168,7 @@ def has_pip(python) -> bool:
 
 
 def runs(python, *words: str) -> bool:
-    """Return whether a Python can be started with these arguments."""
+    """Return whether a Python can be started, and ends without an error with these arguments."""
     try:
         return subprocess.run([python, *words], capture_output=True).returncode == 0
     except OSError:
@@ -217,9 +217,9 @@ def run_pip(python: Path, file: Path):
     version = subprocess.run([python, '--version'], capture_output=True, text=True).stdout.strip()
     sys.exit(f'error: pip could not install the packages, see above. If this machine has no '
              f'network, run the recipe with --stop_stage 0 on one that has a network and shares '
-             f'this folder. If pip found no version of a package, install another Python and start '
-             f'again: {VENV} has {version}, and packages exist for Python {dotted(OLDEST)} to '
-             f'{dotted(NEWEST)} on Linux, Windows and Macs with Apple silicon')
+             f'this folder. If pip found no version of a package: {VENV} has {version}, and '
+             f'packages exist for Python {dotted(OLDEST)} to {dotted(NEWEST)} on Linux, Windows '
+             f'and Macs with Apple silicon. Install such a Python, remove {VENV} and start again')
 
 
 def is_active() -> bool:

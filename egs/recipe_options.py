@@ -9,8 +9,9 @@ option of that name, it gets this help and default. DEFAULTS are the defaults of
 recipe changes, as options, and WORDS is what the user typed. The last value of an option counts.
 
 This prints `name=value` for every option, and `--name=value` for those options of src/run.py that
-DEFAULTS or WORDS name. In a value, \\n is a line break and \\\\ a backslash. This runs before there
-is an environment, so it imports only the standard library, of Python 3.8 or newer.
+OPTIONS, DEFAULTS or WORDS set (but not for those that the recipe passes itself). In a value, \\n is
+a line break and \\\\ a backslash. This runs before there is an environment, so it imports only the
+standard library, of Python 3.8 or newer.
 """
 import argparse
 import os
@@ -95,7 +96,7 @@ def refuse_config(path):
 
 
 def as_typed(kind):
-    """Return an option type that checks a value, but keeps a number with a point as it was typed.
+    """Return an option type that checks a value, but returns a float as the text that was typed.
 
     The default name of exp_dir contains the learning rate: 1e-5 should not become 1e-05.
     """
@@ -107,6 +108,7 @@ def as_typed(kind):
 
 def parse_named(parser, words):
     """Return the options that words name, without defaults: {name: value}."""
+    # argparse uses no default for a name that the namespace has already: None marks the others.
     nothing = dict.fromkeys(vars(parser.parse_args([])))
     values = vars(parser.parse_args(words, argparse.Namespace(**nothing)))
     return {name: value for name, value in values.items() if value is not None}

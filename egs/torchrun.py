@@ -19,7 +19,7 @@ from torch.distributed.run import main
 def exit_code(error: ChildFailedError) -> int:
     """Return the exit code of the first process that failed; report processes that were killed.
 
-    A signal's code is 128 and its number, as in a shell.
+    If a signal ended it, that is 128 plus the signal's number, as in a shell.
     """
     for rank, failure in error.failures.items():
         if failure.exitcode < 0:

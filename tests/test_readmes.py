@@ -62,7 +62,7 @@ def test_the_map_of_src_lists_every_file(root):
 
 def test_the_page_of_a_recipe_lists_every_file_of_its_folder(root):
     pages = list((root / 'egs').glob('*/README.md'))
-    assert len(pages) == 4
+    assert len(pages) >= 4
     for page in pages:
         text = page.read_text(encoding='utf-8')
         listed = set(re.findall(r'`(\w+\.(?:py|sh))`', text[text.index('## Files'):]))

@@ -56,7 +56,8 @@ def prepare(lists: Sequence[str | Path], audio_dir: Path, out: Path,
 
         paths = {number: one.path for number, one in found.items()}
         if shards_dir:
-            scratch = None if copy_conf.of_all else copy_conf.folder
+            # Without --flac_dir, the only use of the copies is to be packed.
+            scratch = None if flac_dir else copy_conf.folder
             paths = pack_clips(segments, paths, shards_dir, shard_bytes, scratch)
         entries = [make_entry(segments[number], path, found[number])
                    for number, path in paths.items()]
@@ -79,8 +80,8 @@ def collect_listed(segments: list[Segment], recordings: Sequence[Recording], mat
     """Find and copy each listed clip. Return what became of it, in the order of the list.
 
     Raises:
-        DataError: recordings are packed, and there is no folder to unpack them to; or a path is not
-            UTF-8.
+        DataError: recordings are in parquet files, and there is no folder to unpack them to; or a
+            path is not UTF-8.
     """
     row = next((row for _, row in recordings if row), None)
     if copy_conf.folder is None and row:

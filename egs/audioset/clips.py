@@ -166,7 +166,7 @@ def collect_clip(search: Search, copy_conf: CopyConf) -> tuple[int, Found | Prob
     """Find a clip among its candidates, and copy it if copy_conf says so.
 
     Returns:
-        The clip's number, and the recording that holds it or the problem of its first candidate.
+        The clip's number, and the recording that holds it or the first problem that came up.
     """
     places, problems = [], []
     for candidate in search.candidates:

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 def main(argv: list[str] | None = None) -> None:
     """Download the checkpoints that the command line names. Print their paths."""
     parser = OptionParser(prog='download_models.sh', description=__doc__)
-    parser.add_argument('names', nargs='*', metavar='NAME', help='the checkpoints, without names '
-                        'all of them; pretrained_models/README.md lists them')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='checkpoints to download; without '
+                        'a NAME, all; pretrained_models/README.md lists them')
     parser.add_argument('--source', choices=list(SOURCES), default='auto',
                         help='auto: Dropbox first, and if that fails, Hugging Face')
     args = parser.parse_args(argv)

@@ -56,7 +56,7 @@ def evaluate(args: Namespace, source: str, device: torch.device) -> tuple[np.nda
     Predictions are kept in exp_dir, so that a job that was stopped does not compute them again.
     """
     path = locate(source)
-    loss = args.loss or 'BCE'  # whatever the checkpoint was trained with
+    loss = args.loss or 'BCE'  # even if the checkpoint was trained with CE
     model, description = load_model(
         path, fstride=args.fstride, tstride=args.tstride, input_fdim=args.num_mel_bins,
         input_tdim=args.audio_length, mean=args.dataset_mean, std=args.dataset_std, loss=loss)

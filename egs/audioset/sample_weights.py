@@ -23,7 +23,7 @@ def sample_weights(datafile: Datafile, labels: Labels) -> tuple[np.ndarray, np.n
     classes_of_set = [sorted({index[mid] for mid in split_labels(mids)}) or [no_label]
                       for mids in label_sets]
 
-    # Pairs of a set and a class in it.
+    # Pairs of a set and a class in it. bincount(keys, numbers) adds up the numbers of each key.
     pair_classes = np.concatenate(classes_of_set)
     pair_sets = np.repeat(np.arange(len(label_sets)), [len(one) for one in classes_of_set])
     samples_of_set = np.bincount(set_of_sample)

@@ -110,9 +110,12 @@ def read_durations(clips: Sequence[LabelledClip], datafiles: Iterable[Path], lab
                    ) -> np.ndarray:
     """Return the seconds of each clip (clips,).
 
+    Args:
+        datafiles, label_csv: for the command of check_data.py in the error message.
+
     Raises:
-        AudioError: recordings cannot be read. The message names the first, and check_data.py,
-            which lists all, with the datafiles and the label file.
+        AudioError: recordings cannot be read. The message names the first of them, and the command
+            that lists all.
     """
     answers = list(parallel_map(read_length, [clip.wav for clip in clips], 'reading lengths'))
     lengths = [answer for answer in answers if isinstance(answer, Duration)]

@@ -20,8 +20,8 @@ def make_labels(clips: Sequence[LabelledClip], label_csv: str | PathLike[str] | 
         label_csv: a label file; without one, the classes are those of the clips, sorted by name.
 
     Raises:
-        DataError: a label is not in the label file, or there is nothing to tell apart: fewer than
-            two classes, and no negatives of the one.
+        DataError: a label is not in the label file; or there is nothing to tell apart: no class, or
+            only one and no negatives.
     """
     labels, mid_of = _read_classes(label_csv) if label_csv else _collect_classes(clips)
     for clip in clips:

@@ -83,7 +83,7 @@ read_prepared() {
     done
     # Only a number: bash runs code inside a value that it computes with.
     [[ $audio_length =~ ^[0-9]+$ ]] ||
-        fail "$prep_dir/run_options.txt does not say --audio_length: remove it"
+        fail "$prep_dir/run_options.txt lacks --audio_length: remove this file and run stage 1"
     : "${freqm:=$((num_mel_bins * 3 / 8))}" "${timem:=$((audio_length / 5))}"
     if [ -f "$(datafile train)" ]; then
         [ -z "$folds" ] || refuse "--folds $folds: the data in $prep_dir are not in folds"
@@ -95,7 +95,7 @@ read_prepared() {
         while [ -f "$(datafile train "$fold")" ]; do RUNS+=("$((fold++))"); done
     fi
     [ "${#RUNS[@]}" -gt 0 ] ||
-        fail "there is nothing to run: --folds '$folds', and no such data in $prep_dir"
+        fail "$prep_dir has no training set: remove run_options.txt there and run stage 1"
 }
 
 # Compute the statistics of fold $1, if there are none yet.
@@ -171,9 +171,11 @@ if in_stage 3; then
         fail "$exp_dir holds a cross-validation: give another --exp_dir"
     fi
     for run in "$exp_dir"/fold[0-9]*; do
-        [[ ! ${run##*/fold} =~ ^[0-9]+$ ]] || [ -f "$(datafile train "${run##*/fold}")" ] ||
+        fold=${run##*/fold}
+        if [[ $fold =~ ^[0-9]+$ ]] && [ ! -f "$(datafile train "$fold")" ]; then
             fail "$run is of other data: those in $prep_dir have no such fold, but the summary \
 would count it. Give another --exp_dir, or remove $run"
+        fi
     done
     mark_to_begin_again "$exp_dir" "${RUNS[@]}"
     for fold in "${RUNS[@]}"; do

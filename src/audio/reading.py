@@ -59,6 +59,15 @@ def window_seconds(target_frames: int, sample_rate: int = SAMPLE_RATE) -> float:
     return window_samples(target_frames, sample_rate) / sample_rate + RESAMPLER_MARGIN_SECONDS
 
 
+def first_second_to_read(start: float) -> int:
+    """Return the second from which on samples are needed for a window that begins at `start`.
+
+    The resampling filter looks at what comes before a sample. At a whole second, a sample begins
+    whatever the rate is.
+    """
+    return max(0, math.floor(start) - RESAMPLER_MARGIN_SECONDS)
+
+
 class WindowReader:
     """Read windows of recordings, one after the other.
 
@@ -98,8 +107,7 @@ class WindowReader:
             which the recording has ended, or None if it continues after the window.
         """
         name = name or file
-        # Read from a whole second on, where a sample begins at every rate.
-        first_second = max(0, math.floor(start) - RESAMPLER_MARGIN_SECONDS)
+        first_second = first_second_to_read(start)
         skipped = start - first_second  # seconds to cut off once they were resampled
         reader = self._open(file, name, first_second)
         rate = reader.samplerate

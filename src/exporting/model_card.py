@@ -163,7 +163,8 @@ def as_score(values: MetricValues, name: str) -> str:
 
 def training_section(run: RunRecord) -> str:
     """Return the settings of training, the versions and the command."""
-    values = {f'`--{name}`': value for name, value in run.settings.items() if name not in LEFT_OUT}
+    values = {f'`--{name}`': without_folder(value)
+              for name, value in run.settings.items() if name not in LEFT_OUT}
     values |= {name: run.environment[name] for name in VERSIONS if run.environment.get(name)}
     text = as_table('Training', values)
     if command := run.environment.get('command'):
@@ -172,12 +173,17 @@ def training_section(run: RunRecord) -> str:
 
 
 def without_folders(command: str) -> str:
-    """Return a command line without the folders of absolute paths: they may name people."""
+    """Return a command line without the folders of absolute paths."""
     words = []
     for word in shlex.split(command):
         name, equals, value = word.rpartition('=')
-        words.append(name + equals + (Path(value).name if Path(value).is_absolute() else value))
+        words.append(name + equals + without_folder(value))
     return shlex.join(words)
+
+
+def without_folder(value: Any) -> Any:
+    """Return the name of an absolute path, whose folders may name people; other values as is."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def as_table(title: str, values: dict[str, Any]) -> str:

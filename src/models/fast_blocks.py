@@ -42,7 +42,7 @@ def run_transformer(v: VisionTransformer, x: torch.Tensor, wanted: int | None,
     Returns:
         (B, tokens, dim), with at least the wanted tokens.
     """
-    if not uses_timms_pass(v):
+    if not can_call_parts(v):
         return v.forward_features(x, **mask_argument(mask))
 
     x = v.norm_pre(v.patch_drop(v._pos_embed(v.patch_embed(x))))  # (B, tokens, dim)
@@ -73,7 +73,7 @@ def is_plain(module: nn.Module, *types: type) -> bool:
             and not any(getattr(module, name) for name in HOOKS))
 
 
-def uses_timms_pass(v: VisionTransformer) -> bool:
+def can_call_parts(v: VisionTransformer) -> bool:
     """Return whether run_transformer may call the parts of v instead of v.forward_features.
 
     That method must be timm's own, v.blocks a plain sequence, and no hook set for all modules.

@@ -21,8 +21,9 @@ def find_heard_tokens(model: 'ASTModel', x: torch.Tensor, lengths: torch.Tensor)
     columns = starts < lengths.to(x.device).clamp(min=1)[:, None]  # (B, t)
     patches = columns.repeat(1, f)  # (B, f * t), frequency-major
     prefix = patches.new_ones(len(patches), model.v.num_prefix_tokens)
+    tokens = torch.cat([prefix, patches], dim=1)
     # In training, Patchout leaves out some patches: patch_drop takes the same ones out here.
-    heard = model.v.patch_drop(torch.cat([prefix, patches], dim=1).unsqueeze(2)).squeeze(2)
+    heard = model.v.patch_drop(tokens.unsqueeze(2)).squeeze(2)  # (B, tokens)
     # Patchout may leave no real patch of a short clip. Then the clip hears what is left.
     heard[:, prefix.shape[1]:] |= ~heard[:, prefix.shape[1]:].any(dim=1, keepdim=True)
     return heard

@@ -104,8 +104,8 @@ def fold_page(exp_dir: Path, folds: list[Path], embed_audio: bool = False) -> st
                  for fold, one in zip(folds, settings)]
         return predictions_section(Evaluated(
             parts[0].names, [clip for part in parts for clip in part.clips],
-            np.concatenate([part.scores for part in parts]),
-            np.concatenate([part.targets for part in parts])), show)
+            np.concatenate([part.predictions for part in parts]),
+            np.concatenate([part.targets for part in parts]), parts[0].loss), show)
 
     return page(
         f'{common["dataset"]}: AST {common["model_size"]}, {len(folds)} folds',

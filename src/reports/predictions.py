@@ -35,18 +35,29 @@ class Evaluated(NamedTuple):
     Attributes:
         names: of the classes.
         clips: the recordings, or the parts of them that the model heard.
-        scores: (clips, classes), as inference.py shows them.
+        predictions: (clips, classes) of sigmoids, by which all metrics are computed, as published.
         targets: labels (clips, classes).
+        loss: 'BCE' or 'CE', with which the model was trained.
     """
     names: list[str]
     clips: list[Clip]
-    scores: np.ndarray
+    predictions: np.ndarray
     targets: np.ndarray
+    loss: str
+
+    @property
+    def scores(self) -> np.ndarray:
+        """The scores (clips, classes) that inference.py shows: softmax for CE."""
+        if self.loss != 'CE':
+            return self.predictions
+        return softmax(logit(self.predictions.astype(np.float64).clip(SMALLEST, 1 - SMALLEST)),
+                       axis=1)
 
     def only(self, chosen: np.ndarray) -> 'Evaluated':
         """Return the clips for which `chosen` (clips,) is true."""
         clips = list(itertools.compress(self.clips, chosen))
-        return self._replace(clips=clips, scores=self.scores[chosen], targets=self.targets[chosen])
+        return self._replace(clips=clips, predictions=self.predictions[chosen],
+                             targets=self.targets[chosen])
 
 
 def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions: str,
@@ -60,11 +71,8 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
         predictions, targets: names of the files in exp_dir/predictions, without .npy.
     """
     labels = read_json(exp_dir / 'models' / 'best_audio_model.json')['labels']
-    scores, truth = (read_array(exp_dir / 'predictions' / f'{name}.npy')
-                     for name in (predictions, targets))
-    if settings.get('loss') == 'CE':  # the files have sigmoids, as those of the published code
-        logits = logit(scores.astype(np.float64).clip(SMALLEST, 1 - SMALLEST))
-        scores = softmax(logits, axis=1)
+    sigmoids, truth = (read_array(exp_dir / 'predictions' / f'{name}.npy')
+                       for name in (predictions, targets))
     # Several windows (--eval_windows) are spread over the whole clip.
     hears_all = settings.get('eval_windows', 1) > 1
     seconds = math.inf if hears_all else frames_to_seconds(
@@ -75,7 +83,7 @@ def read_evaluated(exp_dir: Path, settings: Settings, datafile: str, predictions
         logger.warning('the report has numbers in place of paths: %s', error)
         clips = [Clip(f'entry {i} of {settings[datafile]} (not found from here, or changed)')
                  for i in range(len(truth))]
-    return Evaluated(labels['names'], clips, scores, truth)
+    return Evaluated(labels['names'], clips, sigmoids, truth, settings.get('loss', 'BCE'))
 
 
 def read_clips(datafile: str | Path, mids: Sequence[str], targets: np.ndarray, seconds: float
@@ -116,9 +124,9 @@ def predictions_section(evaluated: Evaluated, show: Show) -> str:
     if not is_single_label(evaluated.targets):
         return class_tables(evaluated) + absent_labels(evaluated, show)
     labelled = evaluated.only(np.any(evaluated.targets, axis=1))
-    truth, predicted = classes_of(evaluated.scores, evaluated.targets)
+    truth, predicted = classes_of(evaluated.predictions, evaluated.targets)
     metrics = {'accuracy': float(np.mean(truth == predicted)),
-               **further_metrics(evaluated.scores, evaluated.targets)}
+               **further_metrics(evaluated.predictions, evaluated.targets)}
     listed = ', '.join(f'{name} {as_html(value)}' for name, value in metrics.items())
     text = f'<p>{len(truth)} clips: {listed}.</p>\n'
     classes = np.union1d(truth, predicted)
@@ -176,7 +184,7 @@ def confusions(names: Sequence[str], classes: np.ndarray, truth: np.ndarray, pre
 def class_tables(evaluated: Evaluated) -> str:
     """Return the average precision of the best and the worst classes as HTML tables."""
     names, targets = evaluated.names, evaluated.targets
-    stats, positives = calculate_stats(evaluated.scores, targets), targets.sum(axis=0)
+    stats, positives = calculate_stats(evaluated.predictions, targets), targets.sum(axis=0)
     rows = [(names[k], int(positives[k]), stats[k]['AP'], stats[k]['auc'])
             for k in np.flatnonzero(positives)]
     rows.sort(key=lambda row: -row[2])
@@ -198,7 +206,7 @@ def mistakes(evaluated: Evaluated, truth: np.ndarray, predicted: np.ndarray, sho
     truth, predicted: classes (clips,).
     """
     wrong = np.flatnonzero(truth != predicted)
-    names, clips, scores, _ = evaluated
+    names, clips, scores = evaluated.names, evaluated.clips, evaluated.scores
     confidence = scores[wrong, predicted[wrong]]
     worst = wrong[np.argsort(-confidence, kind='stable')][:LISTED]
     rows = [(show(clips[i]), names[predicted[i]], float(scores[i, predicted[i]]),
@@ -212,13 +220,13 @@ def mistakes(evaluated: Evaluated, truth: np.ndarray, predicted: np.ndarray, sho
 def absent_labels(evaluated: Evaluated, show: Show) -> str:
     """Return the labels with the highest scores that clips do not have as an HTML table."""
     names = evaluated.names
-    scores = np.where(evaluated.targets == 0, evaluated.scores, -1).ravel()  # (clips * classes,)
+    shown = evaluated.scores
+    scores = np.where(evaluated.targets == 0, shown, -1).ravel()  # (clips * classes,)
     highest = np.argpartition(-scores, min(LISTED, scores.size) - 1)[:LISTED]
     highest = highest[np.argsort(-scores[highest], kind='stable')]
     rows = []
     for clip, k in (divmod(i, len(names)) for i in highest if scores[i] >= 0):
         labels = ', '.join(names[j] for j in np.flatnonzero(evaluated.targets[clip]))
-        score = float(evaluated.scores[clip, k])
-        rows.append((show(evaluated.clips[clip]), names[k], score, labels))
+        rows.append((show(evaluated.clips[clip]), names[k], float(shown[clip, k]), labels))
     return ('<h3>Most confident mistakes: absent labels with the highest scores</h3>\n'
             + table(['clip', 'absent label', 'its score', 'the labels it has'], rows))

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import default_collate
 
 from audio.fbank import window_samples
-from audio.reading import AudioError
+from audio.reading import AudioError, window_seconds
 from tagging.result import Done, Tagging
 from tagging.sounds import Sound, is_array
 from tagging.spectrogram import Spectrogram
@@ -171,7 +171,8 @@ def _score_windows(tagger: Tagger, plans: Iterable[WindowPlan], settings: Taggin
     and the same scores.
     """
     blanks: Iterator[WindowKey | None] = itertools.repeat(None, done.windows % settings.batch_size)
-    keys = (plan.key(float(start), tagger.frames) for plan in plans for start in plan.starts)
+    needed = window_seconds(tagger.frames, tagger.sample_rate)
+    keys = (plan.key(float(start), needed) for plan in plans for start in plan.starts)
     all_keys = itertools.chain(blanks, keys)
     batches = iter(lambda: list(itertools.islice(all_keys, settings.batch_size)), [])
     dataset = Windows(tagger.frames, tagger.mel_bins, tagger.sample_rate)
@@ -197,11 +198,12 @@ def _score_batch(tagger: Tagger, batch: Any, embeddings: bool) -> list[ScoredWin
 def _put_together(tagger: Tagger, plan: WindowPlan, windows: Iterable[ScoredWindow],
                   spectrogram: bool) -> Tagging:
     """Return the Tagging of a recording, given its scored windows."""
-    planned = len(plan.starts)
-    end = min(plan.starts[-1] + tagger.seconds, plan.seconds)
+    starts = plan.starts
+    end = min(starts[-1] + tagger.seconds, plan.seconds)
     picture = Spectrogram(end, tagger.mel_bins, tagger.sample_rate) if spectrogram else None
     scores, embeddings, error = [], [], plan.error
-    for start, window in zip(plan.starts, windows):
+    # All planned windows are taken, also if the recording turns out to be shorter.
+    for start, window in zip(starts, windows):
         plan = plan.shortened(window.seconds, tagger.seconds)
         error = error or window.error or None
         scores.append(window.scores)
@@ -212,14 +214,14 @@ def _put_together(tagger: Tagger, plan: WindowPlan, windows: Iterable[ScoredWind
     if error:
         return Tagging(plan.path, plan.seconds, np.zeros(0), np.zeros(0),
                        np.zeros((0, len(tagger.labels)), np.float32), tagger.labels, error=error,
-                       planned=planned)
+                       planned=len(starts))
     count = len(plan.starts)  # fewer than planned if the recording is shorter than its header says
     ends = np.minimum(plan.starts + tagger.seconds, plan.seconds)
     return Tagging(plan.path, plan.seconds, plan.starts, ends, np.stack(scores[:count]),
                    tagger.labels,
                    embeddings=np.stack(embeddings[:count]) if embeddings else None,
                    spectrogram=picture.columns(ends[-1]) if picture else None,
-                   incomplete_from=plan.incomplete_from, planned=planned,
+                   incomplete_from=plan.incomplete_from, planned=len(starts),
                    sample_rate=tagger.sample_rate)
 
 

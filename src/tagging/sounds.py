@@ -8,7 +8,7 @@ import torch
 
 from audio import MAX_RATE, MIN_RATE
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError, resample
+from audio.reading import AudioError, first_second_to_read, resample
 from utilities.errors import DataError
 
 # Types of integers in WAV files: (the value of silence, the distance from it to full scale).
@@ -72,11 +72,9 @@ class Sound:
     def cut(self, start: float, seconds: float) -> tuple['Sound', float]:
         """Return the samples that a window needs, as floats, and where the window starts in them.
 
-        They begin up to two seconds before the window: the resampling filter looks at what comes
-        before a sample.
+        They begin up to two seconds before the window: see first_second_to_read.
         """
-        # The cut is at a whole second, where a sample begins at every rate.
-        skipped = max(0, math.floor(start) - 1)
+        skipped = first_second_to_read(start)
         end = math.ceil((start + seconds) * self.rate)
         part = _as_floats(self.samples[:, skipped * self.rate:end])
         return replace(self, samples=part), start - skipped

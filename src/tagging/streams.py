@@ -11,7 +11,7 @@ import soundfile
 
 from audio import MAX_RATE, MIN_RATE
 from audio.fbank import SAMPLE_RATE
-from audio.reading import AudioError
+from audio.reading import AudioError, first_second_to_read
 from audio.sndfile import STREAMED_BYTES
 from tagging.sounds import Sound
 from utilities.errors import DataError
@@ -112,7 +112,7 @@ class Stream:
 
     def _forget_before(self, start):
         """Drop the whole seconds that Sound.cut does not need for a window from `start` on."""
-        unused = min(math.floor(start) - 1, math.floor(self.seconds)) - self.skipped
+        unused = min(first_second_to_read(start), math.floor(self.seconds)) - self.skipped
         if unused > 0:
             self.kept = self.kept[unused * self.rate:]
             self.skipped += unused

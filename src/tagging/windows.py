@@ -63,10 +63,10 @@ class WindowPlan(NamedTuple):
         """The name of the recording in the results."""
         return self.source.name if isinstance(self.source, Sound) else self.source
 
-    def key(self, start: float, frames: int) -> 'WindowKey':
-        """Return the key in Windows of the window that begins at `start`."""
+    def key(self, start: float, seconds: float) -> 'WindowKey':
+        """Return the key in Windows of the window of some seconds that begins at `start`."""
         if isinstance(self.source, Sound):  # a worker gets the samples of the window alone
-            part, start_in_part = self.source.cut(start, window_seconds(frames))
+            part, start_in_part = self.source.cut(start, seconds)
             return WindowKey(part, start_in_part, self.seconds)
         return WindowKey(self.source, start, self.seconds)
 

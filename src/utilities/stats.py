@@ -223,9 +223,8 @@ def top5_accuracy(scores: np.ndarray, truth: np.ndarray) -> float:
 
 # What the log, metrics.csv, report.html and TensorBoard show besides the published metrics:
 # functions of (output, target), both (samples, classes). If a metric has no meaning for the labels,
-# it returns NaN, as macro F1 does if samples have several labels. A metric may use only the order
-# of a sample's scores: the output is sigmoids, but in the report's sections on predictions it is
-# softmax if --loss is CE. Otherwise, one page would show two values of the metric.
+# it returns NaN, as macro F1 does if samples have several labels. The output is sigmoids, as
+# published, for --loss CE, too.
 FURTHER_METRICS: dict[str, Metric] = {
     'macro F1': macro_f1,
     'top-5 accuracy': top5_accuracy,

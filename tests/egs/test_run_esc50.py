@@ -226,5 +226,5 @@ def test_a_gpu_is_only_looked_at_for_a_training_on_it(recipe, planned, words, lo
 
 def test_more_than_the_recordings_hold_is_refused(recipe, run_shell, tmp_path):
     done = run_shell([recipe, '--sample_rate', '44100'])
-    assert done.returncode == 2 and 'run_own.sh reads yours at their own rate' in done.stderr
+    assert done.returncode == 2 and 'a higher rate would add nothing' in done.stderr
     assert not any(tmp_path.iterdir())

@@ -126,7 +126,7 @@ def test_if_an_eps_moves_the_logits_a_line_says_by_how_much(trained, tmp_path, c
         found = float((theirs(x).logits - model(x)).abs().max())
         assert torch.equal(load_model(tmp_path / 'hub')[0](x), model(x))
     assert said > 1e-3 and said / 5 < found < said * 5
-    assert '1e-06, that of this model of 1e-05' in line
+    assert '1e-06 there, 1e-05 in this model' in line
 
 
 def test_a_model_that_transformers_made_is_exported_with_its_own_eps(tmp_path, caplog):

@@ -13,7 +13,7 @@ import torch
 import experiment
 import report
 import run
-from reports import pages
+from reports import pages, predictions
 from reports.folds import summarise_folds
 from reports.predictions import read_clips
 from small_experiment import TRAINING, one_label, write_experiment
@@ -74,6 +74,15 @@ def test_the_page_holds_the_numbers_of_every_epoch(single):
     for number in np.loadtxt(single / 'result.csv', delimiter=',').flat:
         assert f'{number:.4f}' in texts
     assert {'cum_acc', 'valid_loss', 'best epoch (2)', 'Finished: 3 of 3 epochs.'} <= set(texts)
+
+
+def test_the_classes_of_a_model_with_ce_have_the_ap_of_validation(make_experiment, monkeypatch):
+    monkeypatch.setattr(predictions, 'PAGE_MATRIX_CLASSES', 0)
+    # By sigmoids, clip 0 is ranked first in class 0, by softmax, clip 1.
+    sigmoids = torch.tensor([[0., 3, -9, -9], [-1, -5, -9, -9]]).sigmoid().numpy()
+    exp_dir = make_experiment(one_label([0, 1]), sigmoids, loss='CE')
+    texts = Reader(pages.run_page(exp_dir)).texts
+    assert texts[texts.index('AUC') + 1:][:5].count('1.0000') == 2
 
 
 def test_further_metrics_are_shown_under_the_names_that_their_file_gives_them(single):

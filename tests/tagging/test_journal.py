@@ -15,7 +15,7 @@ from audio.info import read_duration
 from models.locks import hold_lock
 from small_tagger import save_model, tag_here
 from tagging import load_tagger, tag
-from tagging.command import find_audio
+from tagging.command import JOB_OPTIONS, find_audio
 from tagging.journal import Job
 from tagging.outputs import Csv
 from utilities import parallel
@@ -49,6 +49,18 @@ def folder(job, tmp_path, monkeypatch):
     os.symlink(job / 'model.json', 'model.json')
     with one_thread():
         yield tmp_path
+
+
+# Options that a job knows in another way: by its files, by the digest of its Tagger, or by name.
+KNOWN_OTHERWISE = {'help', 'audio', 'audio_path', 'checkpoint', 'fstride', 'tstride', 'num_mel_bins',
+                   'audio_length', 'label_csv', 'dataset_mean', 'dataset_std', 'loss', 'device',
+                   'amp', 'batch_size'}
+HARMLESS = {'num_workers', 'raw_rate'}  # the second is for standard input, which is no job
+
+
+def test_every_option_that_results_depend_on_belongs_to_a_job():
+    names = {action.dest for action in inference.make_parser()._actions}
+    assert names == {*JOB_OPTIONS, *KNOWN_OTHERWISE, *HARMLESS}
 
 
 def words(folder, *more, files=('in',)):
