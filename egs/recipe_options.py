@@ -9,7 +9,7 @@ option of that name, it gets this help and default. DEFAULTS are the defaults of
 recipe changes, as options, and WORDS is what the user typed. The last value of an option counts.
 
 This prints `name=value` for every option, and `--name=value` for those options of src/run.py that
-OPTIONS, DEFAULTS or WORDS set (but not for those that the recipe passes itself). In a value, \\n is
+OPTIONS, DEFAULTS or WORDS set (but not for exp_dir and those in SET_BY_RECIPE). In a value, \\n is
 a line break and \\\\ a backslash. This runs before there is an environment, so it imports only the
 standard library, of Python 3.8 or newer.
 """

@@ -106,8 +106,8 @@ def train_and_evaluate(args: argparse.Namespace, model: ASTModel, device: torch.
 
     On a signal, mark the experiment as interrupted and exit with 75.
     """
-    # An option that is read here is in CHECKPOINT_OPTIONS (training/options.py), unless it only
-    # changes names.
+    # An option that goes into the description must be in CHECKPOINT_OPTIONS (training/options.py),
+    # unless it only changes names.
     description = {'dataset': args.dataset, 'labels': asdict(loaders.val.dataset.labels),
                    'mean': args.dataset_mean, 'std': args.dataset_std, 'loss': args.loss,
                    'start': model.start_name}

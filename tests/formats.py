@@ -138,6 +138,8 @@ KINDS = {
     'mkv': Kind(lambda: encode('aac', 'matroska', video=True)),
     'flac.mkv': Kind(lambda: encode('flac', 'matroska'), exact=True),
     'webm': Kind(lambda: encode('libopus', 'webm', rate=48000)),
+    'tta': Kind(lambda: encode('tta', 'tta')),
+    'wv': Kind(lambda: encode('wavpack', 'wv')),
     'wma': Kind(lambda: encode('wmav2', 'asf', bit_rate=128000)),
     '3gp': Kind(lambda: encode('libopencore_amrnb', '3gp', rate=8000, bit_rate=7950)),
     'amr': Kind(lambda: encode('libopencore_amrnb', 'amr', rate=8000, bit_rate=7950)),
@@ -183,6 +185,7 @@ KINDS = {
     'cut.m4a': Kind(lambda: cut(encode('aac', 'ipod', movflags='faststart')), whole=False),
     'cut.webm': Kind(lambda: cut(encode('libopus', 'webm', rate=48000)), whole=False),
     'cut.mkv': Kind(lambda: cut(encode('flac', 'matroska')), exact=True, whole=False),
+    'cut.tta': Kind(lambda: cut(encode('tta', 'tta')), whole=False),
     'cut.wma': Kind(lambda: cut(encode('wmav2', 'asf', bit_rate=128000)), whole=False),
 }
 

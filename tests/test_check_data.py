@@ -249,7 +249,7 @@ def test_recordings_that_train_badly_are_warned_about(check, make_datafile, make
     # One second is 98 frames.
     assert facts['shorter_than_window'] == 2 and facts['longer_than_window'] == 1
     code, said = check(datafile, '--audio_length', '98')
-    assert code == 0 and 'not 16000 Hz: 44100: 1' in said
+    assert code == 0 and 'sample rates other than 16000 Hz: 1 at 44100 Hz (' in said
     assert 'silent recordings (peak below 0.0001): 1' in said
 
 

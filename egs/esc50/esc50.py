@@ -43,7 +43,7 @@ FOLDS = range(1, 6)
 
 @dataclass(frozen=True)
 class Clip:
-    """A row of meta/esc50.csv: a file in audio/, its fold (1 to 5) and its class index."""
+    """A row of meta/esc50.csv: a file in audio/, its fold (one of FOLDS), its class index."""
     filename: str
     fold: int
     target: int
@@ -88,8 +88,9 @@ def read_clips(root: Path | zipp.Path, labels: Labels) -> list[Clip]:
     for line, row in rows:
         clip = read_row(row, labels)
         if clip is None:
-            raise DataError(f'{meta}, line {line}: expected a file name, a fold from 1 to 5, and a '
-                            f'target and category as in {LABEL_FILE.name}, got {quote_cells(row)}')
+            raise DataError(f'{meta}, line {line}: expected a file name, a fold from {FOLDS[0]} to '
+                            f'{FOLDS[-1]}, and a target and category as in {LABEL_FILE.name}, got '
+                            f'{quote_cells(row)}')
         if copy_name(clip.filename) in copies:
             raise DataError(f'{meta}, line {line}: {clip.filename} is listed twice, or differs '
                             f'from another file only in the suffix')

@@ -33,8 +33,8 @@ def make_labels(clips: Sequence[LabelledClip], label_csv: str | PathLike[str] | 
     if not labels:
         raise DataError('no clip has a label: there is no class to learn')
     if len(labels) < 2 and all(clip.labels for clip in clips):
-        raise DataError(f'there is but one class, {labels.names[0]}: expected at least two (or, in '
-                        f'a CSV, clips without a label); if the clips are in folders, give the '
+        raise DataError(f'there is only one class, {labels.names[0]}: expected at least two (or, '
+                        f'in a CSV, clips without a label); if the clips are in folders, give the '
                         f'folder that holds the class folders')
     # A class counts once, even if a clip gives both its name and its mid.
     return labels, [replace(clip, labels=tuple(dict.fromkeys(map(mid_of.get, clip.labels))))

@@ -63,5 +63,5 @@ def load_windows(file: str, samples: int, positions: Sequence[float], start: flo
 
 @functools.lru_cache(maxsize=2 ** 14)
 def _real_seconds(path):
-    """Return how long a recording is. All of it is read, but once in each worker."""
+    """Return how long a recording is. All of it is read, unless the cache still has its length."""
     return inspect_audio(path).seconds

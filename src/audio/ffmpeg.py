@@ -11,8 +11,9 @@ import numpy as np
 
 from audio.reader import Reader
 
-# Containers that say how long they are. For others, FFmpeg estimates it from the bit rate.
-SAYS_LENGTH = 'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'asf'
+# Containers whose length is trusted. That of others may be an estimate of FFmpeg, such as one from
+# the bit rate or from the size of the file.
+SAYS_LENGTH = 'mov,mp4,m4a,3gp,3g2,mj2', 'matroska,webm', 'asf', 'tta', 'wv'
 # The first frame of an MP3, if it says how many follow.
 XING = re.compile(rb'\xff[\xe0-\xff].{11,36}(?:Xing|Info|VBRI)', re.DOTALL)
 MAX_FRAME = 2 ** 11  # bytes
@@ -92,7 +93,7 @@ class FFmpegReader(Reader):
         return np.repeat(block.mean(axis=1, keepdims=True), self.channels, axis=1)
 
     def _promised_length(self):
-        """Return how many samples the header promises, or None if FFmpeg only estimates them."""
+        """Return how many samples the header promises, or None if that may be an estimate."""
         name = self.container.format.name
         if name not in SAYS_LENGTH and not (name == 'mp3' and self._has_xing()):
             return None

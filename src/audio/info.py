@@ -18,7 +18,8 @@ class AudioInfo(NamedTuple):
     peak: float  # largest absolute sample; 1 is full scale; NaN or infinite if a sample is
     mono_peak: float  # the same of the mean of the channels, which is what the model hears
     # The second at which damage begins, or at which the sound ends although its header announces
-    # more. None if it is whole.
+    # more. None if neither is found: a cut does not always show, since not every format says how
+    # long the sound is.
     incomplete_from: float | None
 
     @property

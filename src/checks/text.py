@@ -37,13 +37,15 @@ def _recording_lines(report):
     of_model = report['sample_rate']
     others = {rate: n for rate, n in report['sample_rates'].items() if rate != of_model}
     if others:
-        yield (f'  sample rates: not {of_model} Hz: {_counts(others)} (resampled whenever they '
-               f'are read)')
+        rates = ', '.join(f'{n} at {rate} Hz' for rate, n in others.items())
+        yield (f'  sample rates other than {of_model} Hz: {rates} (resampled whenever they are '
+               f'read)')
     else:
         yield f'  sample rates: all {of_model} Hz'
     several = {channels: n for channels, n in report['channels'].items() if channels > 1}
     if several:
-        yield f'  channels: more than one: {_counts(several)} (averaged)'
+        numbers = ', '.join(f'{n} with {channels}' for channels, n in several.items())
+        yield f'  more than one channel: {numbers} (averaged)'
     else:
         yield '  channels: all one'
 
@@ -83,10 +85,6 @@ def verdict(result: Mapping[str, Any]) -> str:
     if result['leaks']:
         parts.append('datafiles share recordings or videos (LEAK, above): scores would be too good')
     return '; '.join(parts) or 'training would run with these datafiles'
-
-
-def _counts(counts: Mapping[int, int]) -> str:
-    return ', '.join(f'{value}: {count}' for value, count in counts.items())
 
 
 def _listed(title: str, items: Sequence[str], max_listed: int) -> Iterator[str]:

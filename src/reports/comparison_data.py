@@ -125,10 +125,11 @@ def mean_of_all(numbers: Sequence[float | None]) -> float | None:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """Return names that tell folders apart: their paths without what all have in common.
+    """Return names that tell folders apart: their paths without common beginnings and ends.
 
     Recipes name a folder after its settings, as in esc50-base384-f10-t10-audioset-b48-lr1e-5-seed0.
-    If names are so long, the settings that all have in common are left out, too.
+    If a name is longer than LONG_NAME, the settings with which all names begin or end are left out,
+    too.
     """
     paths = [list(Path(os.path.abspath(folder)).parts) for folder in folders]
     names = ['/'.join(parts) for parts in without_common(paths)]

@@ -137,7 +137,7 @@ def scores_tables(experiments: Sequence[Experiment], names: Sequence[str],
 
 
 def settings_table(experiments: Sequence[Experiment], names: Sequence[str]) -> str:
-    """Return the settings in which experiments differ as an HTML table.
+    """Return an HTML table of the settings in which experiments differ.
 
     An option that an experiment's version did not have shows its default.
     """

@@ -144,7 +144,7 @@ def read_results(folds: Sequence[Path]) -> np.ndarray:
     for fold, its_rows in zip(folds, rows):
         if len(its_rows) < most:
             raise DataError(f'{fold / "result.csv"} has {len(its_rows)} epochs, but that of '
-                            f'another fold has {most}: train that fold again with --resume none')
+                            f'another fold has {most}: train {fold.name} again with --resume none')
     return np.stack(rows)
 
 

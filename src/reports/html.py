@@ -44,7 +44,7 @@ table.matrix { line-height: 1 }
 $css</style></head><body>
 <h1>$title</h1><p class="soft">$lead</p>
 $sections
-<p class="soft">Written $time by $program.</p>
+<p class="soft">Written $time. $program writes this page again.</p>
 </body></html>
 ''')
 
@@ -132,7 +132,7 @@ def page(title: str, lead: str, sections: Iterable[str], time: str, program: str
     Args:
         title, lead, time: texts.
         sections: HTML.
-        program: the program that writes the page.
+        program: the program that writes the page again, if the user wants it.
         css: further style.
     """
     html = PAGE.substitute(title=escape(title), lead=escape(lead), sections='\n'.join(sections),

@@ -218,7 +218,7 @@ def mistakes(evaluated: Evaluated, truth: np.ndarray, predicted: np.ndarray, sho
 
 
 def absent_labels(evaluated: Evaluated, show: Show) -> str:
-    """Return the labels with the highest scores that clips do not have as an HTML table."""
+    """Return an HTML table of the highest scores for labels that the clips do not have."""
     names = evaluated.names
     shown = evaluated.scores
     scores = np.where(evaluated.targets == 0, shown, -1).ravel()  # (clips * classes,)

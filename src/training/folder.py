@@ -89,7 +89,7 @@ class ExperimentFolder:
 
         Raises:
             DataError: if the folder holds an experiment with other settings, or a finished one
-                without a checkpoint that could continue.
+                that is to train for more epochs, but has kept no checkpoint.
         """
         if self.args.resume == 'none' or not (self.path / 'args.json').exists():
             return True

@@ -18,7 +18,7 @@ class Launch(NamedTuple):
     size: int = 1  # how many processes there are
     local_rank: int = 0  # its number among the processes of its machine
     # How many processes torchrun has started on this machine; 1 with srun, which does not say it.
-    # processes.local_size() knows the number with both.
+    # If a recipe has started srun, processes.local_size() knows the number, too.
     torchrun_local_size: int = 1
 
 

@@ -88,8 +88,9 @@ class EpochLoss:
         """Add a step.
 
         Args:
-            loss: what Trainer.step returns: the mean loss of this process's samples, times its
-                share. Averaged over the processes, it is the mean over all samples of the step.
+            loss: what Trainer.step returns: the mean loss of this process's samples, times `share`,
+                their number relative to an even split (1 if all processes have equally many).
+                Averaged over the processes, it is the mean over all samples of the step.
             samples: number of samples in all processes.
         """
         self.steps += 1

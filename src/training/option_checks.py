@@ -186,8 +186,8 @@ def check_processes(parser: argparse.ArgumentParser, args: argparse.Namespace, l
         # first one's weights.
         count = torch.cuda.device_count()
         parser.error(f'--compile True does not work in one process with {count} GPUs: start one '
-                     f'process for each GPU (--launcher torchrun), or use one GPU (--device '
-                     f'cuda:0)')
+                     f'process for each GPU (recipes do with --launcher torchrun), or use one GPU '
+                     f'(--device cuda:0)')
     if args.batch_size % launch.size:
         less = args.batch_size // launch.size * launch.size
         nearest = f'{less} or {less + launch.size}' if less else launch.size

@@ -36,7 +36,8 @@ ENDS_AT_MIN_LR = ('cosine',)  # schedules that end at --min_lr: subclasses of De
 CROPS = ('first', 'random')
 
 # A run that continues cannot change these options, even with --force: its checkpoint could not be
-# used, or the .json beside its models would be wrong.
+# used, or would bring back the old value (the optimizer's state holds its weight decay), or the
+# .json beside its models would be wrong.
 CHECKPOINT_OPTIONS = (
     'model', 'model_size', 'start', 'imagenet_pretrain', 'audioset_pretrain', 'n_class', 'fstride',
     'tstride', 'num_mel_bins', 'audio_length', 'optim', 'weight_decay', 'layer_decay', 'head_lr',

@@ -107,10 +107,10 @@ class PlateauDecay(Decay):
 
 
 class DecayToEnd(Decay):
-    """A decay from --lr, at the end of the warmup, to --min_lr, at the last step of the run.
+    """A decay from --lr, at the end of the warmup, to --min_lr, at the end of the run.
 
     If a run continues with more epochs, the decay is stretched from where it stands: it goes on
-    without a jump, and ends at the new last step. One that has come to its end stays at
+    without a jump, and ends with the longer run. One that has come to its end stays at
     --min_lr; if that is 0, the run cannot continue.
 
     To add one, write a subclass with a `shape`, and add its name to ENDS_AT_MIN_LR in options.py,

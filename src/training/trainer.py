@@ -290,6 +290,7 @@ def warn_of_waiting(batches: TimedBatches, loader, title: str) -> None:
     """Log a warning if training waited for data during much of an epoch."""
     if batches.seconds >= WAITING_SECONDS and batches.share >= WAITING_SHARE:
         logger.warning(
-            '%s: training waited for data for %.0f %% of the time, with %d data workers; more '
-            'cores and --num_workers, a local disk, WAV or FLAC at the --sample_rate help', title,
-            100 * batches.share, loader.num_workers)
+            '%s: training waited for data for %.0f %% of the time, with %d data workers; these '
+            'help: more cores and a higher --num_workers; a local disk; WAV or FLAC files that '
+            'have the rate of --sample_rate already', title, 100 * batches.share,
+            loader.num_workers)

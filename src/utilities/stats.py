@@ -181,9 +181,10 @@ def mean_of(values: Iterable[float]) -> float:
 
 
 def is_single_label(target: np.ndarray) -> bool:
-    """Return whether all samples of target (samples, classes) have one label, but for negatives.
+    """Return whether no sample of target (samples, classes) has several labels.
 
-    With a single class there is nothing to confuse: the answer is no.
+    Negatives have none. If all samples are negatives, or if there is only one class, there is
+    nothing to confuse: the answer is no.
     """
     return bool(target.shape[1] > 1 and target.any() and target.sum(axis=1).max() == 1)
 

@@ -351,7 +351,7 @@ def test_a_label_that_is_not_in_the_label_file_is_named(make_clips, make_labels,
     (table('path,species', ['c0.wav,a']),
      "columns 'path, species', but .*label or class or category"),
     (table('path,label,fold,split', ['c0.wav,a,1,train']), 'fold and split'),
-    (table('path,label', ['c0.wav,a', 'c1.wav,a']), 'but one class, a'),
+    (table('path,label', ['c0.wav,a', 'c1.wav,a']), 'only one class, a'),
     ('path,label\n', 'lists no files'), ('', 'path and labels are needed')])
 def test_a_csv_that_is_wrong_is_refused_with_the_line(make_csv, out, text, reason):
     with pytest.raises(DataError, match=reason):
@@ -413,7 +413,7 @@ def test_negatives_of_groups_are_split_with_them(make_csv, out):
 
 
 @pytest.mark.parametrize('paths, reason', [
-    (('one/a.wav', 'one/b.wav'), 'but one class, one'),
+    (('one/a.wav', 'one/b.wav'), 'only one class, one'),
     (('a.wav',), 'no audio files in folders'),
     ((), 'does not exist'),
 ])
