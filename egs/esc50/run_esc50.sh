@@ -5,7 +5,7 @@
 #   stage 2  train and evaluate the folds
 #   stage 3  summarise
 # Stages and folds that are done are skipped, so the same command continues where it stopped.
-# The demo needs no network, GPU or weights, and trains on synthetic sounds:
+# The demo trains on synthetic sounds, without a GPU or weights, and after stage 0 without network:
 # ./run_esc50.sh --demo True
 #SBATCH --job-name=ast-esc50 --gres=gpu:4 --ntasks-per-node=1 -c 16 --mem=48000
 #SBATCH --output=./log_%j.txt --open-mode=append --requeue --signal=B:USR1@120

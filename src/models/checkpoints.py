@@ -115,8 +115,10 @@ def _build(description: Description, label_dim: int, rows: int, dim: int,
     """
     model_size = description.get('model_size')
     if model_size is None:
-        raise WeightsError(f'{path} has a positional embedding of {rows} x {dim}, expected '
-                           f'{", ".join(map(str, SIZES))} dimensions')
+        raise WeightsError(f'{path} has embeddings of {dim} dimensions, but those of a DeiT have '
+                           f'{", ".join(map(str, SIZES))}. If it is built on another ViT, write '
+                           f'its model_size into {path.with_suffix(".json").name} beside it, such '
+                           f'as {{"model_size": "vit_large_patch16_224"}}')
     settings = {name: description[name] for name in MODEL_SETTINGS}
     # On the meta device nothing is drawn or stored: the checkpoint brings every value.
     with name_in_errors(path), torch.device('meta'):

@@ -144,7 +144,8 @@ def check_pretraining(config: ModelConfig, imagenet_pretrain: bool,
                          'the AudioSet checkpoint was itself trained from ImageNet weights')
     if audioset_pretrain and config.model_size != 'base384':
         raise ValueError(f'audioset_pretrain=True needs model_size base384, the size of the '
-                         f'AudioSet checkpoint, got {config.model_size}')
+                         f'AudioSet checkpoint, got {config.model_size}: take '
+                         f'audioset_pretrain=False')
 
 
 def read_start(path: Path, model_size: str, settings: Mapping[str, Any]) -> Start:

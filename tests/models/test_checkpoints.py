@@ -330,7 +330,7 @@ def test_a_checkpoint_that_is_no_ast_is_refused(tmp_path):
 
 def test_embeddings_of_a_dimension_that_no_size_has_are_refused(tiny, tmp_path):
     torch.save({**tiny.state_dict(), 'v.pos_embed': torch.zeros(1, 12, 200)}, tmp_path / 'a.pth')
-    with pytest.raises(WeightsError, match='12 x 200, expected 192, 384, 768 dimensions'):
+    with pytest.raises(WeightsError, match='200 dimensions, .* 192, 384, 768.*into a.json'):
         load_model(tmp_path / 'a.pth', fstride=10, tstride=10)
 
 
