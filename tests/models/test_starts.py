@@ -494,7 +494,7 @@ def test_a_size_that_does_not_fit_the_start_is_named_by_its_option(train, tmp_pa
 def test_a_dry_run_warns_of_strides_that_leave_gaps(train, tmp_path, capsys):
     torch.save(audio_models.SSAST((128, 2)).file(), tmp_path / 'frames.pth')
     train('--start', 'frames.pth', '--dry_run')
-    assert 'Strides of at most 128 x 2 see all' in capsys.readouterr().err
+    assert 'Strides of at most 128 x 2 leave no gaps' in capsys.readouterr().err
 
 
 def test_a_dry_run_from_a_vit_of_timm_downloads_nothing(train, hub_offline, capsys):
