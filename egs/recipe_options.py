@@ -80,7 +80,8 @@ def add_launch_options(group):
     add('--nodes', type=whole(1),
         help='machines that train together; by default those of the Slurm job, or one')
     add('--processes', type=whole(1),
-        help='processes per machine; by default one per GPU, or without GPUs one per Slurm task')
+        help='processes per machine, with torchrun or slurm; by default one per GPU, or without '
+             'GPUs one per Slurm task')
 
 
 def refuse_any(_):

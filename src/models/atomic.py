@@ -40,8 +40,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     write the same path at once: it is always a whole file, in the end that of the last one.
     """
     path = Path(path)
-    # torch.save writes the file's name into the file, but for what follows the last dot. The random
-    # part stands there, so that the same weights give the same bytes.
+    # torch.save writes the file's name into the file, up to its last dot. The random part comes
+    # after that dot, so that the same weights give the same bytes.
     partial = path.with_name(f'.{path.name}.part-{secrets.token_hex(3)}')
     try:
         with write_errors(path):
