@@ -78,7 +78,7 @@ def packed_before(folder: Path) -> tuple[dict[str, Path], int]:
 
 def write_shard(path: Path, left: collections.deque[tuple[str, str | Path]], shard_bytes: float,
                 bar: tqdm) -> list[str]:
-    """Write a zip of about so many bytes.
+    """Write a zip of about this many bytes.
 
     Args:
         left: (name, path) of files; those that are written are removed from its front.

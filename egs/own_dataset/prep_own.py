@@ -25,7 +25,7 @@ def make_parser() -> OptionParser:
     add('--test_share', type=number(0, MAX_SHARE), default=SplitConf.test_share,
         help='share of the test set')
     add('--n_folds', type=whole(0), default=SplitConf.n_folds,
-        help='make so many folds, for a cross-validation, in place of one split; 0: one split')
+        help='make this many folds, for a cross-validation, in place of one split; 0: one split')
     add('--seed', type=seed_type, default=SplitConf.seed, help='fixes the split')
     add('--label_csv',
         help='label file that fixes the classes and their order; without it, they come from the '

@@ -90,4 +90,3 @@ def _known_scores(values: MetricValues, metric: str) -> MetricValues:
     """
     names = dict.fromkeys((metric, 'mAP', 'mAUC', 'd_prime', *FURTHER_METRICS))
     return {name: values[name] for name in names if math.isfinite(values.get(name, math.nan))}
-

@@ -36,7 +36,7 @@ def load_checkpoint(model: ASTModel, source: str | Path) -> None:
 
     Args:
         source: see locate. Any form that read_state_dict reads. Entries and shapes must be exactly
-            the model's, but for DeiT's two heads, which published files carry along.
+            the model's, except DeiT's two heads, which published files carry along.
 
     Raises:
         WeightsError: if it does not fit, or was made for another computation than the model's.

@@ -149,5 +149,5 @@ def read_results(folds: Sequence[Path]) -> np.ndarray:
 
 
 def repeat_last(rows: np.ndarray, epochs: int) -> np.ndarray:
-    """Return the rows (epochs of a fold, ...), the last of them repeated up to so many epochs."""
+    """Return the rows (epochs of a fold, ...), the last of them repeated up to this many epochs."""
     return np.concatenate([rows, np.repeat(rows[-1:], epochs - len(rows), axis=0)])

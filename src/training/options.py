@@ -157,7 +157,7 @@ def add_more_augmentation_options(group):
     add('--gain_db', type=number(0, 60), default=0,
         help='largest random change of the loudness, in dB')
     add('--shift_frames', type=whole(0), default=0,
-        help='roll training samples in time by at most so many frames, without noise')
+        help='roll training samples in time by at most this many frames, without noise')
     add('--spec_mixup', type=number(0, 1), default=0,
         help='share of the training samples that are mixed with another as spectrograms; those '
              'that --mixup has mixed are not mixed again')
@@ -206,7 +206,7 @@ def add_schedule_options(group):
     add('--warmup', type=boolean, default=False,
         help='raise the rate linearly over the first 1000 steps')
     add('--warmup_epochs', type=number(0), default=0,
-        help='raise the rate linearly over so many epochs')
+        help='raise the rate linearly over this many epochs')
     add('--lrscheduler_start', type=whole(1), default=2,
         help='epoch after which the rate first decays')
     add('--lrscheduler_step', type=whole(1), default=1, help='epochs from one decay to the next')
@@ -234,7 +234,7 @@ def add_finetuning_options(group):
         help='multiply the learning rate of the head by this')
     add('--freeze', type=frozen, default='none',
         help='weights that are not trained: none; backbone: all but the head; a number: those of '
-             'the patches and of so many first blocks')
+             'the patches and of this many blocks, from the first on')
     add('--cache_embeddings', type=boolean, default=False,
         help='with --freeze backbone and without augmentation: compute the embedding of each clip '
              'once, so that an epoch takes seconds; every recording must be readable')
@@ -245,7 +245,7 @@ def add_finetuning_options(group):
         help='evaluate and save a moving average of the weights with this decay, such as 0.999; '
              '0: no average')
     add('--patience', type=whole(0), default=0,
-        help='stop if the metric has not risen for so many epochs (any rise counts); 0: never')
+        help='stop if the metric has not risen for this many epochs (any rise counts); 0: never')
 
 
 def add_machine_options(group):

@@ -189,7 +189,7 @@ class Schedule:
     """Sets the learning rate of each step: --lr, times a Decay, times a warmup.
 
     With --warmup, the rate rises linearly from 0 over the first 1000 steps, with --warmup_epochs
-    over so many epochs.
+    over this many epochs.
 
     A parameter group of the optimizer may have an `lr_scale`, which multiplies its rate. That is
     what layer decay needs.

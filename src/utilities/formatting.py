@@ -13,7 +13,7 @@ def quoted(text: str) -> str:
 
 
 def shortened(names: Iterable[str], most: int = 10, separator: str = ', ') -> str:
-    """Join names. If there are more than `most`, join so many and say how many are left."""
+    """Join names. If there are more than `most`, join the first and say how many are left."""
     names = list(names)
     rest = f' and {len(names) - most} more' if len(names) > most else ''
     return separator.join(names[:most]) + rest

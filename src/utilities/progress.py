@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
 
-LONG_BATCH = 100  # items; a batch of so many shows how many of them are done
+LONG_BATCH = 100  # items; a batch of at least as many shows how many of them are done
 
 logger = logging.getLogger(__name__)
 
