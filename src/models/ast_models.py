@@ -366,7 +366,7 @@ class ASTModel(nn.Module):
         return layers
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the embeddings, which weight decay leaves alone."""
+        """Return the names of position embeddings and tokens, which weight decay leaves out."""
         return {f'v.{name}' for name in (*self.v.no_weight_decay(), 'reg_token')}
 
 

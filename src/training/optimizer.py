@@ -66,8 +66,8 @@ def group_parameters(model: Any, settings: argparse.Namespace) -> Groups:
     The rate of a group is that of the schedule times the group's `lr_scale`. In the published
     training, all parameters have the same rate and the same weight decay. With --layer_decay, a
     layer has the rate of the layer above it times this factor (BEiT, arXiv:2106.08254). With it or
-    with an optimizer of DECAYS_ONLY_MATRICES, biases, normalisations and embeddings have no weight
-    decay. --head_lr is a factor of the rate of the head.
+    with an optimizer of DECAYS_ONLY_MATRICES, biases, normalisations, position embeddings and
+    learned tokens have no weight decay. --head_lr is a factor of the rate of the head.
     """
     decay = settings.weight_decay
     if settings.layer_decay < 1:

@@ -28,8 +28,8 @@ from utilities.cli import (
 # schedule.DECAYS, augmentation.CROPS. tests/training/test_options.py holds them equal.
 MODELS = ('ast',)
 OPTIMIZERS = ('adam', 'adamw', 'sgd')
-# Optimizers whose weight decay leaves out biases, normalisations and embeddings. The published Adam
-# decays these, too.
+# Optimizers whose weight decay leaves out biases, normalisations, position embeddings and learned
+# tokens. The published Adam decays these, too.
 DECAYS_ONLY_MATRICES = ('adamw',)
 SCHEDULES = ('step', 'cosine', 'plateau')
 ENDS_AT_MIN_LR = ('cosine',)  # schedules that end at --min_lr: subclasses of DecayToEnd
@@ -182,7 +182,7 @@ def add_training_options(group):
     add('--lr', '--learning_rate', type=number(above=0), default=0.001, help='learning rate')
     add('--weight_decay', type=number(0), default=5e-7,
         help=f'weight decay; with {" or ".join((*DECAYS_ONLY_MATRICES, "--layer_decay"))}, not of '
-             f'biases, normalisations and embeddings')
+             f'biases, normalisations, position embeddings and learned tokens')
     add('--clip_grad', type=number(0), default=0,
         help='largest norm of the gradient, 0 for no limit')
     add_schedule_options(group)
