@@ -58,6 +58,13 @@ refuse() {
     exit 2
 }
 
+# Set lr, if the user has not: without AudioSet weights, more has to be learnt.
+choose_rate() {
+    [ -z "$lr" ] || return 0
+    if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
+    RUN_OPTIONS+=(--lr "$lr")
+}
+
 # Stop if the model would hear higher frequencies than the recipe's recordings hold.
 refuse_higher_rates() {
     [ "$sample_rate" -le 16000 ] ||
@@ -190,8 +197,14 @@ stop_run() {
     esac 2> /dev/null || true
 }
 
-# Slurm may warn of the time limit while nothing trains: then the next training is asked to stop.
-trap 'STOP=USR1' USR1
+# Set what signals do while nothing trains. Slurm may warn of the time limit: then the next training
+# is asked to stop.
+trap_outside_training() {
+    trap 'echo "stopped; the same command continues" >&2; exit 130' INT
+    trap - TERM HUP
+    trap 'STOP=USR1' USR1
+}
+trap_outside_training
 
 # Run src/run.py with these arguments, and ask it to stop if a signal comes. Return its exit code.
 run_to_the_end() {
@@ -209,8 +222,7 @@ run_to_the_end() {
     # A trapped signal ends `wait` too early. bash still knows the program's own status afterwards.
     while kill -0 "$RUN_PID" 2> /dev/null; do wait "$RUN_PID" || true; done
     [ -z "$STOP" ] || { status=0; wait "$RUN_PID" || status=$?; }
-    trap - INT TERM HUP
-    trap 'STOP=USR1' USR1
+    trap_outside_training
     return "$status"
 }
 
@@ -246,10 +258,14 @@ keep_old_results() {
     fi
 }
 
-# Train: run src/run.py on exp_dir $1 with RUN_OPTIONS and further options. If a signal stops it,
-# end the recipe.
+# Train: run src/run.py on exp_dir $1 with RUN_OPTIONS and further options, of which the first is
+# --data_train. If a signal stops it, end the recipe.
 train() {
     local exp_dir=$1 status=0
+    if [ "$dry_run" = True ] && [ ! -f "$3" ]; then
+        fail "there is no $3: first prepare the data, with --stop_stage $((TRAINING_STAGE - 1)) and \
+without --dry_run"
+    fi
     set -- ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"} --exp_dir "$@"
     [ "$launcher" = single ] || set_processes
     if [ "$dry_run" = True ]; then

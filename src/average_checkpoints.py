@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, run_program, setup_logging
 
 
 def make_parser() -> OptionParser:
@@ -45,4 +45,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

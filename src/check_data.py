@@ -8,7 +8,14 @@ import json
 import sys
 from collections.abc import Sequence
 
-from utilities.cli import OptionParser, add_input_options, exit_on, setup_logging, whole
+from utilities.cli import (
+    OptionParser,
+    add_input_options,
+    exit_on,
+    run_program,
+    setup_logging,
+    whole,
+)
 
 
 def make_parser() -> OptionParser:
@@ -53,4 +60,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

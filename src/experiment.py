@@ -60,8 +60,10 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
         ) -> None:
     """Run one experiment, or nothing if it is finished already."""
     precision = choose_precision(args.amp, device)
+    folder = ExperimentFolder(args)
     if args.dry_run:
-        log_dry_run(args, device, precision, launch)
+        if folder.has_work_left():
+            log_dry_run(args, device, precision, launch)
         return
 
     processes.join(launch, device, args.timeout_minutes)
@@ -70,7 +72,6 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
     tf32 = precision is not None
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
-    folder = ExperimentFolder(args)
     with folder.lock() as has_work_left:
         if not has_work_left:
             tidy_up(folder)

@@ -9,7 +9,7 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from utilities.cli import OptionParser, add_checkpoint_options, exit_on, setup_logging
+from utilities.cli import OptionParser, add_checkpoint_options, exit_on, run_program, setup_logging
 from utilities.formatting import quoted
 
 FORMATS = ('transformers', 'onnx', 'torch_export')
@@ -101,4 +101,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

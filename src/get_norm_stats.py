@@ -7,6 +7,7 @@ from utilities.cli import (
     add_num_workers,
     exit_on,
     number,
+    run_program,
     setup_logging,
 )
 
@@ -43,4 +44,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

@@ -15,6 +15,7 @@ from utilities.cli import (
     exit_on,
     let_threads_sleep,
     number,
+    run_program,
     setup_logging,
     whole,
 )
@@ -136,4 +137,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

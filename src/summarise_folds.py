@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.cli import OptionParser, exit_on, run_program, setup_logging
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,4 +22,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import OptionParser, setup_logging
+from utilities.cli import OptionParser, run_program, setup_logging
 
 SOURCES = {'auto': ('url', 'hub'), 'dropbox': ('url',), 'huggingface': ('hub',)}
 
@@ -45,4 +45,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

@@ -10,6 +10,7 @@ from utilities.cli import (
     add_computing_options,
     exit_on,
     let_threads_sleep,
+    run_program,
     setup_logging,
     whole,
 )
@@ -64,4 +65,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

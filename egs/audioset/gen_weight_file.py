@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.cli import OptionParser, exit_on, run_program, setup_logging
 from utilities.weight_files import WEIGHT_RULE, weight_file
 
 LABEL_FILE = Path(__file__).resolve().parent / 'data' / 'class_labels_indices.csv'
@@ -40,4 +40,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

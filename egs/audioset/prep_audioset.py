@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import OptionParser, exit_on, number, setup_logging
+from utilities.cli import OptionParser, exit_on, number, run_program, setup_logging
 
 HERE = Path(__file__).resolve().parent
 LABEL_FILE = HERE / 'data' / 'class_labels_indices.csv'
@@ -73,4 +73,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

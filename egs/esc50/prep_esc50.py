@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
-from utilities.cli import OptionParser, exit_on, setup_logging
+from utilities.cli import OptionParser, exit_on, run_program, setup_logging
 
 HERE = Path(__file__).resolve().parent
 
@@ -32,4 +32,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

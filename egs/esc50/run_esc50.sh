@@ -47,10 +47,7 @@ if [ "$demo" = True ]; then
     [ "$recipe" = published ] || DEFAULTS+=(--exp_dir "$HERE/exp/demo-$recipe")
     parse_options "$@"
 fi
-if [ -z "$lr" ]; then
-    if [ "$audioset_pretrain" = True ]; then lr=1e-5; else lr=1e-4; fi
-    RUN_OPTIONS+=(--lr "$lr")
-fi
+choose_rate
 refuse_higher_rates
 : "${prep_dir:=$HERE/data}"
 exp_dir=$(default_exp_dir "$exp_dir")

@@ -8,7 +8,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'src'))
 from own_clips import SplitConf
-from utilities.cli import OptionParser, exit_on, number, seed_type, setup_logging, whole
+from utilities.cli import (
+    OptionParser,
+    exit_on,
+    number,
+    run_program,
+    seed_type,
+    setup_logging,
+    whole,
+)
 
 MAX_SHARE = 0.45  # of the validation and of the test set: something must be left to train on
 
@@ -53,4 +61,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run_program(main)

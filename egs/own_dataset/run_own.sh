@@ -41,7 +41,7 @@ freqm=             frequency masks are narrower than this, in mel bins; by defau
 timem=             time masks are shorter than this, in frames; by default a fifth of the input
 metrics=           main metric; by default acc if every clip has one label, else mAP
 loss=              loss function; by default CE if every clip has one label, else BCE
-lr=1e-5            learning rate; use a higher one without AudioSet pretraining
+lr=                learning rate; by default 1e-5, or 1e-4 without AudioSet pretraining
 "
 DEFAULTS=(--imagenet_pretrain True --audioset_pretrain True
     --n_epochs 25 --batch_size 12 --lrscheduler_start 5 --lrscheduler_decay 0.85)
@@ -139,6 +139,7 @@ summarise() {
 
 parse_options "$@"
 use_recipe "$@"
+choose_rate
 [ -n "$data" ] || refuse '--data is needed: a folder with one folder per class, or a CSV'
 : "${dataset:=$(dataset_name "$data")}" "${prep_dir:=$HERE/data/$(dataset_name "$data")}"
 exp_dir=$(default_exp_dir "$exp_dir")

@@ -67,7 +67,7 @@ class ExperimentFolder:
         with contextlib.ExitStack() as held:
             def lock_and_look():
                 held.enter_context(self._lock())
-                return self._has_work_left()
+                return self.has_work_left()
 
             yield processes.on_main(lock_and_look)
 
@@ -84,7 +84,7 @@ class ExperimentFolder:
                 raise DataError(f'{self.path} cannot be locked: {error.strerror}') from None
             yield
 
-    def _has_work_left(self):
+    def has_work_left(self) -> bool:
         """Return whether there is something to train, and log it if there is nothing.
 
         Raises:

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -255,6 +256,15 @@ def setup_logging(rank: int = 0) -> None:
     # Standard output: names of files may have characters that a terminal's encoding lacks.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')
+
+
+def run_program(main: Callable[[], object]) -> None:
+    """Run the main function of a program. On Ctrl-C, end with one word in place of a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)  # as a shell says it
 
 
 @contextlib.contextmanager

@@ -31,6 +31,30 @@ def start(root, terminal, tmp_path_factory):
     return lambda *options: start_recipe('--stage', '2', '--stop_stage', '2', *options)
 
 
+SLOW_PYTHON = """#!/bin/sh
+# A Python that takes long to prepare data.
+case "$*" in *prep_sc.py*) echo prepares; exec sleep 60 ;; esac
+exec "$REAL_PYTHON" "$@"
+"""
+
+
+def test_ctrl_c_while_data_are_prepared_says_that_the_same_command_continues(root, terminal,
+                                                                             tmp_path):
+    slow = tmp_path / 'python'
+    slow.write_text(SLOW_PYTHON)
+    slow.chmod(0o755)
+    environ = terminal()
+    environ |= {'REAL_PYTHON': environ['AST_PYTHON'], 'AST_PYTHON': str(slow)}
+    command = [str(root / 'egs' / 'speechcommands' / 'run_sc.sh'), '--prep_dir', str(tmp_path)]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.PIPE, start_new_session=True,
+                               preexec_fn=hear_hangups)
+    assert any('prepares' in line for line in process.stdout)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == 'stopped; the same command continues\n'
+
+
 def test_a_recipe_that_is_signalled_stops_with_75_and_the_same_line_goes_on(start):
     options, advice = ['--resume', 'none'], 'the same command without --resume none continues'
     for number, to_all in [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGUSR1, False),

@@ -330,6 +330,11 @@ def test_every_script_with_options_is_walked_here(root):
     assert with_parser - {'egs/recipe_options.py', 'src/training/config.py'} == set(ENTRY_POINTS)
 
 
+def test_every_program_ends_without_a_traceback_at_ctrl_c(root):
+    for script in set(ENTRY_POINTS) - {'src/run.py'}:  # which training/interrupt.py ends
+        assert '\n    run_program(main)\n' in (root / script).read_text(), script
+
+
 def test_an_exp_dir_that_somebody_made_stays_where_a_run_is_refused(start, folder):
     (folder / 'deep' / 'exp').mkdir(parents=True)
     start('src/run.py', [*MODEL.split(), '--n_class', '4'])

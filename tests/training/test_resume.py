@@ -262,6 +262,16 @@ def test_resume_none_removes_every_file_that_a_run_can_leave(folder):
     assert not list((folder / 'exp').iterdir())
 
 
+def test_a_dry_run_says_whether_the_folder_would_be_refused_or_is_finished(exp_dir, capsys):
+    start('--exp_dir', 'exp', '--n_epochs', '1', '--dry_run')
+    said = capsys.readouterr().err
+    assert 'is finished already' in said and 'samples:' not in said
+    assert '--lr 0.0001 -> 0.0002' in stopped(capsys, '--exp_dir', 'exp', '--lr', '2e-4',
+                                              '--n_epochs', '1', '--dry_run')
+    start('--exp_dir', 'exp', '--n_epochs', '2', '--dry_run')
+    assert 'samples:' in capsys.readouterr().err
+
+
 def test_a_run_that_is_marked_begins_again_once(exp_dir, capsys):
     (exp_dir / 'begin_again').touch()
     words = '--exp_dir', 'exp', '--n_epochs', '1', '--lr', '2e-4'

@@ -15,6 +15,7 @@ from utilities.cli import (
     exit_on,
     mel_bins_type,
     number,
+    run_program,
     setup_logging,
     whole,
     with_underscores,
@@ -224,3 +225,11 @@ def test_no_more_mel_bins_are_asked_for_than_the_fft_tells_apart():
 def test_what_follows_two_dashes_is_left_as_it_is():
     words = ['--a_b', '1', '--', '--4g-aRa.wav', '-5']
     assert with_underscores(['--a-b', *words[1:]]) == words
+
+
+def test_ctrl_c_ends_a_program_in_one_word(capsys):
+    def main():
+        raise KeyboardInterrupt
+    with pytest.raises(SystemExit) as ended:
+        run_program(main)
+    assert ended.value.code == 130 and capsys.readouterr().err == 'stopped\n'
