@@ -197,10 +197,21 @@ stop_run() {
     esac 2> /dev/null || true
 }
 
+# Say that the recipe was stopped, and how it goes on.
+say_stopped() {
+    if [ "${resume:-}" = none ]; then
+        echo 'stopped; the same command without --resume none continues. If the folder of a run' \
+            'holds a file begin_again, that run begins again: to keep its old results, remove the' \
+            'file' >&2
+    else
+        echo 'stopped; the same command continues' >&2
+    fi
+}
+
 # Set what signals do while nothing trains. Slurm may warn of the time limit: then the next training
 # is asked to stop.
 trap_outside_training() {
-    trap 'echo "stopped; the same command continues" >&2; exit 130' INT
+    trap 'say_stopped; trap - INT; kill -INT $$' INT # so that a loop around the recipe ends, too
     trap - TERM HUP
     trap 'STOP=USR1' USR1
 }
@@ -263,8 +274,8 @@ keep_old_results() {
 train() {
     local exp_dir=$1 status=0
     if [ "$dry_run" = True ] && [ ! -f "$3" ]; then
-        fail "there is no $3: first prepare the data, with --stop_stage $((TRAINING_STAGE - 1)) and \
-without --dry_run"
+        fail "there is no $3: first prepare the data (--stop_stage $((TRAINING_STAGE - 1)), without \
+--dry_run)${folds:+, or choose other --folds}"
     fi
     set -- ${RUN_OPTIONS[@]+"${RUN_OPTIONS[@]}"} --exp_dir "$@"
     [ "$launcher" = single ] || set_processes
@@ -291,13 +302,7 @@ without --dry_run"
 # preempted. If it only warned the job, the job queues itself again. Jobs that somebody cancels
 # (SIGTERM) are not queued again.
 end_interrupted() {
-    if [ "$resume" = none ]; then
-        echo 'stopped; the same command without --resume none continues. If the folder of a run' \
-            'holds a file begin_again, that run begins again: to keep its old results, remove the' \
-            'file' >&2
-    else
-        echo 'stopped; the same command continues' >&2
-    fi
+    say_stopped
     if [ "$STOP" = USR1 ] && [[ $0 == */slurm_script ]]; then
         echo "job $SLURM_JOB_ID is queued again"
         scontrol requeue "$SLURM_JOB_ID" || echo 'that failed: submit the job again' >&2

@@ -93,12 +93,15 @@ class FFmpegReader(Reader):
         return np.repeat(block.mean(axis=1, keepdims=True), self.channels, axis=1)
 
     def _promised_length(self):
-        """Return how many samples the header promises, or None if that may be an estimate."""
+        """Return how many samples the header promises, or None if that may be an estimate.
+
+        A WavPack that was written to a pipe promises 0, which says nothing.
+        """
         name = self.container.format.name
         if name not in SAYS_LENGTH and not (name == 'mp3' and self._has_xing()):
             return None
         if self.stream.duration is not None:
-            return round(self.stream.duration * self.stream.time_base * self.samplerate)
+            return round(self.stream.duration * self.stream.time_base * self.samplerate) or None
         # The duration of a file with several streams may be that of the pictures.
         if self.container.duration is None or len(self.container.streams) > 1:
             return None

@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -259,12 +258,15 @@ def setup_logging(rank: int = 0) -> None:
 
 
 def run_program(main: Callable[[], object]) -> None:
-    """Run the main function of a program. On Ctrl-C, end with one word in place of a traceback."""
+    """Run the main function of a program. On Ctrl-C, print one word in place of a traceback.
+
+    Python then ends by SIGINT, so that a shell ends the loop or the script that called the program.
+    """
     try:
         main()
     except KeyboardInterrupt:
-        print('stopped', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)  # as a shell says it
+        sys.excepthook = lambda *_: print('stopped', file=sys.stderr)
+        raise
 
 
 @contextlib.contextmanager

@@ -231,6 +231,7 @@ def test_a_python_that_is_too_old_is_named_before_any_package(clone, monkeypatch
     monkeypatch.setattr(environment, 'PYTHONS', ((3, 99),))
     monkeypatch.setattr(environment, 'NEWEST', (3, 99))
     monkeypatch.setattr(environment, 'VENV', clone / 'venvast')
+    monkeypatch.setattr(environment, 'LOCK', clone / 'venvast.lock')
     monkeypatch.setattr(environment, 'ROOT', clone)
     for name in ('VIRTUAL_ENV', 'CONDA_PREFIX'):
         monkeypatch.delenv(name, raising=False)

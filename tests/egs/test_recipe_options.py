@@ -1,6 +1,7 @@
 """What a recipe passes to src/run.py: all that its --help shows and that run.py would not assume."""
 import re
 import shlex
+import subprocess
 
 import pytest
 
@@ -39,6 +40,13 @@ def test_run_py_gets_every_default_of_a_recipe_that_is_not_its_own(passed, recip
             assert passed_on.get(name) == values[name], name
 
 
-def test_the_rate_of_ones_own_dataset_is_that_of_fine_tuning(passed):
-    assert passed('own_dataset/run_own.sh')[1]['lr'] == '1e-5'
-    assert passed('own_dataset/run_own.sh', '--lr', '3e-4')[1]['lr'] == '3e-4'
+@pytest.mark.parametrize('recipe', ['own_dataset/run_own.sh', 'esc50/run_esc50.sh'])
+def test_the_rate_is_that_of_fine_tuning_and_higher_without_audioset_weights(passed, root, recipe):
+    assert passed(recipe)[0]['lr'] == '' and 'lr' not in passed(recipe)[1]
+    assert passed(recipe, '--lr', '3e-4')[1]['lr'] == '3e-4'
+    assert '\nchoose_rate\n' in (root / 'egs' / recipe).read_text()
+    for is_pretrained, rate in (('True', '1e-5'), ('False', '1e-4')):
+        script = (f'. {shlex.quote(str(root / "egs" / "common.sh"))}; lr=; RUN_OPTIONS=(); '
+                  f'audioset_pretrain={is_pretrained}; choose_rate; echo "${{RUN_OPTIONS[*]}}"')
+        done = subprocess.run(['bash', '-euc', script], capture_output=True, text=True, check=True)
+        assert done.stdout == f'--lr {rate}\n'

@@ -2,6 +2,9 @@
 import argparse
 import io
 import logging
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +18,6 @@ from utilities.cli import (
     exit_on,
     mel_bins_type,
     number,
-    run_program,
     setup_logging,
     whole,
     with_underscores,
@@ -227,9 +229,14 @@ def test_what_follows_two_dashes_is_left_as_it_is():
     assert with_underscores(['--a-b', *words[1:]]) == words
 
 
-def test_ctrl_c_ends_a_program_in_one_word(capsys):
-    def main():
-        raise KeyboardInterrupt
-    with pytest.raises(SystemExit) as ended:
-        run_program(main)
-    assert ended.value.code == 130 and capsys.readouterr().err == 'stopped\n'
+def interrupt_itself():
+    """Stand in for a program that hears Ctrl-C."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_ends_a_program_by_the_signal_and_in_one_word():
+    done = subprocess.run([sys.executable, '-c', 'from test_cli import interrupt_itself\n'
+                           'from utilities.cli import run_program\n'
+                           'run_program(interrupt_itself)'], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)})
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, 'stopped\n')
