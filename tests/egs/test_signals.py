@@ -11,9 +11,10 @@ OPTIONS = ['--demo', 'True', '--clips_per_fold', '2', '--batch_size', '4', '--n_
            '--num_workers', '0', '--n_print_steps', '1', '--prep_dir', 'prep', '--exp_dir', 'exp']
 
 
-def hear_hangups():
-    """Undo what nohup has done, if the tests run under it: bash cannot trap an ignored signal."""
+def hear_signals():
+    """Undo what nohup and & have done to the tests: bash cannot trap an ignored signal."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +26,7 @@ def start(root, terminal, tmp_path_factory):
         command = [str(root / 'egs' / 'esc50' / 'run_esc50.sh'), *OPTIONS, *options]
         return folder, subprocess.Popen(command, cwd=folder, env=terminal(), stderr=subprocess.PIPE,
                                         stdout=subprocess.DEVNULL, text=True, start_new_session=True,
-                                        preexec_fn=hear_hangups)
+                                        preexec_fn=hear_signals)
     _, process = start_recipe('--stop_stage', '1')
     assert process.wait() == 0, process.stderr.read()
     return lambda *options: start_recipe('--stage', '2', '--stop_stage', '2', *options)
@@ -48,7 +49,7 @@ def test_ctrl_c_while_data_are_prepared_says_that_the_same_command_continues(roo
     command = [str(root / 'egs' / 'speechcommands' / 'run_sc.sh'), '--prep_dir', str(tmp_path)]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True,
                                stderr=subprocess.PIPE, start_new_session=True,
-                               preexec_fn=hear_hangups)
+                               preexec_fn=hear_signals)
     assert any('prepares' in line for line in process.stdout)
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
