@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'src'))
+from audio.fbank import SAMPLE_RATE, fbank
+from models.ast_models import PATCH_SIZE, patch_grid
+from models.published_data import AUDIOSET_INPUT
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / 'src'))
-from audio.fbank import SAMPLE_RATE, fbank  # noqa: E402
-from models.ast_models import PATCH_SIZE, patch_grid  # noqa: E402
-from models.published_data import AUDIOSET_INPUT  # noqa: E402
 
 # The published AudioSet model.
 FRAMES, MEL_BINS, STRIDE = AUDIOSET_INPUT['input_tdim'], AUDIOSET_INPUT['input_fdim'], 10

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace, device: torch.device, launch: Launch, interrup
     precision = choose_precision(args.amp, device)
     folder = ExperimentFolder(args)
     if args.dry_run:
+        # One process speaks for all: an error in each would end with torchrun's own message.
         if launch.rank == 0 and folder.has_work_left():
             log_dry_run(args, device, precision, launch)
         return
